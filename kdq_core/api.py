@@ -1,0 +1,42 @@
+"""All a plug-in may import. Names that need torch are loaded when first used.
+
+```python
+from kdq_core.api import Field, Quantizer, PluginSpec, hookimpl
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from kdq_core.errors import PluginError, StageError, TransientError
+from kdq_core.hookspecs import PluginSpec, hookimpl
+from kdq_core.kinds import Distiller, Evaluator, Place, Plugin, Quantizer, Session, Subject, Target, Workload
+from kdq_core.records import EvaluationReport, Metric, OperatorCoverage, TensorSpec
+from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split
+
+if TYPE_CHECKING:
+    from kdq_core.quantization.fake import FakeQuantize, Grid
+
+API_VERSION = 1
+"""A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; outside that range it is quarantined."""
+
+_LAZY = {
+    "FakeQuantize": "kdq_core.quantization.fake",
+    "Grid": "kdq_core.quantization.fake",
+}
+
+__all__ = [
+    "API_VERSION", "Batch", "Batches", "Distiller", "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid",
+    "LossTerms", "Metric", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
+    "Session", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError", "Workload", "hookimpl",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'kdq_core.api' has no attribute {name!r}")

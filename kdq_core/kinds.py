@@ -1,0 +1,215 @@
+"""The five kinds of plug-in. A plug-in is a frozen, validated value: its fields are its options.
+
+Importable without torch: plug-in modules that import torch only inside their methods keep `kdq validate` fast.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from kdq_core.frozen import Frozen
+from kdq_core.records import Metric, OperatorCoverage, TensorSpec
+from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+    from torch.fx import GraphModule
+
+    from kdq_core.quantization.fake import FakeQuantize
+
+Kind = Literal["workload", "distiller", "quantizer", "target", "evaluator"]
+KINDS: tuple[Kind, ...] = ("workload", "distiller", "quantizer", "target", "evaluator")
+
+
+class Plugin(Frozen):
+    """Base of every plug-in. Fields are options; give each a bound and a description."""
+
+    kind: ClassVar[Kind]
+
+
+class Workload(Plugin, abc.ABC):
+    """Data, models and hard loss of a learning problem.
+
+    Promise: the same seed and epoch give the same batches; the splits are disjoint.
+    """
+
+    kind: ClassVar[Kind] = "workload"
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the data and of how it is split. Cheap; imports no torch."""
+
+    @abc.abstractmethod
+    def teacher(self) -> nn.Module:
+        """A new, untrained teacher. Weights come from torch's global generator, which the stage has seeded."""
+
+    @abc.abstractmethod
+    def student(self) -> nn.Module:
+        """A new, untrained student. Weights come from torch's global generator, which the stage has seeded."""
+
+    @abc.abstractmethod
+    def batches(self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0) -> Iterable[Batch]:
+        """The batches of one pass over `split`.
+
+        `train` is shuffled and augmented as a function of (seed, epoch, sample) alone; `validation` and `test` come
+        in fixed order, unaugmented, and ignore `seed` and `epoch`.
+        """
+
+    @abc.abstractmethod
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The mean loss of `outputs` against the hard labels of `batch` (a scalar tensor)."""
+
+
+class Distiller(Plugin, abc.ABC):
+    """A distillation loss.
+
+    Promise: zero soft loss for equal models, finite gradients, none into the teacher, continuous in every weight.
+    """
+
+    kind: ClassVar[Kind] = "distiller"
+
+    @abc.abstractmethod
+    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
+        """The soft terms, and the weight of the hard loss beside them. Teacher tensors carry no gradient."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of the graph that gets a quantizer. Decided by the target.
+
+    Attributes:
+        name: readable and unique, such as `layer1.0.conv1.weight` or `layer1.0.relu:output`.
+        role: a weight is a parameter, an activation is computed.
+        node: name of the FX node whose value is quantized.
+        dtype: container in the runtime.
+        qmin: least integer the runtime's kernels take for this tensor.
+        qmax: largest integer the runtime's kernels take for this tensor.
+        symmetric: the zero point is 0 (int8) and the range is symmetric.
+        axis: channel axis for one scale a channel, or `None` for one scale a tensor.
+        shared_with: name of the place whose scale and zero point this one repeats, for operators that only move data.
+    """
+
+    name: str
+    role: Literal["weight", "activation"]
+    node: str
+    dtype: Literal["int8", "uint8"]
+    qmin: int
+    qmax: int
+    symmetric: bool
+    axis: int | None = None
+    shared_with: str | None = None
+
+
+class Quantizer(Plugin, abc.ABC):
+    """Decides numbers: ranges, rounding and gradients. Where they go is the target's business.
+
+    Promise: the prepared model trains; the converted one gives the prepared one's outputs within `tolerance_lsb`; it
+    exports.
+    """
+
+    kind: ClassVar[Kind] = "quantizer"
+    tolerance_lsb: ClassVar[float] = 1.0
+
+    @abc.abstractmethod
+    def fake_quantizer(self, place: Place) -> FakeQuantize:
+        """A new fake-quantizer for `place`; never called for a place that shares another's."""
+
+
+class Session(Protocol):
+    """A loaded file, ready to answer."""
+
+    def run(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Outputs for one batch, each of shape `[B, ...]`."""
+
+
+class Target(Plugin, abc.ABC):
+    """Decides places: which tensors a runtime wants quantized, how the file is written, how it runs.
+
+    Promise: the exported file runs in the runtime; coverage says per operator int8 or float, and why.
+    """
+
+    kind: ClassVar[Kind] = "target"
+
+    @abc.abstractmethod
+    def resolved(self) -> dict[str, str | int | bool]:
+        """What `auto` options mean on this machine, as plain values; part of the keys. Imports no torch."""
+
+    @abc.abstractmethod
+    def places(self, graph: GraphModule) -> tuple[Place, ...]:
+        """Where quantizers go in an exported (ATen) graph; weights and activations."""
+
+    @abc.abstractmethod
+    def export(self, model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+        """Write `model` (float, or converted) to `path`, with a free batch size."""
+
+    @abc.abstractmethod
+    def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of the file."""
+
+    @abc.abstractmethod
+    def session(self, path: Path, *, threads: int) -> Session:
+        """Load the file into the runtime."""
+
+    @abc.abstractmethod
+    def coverage(self, path: Path, graph: GraphModule) -> tuple[OperatorCoverage, ...]:
+        """Per conv, linear and other operator of `graph`: int8 or float in the runtime's own optimised graph."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A shipped file under evaluation.
+
+    Attributes:
+        role: teacher, student or int8.
+        path: the file; its size is what a user ships.
+        target: the target that wrote it.
+        threads: CPU threads of the stage.
+        operators: coverage, for an int8 file.
+        output_scales: LSB of each output, for an int8 file with quantized outputs.
+        simulation: the converted model in PyTorch, for an int8 file.
+    """
+
+    role: str
+    path: Path
+    target: Target
+    threads: int
+    operators: tuple[OperatorCoverage, ...] = ()
+    output_scales: tuple[float | None, ...] = ()
+    simulation: nn.Module | None = None
+
+
+class Evaluator(Plugin, abc.ABC):
+    """Measures a shipped file. Promise: never changes the model; every metric has a unit and a direction."""
+
+    kind: ClassVar[Kind] = "evaluator"
+
+    @abc.abstractmethod
+    def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
+        """Metrics of `candidate`; `()` where this evaluator has nothing to say of it.
+
+        Args:
+            candidate: the file to measure.
+            baseline: the float student's file in the same runtime.
+            batches: gives the test split anew at each call.
+        """
+
+
+BASES: dict[Kind, type[Plugin]] = {
+    "workload": Workload,
+    "distiller": Distiller,
+    "quantizer": Quantizer,
+    "target": Target,
+    "evaluator": Evaluator,
+}
+
+__all__ = [
+    "BASES", "KINDS", "Batch", "Distiller", "Evaluator", "Field", "Kind", "Place", "Plugin", "Quantizer", "Session",
+    "Subject", "Target", "Workload",
+]  # fmt: skip

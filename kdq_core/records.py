@@ -1,0 +1,119 @@
+"""The small records stages take and give. Models live in files; records point at them by sha256."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from kdq_core.frozen import Frozen
+from kdq_core.spec import Role
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileRef(Frozen):
+    """A file inside a store entry."""
+
+    path: str = Field(description="relative to the entry's folder")
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class EpochRecord(Frozen):
+    """One point of the curves of a fit."""
+
+    epoch: int = Field(ge=1)
+    values: dict[str, float] = Field(description="curve name to value, such as 'train/loss' or 'validation/top1'")
+
+
+class Checkpoint(Frozen):
+    """Weights of a model that can still be trained."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    role: Literal["teacher", "student", "quantized"]
+    weights: str = Field(description="safetensors file in the entry")
+    parameters: int = Field(ge=0, description="number of trainable values")
+    history: tuple[EpochRecord, ...] = ()
+
+
+class TensorSpec(Frozen):
+    """One input or output of a shipped file; -1 stands for the free batch size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class OperatorCoverage(Frozen):
+    """How one operator of the original graph runs in the runtime's own optimised graph."""
+
+    path: str = Field(description="module path in the PyTorch model")
+    operator: str = Field(description="conv, linear, add, ...")
+    kernel: str = Field(description="operator type in the optimised graph, such as QLinearConv")
+    int8: bool
+    reason: str = Field(default="", description="why it is float; empty for int8")
+    macs: int = Field(default=0, ge=0, description="multiply-accumulates for one sample")
+    weight_bytes: int = Field(default=0, ge=0, description="bytes of the weights in the file")
+
+
+class Artifact(Frozen):
+    """A shippable file with what is known of it, and its float companions in the same runtime."""
+
+    type: Literal["artifact"] = "artifact"
+    path: str = Field(description="the int8 file in the entry")
+    baselines: dict[Role, str] = Field(description="float files of teacher and student in the entry")
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    output_scales: tuple[float | None, ...] = Field(description="LSB of each output; none for a float output")
+    weight_bits_used: int = Field(description="7 where the CPU lacks VNNI and 8-bit products could saturate")
+    operators: tuple[OperatorCoverage, ...] = ()
+
+
+class Metric(Frozen):
+    """One number with its unit and, where it was sampled, its interval."""
+
+    name: str
+    value: float
+    unit: str = Field(description="fraction, bytes, ms, count, lsb, macs, ...")
+    direction: Literal["higher", "lower", "neither"] = Field(description="which way is better")
+    low: float | None = Field(default=None, description="lower end of the 95 % interval")
+    high: float | None = Field(default=None, description="upper end of the 95 % interval")
+    samples: int | None = Field(default=None, ge=0, description="how many measurements it rests on")
+
+
+class EvaluationReport(Frozen):
+    """What was measured on the exported files in their runtime."""
+
+    type: Literal["report"] = "report"
+    models: dict[Role, tuple[Metric, ...]]
+
+    def value(self, role: Role, metric: str) -> float | None:
+        """The value of `metric` for `role`, or `None` where it was not measured."""
+        return next((m.value for m in self.models.get(role, ()) if m.name == metric), None)
+
+
+class ModelVersion(Frozen):
+    """A registered model version."""
+
+    type: Literal["version"] = "version"
+    name: str
+    version: int = Field(ge=1)
+    uri: str = Field(description="`models:/name/version`")
+    tracking_uri: str
+    run_id: str
+    file_sha256: Digest
+
+
+Record = Annotated[Checkpoint | Artifact | EvaluationReport | ModelVersion, Field(discriminator="type")]
+
+
+class Manifest(Frozen):
+    """The table of contents of a store entry; its own sha256 is the entry's digest."""
+
+    format: Literal[1] = 1
+    stage: str
+    key: Digest
+    parts: dict[str, JsonValue] = Field(description="what the key was made of")
+    record: Record
+    files: tuple[FileRef, ...]

@@ -1,0 +1,49 @@
+"""What holds tensors inside one process: frozen dataclasses, never sent anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+Batches = Callable[[], "Iterable[Batch]"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of samples.
+
+    Attributes:
+        inputs: what the model is called with, each of shape `[B, ...]`.
+        targets: hard labels of shape `[B, ...]`, or `None` where the data is unlabelled.
+        ids: int64 sample numbers within the split, shape `[B]`.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor | None
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gives for a batch: logits `[B, C]`, and named features where they were asked for."""
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The distillation loss of one batch.
+
+    Attributes:
+        terms: scalar tensors by name, already weighted; they are summed and each is logged.
+        hard_weight: the weight the workload's own loss on hard labels gets beside them.
+    """
+
+    terms: Mapping[str, Tensor]
+    hard_weight: float = 0.0
