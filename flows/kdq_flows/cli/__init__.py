@@ -1,1 +1,81 @@
-"""The `kdq` command."""
+"""The `kdq` command. Command modules import what is heavy inside their functions: `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from kdq_flows.cli import common
+
+COMMAND_MODULES = ("recipes", "run", "models", "servers")
+
+app = typer.Typer(
+    name="kdq",
+    help="Compress PyTorch models: distillation and quantization together, as a resumable pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"kdq {version('kdq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[  # noqa: ARG001 - the callback answers
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    common.debug = debug
+
+
+for _module in COMMAND_MODULES:
+    try:
+        importlib.import_module(f"kdq_flows.cli.{_module}").register_commands(app)
+    except ModuleNotFoundError as _missing:
+        if _missing.name != f"kdq_flows.cli.{_module}":
+            raise
+
+
+def main() -> None:
+    """Run the command line; an error is one paragraph on stderr and an exit code.
+
+    0 is success, 1 a failed run or an unexpected error, 2 a wrong request, 130 an interrupt.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if common.debug:
+            import traceback
+
+            traceback.print_exception(error)
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Print one paragraph about `error`; gives the exit code."""
+    from kdq_core.errors import KdqError
+
+    if isinstance(error, KdqError):
+        common.print_error(str(error))
+        return error.exit_code
+    log = common.write_crash_log(error)
+    where = f"; the traceback is in {os.path.relpath(log)!r}" if log else ""
+    common.print_error(
+        f"unexpected error {type(error).__name__}: {str(error).strip() or 'no text'}; "
+        f"run again with 'kdq --debug' to see where it comes from{where}"
+    )
+    return 1

@@ -1,0 +1,131 @@
+"""What every command shares: the site, a checked recipe, tables, and errors as one paragraph.
+
+Importable without pydantic, pandas and rich, so that `kdq --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kdq_core.spec import Recipe, Site
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+debug = False
+"""Set by `kdq --debug`: errors show their traceback."""
+
+PIPE_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console for stdout or stderr; what is no terminal gets `PIPE_WIDTH` columns and no colour."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False)
+
+
+def show(rows: list[dict[str, object]], *, title: str, as_json: bool) -> None:
+    """Print rows as a table, or as one JSON array, on stdout.
+
+    Args:
+        rows: one dict a row; the columns are the keys in order of first appearance.
+        title: heading of the table; not part of the JSON.
+        as_json: print JSON; values that JSON does not know are printed as text.
+    """
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+        return
+    import pandas as pd
+    from rich.table import Table
+    from rich.text import Text
+
+    frame = pd.DataFrame(rows, dtype=object)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in frame.columns:
+        numbers = all(isinstance(value, int | float) for value in frame[column].dropna())
+        table.add_column(str(column), justify="right" if numbers else "left", overflow="fold")
+    for values in frame.itertuples(index=False, name=None):
+        table.add_row(*(Text(_cell(value)) for value in values))
+    console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value:  # NaN: the row lacks this column
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def site(**overrides: Any) -> Site:
+    """The site of the environment, with the command line's values over it.
+
+    Args:
+        **overrides: fields of `Site`; `None` means "not given".
+
+    Raises:
+        RecipeError: a value is out of range.
+    """
+    from pydantic import ValidationError
+
+    from kdq_core.errors import RecipeError
+    from kdq_core.spec import Site
+
+    try:
+        return Site.from_environment(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"the site's {name!r} is {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe and check it with every plug-in it names.
+
+    Raises:
+        RecipeError: the file or a value in it is wrong; the message names file and line.
+        PluginError: the recipe names a plug-in that is missing or broken.
+    """
+    from kdq_core.catalog import Catalog, check_recipe
+    from kdq_core.recipe_file import read_recipe_lines
+
+    recipe, lines = read_recipe_lines(path)
+    check_recipe(recipe, Catalog.load(), lines=lines)
+    return recipe
+
+
+def print_error(message: str) -> None:
+    """Print `error: <message>` on stderr, wrapped where it is a terminal and on one line where it is not."""
+    text = f"error: {message}"
+    if sys.stderr.isatty():
+        width = max(40, min(shutil.get_terminal_size().columns, 100))
+        wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(wrap.fill(line) for line in text.splitlines())
+    typer.echo(text, err=True)
+
+
+def write_crash_log(error: BaseException) -> Path | None:
+    """Write the traceback of an unexpected error below the site's `logs/`; `None` where that is impossible."""
+    import time
+    import traceback
+
+    try:
+        folder = site().home / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except Exception:
+        return None
+    return path
