@@ -1,0 +1,217 @@
+"""The content-addressed store: the record of what was computed.
+
+An entry is a folder named by its stage's key. It is written under a temporary name, fsynced and renamed, so that it is
+there whole or not at all. `manifest.json` lists its files with their sha256; `manifest.sha256` guards the manifest.
+Everything is hashed again on every read. Failures are never stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import JsonValue, ValidationError
+
+from kdq_core.errors import StoreError
+from kdq_core.records import FileRef, Manifest, Record
+
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: the form that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def sha256_of(data: bytes) -> str:
+    """Hex digest of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A verified entry of the store."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def record(self) -> Record:
+        """What the stage gave."""
+        return self.manifest.record
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what the stage gave: its record and its files, not how it was asked for."""
+        content = self.manifest.model_dump(mode="json", include={"record", "files"})
+        return sha256_of(canonical(content))
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists."""
+        return self.folder / name
+
+    def sha256(self, name: str) -> str:
+        """Digest of a file that the manifest lists."""
+        return next(ref.sha256 for ref in self.manifest.files if ref.path == name)
+
+
+@contextlib.contextmanager
+def explained(folder: Path, doing: str) -> Iterator[None]:
+    """Turn an `OSError` into a `StoreError` that says what is true and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fact, remedy = "the disk is full", "free some space or set KDQ_HOME to a larger disk, then run again"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            fact, remedy = "it is not writable", "make it writable or set KDQ_HOME to a folder that is"
+        else:
+            fact, remedy = str(error.strerror or error), "check the folder, then run again"
+        raise StoreError(
+            f"cannot {doing} {str(folder)!r}: {fact}; {remedy}. Nothing was half-written: finished stages are kept"
+        ) from error
+
+
+class Store:
+    """Entries by key below one folder; safe for several processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: str) -> Path:
+        """Where the entry of `key` is, or would be."""
+        return self.root / key[:2] / key
+
+    def lookup(self, key: str) -> Entry | None:
+        """The verified entry of `key`, or `None` where there is none.
+
+        Raises:
+            StoreError: a file is missing or not what was written.
+        """
+        folder = self.folder(key)
+        if not folder.is_dir():
+            return None
+        with explained(folder, "read the store entry"):
+            entry = Entry(folder, self._manifest(folder))
+            for ref in entry.manifest.files:
+                self._verify(folder, ref)
+        return entry
+
+    def get(self, key: str) -> Entry:
+        """The verified entry of `key`, which must exist."""
+        entry = self.lookup(key)
+        if entry is None:
+            raise StoreError(f"the store has no entry {key!r}; run the recipe again to compute it")
+        return entry
+
+    @contextlib.contextmanager
+    def draft(self, key: str) -> Iterator[Path]:
+        """An empty folder to fill for `key`; it is removed unless `commit` has renamed it."""
+        folder = self.root / "drafts" / f"{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        with explained(self.root, "write to the store"):
+            folder.mkdir(parents=True)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def commit(self, draft: Path, *, stage: str, key: str, parts: dict[str, JsonValue], record: Record) -> Entry:
+        """Seal `draft` as the entry of `key`; where another process was first, its entry is given."""
+        with explained(self.root, "write to the store"):
+            names = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
+            files = tuple(
+                FileRef(path=n, sha256=sha256_file(draft / n), bytes=(draft / n).stat().st_size) for n in names
+            )
+            manifest = Manifest(stage=stage, key=key, parts=parts, record=record, files=files)
+            text = manifest.model_dump_json(indent=1, by_alias=True).encode()
+            (draft / MANIFEST).write_bytes(text)
+            (draft / SEAL).write_text(sha256_of(text) + "\n")
+            for path in [*draft.rglob("*"), draft]:
+                _fsync(path)
+            final = self.folder(key)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                draft.rename(final)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            _fsync(final.parent)
+        return self.get(key)
+
+    def discard(self, key: str) -> None:
+        """Remove the entry of `key`, if it is there."""
+        with explained(self.root, "write to the store"):
+            shutil.rmtree(self.folder(key), ignore_errors=True)
+
+    def manifests(self, stage: str) -> Iterator[Manifest]:
+        """All readable manifests of `stage`, newest first; damaged ones are passed over."""
+        found = sorted(self.root.glob(f"??/*/{MANIFEST}"), key=lambda p: p.stat().st_mtime, reverse=True)
+        for path in found:
+            with contextlib.suppress(StoreError, OSError):
+                manifest = self._manifest(path.parent)
+                if manifest.stage == stage:
+                    yield manifest
+
+    def sweep(self) -> list[str]:
+        """Remove drafts of processes that are gone; give their names."""
+        gone = [d for d in self.root.glob("drafts/*") if not psutil.pid_exists(int(d.name.split(".")[1]))]
+        for draft in gone:
+            shutil.rmtree(draft, ignore_errors=True)
+        return [draft.name for draft in gone]
+
+    def _manifest(self, folder: Path) -> Manifest:
+        text, seal = self._read(folder, MANIFEST), self._read(folder, SEAL).decode(errors="replace").strip()
+        if sha256_of(text) != seal:
+            raise _damaged(folder, MANIFEST, f"its sha256 is {sha256_of(text)[:12]}, the seal says {seal[:12]}")
+        try:
+            return Manifest.model_validate_json(text)
+        except ValidationError as error:
+            raise _damaged(folder, MANIFEST, "it was written by another version of KDQ") from error
+
+    @staticmethod
+    def _read(folder: Path, name: str) -> bytes:
+        try:
+            return (folder / name).read_bytes()
+        except FileNotFoundError:
+            raise _damaged(folder, name, "it is missing") from None
+
+    @staticmethod
+    def _verify(folder: Path, ref: FileRef) -> None:
+        path = folder / ref.path
+        if not path.is_file():
+            raise _damaged(folder, ref.path, "it is missing")
+        found = sha256_file(path)
+        if found != ref.sha256:
+            raise _damaged(folder, ref.path, f"its sha256 is {found[:12]}, the manifest says {ref.sha256[:12]}")
+
+
+def _damaged(folder: Path, name: str, fact: str) -> StoreError:
+    return StoreError(
+        f"the file {name!r} of the store entry {str(folder)!r} is damaged: {fact}; "
+        "delete that folder and run again: only its stage is computed anew"
+    )
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

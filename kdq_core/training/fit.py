@@ -1,0 +1,202 @@
+"""The one training loop. Teacher, student and QAT student differ only in the loss passed in."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdq_core.errors import StageError
+from kdq_core.records import EpochRecord
+from kdq_core.spec import FitSpec
+from kdq_core.tensors import Batch
+from kdq_core.training.resume import load_state, save_state
+
+Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+"""Weighted scalar terms of one batch by name; their sum is minimised."""
+
+
+@dataclass(frozen=True)
+class FitHooks:
+    """What the caller may do around a fit.
+
+    Attributes:
+        before_epoch: called with the epoch, from 0, before its first step (phases of QAT).
+        score: curves to add after an epoch, measured in eval mode; must change no buffer of the model.
+        on_step: called with steps done, steps in all and the loss, a few times a second.
+        on_epoch: called with each finished epoch's record.
+    """
+
+    before_epoch: Callable[[int], None] = lambda epoch: None
+    score: Callable[[nn.Module], Mapping[str, float]] = lambda model: {}
+    on_step: Callable[[int, int, float], None] = lambda done, total, loss: None
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    batches: Callable[[int], Iterable[Batch]],
+    spec: FitSpec,
+    *,
+    samples: int,
+    accelerator: Accelerator,
+    hooks: FitHooks | None = None,
+    resume: Path | None = None,
+) -> tuple[EpochRecord, ...]:
+    """Train `model` in place.
+
+    Args:
+        model: any module; its parameters with `requires_grad` are trained.
+        loss: gives the weighted terms of one batch.
+        batches: gives the batches of one epoch, from 0; the same epoch must give the same batches.
+        spec: epochs, optimizer, schedule.
+        samples: number of samples of one epoch, for the learning-rate schedule.
+        accelerator: device, precision and processes.
+        hooks: scoring, phases, progress.
+        resume: where the state after each epoch is kept; a fit found there goes on, with the same bits.
+
+    Returns:
+        One record an epoch.
+
+    Raises:
+        StageError: the loss is not finite, or scoring changed the model.
+    """
+    hooks = hooks or FitHooks()
+    optimizer = make_optimizer(model, spec)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    history: list[EpochRecord] = []
+    if resume is not None and resume.exists():
+        history = load_state(resume, accelerator.unwrap_model(model), optimizer)
+    per_epoch = math.ceil(samples / (spec.batch_size * accelerator.num_processes))
+    for epoch in range(len(history), spec.epochs):
+        hooks.before_epoch(epoch)
+        values = _epoch(model, loss, batches(epoch), optimizer, spec, epoch, per_epoch, accelerator, hooks)
+        values |= _scored(accelerator.unwrap_model(model), hooks.score)
+        record = EpochRecord(epoch=epoch + 1, values=values)
+        history.append(record)
+        hooks.on_epoch(record)
+        if resume is not None and accelerator.is_main_process and epoch + 1 < spec.epochs:
+            save_state(resume, accelerator.unwrap_model(model), optimizer, history)
+    accelerator.unwrap_model(model).eval()
+    return tuple(history)
+
+
+def make_optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
+    """SGD (Nesterov 0.9) or AdamW; vectors and scalars (biases, norms, scales) are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise StageError("the model has no trainable parameter; check that its parameters require gradients")
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=spec.learning_rate)
+
+
+def learning_rate(spec: FitSpec, step: int, total: int) -> float:
+    """Learning rate of `step` (from 0) of `total`: linear warm-up, then the schedule down to 0."""
+    warm = spec.warmup * total
+    if step + 1 <= warm:
+        return spec.learning_rate * (step + 1) / warm
+    progress = min(1.0, max(0.0, (step - warm) / max(1.0, total - warm)))
+    if spec.schedule == "cosine":
+        return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return spec.learning_rate * (1 - progress if spec.schedule == "linear" else 1.0)
+
+
+def buffers_digest(model: nn.Module) -> str:
+    """sha256 over all buffers of `model`, in order; nothing that scores a model may change it."""
+    digest = hashlib.sha256()
+    for name, buffer in model.named_buffers():
+        digest.update(name.encode())
+        digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _epoch(
+    model: nn.Module,
+    loss: Loss,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    spec: FitSpec,
+    epoch: int,
+    per_epoch: int,
+    accelerator: Accelerator,
+    hooks: FitHooks,
+) -> dict[str, float]:
+    model.train()
+    sums: dict[str, float] = {}
+    told, steps, total = time.monotonic(), 0, spec.epochs * per_epoch
+    for steps, batch in enumerate(batches, start=1):
+        done = epoch * per_epoch + steps
+        rate = learning_rate(spec, done - 1, total)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        values = _step(model, loss, to_device(batch, accelerator.device), optimizer, spec, accelerator)
+        if not math.isfinite(values["loss"]):
+            raise StageError(
+                f"the loss became {values['loss']!r} in epoch {epoch + 1}, step {steps} ({_terms(values)}); "
+                "lower learning_rate, set clip_norm, or check the data for NaN"
+            )
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+        if time.monotonic() - told > 0.2:
+            told = time.monotonic()
+            hooks.on_step(done, total, values["loss"])
+    if not steps:
+        raise StageError("the workload gave no training batch; check its split 'train'")
+    hooks.on_step((epoch + 1) * per_epoch, total, sums["loss"] / steps)
+    return {f"train/{name}": value / steps for name, value in sums.items()}
+
+
+def _step(
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    spec: FitSpec,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    with accelerator.autocast():
+        terms = loss(model, batch)
+    total = torch.stack([term.float() for term in terms.values()]).sum()
+    optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(total)
+    if spec.clip_norm is not None:
+        accelerator.clip_grad_norm_(model.parameters(), spec.clip_norm)
+    optimizer.step()
+    return {"loss": total.item(), **({n: t.item() for n, t in terms.items()} if len(terms) > 1 else {})}
+
+
+def _scored(model: nn.Module, score: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
+    before = buffers_digest(model)
+    model.eval()
+    with torch.no_grad():
+        values = dict(score(model))
+    if buffers_digest(model) != before:
+        raise StageError("scoring changed a buffer of the model, so test data leaked into it; switch its observers off")
+    return values
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on `device`."""
+    if device.type == "cpu":
+        return batch
+    targets = None if batch.targets is None else batch.targets.to(device, non_blocking=True)
+    inputs = tuple(x.to(device, non_blocking=True) for x in batch.inputs)
+    return Batch(inputs=inputs, targets=targets, ids=batch.ids)
+
+
+def _terms(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in sorted(values.items()))
