@@ -62,6 +62,10 @@ class Workload(Plugin, abc.ABC):
         in fixed order, unaugmented, and ignore `seed` and `epoch`.
         """
 
+    def samples(self, split: Split) -> int:
+        """Number of samples of `split`; override it where counting is cheaper than reading."""
+        return sum(len(batch.ids) for batch in self.batches(split, batch_size=1024))
+
     @abc.abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss of `outputs` against the hard labels of `batch` (a scalar tensor)."""

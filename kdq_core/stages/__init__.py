@@ -1,0 +1,1 @@
+"""The stages: functions of records. Importing this package imports no torch."""

@@ -1,0 +1,141 @@
+"""What a stage function is given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from pydantic import JsonValue
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdq_core.catalog import Catalog
+from kdq_core.kinds import Distiller, Evaluator, Kind, Plugin, Quantizer, Target, Workload
+from kdq_core.records import Checkpoint, EpochRecord
+from kdq_core.spec import FitSpec, Recipe, Site
+from kdq_core.store import Entry
+from kdq_core.training.fit import FitHooks, Loss, fit
+from kdq_core.training.losses import validation
+from kdq_core.training.resume import tensors_of
+
+Emit = Callable[[dict[str, Any]], None]
+EVALUATION_BATCH = 256
+P = TypeVar("P", bound=Plugin)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """One stage at work.
+
+    Attributes:
+        stage: its name.
+        recipe: the whole recipe; a stage reads only the sections its key holds.
+        site: device and threads.
+        catalog: finds the plug-ins the recipe names.
+        parents: verified store entries by stage name.
+        draft: folder to write files to.
+        scratch: file that holds the state of an unfinished fit.
+        emit: sends a progress event.
+    """
+
+    stage: str
+    recipe: Recipe
+    site: Site
+    catalog: Catalog
+    parents: Mapping[str, Entry]
+    draft: Path
+    scratch: Path
+    emit: Emit
+
+    @property
+    def workload(self) -> Workload:
+        """The recipe's workload."""
+        return self._built(Workload, "workload", self.recipe.workload.use, self.recipe.workload.options)
+
+    @property
+    def distiller(self) -> Distiller:
+        """The recipe's distiller."""
+        return self._built(Distiller, "distiller", self.recipe.distill.use, self.recipe.distill.options)
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The recipe's quantizer."""
+        return self._built(Quantizer, "quantizer", self.recipe.quantize.use, self.recipe.quantize.options)
+
+    @property
+    def target(self) -> Target:
+        """The recipe's target."""
+        return self._built(Target, "target", self.recipe.target.use, self.recipe.target.options)
+
+    @property
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """The recipe's evaluators, in order."""
+        return tuple(self._built(Evaluator, "evaluator", use.use, use.options) for use in self.recipe.evaluate)
+
+    def _built(self, base: type[P], kind: Kind, name: str, options: Mapping[str, JsonValue]) -> P:
+        plugin = self.catalog.build(kind, name, dict(options))
+        assert isinstance(plugin, base)
+        return plugin
+
+    def accelerator(self) -> Accelerator:
+        """Device, precision and processes of this site."""
+        bf16 = self.site.precision == "bf16" and self.site.device != "cpu"
+        return Accelerator(cpu=self.site.device == "cpu", mixed_precision="bf16" if bf16 else "no")
+
+    def seeded(self, purpose: str) -> None:
+        """Seed torch's generators for `purpose`, as a function of the recipe's seed."""
+        torch.manual_seed(self.seed_of(purpose))
+
+    def seed_of(self, purpose: str) -> int:
+        """A seed for `purpose`, independent of the seeds for other purposes."""
+        return int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{purpose}".encode()).digest()[:4], "big") >> 1
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two validation samples, to trace a model with."""
+        return next(iter(self.workload.batches("validation", batch_size=2))).inputs
+
+    def trained(
+        self, model: nn.Module, loss: Loss, spec: FitSpec, accelerator: Accelerator, **hooks: Callable[..., None]
+    ) -> tuple[EpochRecord, ...]:
+        """Fit `model` on the training split with scoring, progress and resumption.
+
+        The state of an unfinished fit stays in `scratch`; after the commit it is removed.
+        """
+        workload, seed = self.workload, self.seed_of(f"{self.stage}/batches")
+        return fit(
+            model,
+            loss,
+            lambda epoch: workload.batches("train", batch_size=spec.batch_size, seed=seed, epoch=epoch),
+            spec,
+            samples=workload.samples("train"),
+            accelerator=accelerator,
+            resume=self.scratch,
+            hooks=FitHooks(
+                score=validation(workload, accelerator.device, EVALUATION_BATCH),
+                on_step=lambda done, total, value: self.emit(
+                    {"event": "progress", "stage": self.stage, "done": done, "total": total, "note": f"loss {value:.3f}"}
+                ),
+                on_epoch=lambda record: self.emit(
+                    {"event": "epoch", "stage": self.stage, "record": record.model_dump(mode="json")}
+                ),
+                **hooks,
+            ),
+        )
+
+    def checkpoint(self, role: Any, model: nn.Module, history: tuple[EpochRecord, ...]) -> Checkpoint:
+        """Write the weights of `model` to the draft and describe them."""
+        save_file(tensors_of(model), self.draft / "weights.safetensors")
+        count = sum(p.numel() for p in model.parameters())
+        return Checkpoint(role=role, weights="weights.safetensors", parameters=count, history=history)
+
+    def load_into(self, model: nn.Module, stage: str) -> nn.Module:
+        """Load the checkpoint of a parent stage into `model`; eval mode."""
+        entry = self.parents[stage]
+        assert isinstance(entry.record, Checkpoint)
+        model.load_state_dict(load_file(entry.file(entry.record.weights)))
+        return model.eval()

@@ -1,0 +1,70 @@
+"""Run one heavy stage in this process and commit its entry to the store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+
+import torch
+from pydantic import JsonValue
+
+from kdq_core.catalog import Catalog
+from kdq_core.frozen import Frozen
+from kdq_core.plan import StageName
+from kdq_core.records import Record
+from kdq_core.spec import Recipe, Site
+from kdq_core.stages.context import Emit, StageContext
+from kdq_core.stages.learning import distill, quantize, train_teacher
+from kdq_core.stages.shipping import evaluate, export
+from kdq_core.store import Entry, Store
+
+STAGES: Mapping[str, Callable[[StageContext], Record]] = {
+    "train_teacher": train_teacher,
+    "distill": distill,
+    "quantize": quantize,
+    "export": export,
+    "evaluate": evaluate,
+}
+
+
+class StageRequest(Frozen):
+    """What a stage worker is asked: which stage, under which key, standing on which entries."""
+
+    stage: StageName
+    key: str
+    parts: dict[str, JsonValue]
+    parents: dict[str, str]
+    recipe: Recipe
+    site: Site
+
+
+def run_stage(request: StageRequest, emit: Emit) -> Entry:
+    """Compute the stage and write its entry; give the existing one where another process was first.
+
+    Args:
+        request: the stage, with the keys of its parents by stage name.
+        emit: receives progress events.
+    """
+    store = Store(request.site.store)
+    existing = store.lookup(request.key)
+    if existing is not None:
+        return existing
+    torch.set_num_threads(request.site.threads)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    parents = {name: store.get(key) for name, key in request.parents.items()}
+    scratch = request.site.home / "scratch" / request.key
+    with store.draft(request.key) as draft:
+        context = StageContext(
+            stage=request.stage,
+            recipe=request.recipe,
+            site=request.site,
+            catalog=Catalog.load(),
+            parents=parents,
+            draft=draft,
+            scratch=scratch / "fit.safetensors",
+            emit=emit,
+        )
+        record = STAGES[request.stage](context)
+        entry = store.commit(draft, stage=request.stage, key=request.key, parts=request.parts, record=record)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return entry

@@ -1,0 +1,75 @@
+"""The stages that ship: export the files, then measure those very files in their runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from kdq_core.quantization.capture import capture
+from kdq_core.quantization.convert import convert, output_scales
+from kdq_core.kinds import Subject
+from kdq_core.records import Artifact, EvaluationReport, Metric
+from kdq_core.spec import Role
+from kdq_core.stages.context import EVALUATION_BATCH, StageContext
+from kdq_core.stages.learning import quantized_student
+
+INT8, STUDENT, TEACHER = "int8.onnx", "student.onnx", "teacher.onnx"
+
+
+def export(context: StageContext) -> Artifact:
+    """Write the int8 file, and the float teacher and student for the same runtime."""
+    target, example = context.target, context.example()
+    teacher = context.load_into(context.workload.teacher(), "train_teacher")
+    student = context.load_into(context.workload.student(), "distill")
+    converted = convert(quantized_student(context))
+    models: tuple[tuple[str, nn.Module], ...] = ((TEACHER, teacher), (STUDENT, student), (INT8, converted))
+    for done, (name, model) in enumerate(models, start=1):
+        target.export(model, example, context.draft / name)
+        context.emit({"event": "progress", "stage": context.stage, "done": done, "total": 4, "note": name})
+    inputs, outputs = target.signature(context.draft / INT8)
+    return Artifact(
+        path=INT8,
+        baselines={"teacher": TEACHER, "student": STUDENT},
+        inputs=inputs,
+        outputs=outputs,
+        output_scales=output_scales(converted),
+        weight_bits_used=weight_bits(target.resolved()),
+        operators=target.coverage(context.draft / INT8, capture(student, example)),
+    )
+
+
+def weight_bits(resolved: dict[str, Any]) -> int:
+    """Bits the target's kernels take for weights on this machine."""
+    return 7 if resolved.get("reduce_range") else 8
+
+
+def evaluate(context: StageContext) -> EvaluationReport:
+    """Run every evaluator on the three files; nothing here comes from a simulation but parity's other side."""
+    entry = context.parents["export"]
+    artifact = entry.record
+    assert isinstance(artifact, Artifact)
+    target, workload, threads = context.target, context.workload, context.site.threads
+    roles: dict[Role, str] = {**artifact.baselines, "int8": artifact.path}
+    subjects = {
+        role: Subject(
+            role=role,
+            path=entry.file(name),
+            target=target,
+            threads=threads,
+            operators=artifact.operators if role == "int8" else (),
+            output_scales=artifact.output_scales if role == "int8" else (),
+            simulation=convert(quantized_student(context)) if role == "int8" else None,
+        )
+        for role, name in roles.items()
+    }
+    measured: dict[Role, tuple[Metric, ...]] = {}
+    work = [(role, evaluator) for role in roles for evaluator in context.evaluators]
+    for done, (role, evaluator) in enumerate(work, start=1):
+        metrics = evaluator.evaluate(
+            subjects[role], subjects["student"], lambda: workload.batches("test", batch_size=EVALUATION_BATCH)
+        )
+        measured[role] = measured.get(role, ()) + metrics
+        note = f"{role} {type(evaluator).__name__.lower()}"
+        context.emit({"event": "progress", "stage": context.stage, "done": done, "total": len(work), "note": note})
+    return EvaluationReport(models=measured)

@@ -1,0 +1,74 @@
+"""What `fit()` is given: the hard loss, the distillation loss, and the curves of the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdq_core.errors import StageError
+from kdq_core.kinds import Distiller, Workload
+from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.fit import Loss, to_device
+
+
+def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
+    """Call `model` on the inputs of `batch`."""
+    given = model(*batch.inputs)
+    if not isinstance(given, Tensor):
+        raise StageError(
+            f"the model gave {type(given).__name__!r} where a tensor of logits is needed; return the logits alone"
+        )
+    return Outputs(logits=given)
+
+
+def hard_loss(workload: Workload) -> Loss:
+    """The workload's own loss alone."""
+
+    def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"hard": workload.loss(outputs_of(model, batch), batch)}
+
+    return loss
+
+
+def distillation_loss(workload: Workload, distiller: Distiller, teacher: nn.Module) -> Loss:
+    """The distiller's soft terms, and the workload's loss at the distiller's weight where there are labels.
+
+    The teacher runs in eval mode without gradients.
+    """
+    teacher.eval().requires_grad_(requires_grad=False)
+
+    def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        student = outputs_of(model, batch)
+        with torch.no_grad():
+            soft = outputs_of(teacher, batch)
+        given = distiller.loss(student, soft, batch)
+        terms = dict(given.terms)
+        if given.hard_weight and batch.targets is not None:
+            terms["hard"] = given.hard_weight * workload.loss(student, batch)
+        return terms
+
+    return loss
+
+
+def validation(workload: Workload, device: torch.device, batch_size: int) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Curves of the validation split: mean loss and, for class labels, top-1."""
+
+    def score(model: nn.Module) -> Mapping[str, float]:
+        loss, hits, classed, seen = 0.0, 0, 0, 0
+        for batch in workload.batches("validation", batch_size=batch_size):
+            batch = to_device(batch, device)
+            outputs = outputs_of(model, batch)
+            if batch.targets is None:
+                continue
+            count = len(batch.ids)
+            seen += count
+            loss += workload.loss(outputs, batch).item() * count
+            if outputs.logits.ndim == 2 and batch.targets.ndim == 1 and not batch.targets.is_floating_point():
+                hits += int((outputs.logits.argmax(1) == batch.targets).sum())
+                classed += count
+        curves = {"validation/loss": loss / seen} if seen else {}
+        return curves | ({"validation/top1": hits / classed} if classed else {})
+
+    return score

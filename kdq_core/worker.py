@@ -1,0 +1,67 @@
+"""The stage worker: `python -m kdq_core.worker`, one heavy stage in a process of its own.
+
+It reads a `StageRequest` as JSON from stdin and writes events as JSON lines to the file descriptor KDQ_EVENTS_FD;
+the last one is `result` or `error`. It dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+from kdq_core.errors import ErrorRecord, KdqError, StageError, StoreError, TransientError
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) for SIGKILL when the parent dies, and leave at once if it is already gone."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = os.environ.get("KDQ_PARENT_PID")
+    if parent and os.getppid() != int(parent):
+        raise SystemExit(3)
+
+
+def main() -> int:
+    """Serve one request; the exit code is 0 for a result and 1 for an error."""
+    die_with_parent()
+    with os.fdopen(int(os.environ["KDQ_EVENTS_FD"]), "w", buffering=1) as events:
+
+        def emit(event: dict[str, Any]) -> None:
+            with contextlib.suppress(BrokenPipeError):
+                events.write(json.dumps(event) + "\n")
+
+        try:
+            from kdq_core.stages.run import StageRequest, run_stage
+
+            request = StageRequest.model_validate_json(sys.stdin.read())
+            entry = run_stage(request, emit)
+        except BaseException as error:
+            traceback.print_exc()
+            emit({"event": "error", "error": ErrorRecord.of(_named(error)).model_dump()})
+            return 1
+        emit({"event": "result", "key": entry.manifest.key, "digest": entry.digest})
+        return 0
+
+
+def _named(error: BaseException) -> BaseException:
+    """What is worth another try becomes a `TransientError`; a full disk becomes a `StoreError`."""
+    if isinstance(error, KdqError):
+        return error
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return TransientError(f"the device ran out of memory: {error}; lower batch_size or free the device")
+    if isinstance(error, OSError) and error.errno in (28, 122):
+        return StoreError("the disk is full; free some space or set KDQ_HOME to a larger disk, then run again")
+    return StageError(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
