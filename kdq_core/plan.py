@@ -164,7 +164,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _dump(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", by_alias=True)
+    return recipe.model_dump(mode="json")
 
 
 class _Parts:

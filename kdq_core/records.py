@@ -62,6 +62,7 @@ class Artifact(Frozen):
 
     type: Literal["artifact"] = "artifact"
     path: str = Field(description="the int8 file in the entry")
+    example: str = Field(description="safetensors file in the entry: two samples by input name")
     baselines: dict[Role, str] = Field(description="float files of teacher and student in the entry")
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -140,7 +140,7 @@ class Store:
                 FileRef(path=n, sha256=sha256_file(draft / n), bytes=(draft / n).stat().st_size) for n in names
             )
             manifest = Manifest(stage=stage, key=key, parts=parts, record=record, files=files)
-            text = manifest.model_dump_json(indent=1, by_alias=True).encode()
+            text = manifest.model_dump_json(indent=1).encode()
             (draft / MANIFEST).write_bytes(text)
             (draft / SEAL).write_text(sha256_of(text) + "\n")
             for path in [*draft.rglob("*"), draft]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
 from kdq_core.quantization.capture import capture
@@ -14,7 +15,7 @@ from kdq_core.spec import Role
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.learning import quantized_student
 
-INT8, STUDENT, TEACHER = "int8.onnx", "student.onnx", "teacher.onnx"
+INT8, STUDENT, TEACHER, EXAMPLE = "int8.onnx", "student.onnx", "teacher.onnx", "example.safetensors"
 
 
 def export(context: StageContext) -> Artifact:
@@ -28,8 +29,10 @@ def export(context: StageContext) -> Artifact:
         target.export(model, example, context.draft / name)
         context.emit({"event": "progress", "stage": context.stage, "done": done, "total": 4, "note": name})
     inputs, outputs = target.signature(context.draft / INT8)
+    save_file({spec.name: x.contiguous() for spec, x in zip(inputs, example)}, context.draft / EXAMPLE)
     return Artifact(
         path=INT8,
+        example=EXAMPLE,
         baselines={"teacher": TEACHER, "student": STUDENT},
         inputs=inputs,
         outputs=outputs,

@@ -1,0 +1,142 @@
+"""`kdq run` and `kdq plan`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdq_flows.cli import common
+from kdq_flows.cli.common import JsonFlag
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from kdq_flows.result import RunResult
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
+
+
+class Progressing:
+    """Shows one bar a stage on a terminal, and one line a stage elsewhere; all of it on stderr."""
+
+    def __init__(self, *, bars: bool) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._lock = threading.Lock()
+        self._console = common.console(stderr=True)
+        self._bars: dict[str, TaskID] = {}
+        self._progress: Progress | None = None
+        if bars:
+            self._progress = Progress(
+                SpinnerColumn(finished_text="[green]✓"),
+                TextColumn("{task.description:14}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Show the bars while the run lasts."""
+        with self._progress or contextlib.nullcontext():
+            yield
+
+    def stage_started(self, stage: str) -> None:
+        """Open the stage's bar."""
+        with self._lock:
+            if self._progress and stage not in self._bars:
+                self._bars[stage] = self._progress.add_task(stage, total=None, note="starting")
+
+    def progress(self, event: dict[str, Any]) -> None:
+        """Move the stage's bar."""
+        with self._lock:
+            if self._progress and event.get("stage") in self._bars:
+                bar = self._bars[event["stage"]]
+                self._progress.update(bar, completed=event["done"], total=event["total"], note=event["note"])
+
+    def stage_ended(self, stage: str, state: str, seconds: float) -> None:
+        """Close the stage's bar."""
+        with self._lock:
+            if self._progress is None:
+                self._console.print(f"{stage:14} {state} in {seconds:.1f} s", markup=False)
+                return
+            bar = self._bars.setdefault(stage, self._progress.add_task(stage, total=1, note=""))
+            full = state != "failed"
+            total = self._progress.tasks[self._progress.task_ids.index(bar)].total or 1
+            self._progress.update(bar, total=total, completed=total if full else None, note=state)
+            self._progress.stop_task(bar)
+
+    def message(self, text: str) -> None:
+        """One line above the bars."""
+        self._console.print(text, markup=False)
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Add `run` and `plan`."""
+
+    @app.command()
+    def run(
+        file: RecipeFile,
+        no_server: Annotated[bool, typer.Option("--no-server", help="Run inline, without Prefect.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    ) -> None:
+        """Run a recipe: teach, distil, quantize, export, measure, register."""
+        recipe, site = common.load_recipe(file), common.site()
+        from kdq_flows.running import run_recipe
+
+        observer = Progressing(bars=sys.stderr.isatty())
+        with observer.live():
+            result, error = run_recipe(recipe, site, server=not no_server, observer=observer)
+        if as_json:
+            typer.echo(result.model_dump_json())
+        elif error is None:
+            _closing(result)
+        if error is not None:
+            raise error
+
+    @app.command()
+    def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
+        """Show the stages of a recipe: what is cached, what will run, and why."""
+        recipe, site = common.load_recipe(file), common.site()
+        from kdq_core.catalog import Catalog
+        from kdq_core.plan import forecast, make_plan
+        from kdq_core.store import Store
+
+        made = make_plan(recipe, site, Catalog.load())
+        rows: list[dict[str, object]] = [
+            {
+                "stage": line.stage,
+                "after": ", ".join(made.node(line.stage).parents),
+                "state": line.state,
+                "key": line.key if as_json or line.key is None else line.key[:12],
+                "why": line.why,
+            }
+            for line in forecast(made, Store(site.store))
+        ]
+        common.show(rows, title=f"Plan of {recipe.name!r}", as_json=as_json)
+
+
+def _closing(result: RunResult) -> None:
+    """The table, then where the file is, which version it became, and the addresses of the pages."""
+    from kdq_flows.result import table_of
+
+    common.show(table_of(result), title=f"{result.run}: {result.status} in {result.seconds:.1f} s", as_json=False)
+    if result.status == "no-news":
+        typer.echo("no news: every stage was cached, nothing ran and nothing was registered")
+    if result.artifact:
+        typer.echo(f"file      {result.artifact.path}")
+        typer.echo(f"          {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")
+    if result.version:
+        typer.echo(f"version   {result.version.name} {result.version.version}")
+    for name, address in result.links.items():
+        typer.echo(f"{name:9} {address}")
+    if not result.links:
+        typer.echo("pages     none is up; 'kdq up' starts them")

@@ -1,0 +1,142 @@
+"""The plan as a Prefect flow: one thin task a stage, which takes and gives digests.
+
+Prefect schedules, retries, shows states and the result table; the store says what was computed. Import this module
+only after `kdq_flows.environment.apply_environment`, because Prefect reads its settings when it is first imported.
+"""
+
+import uuid
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime, tags, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from kdq_core.spec import Recipe, Site
+from kdq_flows.observer import Silent
+from kdq_flows.owner import prefect_tag
+from kdq_flows.pipeline import Pipeline
+from kdq_flows.result import RunResult, table_of
+from kdq_flows.retrying import prefect_options
+from kdq_flows.schedules import too_late
+
+_PIPELINES: dict[str, Pipeline] = {}
+"""Runs of this process by token; tasks take the token, because a live object must not pass through Prefect."""
+
+
+class LogObserver(Silent):
+    """Writes what happens to the flow run's log."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def stage_ended(self, stage: str, state: str, seconds: float) -> None:
+        """One line a stage."""
+        self._logger.info("%s: %s in %.1f s", stage, state, seconds)
+
+    def message(self, text: str) -> None:
+        """One line."""
+        self._logger.info(text)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
+    """Run one stage; the state's data is the digest of its entry."""
+    digest, cached = _PIPELINES[token].run_stage(stage, parents)
+    return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
+
+
+@flow(
+    name="kdq-compress",
+    validate_parameters=False,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=8),
+)
+def compress_flow(
+    recipe: dict[str, Any],
+    site: dict[str, Any] | None = None,
+    allowed_lag_seconds: float | None = None,
+    token: str | None = None,
+) -> State:
+    """Run a recipe's plan.
+
+    Args:
+        recipe: the recipe, as validated before it was deployed.
+        site: where to run it; by default what the environment says.
+        allowed_lag_seconds: a scheduled run that starts later than this is cancelled as `SkippedLate`.
+        token: a pipeline of this process, for `kdq run`.
+    """
+    expected = runtime.flow_run.scheduled_start_time
+    if token is None and allowed_lag_seconds is not None and too_late(expected, allowed_lag_seconds):
+        return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
+    if token is not None:
+        return _drive(token)
+    from kdq_flows.reconcile import reconcile
+
+    where = Site.model_validate(site) if site else Site.from_environment()
+    reconcile(where)
+    pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()))
+    token = uuid.uuid4().hex
+    _PIPELINES[token] = pipeline
+    try:
+        state = _drive(token)
+    finally:
+        del _PIPELINES[token]
+        pipeline.finish()
+    return state
+
+
+def run_as_flow(pipeline: Pipeline) -> None:
+    """Run the pipeline as a flow of the configured server; its `errors` tell how it ended."""
+    token = uuid.uuid4().hex
+    _PIPELINES[token] = pipeline
+    named = compress_flow.with_options(flow_run_name=pipeline.name)
+    try:
+        with tags(prefect_tag(), pipeline.plan.recipe.name):
+            named(
+                recipe=pipeline.plan.recipe.model_dump(mode="json"),
+                site=pipeline.plan.site.model_dump(mode="json"),
+                token=token,
+                return_state=True,
+            )
+    except BaseException:
+        pipeline.cancelled.set()
+        raise
+    finally:
+        del _PIPELINES[token]
+
+
+def _drive(token: str) -> State:
+    """Submit every stage behind its parents, wait, and publish the result table."""
+    pipeline = _PIPELINES[token]
+    options = prefect_options(pipeline.plan.recipe.retry)
+    futures: dict[str, Any] = {}
+    try:
+        for node in pipeline.plan.nodes:
+            named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
+            futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents})
+        for future in futures.values():
+            future.wait()
+    except BaseException:
+        pipeline.cancelled.set()
+        raise
+    error = pipeline.error
+    if error is not None:
+        raise error
+    return _published(pipeline)
+
+
+def _published(pipeline: Pipeline) -> State:
+    facts = pipeline.facts()
+    create_table_artifact(key="kdq-result", table=table_of(facts), description=_described(facts))
+    if facts.status == "no-news":
+        return Completed(name="NoNews", message="no news: every stage was cached")
+    return Completed(message=_described(facts))
+
+
+def _described(facts: RunResult) -> str:
+    version = f"{facts.version.name} version {facts.version.version}" if facts.version else "not registered"
+    file = f"{facts.artifact.path} (sha256 {facts.artifact.sha256[:12]})" if facts.artifact else "no file"
+    return f"{facts.status}: {version}; {file}"
+

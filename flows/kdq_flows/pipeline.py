@@ -1,0 +1,200 @@
+"""One run of a plan: each stage is looked up in the store, or computed and put there.
+
+Prefect tasks and the plain loop of `--no-server` both call `Pipeline.run_stage`; what is true is the same for both.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from kdq_core.catalog import Catalog
+from kdq_core.errors import KdqError, StageError
+from kdq_core.plan import Plan, StageNode, make_plan
+from kdq_core.records import EvaluationReport, ModelVersion
+from kdq_core.spec import Recipe, Site
+from kdq_core.store import Entry, Store
+from kdq_flows.leases import device_lease
+from kdq_flows.observer import Observer, Silent
+from kdq_flows.result import RunResult, StageFacts, artifact_of, models_of, version_of
+from kdq_flows.retrying import call_with_retries
+from kdq_flows.supervisor import run_child
+from kdq_flows.tracking import RunTracking
+
+
+class Pipeline:
+    """The state of one run in this process; safe to call from several threads.
+
+    Attributes:
+        plan: what is run.
+        observer: is told what happens.
+        entries: verified store entries of the stages that are done.
+        cancelled: once set, running workers are ended.
+        errors: why stages failed, by stage.
+    """
+
+    def __init__(self, recipe: Recipe, site: Site, observer: Observer | None = None) -> None:
+        self.catalog = Catalog.load()
+        self.plan: Plan = make_plan(recipe, site, self.catalog)
+        self.store = Store(site.store)
+        self.observer: Observer = observer or Silent()
+        self.entries: dict[str, Entry] = {}
+        self.cancelled = threading.Event()
+        self.errors: dict[str, KdqError] = {}
+        self.tracking = RunTracking(self.plan)
+        self.name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self._facts: dict[str, StageFacts] = {}
+        self._began = time.monotonic()
+
+    def run_inline(self) -> None:
+        """Run all stages in the order of the plan, with retries; `errors` tells how it ended."""
+        for node in self.plan.nodes:
+            digests = {name: self.entries[name].digest for name in node.parents}
+            try:
+                call_with_retries(
+                    lambda node=node, digests=digests: self.run_stage(node.name, digests),  # type: ignore[misc]
+                    self.plan.recipe.retry,
+                    on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
+                )
+            except KdqError:
+                return
+
+    def run_stage(self, name: str, parents: Mapping[str, str]) -> tuple[str, bool]:
+        """Bring one stage's entry into the store.
+
+        Args:
+            name: the stage.
+            parents: digests of the entries it stands on.
+
+        Returns:
+            The digest of its entry, and whether it was cached.
+
+        Raises:
+            KdqError: it failed; nothing of it is in the store.
+        """
+        node, began = self.plan.node(name), time.monotonic()
+        key = node.key(parents)
+        try:
+            entry = self._cached(node, key)
+            cached = entry is not None
+            if entry is None:
+                entry = self._compute(node, key, parents)
+        except BaseException as error:
+            self._ended(node, key, "failed", began)
+            self.errors[name] = failure(error)
+            self._lifecycle("kdq_stage_failed", node, key, error=str(error))
+            raise
+        self.entries[name] = entry
+        self._ended(node, key, "cached" if cached else "ran", began)
+        if not cached:
+            seconds = time.monotonic() - began
+            self._lifecycle("kdq_stage_finished", node, key, digest=entry.digest, seconds=seconds)
+        self.errors.pop(name, None)
+        return entry.digest, cached
+
+    @property
+    def error(self) -> KdqError | None:
+        """The first stage's error, in the order of the plan."""
+        return next((self.errors[node.name] for node in self.plan.nodes if node.name in self.errors), None)
+
+    def finish(self) -> None:
+        """Close the tracking run."""
+        self.tracking.end(failed=bool(self.errors))
+
+    def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
+        """What is true of the run so far."""
+        failed = bool(self.errors)
+        stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
+        quiet = not failed and all(stage.state == "cached" for stage in stages)
+        return RunResult(
+            run=self.name,
+            status="failed" if failed else "no-news" if quiet else "completed",
+            seconds=round(time.monotonic() - self._began, 3),
+            stages=stages,
+            models=models_of(self.entries),
+            artifact=artifact_of(self.entries),
+            version=version_of(self.entries),
+            error=str(self.error) if failed else None,
+            links=dict(links or {}),
+        )
+
+    def _cached(self, node: StageNode, key: str) -> Entry | None:
+        entry = self.store.lookup(key)
+        if entry is not None and isinstance(entry.record, ModelVersion):
+            from kdq_registry.registering import version_exists
+
+            if not version_exists(entry.record):
+                self.store.discard(key)
+                return None
+        return entry
+
+    def _compute(self, node: StageNode, key: str, parents: Mapping[str, str]) -> Entry:
+        self.observer.stage_started(node.name)
+        self._lifecycle("kdq_stage_started", node, key)
+        run_id = self.tracking.stage_started(node, key)
+        try:
+            entry = self._in_worker(node, key, parents, run_id) if node.heavy else self._register(node, key, parents)
+        except BaseException:
+            self.tracking.stage_ended(run_id, failed=True)
+            raise
+        if isinstance(entry.record, EvaluationReport):
+            self.tracking.report(run_id, entry.record)
+        self.tracking.stage_ended(run_id, failed=False)
+        return entry
+
+    def _in_worker(self, node: StageNode, key: str, parents: Mapping[str, str], run_id: str) -> Entry:
+        site = self.plan.site
+        request = {
+            "stage": node.name,
+            "key": key,
+            "parts": node.full_parts(parents),
+            "parents": {name: self.entries[name].manifest.key for name in node.parents},
+            "recipe": self.plan.recipe.model_dump(mode="json"),
+            "site": site.model_dump(mode="json"),
+        }
+
+        def heard(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                self.tracking.epoch(run_id, event["record"])
+            else:
+                self.observer.progress(event)
+
+        def waiting(owner: str | None) -> None:
+            by = f" by process {owner.split(':')[1]}" if owner else ""
+            self.observer.message(f"{node.name} waits: device {site.device!r} is in use{by}")
+
+        with device_lease(site, site.device, on_wait=waiting) as lease:
+            run_child(
+                request,
+                site=site,
+                lease_fd=lease,
+                timeout_seconds=self.plan.recipe.retry.stage_timeout_seconds,
+                on_event=heard,
+                log=site.home / "logs" / self.name / f"{node.name}.log",
+                cancelled=self.cancelled,
+            )
+        return self.store.get(key)
+
+    def _register(self, node: StageNode, key: str, parents: Mapping[str, str]) -> Entry:
+        from kdq_flows.registering import register
+
+        record = register(self.plan, self.entries, self.tracking.run_id)
+        with self.store.draft(key) as draft:
+            return self.store.commit(
+                draft, stage=node.name, key=key, parts=node.full_parts(parents), record=record
+            )
+
+    def _ended(self, node: StageNode, key: str, state: Any, began: float) -> None:
+        seconds = round(time.monotonic() - began, 3)
+        self._facts[node.name] = StageFacts(name=node.name, key=key, state=state, seconds=seconds)
+        self.observer.stage_ended(node.name, state, seconds)
+
+    def _lifecycle(self, hook: str, node: StageNode, key: str, **facts: Any) -> None:
+        self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)
+
+
+def failure(error: BaseException) -> KdqError:
+    """`error` as KDQ's own; what is foreign keeps its name in the text."""
+    return error if isinstance(error, KdqError) else StageError(f"{type(error).__name__}: {error}")

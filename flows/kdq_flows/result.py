@@ -1,0 +1,104 @@
+"""The facts of a run: what `kdq run --json` prints and `kdq_flows.compress` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from kdq_core.frozen import Frozen
+from kdq_core.records import Artifact, EvaluationReport, ModelVersion
+from kdq_core.store import Entry
+
+MODELS = ("teacher", "student", "int8")
+
+
+class StageFacts(Frozen):
+    """What became of one stage."""
+
+    name: str
+    key: str
+    state: Literal["ran", "cached", "failed"]
+    seconds: float
+
+
+class ArtifactFacts(Frozen):
+    """The int8 file."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class VersionFacts(Frozen):
+    """The registered version."""
+
+    name: str
+    version: int
+
+
+class RunResult(Frozen):
+    """All facts of one run.
+
+    Attributes:
+        run: name of the run.
+        status: `no-news` when every stage was cached.
+        seconds: wall-clock time.
+        stages: in the order of the plan; stages that were never reached are missing.
+        models: per model its metrics by name.
+        artifact: the int8 file, once exported.
+        version: the model version, once registered.
+        error: the error of a failed run.
+        links: addresses of the user interfaces that are up.
+    """
+
+    run: str
+    status: Literal["completed", "no-news", "failed"]
+    seconds: float
+    stages: tuple[StageFacts, ...]
+    models: dict[str, dict[str, float]]
+    artifact: ArtifactFacts | None = None
+    version: VersionFacts | None = None
+    error: str | None = None
+    links: dict[str, str] = {}
+
+
+def models_of(entries: Mapping[str, Entry]) -> dict[str, dict[str, float]]:
+    """Metric values per model, from the evaluation report if there is one."""
+    report = entries["evaluate"].record if "evaluate" in entries else None
+    if not isinstance(report, EvaluationReport):
+        return {}
+    return {role: {m.name: m.value for m in report.models.get(role, ())} for role in MODELS}  # type: ignore[call-overload]
+
+
+def artifact_of(entries: Mapping[str, Entry]) -> ArtifactFacts | None:
+    """The int8 file, if it was exported."""
+    entry = entries.get("export")
+    if entry is None or not isinstance(entry.record, Artifact):
+        return None
+    path = entry.file(entry.record.path)
+    return ArtifactFacts(path=str(path), sha256=entry.sha256(entry.record.path), bytes=path.stat().st_size)
+
+
+def version_of(entries: Mapping[str, Entry]) -> VersionFacts | None:
+    """The model version, if it was registered."""
+    record = entries["register"].record if "register" in entries else None
+    return VersionFacts(name=record.name, version=record.version) if isinstance(record, ModelVersion) else None
+
+
+def table_of(result: RunResult) -> list[dict[str, object]]:
+    """The closing table: one row a model."""
+    rows: list[dict[str, object]] = []
+    for role, title in zip(MODELS, ("teacher", "float student", "int8 student"), strict=True):
+        values = result.models.get(role, {})
+        rows.append({"model": title} | {name: show(values[key]) for name, key, show in COLUMNS if key in values})
+    return rows
+
+
+COLUMNS = (
+    ("top-1", "top1", lambda v: f"{v:.2%}"),
+    ("F1", "f1", lambda v: f"{v:.2%}"),
+    ("bytes", "bytes", lambda v: f"{int(v):,}"),
+    ("p50 ms", "latency_p50_ms", lambda v: f"{v:.3f}"),
+    ("int8 MACs", "coverage_macs", lambda v: f"{v:.0%}"),
+    ("flips", "parity_flips", lambda v: f"{int(v)}"),
+)

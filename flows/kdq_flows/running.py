@@ -1,0 +1,70 @@
+"""Run a recipe from this process: with Prefect, or inline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdq_core.errors import KdqError
+from kdq_core.spec import Recipe, Site
+from kdq_core.store import Store
+from kdq_flows.environment import apply_environment
+from kdq_flows.observer import Observer, Silent
+from kdq_flows.pipeline import Pipeline
+from kdq_flows.result import RunResult
+
+
+def run_recipe(
+    recipe: Recipe | str | Path, site: Site | None = None, *, server: bool = True, observer: Observer | None = None
+) -> tuple[RunResult, KdqError | None]:
+    """Run a recipe to its end; a failed stage is given back beside the facts, a wrong request is raised.
+
+    Args:
+        recipe: a recipe, or the path of its file.
+        site: where to run it; by default what the environment says.
+        server: run as a Prefect flow.
+        observer: is told what happens.
+    """
+    site = site or Site.from_environment()
+    observer = observer or Silent()
+    checked = recipe if isinstance(recipe, Recipe) else read_checked(Path(recipe))
+    Store(site.store).sweep()
+    if not server:
+        _reconcile(site)
+        pipeline = Pipeline(checked, site, observer)
+        try:
+            pipeline.run_inline()
+        finally:
+            pipeline.finish()
+        return pipeline.facts(), pipeline.error
+    from kdq_flows.servers import ensure_mlflow_ui, ensure_prefect
+
+    api, started = ensure_prefect(site)
+    if started:
+        observer.message(f"started the site's Prefect server at {api}; it stays up for the next run, `kdq down` ends it")
+    apply_environment(site, api)
+    _reconcile(site)
+    pipeline = Pipeline(checked, site, observer)
+    from kdq_flows.flow import run_as_flow
+
+    try:
+        run_as_flow(pipeline)
+    finally:
+        pipeline.finish()
+    links = {"prefect": api.removesuffix("/api"), "mlflow": ensure_mlflow_ui(site)}
+    return pipeline.facts(links), pipeline.error
+
+
+def read_checked(path: Path) -> Recipe:
+    """Read a recipe file and check it with the plug-ins it names."""
+    from kdq_core.catalog import Catalog, check_recipe
+    from kdq_core.recipe_file import read_recipe_lines
+
+    recipe, lines = read_recipe_lines(path)
+    check_recipe(recipe, Catalog.load(), lines=lines)
+    return recipe
+
+
+def _reconcile(site: Site) -> None:
+    from kdq_flows.reconcile import reconcile
+
+    reconcile(site)
