@@ -10,4 +10,28 @@ KDQ_PLUGIN_API = ">=1,<2"
 @hookimpl
 def kdq_evaluators() -> Iterator[PluginSpec]:
     """Name them; each class is loaded when a recipe needs it."""
-    yield from ()
+    yield PluginSpec(
+        name="coverage",
+        target="kdq_evaluators.coverage:Coverage",
+        summary="share of the work that runs in int8 kernels",
+    )
+    yield PluginSpec(
+        name="latency",
+        target="kdq_evaluators.latency:Latency",
+        summary="p50 and p95 in the runtime, interleaved with the float student",
+    )
+    yield PluginSpec(
+        name="parity",
+        target="kdq_evaluators.parity:Parity",
+        summary="the file against its simulation in PyTorch, in LSBs and top-1 flips",
+    )
+    yield PluginSpec(
+        name="quality",
+        target="kdq_evaluators.quality:Quality",
+        summary="top-1, precision, recall, F1, and the difference from the float student",
+    )
+    yield PluginSpec(
+        name="size",
+        target="kdq_evaluators.size:Size",
+        summary="bytes of the file and of its weights by type",
+    )

@@ -10,4 +10,8 @@ KDQ_PLUGIN_API = ">=1,<2"
 @hookimpl
 def kdq_workloads() -> Iterator[PluginSpec]:
     """Name them; each class is loaded when a recipe needs it."""
-    yield from ()
+    yield PluginSpec(
+        name="digits",
+        target="kdq_workloads.digits:Digits",
+        summary="scikit-learn's 8x8 handwritten digits, 10 classes, two residual nets",
+    )
