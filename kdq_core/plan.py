@@ -110,7 +110,7 @@ def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:
     """Say for each stage whether it is cached; for a miss, which part of its key changed."""
     digests: dict[str, str] = {}
     for node in plan.nodes:
-        waiting = [name for name in node.parents if name not in digests]
+        waiting: list[str] = [name for name in node.parents if name not in digests]
         if waiting:
             yield Forecast(stage=node.name, state="run", key=None, why=_why(node, None, store, waiting))
             continue
@@ -196,7 +196,9 @@ class _Parts:
 
 def device_class(site: Site) -> str:
     """What results may depend on: device, precision, thread count, instruction set."""
-    return f"{site.device.split(':')[0]} {site.precision}, {site.threads} threads, {platform.machine()} {_isa()}".strip()
+    return (
+        f"{site.device.split(':')[0]} {site.precision}, {site.threads} threads, {platform.machine()} {_isa()}".strip()
+    )
 
 
 def _isa() -> str:

@@ -139,4 +139,3 @@ def _described(facts: RunResult) -> str:
     version = f"{facts.version.name} version {facts.version.version}" if facts.version else "not registered"
     file = f"{facts.artifact.path} (sha256 {facts.artifact.sha256[:12]})" if facts.artifact else "no file"
     return f"{facts.status}: {version}; {file}"
-

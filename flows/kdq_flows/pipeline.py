@@ -135,7 +135,8 @@ class Pipeline:
         self._lifecycle("kdq_stage_started", node, key)
         run_id = self.tracking.stage_started(node, key)
         try:
-            entry = self._in_worker(node, key, parents, run_id) if node.heavy else self._register(node, key, parents)
+            compute = self._in_worker if node.heavy else self._register
+            entry = compute(node, key, parents, run_id)
         except BaseException:
             self.tracking.stage_ended(run_id, failed=True)
             raise
@@ -177,14 +178,12 @@ class Pipeline:
             )
         return self.store.get(key)
 
-    def _register(self, node: StageNode, key: str, parents: Mapping[str, str]) -> Entry:
+    def _register(self, node: StageNode, key: str, parents: Mapping[str, str], _run_id: str) -> Entry:
         from kdq_flows.registering import register
 
         record = register(self.plan, self.entries, self.tracking.run_id)
         with self.store.draft(key) as draft:
-            return self.store.commit(
-                draft, stage=node.name, key=key, parts=node.full_parts(parents), record=record
-            )
+            return self.store.commit(draft, stage=node.name, key=key, parts=node.full_parts(parents), record=record)
 
     def _ended(self, node: StageNode, key: str, state: Any, began: float) -> None:
         seconds = round(time.monotonic() - began, 3)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from pydantic import Field
+
 from kdq_core.frozen import Frozen
 from kdq_core.records import Artifact, EvaluationReport, ModelVersion
 from kdq_core.store import Entry
@@ -59,7 +61,7 @@ class RunResult(Frozen):
     artifact: ArtifactFacts | None = None
     version: VersionFacts | None = None
     error: str | None = None
-    links: dict[str, str] = {}
+    links: dict[str, str] = Field(default={})
 
 
 def models_of(entries: Mapping[str, Entry]) -> dict[str, dict[str, float]]:
@@ -85,20 +87,22 @@ def version_of(entries: Mapping[str, Entry]) -> VersionFacts | None:
     return VersionFacts(name=record.name, version=record.version) if isinstance(record, ModelVersion) else None
 
 
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("top-1", "top1", "{:.2%}"),
+    ("F1", "f1", "{:.2%}"),
+    ("bytes", "bytes", "{:,.0f}"),
+    ("p50 ms", "latency_p50_ms", "{:.3f}"),
+    ("int8 MACs", "coverage_macs", "{:.0%}"),
+    ("flips", "parity_flips", "{:.0f}"),
+)
+"""Heading, metric and format of each column of the closing table."""
+
+
 def table_of(result: RunResult) -> list[dict[str, object]]:
-    """The closing table: one row a model."""
+    """The closing table: one row a model; a metric that was not measured is an empty cell."""
     rows: list[dict[str, object]] = []
     for role, title in zip(MODELS, ("teacher", "float student", "int8 student"), strict=True):
         values = result.models.get(role, {})
-        rows.append({"model": title} | {name: show(values[key]) for name, key, show in COLUMNS if key in values})
+        cells = {name: form.format(values[key]) if key in values else "" for name, key, form in COLUMNS}
+        rows.append({"model": title, **cells})
     return rows
-
-
-COLUMNS = (
-    ("top-1", "top1", lambda v: f"{v:.2%}"),
-    ("F1", "f1", lambda v: f"{v:.2%}"),
-    ("bytes", "bytes", lambda v: f"{int(v):,}"),
-    ("p50 ms", "latency_p50_ms", lambda v: f"{v:.3f}"),
-    ("int8 MACs", "coverage_macs", lambda v: f"{v:.0%}"),
-    ("flips", "parity_flips", lambda v: f"{int(v)}"),
-)

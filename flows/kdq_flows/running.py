@@ -40,7 +40,9 @@ def run_recipe(
 
     api, started = ensure_prefect(site)
     if started:
-        observer.message(f"started the site's Prefect server at {api}; it stays up for the next run, `kdq down` ends it")
+        observer.message(
+            f"started the site's Prefect server at {api}; it stays up for the next run, `kdq down` ends it"
+        )
     apply_environment(site, api)
     _reconcile(site)
     pipeline = Pipeline(checked, site, observer)

@@ -57,9 +57,7 @@ class RunTracking:
 
                 plan = self._plan
                 data = str(plan.node("train_teacher").parts["data"])
-                self._tracker = Tracker.begin(
-                    plan.site, plan.recipe, owner=owner_tag(), plan_tags={"kdq.data": data}
-                )
+                self._tracker = Tracker.begin(plan.site, plan.recipe, owner=owner_tag(), plan_tags={"kdq.data": data})
             return self._tracker
 
 

@@ -118,7 +118,13 @@ class StageContext:
             hooks=FitHooks(
                 score=validation(workload, accelerator.device, EVALUATION_BATCH),
                 on_step=lambda done, total, value: self.emit(
-                    {"event": "progress", "stage": self.stage, "done": done, "total": total, "note": f"loss {value:.3f}"}
+                    {
+                        "event": "progress",
+                        "stage": self.stage,
+                        "done": done,
+                        "total": total,
+                        "note": f"loss {value:.3f}",
+                    }
                 ),
                 on_epoch=lambda record: self.emit(
                     {"event": "epoch", "stage": self.stage, "record": record.model_dump(mode="json")}

@@ -7,9 +7,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from kdq_core.kinds import Subject
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert, output_scales
-from kdq_core.kinds import Subject
 from kdq_core.records import Artifact, EvaluationReport, Metric
 from kdq_core.spec import Role
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext

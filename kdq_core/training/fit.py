@@ -34,10 +34,10 @@ class FitHooks:
         on_epoch: called with each finished epoch's record.
     """
 
-    before_epoch: Callable[[int], None] = lambda epoch: None
-    score: Callable[[nn.Module], Mapping[str, float]] = lambda model: {}
-    on_step: Callable[[int, int, float], None] = lambda done, total, loss: None
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None
+    before_epoch: Callable[[int], None] = lambda _epoch: None
+    score: Callable[[nn.Module], Mapping[str, float]] = lambda _model: {}
+    on_step: Callable[[int, int, float], None] = lambda _done, _total, _loss: None
+    on_epoch: Callable[[EpochRecord], None] = lambda _record: None
 
 
 def fit(

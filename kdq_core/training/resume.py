@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from kdq_core.records import EpochRecord
 
 
-def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[EpochRecord]
-) -> None:
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[EpochRecord]) -> None:
     """Write the state after the last epoch of `history` to `path`."""
     tensors = {f"model/{name}": tensor for name, tensor in tensors_of(model).items()}
     scalars: dict[str, Any] = {}
@@ -62,5 +60,5 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as detached, contiguous copies on the CPU, ready for safetensors (which takes no shared memory)."""
+    """The state dict as detached, contiguous copies on the CPU, as safetensors needs them."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
