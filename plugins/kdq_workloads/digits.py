@@ -23,7 +23,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdq_core.api import Batch, Field, Outputs, PluginError, Split, StageError, Workload
 
@@ -69,10 +69,10 @@ class Digits(Workload):
         if split == "train":
             order = stream(seed, epoch, 0).permutation(len(labels))
             images = views(images, seed, epoch) if self.augment else images
-        inputs, targets = torch.from_numpy(images[order]), torch.from_numpy(labels[order])
-        parts = (tensor.split(batch_size) for tensor in (inputs, targets, torch.from_numpy(order)))
-        for image, target, ids in zip(*parts, strict=True):
-            yield Batch(inputs=(image,), targets=target, ids=ids)
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            inputs, targets = torch.from_numpy(images[ids]), torch.from_numpy(labels[ids])
+            yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean cross entropy, in float32.
@@ -156,5 +156,5 @@ def resampling(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
     pixel = np.arange(8, dtype=np.float32)
     source = (pixel - 3.5 - shift[:, None]) / scale[:, None] + 3.5
-    weights: Any = 1 - np.abs(source[:, :, None] - pixel)
-    return weights.clip(0)  # type: ignore[no-any-return]
+    weights: np.ndarray = (1 - np.abs(source[:, :, None] - pixel)).clip(0)
+    return weights

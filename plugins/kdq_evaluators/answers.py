@@ -1,0 +1,80 @@
+"""What a shipped file answers on the whole test split, and intervals of proportions; shared by the evaluators."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from kdq_core.api import Batches, StageError, Subject
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Z95 = 1.959964
+"""97.5 % quantile of the normal distribution."""
+
+
+def answers(subject: Subject, batches: Batches) -> np.ndarray:
+    """First output of the file for every sample, float `[N, C]`, in the runtime that it was written for.
+
+    Raises:
+        StageError: there is no sample, or an answer is not finite.
+    """
+    import numpy as np
+
+    session = subject.target.session(subject.path, threads=subject.threads)
+    parts = [session.run(tuple(x.numpy() for x in batch.inputs))[0] for batch in batches()]
+    if not parts:
+        raise StageError("the evaluators need the workload's test split, which is empty; give it samples")
+    logits: np.ndarray = np.concatenate(parts)
+    wrong = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
+    if wrong:
+        raise StageError(
+            f"{subject.role} model {subject.path.name!r} gives NaN or infinity for {wrong} of {len(logits)} test "
+            "samples; train it with a lower learning rate or with 'clip_norm'"
+        )
+    return logits
+
+
+def labels(batches: Batches) -> np.ndarray:
+    """Hard labels of the test split, int64 `[N]`.
+
+    Raises:
+        StageError: a batch has none.
+    """
+    import numpy as np
+
+    parts = []
+    for batch in batches():
+        if batch.targets is None:
+            raise StageError(
+                "evaluator 'quality' compares with hard labels, but the test split has none; "
+                "give the workload labels, or leave 'quality' out of 'evaluate'"
+            )
+        parts.append(batch.targets.numpy())
+    return np.concatenate(parts)
+
+
+def wilson(successes: int, samples: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927)."""
+    share, z2 = successes / samples, Z95**2
+    middle = share + z2 / (2 * samples)
+    half = Z95 * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
+    scale = 1 + z2 / samples
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def paired(gained: int, lost: int, samples: int) -> tuple[float, float]:
+    """95 % interval of a difference of two proportions on the same samples (Bonett and Price 2012).
+
+    An adjusted Wald interval: one discordant pair is added each way, so that it has a width even where none was seen.
+
+    Args:
+        gained: samples right only in the first.
+        lost: samples right only in the second.
+        samples: all samples.
+    """
+    first, second = (gained + 1) / (samples + 2), (lost + 1) / (samples + 2)
+    middle = first - second
+    half = Z95 * math.sqrt((first + second - middle**2) / (samples + 2))
+    return max(-1.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,82 @@
+"""Evaluator `quality`: how well the shipped file classifies, and how that differs from the float student.
+
+What: top-1 accuracy, macro-averaged precision, recall and F1 on the test split; top-1 minus the baseline's; share of
+    samples on which both give the same class.
+Formula: as torchmetrics defines them (multiclass). The baseline's own report has neither difference nor agreement.
+Source: intervals (95 %): Wilson 1927 for top-1 and agreement; Bonett and Price 2012, "Adjusted Wald confidence interval
+    for a difference of binomial proportions based on paired data", for the difference. Both see the finite test split
+    only, not the luck of the training seed.
+Defaults and where they come from: no options; macro averages give every class the same weight, as in scikit-learn.
+Costs: one pass of candidate and baseline over the test split.
+Limits: single-label classification with logits `[B, C]` as the first output; no interval for precision, recall, F1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdq_core.api import Batches, Evaluator, Metric, Subject
+from kdq_evaluators.answers import answers, labels, paired, wilson
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Quality(Evaluator):
+    """Accuracy, precision, recall and F1 of a classifier."""
+
+    def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
+        """Metrics in fractions; with the difference from the baseline where the candidate is another file."""
+        logits, truth = answers(candidate, batches), labels(batches)
+        found = absolute(logits, truth)
+        if candidate.path == baseline.path:
+            return found
+        return found + relative(logits.argmax(1), answers(baseline, batches).argmax(1), truth)
+
+
+def absolute(logits: np.ndarray, truth: np.ndarray) -> tuple[Metric, ...]:
+    """`top1`, `precision`, `recall` and `f1` of logits `[N, C]` against labels `[N]`."""
+    import torch
+    from torchmetrics.functional import classification
+
+    predicted, targets = torch.from_numpy(logits.argmax(1)), torch.from_numpy(truth)
+    right, samples = int((predicted == targets).sum()), len(truth)
+    low, high = wilson(right, samples)
+    macro = {
+        name: float(function(predicted, targets, num_classes=logits.shape[1], average="macro"))
+        for name, function in (
+            ("precision", classification.multiclass_precision),
+            ("recall", classification.multiclass_recall),
+            ("f1", classification.multiclass_f1_score),
+        )
+    }
+    return (
+        Metric(
+            name="top1",
+            value=right / samples,
+            unit="fraction",
+            direction="higher",
+            low=low,
+            high=high,
+            samples=samples,
+        ),
+        *(
+            Metric(name=name, value=value, unit="fraction", direction="higher", samples=samples)
+            for name, value in macro.items()
+        ),
+    )
+
+
+def relative(candidate: np.ndarray, baseline: np.ndarray, truth: np.ndarray) -> tuple[Metric, ...]:
+    """`top1_difference` and `agreement` of classes `[N]` with the baseline's `[N]`."""
+    ours, theirs = candidate == truth, baseline == truth
+    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    same, samples = int((candidate == baseline).sum()), len(truth)
+    rows = (
+        ("top1_difference", (gained - lost) / samples, paired(gained, lost, samples)),
+        ("agreement", same / samples, wilson(same, samples)),
+    )
+    return tuple(
+        Metric(name=name, value=value, unit="fraction", direction="higher", low=low, high=high, samples=samples)
+        for name, value, (low, high) in rows
+    )

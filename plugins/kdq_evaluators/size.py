@@ -1,0 +1,118 @@
+"""Evaluator `size`: what a user ships, in bytes, and what it is made of.
+
+What: bytes of the file (with external data files, if it has any), bytes of its weights by type, number of stored
+    parameters, and how many times smaller it is than the float student's file.
+Formula: compression = bytes of the baseline / bytes of the candidate, graph and metadata included on both sides.
+    A weight is a constant tensor of two or more dimensions; a parameter is an element of any floating-point, int8,
+    uint8 or int32 constant that is no scale or zero point. Constants are initialisers and Constant nodes, in subgraphs
+    too: exporters hide weights in both.
+Source: ONNX IR specification (TensorProto, external data); read from the file, not from the model in PyTorch, since
+    exporters have left float weights in the file beside the int8 ones.
+Defaults and where they come from: no options.
+Costs: one read of the file.
+Limits: ONNX files. Packed sub-byte tensors count as the file stores them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCALES = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
+"""Inputs that are scale and zero point, by operator."""
+
+
+class Size(Evaluator):
+    """Bytes of the file, of its weights by type, and compression against the float student."""
+
+    def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
+        """Metrics in bytes and counts; nothing is run.
+
+        Raises:
+            StageError: the file is no ONNX file.
+        """
+        ours = read(candidate.path)
+        ratio = read(baseline.path).bytes / ours.bytes
+        return (
+            metric("bytes", ours.bytes, "bytes", "lower"),
+            metric("weight_bytes_int8", ours.int8, "bytes", "neither"),
+            metric("weight_bytes_float", ours.floating, "bytes", "lower"),
+            metric("parameters", ours.parameters, "count", "neither"),
+            metric("compression", ratio, "ratio", "higher"),
+        )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: its bytes with external data, bytes of int8 and of float weights, stored parameters."""
+
+    bytes: int
+    int8: int
+    floating: int
+    parameters: int
+
+
+def metric(name: str, value: float, unit: str, direction: Literal["higher", "lower", "neither"]) -> Metric:
+    """An exact figure: no interval."""
+    return Metric(name=name, value=value, unit=unit, direction=direction)
+
+
+def read(path: Path) -> Contents:
+    """Count the constants of an ONNX file.
+
+    Raises:
+        StageError: the file is no ONNX file.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise StageError(f"evaluator 'size' reads ONNX files, but {path.name!r} is none; leave it out") from error
+    int8 = floating = parameters = 0
+    external: set[str] = set()
+    skipped = set(scales(model.graph))
+    for name, tensor in constants(model.graph):
+        external |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+        kind, elements = tensor_dtype_to_np_dtype(tensor.data_type), math.prod(tensor.dims)
+        number, is_int8 = kind.name.startswith(("float", "bfloat")), kind.name in ("int8", "uint8")
+        if name not in skipped and (number or is_int8 or kind.name == "int32"):
+            parameters += elements
+            int8 += elements * is_int8 * (len(tensor.dims) > 1)
+            floating += elements * kind.itemsize * number * (len(tensor.dims) > 1)
+    total = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external)
+    return Contents(bytes=total, int8=int8, floating=floating, parameters=parameters)
+
+
+def graphs(graph: Any) -> Iterator[Any]:
+    """`graph` and every graph inside its nodes (If, Loop, Scan)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from graphs(inner)
+
+
+def constants(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Name and TensorProto of every initialiser and Constant node."""
+    for part in graphs(graph):
+        yield from ((tensor.name, tensor) for tensor in part.initializer)
+        for node in part.node:
+            if node.op_type == "Constant":
+                yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")
+
+
+def scales(graph: Any) -> Iterator[str]:
+    """Names of the tensors that are a scale or a zero point."""
+    for part in graphs(graph):
+        for node in part.node:
+            yield from (node.input[i] for i in SCALES.get(node.op_type, ()) if i < len(node.input))
