@@ -88,7 +88,7 @@ class Catalog:
             both = " and ".join(sorted(repr(entry.full_name) for entry in fitting))
             raise PluginError(f"{kind} {name!r} comes from {len(fitting)} distributions; write one of {both}.")
         raise PluginError(
-            f"no {kind} named {name!r}{did_you_mean(name, self.names(kind)) or ';'} "
+            f"no {kind} named {name!r}{did_you_mean(name, self.names(kind)) or '.'} "
             f"Installed: {names_of(entries)}.{self._quarantine_hint()}"
         )
 
