@@ -77,7 +77,7 @@ class Pipeline:
         node, began = self.plan.node(name), time.monotonic()
         key = node.key(parents)
         try:
-            entry = self._cached(node, key)
+            entry = self._cached(key)
             cached = entry is not None
             if entry is None:
                 entry = self._compute(node, key, parents)
@@ -120,7 +120,7 @@ class Pipeline:
             links=dict(links or {}),
         )
 
-    def _cached(self, node: StageNode, key: str) -> Entry | None:
+    def _cached(self, key: str) -> Entry | None:
         entry = self.store.lookup(key)
         if entry is not None and isinstance(entry.record, ModelVersion):
             from kdq_registry.registering import version_exists

@@ -1,0 +1,141 @@
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from kdq_core.errors import StageError
+from kdq_core.records import EpochRecord
+from kdq_core.spec import FitSpec
+from kdq_core.tensors import Batch
+from kdq_core.training.fit import FitHooks, fit, learning_rate
+from kdq_core.training.resume import tensors_of
+
+
+def batches(epoch: int) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(epoch)
+    for start in range(0, 48, 16):
+        x = torch.randn(16, 4, generator=generator)
+        yield Batch(inputs=(x,), targets=(x.sum(1) > 0).long(), ids=torch.arange(start, start + 16))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+def hard(m: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    return {"hard": nn.functional.cross_entropy(m(*batch.inputs), batch.targets)}
+
+
+def fitted(m: nn.Module, epochs: int = 4, **given: object) -> tuple[EpochRecord, ...]:
+    spec = FitSpec(epochs=epochs, batch_size=16, learning_rate=0.05)
+    return fit(m, hard, batches, spec, samples=48, accelerator=Accelerator(cpu=True), **given)  # type: ignore[arg-type]
+
+
+def test_a_fit_lowers_the_loss_and_records_every_epoch() -> None:
+    history = fitted(model(), epochs=8)
+    assert [record.epoch for record in history] == list(range(1, 9))
+    assert history[-1].values["train/loss"] < 0.7 * history[0].values["train/loss"]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+    spec = FitSpec(epochs=4, batch_size=16, learning_rate=0.05, optimizer=optimizer)  # type: ignore[arg-type]
+
+    def run(m: nn.Module, hooks: FitHooks | None = None, resume: Path | None = None) -> tuple[EpochRecord, ...]:
+        return fit(m, hard, batches, spec, samples=48, accelerator=Accelerator(cpu=True), hooks=hooks, resume=resume)
+
+    whole = model()
+    history = run(whole)
+
+    def stop(epoch: int) -> None:
+        if epoch == 2:
+            raise Stopped
+
+    state = tmp_path / "scratch" / "fit.safetensors"
+    with pytest.raises(Stopped):
+        run(model(), FitHooks(before_epoch=stop), state)
+    assert [p.name for p in state.parent.iterdir()] == ["fit.safetensors"]
+    begun: list[int] = []
+    torch.manual_seed(99)
+    resumed = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+    assert run(resumed, FitHooks(before_epoch=begun.append), state) == history
+    assert begun == [2, 3]
+    ours, theirs = tensors_of(resumed), tensors_of(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_scoring_that_changes_a_buffer_is_an_error() -> None:
+    def leaky(m: nn.Module) -> dict[str, float]:
+        m[1].running_mean.add_(1)  # type: ignore[index, union-attr, operator]
+        return {}
+
+    with pytest.raises(StageError) as caught:
+        fitted(model(), hooks=FitHooks(score=leaky))
+    assert str(caught.value) == (
+        "scoring changed a buffer of the model, so test data leaked into it; switch its observers off"
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit_and_says_where() -> None:
+    def broken(m: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"hard": hard(m, batch)["hard"], "soft": torch.tensor(float("nan"))}
+
+    with pytest.raises(StageError) as caught:
+        fit(model(), broken, batches, FitSpec(epochs=1), samples=48, accelerator=Accelerator(cpu=True))
+    text = str(caught.value)
+    assert text.startswith("the loss became nan in epoch 1, step 1 (hard ")
+    assert text.endswith("soft nan); lower learning_rate, set clip_norm, or check the data for NaN")
+
+
+def test_a_workload_without_training_data_is_an_error() -> None:
+    with pytest.raises(StageError, match="the workload gave no training batch; check its split 'train'"):
+        fit(model(), hard, lambda _epoch: [], FitSpec(epochs=1), samples=48, accelerator=Accelerator(cpu=True))
+
+
+def test_a_model_without_parameters_is_an_error() -> None:
+    with pytest.raises(StageError, match="the model has no trainable parameter; check that its parameters require"):
+        fitted(nn.ReLU())
+
+
+def test_terms_are_summed_and_each_is_recorded() -> None:
+    def two(m: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        value = hard(m, batch)["hard"]
+        return {"hard": 0.25 * value, "soft": 0.75 * value}
+
+    spec = FitSpec(epochs=1, batch_size=16)
+    values = fit(model(), two, batches, spec, samples=48, accelerator=Accelerator(cpu=True))[0].values
+    assert values["train/loss"] == pytest.approx(values["train/hard"] + values["train/soft"], rel=1e-6)
+    assert values["train/soft"] == pytest.approx(3 * values["train/hard"], rel=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    spec = FitSpec(learning_rate=1.0, warmup=0.1, schedule="cosine")
+    assert [learning_rate(spec, step, 20) for step in (0, 1)] == [0.5, 1.0]
+    assert learning_rate(spec, 11, 20) == pytest.approx(0.5, abs=1e-9)
+    assert learning_rate(spec, 19, 20) == pytest.approx(0.5 * (1 + math.cos(math.pi * 17 / 18)))
+    assert learning_rate(FitSpec(learning_rate=1.0, warmup=0, schedule="linear"), 5, 20) == 0.75
+    assert learning_rate(FitSpec(learning_rate=1.0, warmup=0, schedule="constant"), 19, 20) == 1.0
+
+
+def test_vectors_are_not_decayed() -> None:
+    m = nn.Linear(3, 2)
+    with torch.no_grad():
+        m.weight.fill_(1.0)
+        m.bias.fill_(1.0)
+
+    def nothing(linear: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"zero": 0.0 * linear(batch.inputs[0][:, :3]).sum()}
+
+    spec = FitSpec(epochs=1, learning_rate=0.1, weight_decay=0.5, warmup=0, schedule="constant")
+    fit(m, nothing, batches, spec, samples=48, accelerator=Accelerator(cpu=True))
+    assert torch.all(m.weight < 0.9)
+    assert torch.equal(m.bias, torch.ones(2))

@@ -1,0 +1,121 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kdq_core.errors import StoreError
+from kdq_core.records import Checkpoint
+from kdq_core.store import Entry, Store, canonical
+
+KEY = "ab" + "0" * 62
+RECORD = Checkpoint(role="teacher", weights="weights.bin", parameters=3)
+
+
+def written(store: Store, key: str = KEY, content: bytes = b"weights", **parts: str) -> Entry:
+    with store.draft(key) as draft:
+        (draft / "weights.bin").write_bytes(content)
+        return store.commit(draft, stage="train_teacher", key=key, parts=dict(parts), record=RECORD)
+
+
+def test_an_entry_is_found_again_with_its_record_and_files(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.lookup(KEY) is None
+    entry = written(store)
+    again = store.get(KEY)
+    assert again == entry
+    assert again.record == RECORD
+    assert again.file("weights.bin").read_bytes() == b"weights"
+
+
+def test_the_digest_is_of_the_content_not_of_the_request(tmp_path: Path) -> None:
+    one = written(Store(tmp_path / "one"), parts="a")
+    two = written(Store(tmp_path / "two"), key="cd" + "1" * 62, parts="b")
+    other = written(Store(tmp_path / "three"), content=b"other")
+    assert one.digest == two.digest
+    assert one.digest != other.digest
+
+
+def test_a_draft_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="stopped"), store.draft(KEY) as draft:
+        (draft / "half").write_text("half")
+        raise RuntimeError("stopped")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert store.lookup(KEY) is None
+
+
+def test_the_second_of_two_writers_gets_the_first_ones_entry(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = written(store, content=b"first")
+    second = written(store, content=b"second")
+    assert second.digest == first.digest
+
+
+def test_a_changed_file_is_an_error_that_names_it_and_the_remedy(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = written(store).folder
+    (folder / "weights.bin").write_bytes(b"weightz")
+    with pytest.raises(StoreError) as caught:
+        store.lookup(KEY)
+    assert str(caught.value) == (
+        f"the file 'weights.bin' of the store entry {str(folder)!r} is damaged: its sha256 is 77231fd145ba, the "
+        "manifest says 9a129038d9a0; delete that folder and run again: only its stage is computed anew"
+    )
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = written(store).folder
+    (folder / "weights.bin").unlink()
+    with pytest.raises(StoreError, match="'weights.bin' of the store entry .* is damaged: it is missing; delete"):
+        store.lookup(KEY)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
+def test_a_changed_or_missing_manifest_is_an_error(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path)
+    path = written(store).folder / name
+    path.write_text(path.read_text().replace("e", "f"))
+    with pytest.raises(StoreError, match=r"'manifest.json' of the store entry .* is damaged: its sha256 is"):
+        store.lookup(KEY)
+    path.unlink()
+    with pytest.raises(StoreError, match=f"'{name}' of the store entry .* is damaged: it is missing"):
+        store.lookup(KEY)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "the disk is full; free some space or set KDQ_HOME to a larger disk, then run again"),
+        (errno.EROFS, "it is not writable; make it writable or set KDQ_HOME to a folder that is"),
+        (errno.EACCES, "it is not writable; make it writable or set KDQ_HOME to a folder that is"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_explained_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str
+) -> None:
+    store = Store(tmp_path)
+
+    def refuse(_fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError) as caught:
+        written(store)
+    assert str(caught.value) == (
+        f"cannot write to the store {str(tmp_path)!r}: {text}. Nothing was half-written: finished stages are kept"
+    )
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_drafts_of_dead_processes_are_swept_and_others_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "drafts" / f"{KEY}.999999999.aa").mkdir(parents=True)
+    with store.draft(KEY) as mine:
+        assert store.sweep() == [f"{KEY}.999999999.aa"]
+        assert mine.is_dir()
+
+
+def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
+    assert canonical({"b": [1, 2.5], "a": None}) == canonical({"a": None, "b": [1, 2.5]}) == b'{"a":null,"b":[1,2.5]}'
