@@ -1,0 +1,214 @@
+"""How KDQ reaches MLflow: environment, explicit addresses, one migration, and errors as one paragraph.
+
+MLflow takes two seconds to import, so it is imported inside functions, after `mlflow_environment` has been applied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from kdq_core.errors import KdqError, StageError, TransientError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+    from mlflow import MlflowClient
+
+    from kdq_core.spec import Site
+
+_ready: set[str] = set()
+_ready_lock = threading.Lock()
+
+
+def folder(site: Site) -> Path:
+    """The folder of everything MLflow keeps on this site."""
+    return site.home / "mlflow"
+
+
+def mlflow_environment(site: Site) -> dict[str, str]:
+    """Environment variables for every process that imports MLflow; what the user has set himself wins.
+
+    No telemetry; a dead server is given up after 2 retries (3 s) instead of 246 s, a silent one after 30 s a try; no
+    URLs on stdout, which belongs to `--json`; environments of `mlflow models serve` below KDQ_HOME.
+    """
+    return {
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are raised and told by KDQ, not logged with a traceback
+        "MLFLOW_ENV_ROOT": str(folder(site) / "envs"),
+    }
+
+
+def client(site: Site) -> MlflowClient:
+    """A client with explicit tracking and registry addresses; the SQLite schema is there when it returns.
+
+    Raises:
+        TransientError: the server cannot be reached.
+        StageError: the database is unreadable, or a Python package is missing.
+    """
+    for name, value in mlflow_environment(site).items():
+        os.environ.setdefault(name, value)
+    with mlflow_errors(site):
+        from mlflow import MlflowClient
+
+        _make_ready(site)
+        return MlflowClient(tracking_uri=site.mlflow_uri, registry_uri=site.mlflow_uri)
+
+
+def local_database(uri: str) -> Path | None:
+    """The SQLite file behind `uri`, or `None` for any other address."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+
+
+def read_only(database: Path) -> sqlite3.Connection:
+    """Open an existing SQLite file for reading, without importing MLflow.
+
+    Raises:
+        StageError: the file is unreadable or no database.
+    """
+    import sqlite3
+
+    connection = None
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=20)
+        connection.execute("select name from sqlite_master limit 1").fetchall()
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise _unreadable(database, error) from error
+    return connection
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` among processes and threads of this host; it ends with its holder."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def mlflow_errors(site: Site) -> Iterator[None]:
+    """Turn what MLflow, its database driver and the file system raise into KDQ's one-paragraph errors."""
+    try:
+        yield
+    except KdqError:
+        raise
+    except ImportError as error:
+        missing = (error.name or "mlflow").partition(".")[0]
+        raise StageError(
+            f"the tracking address {redacted(site.mlflow_uri)!r} needs the Python package {missing!r}, which is not "
+            f"installed; run `pip install {missing}`"
+        ) from error
+    except Exception as error:
+        raise _told(site, error) from error
+
+
+def redacted(uri: str) -> str:
+    """`uri` without its password, fit for messages and records."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+
+
+def _make_ready(site: Site) -> None:
+    """Check the backend once a process; create a local SQLite file once a site."""
+    uri = site.mlflow_uri
+    with _ready_lock:
+        database = local_database(uri)
+        if uri in _ready and (database is None or database.exists()):
+            return
+        if database is not None:
+            _migrate(site, database)
+        elif not uri.startswith(("http://", "https://")):
+            _knock(uri)
+        _ready.add(uri)
+
+
+def _migrate(site: Site, database: Path) -> None:
+    """Create the schema in a file of its own and rename it, so that a killed migration leaves nothing behind."""
+    with file_lock(folder(site) / ".migrate.lock"):
+        if database.exists():
+            read_only(database).close()
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        database.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = database.with_name(database.name + ".new")
+        unfinished.unlink(missing_ok=True)
+        store = SqlAlchemyStore(f"sqlite:///{unfinished}", (folder(site) / "artifacts").as_uri())
+        store.engine.dispose()
+        unfinished.rename(database)
+
+
+def _knock(uri: str) -> None:
+    """Connect to a database server once; MLflow itself would try a dead one for more than a minute."""
+    import sqlalchemy
+
+    if "://" not in uri:
+        raise StageError(f"the tracking address {uri!r} is a folder, which MLflow no longer supports; name a database")
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
+
+
+def _told(site: Site, error: Exception) -> StageError:
+    address = redacted(site.mlflow_uri)
+    detail = " ".join(str(error).replace(site.mlflow_uri, address).split())[:300]
+    if _unreachable(error):
+        return TransientError(
+            f"the tracking server at {address!r} does not answer ({detail}); start it, or name another one in "
+            "KDQ_TRACKING_URI"
+        )
+    if "is locked" in detail:
+        return TransientError(f"the tracking database {address!r} is busy ({detail}); try again")
+    if "out-of-date database schema" in detail:
+        return StageError(
+            f"the tracking database {address!r} was made by another version of MLflow; back it up, then run "
+            f"`mlflow db upgrade {address}`"
+        )
+    database = local_database(site.mlflow_uri)
+    if database is not None and type(error).__name__ in {"DatabaseError", "OperationalError"}:
+        return _unreadable(database, error)
+    return StageError(f"MLflow at {address!r} refused: {detail}")
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    """Whether a lost connection is among the causes of `error`."""
+    import requests
+    import sqlalchemy.exc
+
+    while error is not None:
+        if isinstance(error, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError):
+            return True
+        if isinstance(error, sqlalchemy.exc.OperationalError) and "sqlite" not in type(error.orig).__module__:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _unreadable(database: Path, error: Exception) -> StageError:
+    detail = " ".join(str(error).split())[:200]
+    return StageError(
+        f"the tracking database {str(database)!r} cannot be read ({detail}); restore it from a backup, or move it "
+        "away to begin a new one"
+    )

@@ -1,0 +1,43 @@
+"""MLflow experiments: one a recipe name, made once, with its files below KDQ_HOME."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdq_core.errors import StageError
+from kdq_registry.environment import folder, local_database
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from kdq_core.spec import Site
+
+
+def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
+    """The id of the experiment `name`, made if it is missing.
+
+    Args:
+        mlflow: a client of the site.
+        site: with a local SQLite file, artifacts go to `KDQ_HOME/mlflow/artifacts/<name>`; a server chooses itself.
+        name: the recipe's name.
+
+    Raises:
+        StageError: the experiment was deleted in MLflow, where its name stays taken.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        local = local_database(site.mlflow_uri) is not None
+        try:
+            return str(mlflow.create_experiment(name, (folder(site) / "artifacts" / name).as_uri() if local else None))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = mlflow.get_experiment_by_name(name)  # another process was quicker
+    if found is None or found.lifecycle_stage != "active":
+        raise StageError(
+            f"the MLflow experiment {name!r} was deleted, and its name is still taken; restore it "
+            f"(`mlflow experiments restore`), or give the recipe another name"
+        )
+    return str(found.experiment_id)

@@ -1,0 +1,224 @@
+"""Promotion: the alias `champion` moves when every gate of the recipe is met and no plug-in vetoes."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from kdq_core.errors import RecipeError, StageError, did_you_mean, listing
+from kdq_core.frozen import Frozen
+from kdq_core.records import EvaluationReport
+from kdq_core.spec import Gate
+from kdq_registry.environment import client, file_lock, folder, local_database, mlflow_errors
+from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from kdq_core.spec import Site
+
+ALIAS = "champion"
+PROMOTION_TAG = "kdq.promotion"
+
+Vetoes = Callable[[str, int, EvaluationReport], Iterable[str]]
+
+
+class GateVerdict(Frozen):
+    """One gate with what was measured. `bound` is absolute: a relative gate's factor is already applied."""
+
+    rule: str
+    value: float | None
+    bound: float | None
+    met: bool
+
+
+class PromotionResult(Frozen):
+    """Whether the alias moved, and why or why not."""
+
+    name: str
+    version: int
+    promoted: bool
+    previous: int | None
+    verdicts: tuple[GateVerdict, ...]
+    vetoes: tuple[str, ...] = ()
+
+
+def gates_table(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
+    """Judge every gate; a metric that was not measured does not meet its gate."""
+    return tuple(_verdict(gate, report) for gate in gates)
+
+
+def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None) -> PromotionResult:
+    """Move the alias `champion` of model `name` to `version`, if its gates are met.
+
+    The move is written to `KDQ_HOME/mlflow/promotions.jsonl` and into a tag of the version.
+
+    Args:
+        site: where MLflow is.
+        name: name of the registered model.
+        version: number of the version.
+        vetoes: asked last, with name, version and report; each reason it gives stands against the promotion.
+
+    Raises:
+        RecipeError: there is no such model or version, or KDQ did not register it.
+        TransientError: the tracking server cannot be reached.
+        StageError: MLflow refused, or another process moved the alias at the same moment.
+    """
+    if _nothing_yet(site):
+        raise _unknown_model(name, [])
+    with mlflow_errors(site):
+        mlflow = client(site)
+        gates, report = _claims(name, version, _version(mlflow, name, version).tags)
+    verdicts = gates_table(gates, report)
+    reasons = tuple(vetoes(name, version, report)) if vetoes else ()
+    promoted = all(verdict.met for verdict in verdicts) and not reasons
+    with mlflow_errors(site), file_lock(folder(site) / ".promote.lock"):
+        head = _model(mlflow, name).aliases.get(ALIAS)
+        result = PromotionResult(
+            name=name,
+            version=version,
+            promoted=promoted,
+            previous=None if head is None else int(head),
+            verdicts=verdicts,
+            vetoes=reasons,
+        )
+        if promoted:
+            _move(site, mlflow, result)
+    return result
+
+
+def list_models(site: Site) -> list[dict[str, Any]]:
+    """Every version of every model, newest first within a model.
+
+    Returns:
+        Rows with `name`, `version`, `aliases`, `created` (UTC), `top1`, `bytes` and `sha256` (12 digits); what a
+        version registered without KDQ lacks is `None`.
+    """
+    if _nothing_yet(site):
+        return []
+    with mlflow_errors(site):
+        mlflow = client(site)
+        models = sorted(_models(mlflow), key=lambda model: str(model.name))
+        return [_row(model, version) for model in models for version in _versions(mlflow, model.name)]
+
+
+def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
+    sign, limit = ("≥", gate.at_least) if gate.at_least is not None else ("≤", gate.at_most)
+    value, bound = report.value(gate.of, gate.metric), limit
+    text = f"{limit:g}"
+    if gate.relative_to is not None:
+        base = report.value(gate.relative_to, gate.metric)
+        bound = None if base is None or limit is None else limit * base
+        text += f" x {gate.relative_to} {gate.metric}"
+    met = value is not None and bound is not None and (value >= bound if sign == "≥" else value <= bound)
+    return GateVerdict(rule=f"{gate.of} {gate.metric} {sign} {text}", value=value, bound=bound, met=met)
+
+
+def _claims(name: str, version: int, tags: dict[str, str]) -> tuple[tuple[Gate, ...], EvaluationReport]:
+    """Gates and report that `register` left in the version's tags."""
+    if GATES_TAG not in tags or REPORT_TAG not in tags:
+        raise RecipeError(
+            f"version {version} of model {name!r} has no tags {GATES_TAG!r} and {REPORT_TAG!r}: KDQ did not register "
+            "it, so its gates cannot be checked; register it with `kdq run`"
+        )
+    gates = TypeAdapter(tuple[Gate, ...]).validate_json(tags[GATES_TAG])
+    return gates, EvaluationReport.model_validate_json(tags[REPORT_TAG])
+
+
+def _move(site: Site, mlflow: MlflowClient, result: PromotionResult) -> None:
+    """Set the alias, read it back, and write who did it and why it was allowed."""
+    mlflow.set_registered_model_alias(result.name, ALIAS, str(result.version))
+    head = int(mlflow.get_model_version_by_alias(result.name, ALIAS).version)
+    if head != result.version:
+        raise StageError(
+            f"the alias {ALIAS!r} of model {result.name!r} was to be version {result.version}, and another process "
+            f"moved it to version {head} at the same moment; look at `kdq models` and promote again"
+        )
+    line = json.dumps(
+        {
+            "who": f"{_user()}@{socket.gethostname()}",
+            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "model": result.name,
+            "from": result.previous,
+            "to": result.version,
+            "verdicts": [verdict.model_dump() for verdict in result.verdicts],
+        }
+    )
+    mlflow.set_model_version_tag(result.name, str(result.version), PROMOTION_TAG, line)
+    with (folder(site) / "promotions.jsonl").open("a", encoding="utf-8") as audit:
+        audit.write(line + "\n")
+        audit.flush()
+        os.fsync(audit.fileno())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # a container without an entry in passwd
+
+
+def _nothing_yet(site: Site) -> bool:
+    database = local_database(site.mlflow_uri)
+    return database is not None and not database.exists()
+
+
+def _models(mlflow: MlflowClient) -> list[Any]:
+    found: list[Any] = []
+    token: str | None = None
+    while token != "":
+        page = mlflow.search_registered_models(max_results=100, page_token=token)
+        found += page
+        token = page.token or ""
+    return found
+
+
+def _versions(mlflow: MlflowClient, name: str) -> list[Any]:
+    found: list[Any] = []
+    token: str | None = None
+    while token != "":
+        page = mlflow.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token or ""
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def _model(mlflow: MlflowClient, name: str) -> Any:
+    models = {str(model.name): model for model in _models(mlflow)}
+    if name not in models:
+        raise _unknown_model(name, list(models))
+    return models[name]
+
+
+def _version(mlflow: MlflowClient, name: str, version: int) -> Any:
+    _model(mlflow, name)
+    versions = {int(v.version): v for v in _versions(mlflow, name)}
+    if version not in versions:
+        numbers = ", ".join(str(number) for number in sorted(versions)) or "none"
+        raise RecipeError(f"model {name!r} has no version {version}; its versions: {numbers}")
+    return versions[version]
+
+
+def _unknown_model(name: str, names: list[str]) -> RecipeError:
+    return RecipeError(f"no registered model named {name!r}{did_you_mean(name, names)}; registered: {listing(names)}")
+
+
+def _row(model: Any, version: Any) -> dict[str, Any]:
+    report = EvaluationReport.model_validate_json(version.tags.get(REPORT_TAG, '{"models": {}}'))
+    created = datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC)
+    return {
+        "name": model.name,
+        "version": int(version.version),
+        "aliases": sorted(alias for alias, number in model.aliases.items() if int(number) == int(version.version)),
+        "created": created.isoformat(timespec="seconds"),
+        "top1": report.value("int8", "top1"),
+        "bytes": report.value("int8", "bytes"),
+        "sha256": version.tags.get(SHA_TAG, "")[:12] or None,
+    }
