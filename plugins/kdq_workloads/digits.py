@@ -147,7 +147,8 @@ def views(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     columns = resampling(1 + SCALE * scale, SHIFT * right)
     moved = rows @ images[:, 0] @ columns.transpose(0, 2, 1)
     noisy = moved + np.float32(NOISE) * random.standard_normal(moved.shape, dtype=np.float32)
-    return noisy.clip(0, 1)[:, None]
+    clipped: np.ndarray = noisy.clip(0, 1)[:, None]
+    return clipped
 
 
 def resampling(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -1,0 +1,18 @@
+"""For authors of plug-ins: conformance kits that KDQ's own plug-ins pass too.
+
+Each takes a plug-in and raises AssertionError with a sentence that says which promise is broken:
+
+```python
+from kdq_core.testing import check_distiller
+
+
+def test_my_distiller_keeps_its_promises():
+    check_distiller(MyDistiller())
+```
+"""
+
+from kdq_core.testing.distillers import check_distiller
+from kdq_core.testing.evaluators import check_evaluator
+from kdq_core.testing.workloads import check_workload
+
+__all__ = ["check_distiller", "check_evaluator", "check_workload"]

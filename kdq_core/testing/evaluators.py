@@ -1,0 +1,62 @@
+"""Conformance kit for evaluators."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from kdq_core.kinds import Evaluator, Subject
+    from kdq_core.records import Metric
+    from kdq_core.tensors import Batches
+
+
+def check_evaluator(
+    evaluator: Evaluator, candidate: Subject, baseline: Subject, batches: Batches, *, timed: Collection[str] = ()
+) -> None:
+    """Check the promises of an evaluator on one candidate.
+
+    Metric names are unique and snake_case; each has a unit and a finite value inside its interval; a second evaluation
+    gives the same values, except those named in `timed`; the files are not changed.
+
+    Args:
+        evaluator: the plug-in, with the options to check.
+        candidate: the file to measure.
+        baseline: the float student's file.
+        batches: gives the test split anew at each call.
+        timed: names of metrics that measure time and so differ from call to call.
+
+    Raises:
+        AssertionError: a promise is broken; the text says which.
+    """
+    before = [digest(subject) for subject in (candidate, baseline)]
+    first = evaluator.evaluate(candidate, baseline, batches)
+    again = evaluator.evaluate(candidate, baseline, batches)
+    assert [digest(s) for s in (candidate, baseline)] == before, "an evaluator should not change a file, but it did"
+    names = [metric.name for metric in first]
+    assert len(set(names)) == len(names), f"metric names should be unique, but they are {names}"
+    assert names == [metric.name for metric in again], "a second evaluation should give the same metrics"
+    for one, other in zip(first, again, strict=True):
+        check_metric(one)
+        same = one.name in timed or one == other
+        assert same, f"a second evaluation should give the same {one.name!r}, but {one.value} became {other.value}"
+
+
+def check_metric(metric: Metric) -> None:
+    """One number: its name, its unit, its interval."""
+    name = metric.name
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", name), f"a metric's name should be snake_case, but it is {name!r}"
+    assert metric.unit, f"metric {name!r} should have a unit, but has none"
+    assert math.isfinite(metric.value), f"metric {name!r} should be finite, but it is {metric.value}"
+    low = -math.inf if metric.low is None else metric.low
+    high = math.inf if metric.high is None else metric.high
+    assert low <= metric.value <= high, f"metric {name!r} should lie in its interval, but {metric.value} does not"
+
+
+def digest(subject: Subject) -> str:
+    """sha256 of a subject's file."""
+    return hashlib.sha256(subject.path.read_bytes()).hexdigest()

@@ -1,0 +1,144 @@
+"""Conformance kit for workloads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdq_core.kinds import Workload
+from kdq_core.tensors import Batch, Outputs, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+BATCH = 16
+
+
+def check_workload(workload: Workload) -> None:
+    """Check the promises of a workload.
+
+    The fingerprint is a stable sha256; each pass gives every sample number 0..N-1 once; the same seed and epoch give
+    the same batches, whatever torch's global generator holds, and the same view of a sample whatever batch it is in;
+    another epoch or seed gives another order of `train`; `validation` and `test` ignore both; no sample of one split is
+    in another (as far as inputs are unaugmented); teacher and student give finite logits of one shape `[B, C]`, have
+    the same weights for the same seed, and can be exported; the loss is a finite scalar with a gradient.
+
+    It goes through all the data several times: give it a small instance of the workload.
+
+    Args:
+        workload: the plug-in, with the options to check.
+
+    Raises:
+        AssertionError: a promise is broken; the text says which.
+    """
+    for check in CHECKS:
+        check(workload)
+
+
+def collect(workload: Workload, split: Split, *, size: int = BATCH, seed: int = 0, epoch: int = 0) -> list[Batch]:
+    """All batches of one pass; the global generator is moved first, since batches must not depend on it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()
+        return list(workload.batches(split, batch_size=size, seed=seed, epoch=epoch))
+
+
+def samples(batches: list[Batch]) -> dict[int, bytes]:
+    """The bytes of inputs and target of each sample, by its number, in the order they came."""
+    found = {}
+    for batch in batches:
+        tensors = (*batch.inputs, *(() if batch.targets is None else (batch.targets,)))
+        for row, number in enumerate(batch.ids.tolist()):
+            found[number] = b"".join(content(t[row]) for t in tensors)
+    return found
+
+
+def content(tensor: Tensor) -> bytes:
+    """The raw bytes of a tensor of any type."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def stable_fingerprint(workload: Workload) -> None:
+    """A hex sha256 that an equal workload repeats."""
+    first, again = workload.fingerprint(), type(workload)(**workload.model_dump()).fingerprint()
+    assert re.fullmatch(r"[0-9a-f]{64}", first), f"the fingerprint should be a sha256 in hex, but it is {first!r}"
+    assert first == again, "the fingerprint of an equal workload should be the same, but it is another one"
+
+
+def every_sample_once(workload: Workload) -> None:
+    """Sample numbers are int64, from 0 to N-1, each once; batches have the size asked for, the last may be smaller."""
+    for split in SPLITS:
+        batches = collect(workload, split)
+        numbers = [number for batch in batches for number in batch.ids.tolist()]
+        assert numbers, f"split {split!r} should have samples, but it is empty"
+        assert sorted(numbers) == list(range(len(numbers))), (
+            f"split {split!r} should give each sample number from 0 to N-1 once, but it does not"
+        )
+        assert all(b.ids.dtype == torch.int64 for b in batches), f"sample numbers of {split!r} should be int64"
+        sizes = [len(batch.ids) for batch in batches]
+        assert set(sizes[:-1]) <= {BATCH}, f"batches of {split!r} should have {BATCH} samples, but have {sizes}"
+        assert sizes[-1] <= BATCH, f"the last batch of {split!r} should have at most {BATCH} samples"
+
+
+def same_seed_same_batches(workload: Workload) -> None:
+    """(seed, epoch) decide all; another of either gives another order of train."""
+    for split in SPLITS:
+        first = samples(collect(workload, split))
+        again = samples(collect(workload, split))
+        assert list(first.items()) == list(again.items()), f"the same seed should give the same batches of {split!r}"
+        small = samples(collect(workload, split, size=7))
+        assert small == first, f"a sample of {split!r} should look the same whatever batch it is in, but it does not"
+    train, test = list(samples(collect(workload, "train"))), samples(collect(workload, "test"))
+    for moved in ({"seed": 1}, {"epoch": 1}):
+        name = next(iter(moved))
+        assert list(samples(collect(workload, "train", **moved))) != train, f"another {name} should shuffle train anew"
+        other = samples(collect(workload, "test", **moved))
+        assert list(other.items()) == list(test.items()), f"the test split should ignore the {name}, but it does not"
+
+
+def disjoint_splits(workload: Workload) -> None:
+    """No sample of one split is in another."""
+    found = {split: set(samples(collect(workload, split)).values()) for split in SPLITS}
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = len(found[one] & found[other])  # type: ignore[index]
+        assert not shared, f"splits should be disjoint, but {shared} samples of {one!r} are in {other!r} too"
+
+
+def usable_models(workload: Workload) -> None:
+    """Models are repeatable, agree in shape, have finite logits and can be exported; the loss has a gradient."""
+    batch = collect(workload, "train")[0]
+    shapes = {}
+    for name, make in (("teacher", workload.teacher), ("student", workload.student)):
+        model, twin = seeded(make), seeded(make)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, twin.state_dict()[key]), f"the same seed should give the same {name}: {key!r}"
+        logits = model(*batch.inputs)
+        assert logits.isfinite().all(), f"the {name}'s logits should be finite, but they are not"
+        shapes[name] = tuple(logits.shape)
+        loss = workload.loss(Outputs(logits), batch)
+        assert loss.ndim == 0, f"the loss should be a scalar, but it has shape {tuple(loss.shape)}"
+        assert loss.isfinite(), f"the loss of the {name} should be finite, but it is {float(loss)}"
+        loss.backward()  # type: ignore[no-untyped-call]
+        without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without, f"every parameter of the {name} should get a gradient, but {without} get none"
+        torch.export.export(model.eval(), batch.inputs, strict=False)
+    assert shapes["teacher"] == shapes["student"], f"teacher and student should give one shape, but give {shapes}"
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """A model made after seeding; the global generator is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+CHECKS: tuple[Callable[[Workload], None], ...] = (
+    stable_fingerprint,
+    every_sample_once,
+    same_seed_same_batches,
+    disjoint_splits,
+    usable_models,
+)
