@@ -77,9 +77,8 @@ def _step(schema: Schema, part: str | int, root: Schema) -> Schema | None:
     return None
 
 
-def _locate(model: type[BaseModel], loc: Loc) -> tuple[Loc, Schema, Schema]:
-    """As much of `loc` as is a path of fields, the schema there, and the root schema."""
-    root = model.model_json_schema()
+def _locate(root: Schema, loc: Loc) -> tuple[Loc, Schema]:
+    """As much of `loc` as is a path of fields, and the schema there."""
     schema, path = resolve(root, root), []
     for part in loc:
         found = _step(schema, part, root)
@@ -87,7 +86,7 @@ def _locate(model: type[BaseModel], loc: Loc) -> tuple[Loc, Schema, Schema]:
             break
         schema = resolve(found, root)
         path.append(part)
-    return tuple(path), schema, root
+    return tuple(path), schema
 
 
 def dotted(loc: Loc) -> str:
@@ -113,9 +112,10 @@ def problems(
         key: what a field is called, such as `option`.
         of: the owner of the fields, such as `of distiller 'logit-kd'`.
     """
+    root = model.model_json_schema()
     lines: dict[Loc, str] = {}
     for detail in error.errors():
-        loc, schema, root = _locate(model, detail["loc"])
+        loc, schema = _locate(root, detail["loc"])
         place = where(detail["loc"])
         text = _say(detail, loc, schema, root, key=key, of=f" {of}" if of else "")
         lines.setdefault(

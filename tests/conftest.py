@@ -1,0 +1,25 @@
+"""What several rooms' tests share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("kdq", deadline=None)  # a busy machine is no failure
+settings.load_profile("kdq")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two guest distributions pip-installed; put it on a child's PYTHONPATH."""
+    target = tmp_path_factory.mktemp("guests")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    folders = [str(ROOT / "tests" / "guest" / name) for name in ("kdq-guest-rounding", "kdq-guest-broken")]
+    subprocess.run([*pip, "--no-build-isolation", "--target", str(target), *folders], check=True, timeout=120)
+    return target

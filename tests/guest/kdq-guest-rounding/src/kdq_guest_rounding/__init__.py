@@ -1,0 +1,1 @@
+"""A quantizer from outside."""

@@ -1,0 +1,17 @@
+"""What this distribution brings."""
+
+from collections.abc import Iterator
+
+from kdq_core.api import PluginSpec, hookimpl
+
+KDQ_PLUGIN_API = ">=1,<2"
+
+
+@hookimpl
+def kdq_quantizers() -> Iterator[PluginSpec]:
+    """Name them; each class is loaded when a recipe needs it."""
+    yield PluginSpec(
+        name="guest-rounding",
+        target="kdq_guest_rounding.rounding:GuestRounding",
+        summary="widest range seen, times a margin",
+    )
