@@ -202,16 +202,18 @@ def _version(mlflow: MlflowClient, name: str, version: int) -> Any:
     versions = {int(v.version): v for v in _versions(mlflow, name)}
     if version not in versions:
         numbers = ", ".join(str(number) for number in sorted(versions)) or "none"
-        raise RecipeError(f"model {name!r} has no version {version}; its versions: {numbers}")
+        raise RecipeError(f"model {name!r} has no version {version}. Versions: {numbers}.")
     return versions[version]
 
 
 def _unknown_model(name: str, names: list[str]) -> RecipeError:
-    return RecipeError(f"no registered model named {name!r}{did_you_mean(name, names)}; registered: {listing(names)}")
+    hint = did_you_mean(name, names) or "."
+    return RecipeError(f"no registered model named {name!r}{hint} Registered: {listing(names)}.")
 
 
 def _row(model: Any, version: Any) -> dict[str, Any]:
     report = EvaluationReport.model_validate_json(version.tags.get(REPORT_TAG, '{"models": {}}'))
+    size = report.value("int8", "bytes")
     created = datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC)
     return {
         "name": model.name,
@@ -219,6 +221,6 @@ def _row(model: Any, version: Any) -> dict[str, Any]:
         "aliases": sorted(alias for alias, number in model.aliases.items() if int(number) == int(version.version)),
         "created": created.isoformat(timespec="seconds"),
         "top1": report.value("int8", "top1"),
-        "bytes": report.value("int8", "bytes"),
+        "bytes": None if size is None else int(size),
         "sha256": version.tags.get(SHA_TAG, "")[:12] or None,
     }

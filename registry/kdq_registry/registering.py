@@ -75,7 +75,8 @@ def register(
         mlflow = client(site)
         experiment = experiment_id(mlflow, site, recipe.name)
         run = run_id or _own_run(mlflow, experiment, recipe)
-        logged = mlflow.create_logged_model(experiment, recipe.model_name, run, {SHA_TAG: sha256}, model_type="onnx")
+        shown = recipe.model_name.replace(".", "-")  # MLflow allows no dots in this name, which is only shown
+        logged = mlflow.create_logged_model(experiment, shown, run, {SHA_TAG: sha256}, model_type="onnx")
         with tempfile.TemporaryDirectory(dir=folder(site)) as scratch:
             _save(Path(scratch) / "model", artifact_file, artifact, example, logged)
             mlflow.log_model_artifacts(logged.model_id, str(Path(scratch) / "model"))
@@ -98,24 +99,27 @@ def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
 
 
 def version_exists(version: ModelVersion, site: Site | None = None) -> bool:
-    """Whether the registry still has this version with these bytes.
+    """Whether the site's registry still has this version with these bytes.
 
     A local SQLite file is read directly, in milliseconds and without importing MLflow.
 
     Args:
         version: what `register` gave.
-        site: where MLflow is; by default what the environment says.
+        site: a version in another registry than the site's does not exist for it. Without a site a local file is asked
+            whatever the site, and a server if the environment names it.
 
     Raises:
         TransientError: the tracking server cannot be reached.
         StageError: the database is unreadable.
     """
     database = local_database(version.tracking_uri)
+    if site is None and database is None:
+        site = Site.from_environment()
+    if site is not None and redacted(site.mlflow_uri) != version.tracking_uri:
+        return False
     if database is not None:
         return _exists_locally(database, version)
-    site = site or Site.from_environment()
-    if redacted(site.mlflow_uri) != version.tracking_uri:
-        return False
+    assert site is not None
     found = find_version(site, version.name, version.file_sha256)
     return found is not None and found.version == version.version
 
