@@ -19,20 +19,29 @@ from kdq_core.records import EvaluationReport, Metric, OperatorCoverage, TensorS
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split
 
 if TYPE_CHECKING:
+    from kdq_core.quantization.capture import BatchNorm, Dropout
     from kdq_core.quantization.fake import FakeQuantize, Grid
+    from kdq_core.quantization.minmax import MinMaxFakeQuantize
+    from kdq_core.quantization.ops import dequantize, quantize
 
 API_VERSION = 1
 """A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; outside that range it is quarantined."""
 
 _LAZY = {
+    "BatchNorm": "kdq_core.quantization.capture",
+    "Dropout": "kdq_core.quantization.capture",
+    "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
+    "dequantize": "kdq_core.quantization.ops",
+    "quantize": "kdq_core.quantization.ops",
     "FakeQuantize": "kdq_core.quantization.fake",
     "Grid": "kdq_core.quantization.fake",
 }
 
 __all__ = [
-    "API_VERSION", "Batch", "Batches", "Distiller", "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid",
-    "LossTerms", "Metric", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
-    "Session", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError", "Workload", "hookimpl",
+    "API_VERSION", "Batch", "BatchNorm", "Batches", "Distiller", "Dropout", "EvaluationReport", "Evaluator",
+    "FakeQuantize", "Field", "Grid", "LossTerms", "Metric", "MinMaxFakeQuantize", "OperatorCoverage", "Outputs",
+    "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer", "Session", "Split", "StageError", "Subject",
+    "Target", "TensorSpec", "TransientError", "Workload", "dequantize", "hookimpl", "quantize",
 ]  # fmt: skip
 
 

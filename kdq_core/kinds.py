@@ -97,6 +97,7 @@ class Place:
         qmax: largest integer the runtime's kernels take for this tensor.
         symmetric: the zero point is 0 (int8) and the range is symmetric.
         axis: channel axis for one scale a channel, or `None` for one scale a tensor.
+        channels: length of `axis`, or `None` without one.
         shared_with: name of the place whose scale and zero point this one repeats, for operators that only move data.
     """
 
@@ -108,6 +109,7 @@ class Place:
     qmax: int
     symmetric: bool
     axis: int | None = None
+    channels: int | None = None
     shared_with: str | None = None
 
 

@@ -1,0 +1,225 @@
+"""Capture: a PyTorch model becomes a graph that can be trained, edited and exported.
+
+Based on `torch.export` (non-strict). Batch-norm and dropout become modules again, so that `train()` and `eval()` mean
+what they mean everywhere; in-place operators become their functional twins.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from kdq_core.errors import StageError
+
+aten = torch.ops.aten
+
+FUNCTIONAL: dict[Any, Any] = {
+    aten.relu_.default: aten.relu.default,
+    aten.add_.Tensor: aten.add.Tensor,
+    aten.sub_.Tensor: aten.sub.Tensor,
+    aten.mul_.Tensor: aten.mul.Tensor,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default,
+    aten.leaky_relu_.default: aten.leaky_relu.default,
+    aten.silu_.default: aten.silu.default,
+    aten.sigmoid_.default: aten.sigmoid.default,
+    aten.relu6_.default: aten.relu6.default,
+    aten.elu_.default: aten.elu.default,
+    aten.dropout_.default: aten.dropout.default,
+    aten.feature_dropout_.default: aten.feature_dropout.default,
+}
+VIEWS = {
+    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.slice.Tensor, aten.select.int,
+}  # fmt: skip
+DROPOUTS = {aten.dropout.default: F.dropout, aten.feature_dropout.default: F.dropout2d}
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over axis 1, with the original's parameters and buffers under their old names.
+
+    `frozen` keeps the running statistics, and normalises by them, also in training.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, source: nn.Module, momentum: float, eps: float) -> None:
+        super().__init__()
+        for name in ("weight", "bias"):
+            self.register_parameter(name, getattr(source, name, None))
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(source, name, None))
+        self.momentum, self.eps, self.frozen = momentum, eps, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape `[B, C, ...]`."""
+        learning = self.training and not self.frozen
+        if learning and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum, self.eps
+        )
+
+
+class Dropout(nn.Module):
+    """Dropout by elements, or by channels."""
+
+    def __init__(self, target: Any, p: float) -> None:
+        super().__init__()
+        self.target, self.p = target, p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop in training; otherwise the identity."""
+        return cast(Tensor, DROPOUTS[self.target](x, self.p, self.training)) if self.training else x
+
+
+def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Turn `model` into an ATen graph with a free batch size. The model itself is left as it is.
+
+    Args:
+        model: gives one tensor, or a tuple of tensors.
+        example: inputs, each of shape `[B, ...]` with B >= 2.
+
+    Returns:
+        A graph module with weights of its own, in training mode, whose state dict has the model's names.
+
+    Raises:
+        StageError: the model cannot be exported, or gives something other than tensors.
+    """
+    exported = _export(copy.deepcopy(model).train(), example)
+    root = exported.module()
+    graph = cast(fx.Graph, root.graph)
+    for node in list(graph.nodes):
+        if node.op == "call_module":  # the guards on input shapes
+            graph.erase_node(node)
+    _plain_outputs(graph, type(model).__name__)
+    _functionalise(graph)
+    _restore_modules(root, graph)
+    graph.eliminate_dead_code()
+    captured = fx.GraphModule(root, graph, class_name=type(model).__name__)
+    return captured.train()
+
+
+def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    batch = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: batch} if x.dim() else None for x in example)
+    forward_takes_varargs = _takes_varargs(model)
+    try:
+        return torch.export.export(
+            model, example, dynamic_shapes=(shapes,) if forward_takes_varargs else shapes, strict=False
+        )
+    except Exception as error:
+        raise StageError(
+            f"model {type(model).__name__!r} cannot be captured as a graph: {_culprit(error)}; "
+            "make its forward free of branches on tensor values and of a fixed batch size"
+        ) from error
+
+
+def _takes_varargs(model: nn.Module) -> bool:
+    import inspect
+
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _culprit(error: BaseException) -> str:
+    """The first line of the message, and the model's own line where it happened."""
+    import traceback
+
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "forward" in f.name and "/torch/" not in f.filename]
+    where = f" (line {frames[-1].lineno}: {frames[-1].line!r})" if frames else ""
+    return f"{type(error).__name__}: {lines[0].strip()}{where}"
+
+
+def _plain_outputs(graph: fx.Graph, name: str) -> None:
+    """Give the model's tensors as they are, with no pytree code around the graph."""
+    codegen = cast(Any, graph._codegen)
+    spec = codegen.pytree_info.out_spec
+    output = graph.output_node()
+    values = tuple(cast(Any, output.args[0]))
+    if not all(isinstance(value, fx.Node) for value in values):
+        raise StageError(f"model {name!r} gives something other than tensors; let it give a tensor or a tuple of tensors")
+    if spec.type not in (None, tuple, list):
+        raise StageError(f"model {name!r} gives a {spec.type.__name__!r}; let it give a tensor or a tuple of tensors")
+    if spec.type in (tuple, list) and spec.num_children != len(values):
+        raise StageError(f"model {name!r} gives nested outputs; let it give a tensor or a flat tuple of tensors")
+    output.args = (values if spec.type in (tuple, list) else values[0],)
+    graph.set_codegen(fx.graph.CodeGen())
+
+
+def _functionalise(graph: fx.Graph) -> None:
+    """Replace in-place operators; what used the changed tensor afterwards uses the result."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.target not in FUNCTIONAL:
+            continue
+        changed = node.args[0]
+        if changed.op == "get_attr":  # batch-norm's counter: its module counts itself
+            if not node.users:
+                graph.erase_node(node)
+            continue
+        base = changed.args[0] if changed.target in VIEWS else None
+        if base is not None and any(order.get(user, 0) > order[node] for user in base.users):
+            raise StageError(
+                f"{node.name!r} changes a view in place while its base {base.name!r} is used later; "
+                "use the operator that gives a new tensor"
+            )
+        node.target = FUNCTIONAL[node.target]
+        changed.replace_all_uses_with(node, delete_user_cb=lambda user, n=node: order[user] > order[n])
+
+
+def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.target == aten.batch_norm.default:
+            _restore_batch_norm(root, graph, node)
+        elif node.target in DROPOUTS:
+            path = _unused(root, node.name)
+            root.add_module(path, Dropout(node.target, float(node.args[1])))
+            _call(graph, node, path)
+
+
+def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
+    holders = {a.target.rpartition(".")[0] for a in node.args[1:5] if isinstance(a, fx.Node) and a.op == "get_attr"}
+    mean, momentum = node.args[3], node.args[6]
+    if len(holders) != 1 or mean is None or not isinstance(momentum, float):
+        raise StageError(
+            f"batch norm {node.name!r} keeps no running statistics of its own, or no fixed momentum; "
+            "use nn.BatchNorm with track_running_stats=True and a number as momentum"
+        )
+    (path,) = holders
+    source = root.get_submodule(path)
+    if not isinstance(source, BatchNorm):
+        _set_submodule(root, path, BatchNorm(source, momentum, float(cast(float, node.args[7]))))
+    _call(graph, node, path)
+
+
+def _call(graph: fx.Graph, node: fx.Node, path: str) -> None:
+    """Let `node` call the module at `path` on its first argument, under its old name."""
+    with graph.inserting_before(node):
+        call = graph.call_module(path, (node.args[0],))
+    call.meta = node.meta
+    node.replace_all_uses_with(call)
+    name = node.name
+    graph.erase_node(node)
+    call.name = name
+
+
+def _set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)
+
+
+def _unused(root: nn.Module, name: str) -> str:
+    while hasattr(root, name):
+        name += "_"
+    return name

@@ -1,0 +1,211 @@
+"""Convert: a prepared model becomes a graph of integers, quantize and dequantize, ready for export.
+
+Batch-norm that follows a conv or linear directly is folded. The integers of the folded weight are those of the
+simulation: `W * gamma / sigma = (scale * |gamma / sigma|) * (sign(gamma) * q)`.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from kdq_core.errors import StageError
+from kdq_core.kinds import Place
+from kdq_core.quantization import ops  # noqa: F401  (registers kdq::quantize and kdq::dequantize)
+from kdq_core.quantization.capture import BatchNorm, Dropout
+from kdq_core.quantization.fake import FakeQuantize, Grid
+from kdq_core.quantization.prepare import PLACES
+
+QUANTIZE = torch.ops.kdq.quantize.default
+DEQUANTIZE = torch.ops.kdq.dequantize.default
+BIAS_LIMIT = 2**30
+"""Largest bias in integers: half of int32, the other half is room for the products."""
+LEAST_SCALE = torch.finfo(torch.float32).tiny * 2**24
+
+
+class Grids(nn.Module):
+    """Scales, zero points and integers of a converted model, by node name."""
+
+
+@torch.no_grad()
+def convert(prepared: fx.GraphModule) -> fx.GraphModule:
+    """Give the integer model that a prepared one simulates. The prepared one is left as it is.
+
+    Args:
+        prepared: from `prepare`, with ranges that have seen data.
+
+    Returns:
+        A graph module in eval mode. Its outputs are those of `prepared` in eval mode, up to the rounding of the int32
+        bias (step: input scale times weight scale).
+
+    Raises:
+        StageError: the model is not prepared, or a place has seen no data or data that is not finite.
+    """
+    if PLACES not in prepared.meta:
+        raise StageError("the model to convert is not prepared; call prepare() on its captured graph first")
+    model = copy.deepcopy(prepared).eval()
+    model.add_module("grids", Grids())
+    _drop_dropout(model)
+    _Converter(model).run()
+    model.graph.eliminate_dead_code()
+    result = fx.GraphModule(model, model.graph, class_name=type(prepared).__name__)
+    result.meta = dict(prepared.meta)
+    for parameter in result.parameters():
+        parameter.requires_grad_(False)
+    return result.eval()
+
+
+def _drop_dropout(model: fx.GraphModule) -> None:
+    for node in list(model.graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(node.target), Dropout):
+            node.replace_all_uses_with(node.args[0])
+            model.graph.erase_node(node)
+
+
+class _Converter:
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model, self.graph = model, model.graph
+        self.places: tuple[Place, ...] = model.meta[PLACES]
+        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.scales: dict[fx.Node, Tensor] = {}
+        self.roots: dict[str, tuple[Place, fx.Node, fx.Node]] = {}
+
+    def run(self) -> None:
+        for place in self.places:
+            if place.role == "activation":
+                self._activation(place)
+        for place in self.places:
+            if place.role == "weight":
+                self._weight(place)
+
+    def _call_of(self, place: Place) -> tuple[fx.Node, FakeQuantize]:
+        for user in self.nodes[place.node].users:
+            module = self.model.get_submodule(user.target) if user.op == "call_module" else None
+            if isinstance(module, FakeQuantize):
+                return user, module
+        raise StageError(f"place {place.name!r} has lost its fake-quantizer; convert the module that prepare() gave")
+
+    def _buffer(self, name: str, value: Tensor) -> fx.Node:
+        """A constant at the head of the graph; one that is there already is used again."""
+        holder = self.model.get_submodule("grids")
+        target = f"grids.{name}"
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target == target:
+                return node
+        holder.register_buffer(name, value)
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            return self.graph.get_attr(target)
+
+    def _activation(self, place: Place) -> None:
+        node = self.nodes[place.node]
+        if place.shared_with is None:
+            call, module = self._call_of(place)
+            grid = module.grid()
+            dtype = torch.uint8 if place.dtype == "uint8" else torch.int8
+            scale = self._buffer(f"{node.name}_scale", grid.scale.to(torch.float32))
+            zero = self._buffer(f"{place.dtype}_{int(grid.zero_point)}", grid.zero_point.to(dtype))
+            self.roots[place.name] = (place, scale, zero)
+            last = self._pair(call, node, place, scale, zero)
+            call.replace_all_uses_with(last, delete_user_cb=lambda user: user.target is not QUANTIZE)
+            self.graph.erase_node(call)
+            self.scales[last] = grid.scale
+        else:
+            _, scale, zero = self.roots[place.shared_with]
+            users = list(node.users)
+            last = self._pair(node, node, place, scale, zero)
+            for user in users:
+                user.replace_input_with(node, last)
+            self.scales[last] = cast(Tensor, operator.attrgetter(cast(str, scale.target))(self.model))
+
+    def _pair(self, after: fx.Node, node: fx.Node, place: Place, scale: fx.Node, zero: fx.Node) -> fx.Node:
+        with self.graph.inserting_after(after):
+            args = (node, scale, zero, place.qmin, place.qmax, node.name)
+            q = self.graph.call_function(QUANTIZE, args)
+        with self.graph.inserting_after(q):
+            return self.graph.call_function(DEQUANTIZE, (q, scale, zero, 0, ""))
+
+    def _weight(self, place: Place) -> None:
+        call, module = self._call_of(place)
+        grid, weight = module.grid(), self._value(self.nodes[place.node])
+        channels = [-1 if dim == (place.axis or 0) else 1 for dim in range(weight.dim())]
+        scale = grid.scale.reshape(channels if grid.axis is not None else [])
+        for op in list(call.users):
+            q = weight.div(scale).round_().clamp_(grid.qmin, grid.qmax)
+            self._operator(place, op, grid, q, channels)
+        self.graph.erase_node(call)
+
+    def _operator(self, place: Place, op: fx.Node, grid: Grid, q: Tensor, channels: list[int]) -> None:
+        input_scale = self.scales.get(cast(fx.Node, op.args[0]))
+        if input_scale is None:
+            raise StageError(
+                f"operator {op.name!r} has a quantized weight and a float input; the target must place both"
+            )
+        scale, bias = self._folded(op, grid, q, channels)
+        if bias is not None:
+            scale, q = _fit_bias(scale, q, bias, input_scale, channels, grid)
+        self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, input_scale)
+
+    def _value(self, node: Any) -> Tensor:
+        return cast(Tensor, operator.attrgetter(node.target)(self.model)).detach()
+
+    def _folded(self, op: fx.Node, grid: Grid, q: Tensor, channels: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Scale `[C]` and bias `[C]` (float64) with a directly following batch-norm folded; `q` takes its signs."""
+        arg = op.args[2] if len(op.args) > 2 else None
+        bias = self._value(arg).double() if arg is not None else None
+        scale = grid.scale.double()
+        if grid.axis is None:
+            scale = scale.expand(q.shape[0])
+        after = next(iter(op.users)) if len(op.users) == 1 else None
+        module = self.model.get_submodule(cast(str, after.target)) if after and after.op == "call_module" else None
+        if after is None or not isinstance(module, BatchNorm):
+            return scale, bias
+        gamma = torch.ones_like(module.running_mean) if module.weight is None else module.weight
+        factor = gamma.double() / (module.running_var.double() + module.eps).sqrt()
+        beta = 0.0 if module.bias is None else module.bias.double()
+        bias = beta + ((0.0 if bias is None else bias) - module.running_mean.double()) * factor
+        q.mul_(factor.sign().reshape(channels))
+        after.replace_all_uses_with(op)
+        self.graph.erase_node(after)
+        return scale * factor.abs(), bias
+
+    def _write(
+        self, place: Place, op: fx.Node, q: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor
+    ) -> None:
+        weight = self._buffer(f"{op.name}_weight", q.to(torch.int8))
+        scales = self._buffer(f"{op.name}_weight_scale", scale.float())
+        zeros = self._buffer(f"zeros_{scale.numel()}", torch.zeros_like(scale, dtype=torch.int8))
+        with self.graph.inserting_before(op):
+            wide = self.graph.call_function(DEQUANTIZE, (weight, scales, zeros, place.axis or 0, op.name))
+        args = [op.args[0], wide, *op.args[2:]]
+        if bias is not None:
+            step = input_scale.float() * scale.float()
+            integers = bias.div(step.double()).round().clamp(-BIAS_LIMIT, BIAS_LIMIT).to(torch.int32)
+            bias_q = self._buffer(f"{op.name}_bias", integers)
+            steps = self._buffer(f"{op.name}_bias_scale", step)
+            with self.graph.inserting_before(op):
+                args[2:3] = [self.graph.call_function(DEQUANTIZE, (bias_q, steps, None, 0, ""))]
+        op.args = tuple(args)
+
+
+def _fit_bias(
+    scale: Tensor, q: Tensor, bias: Tensor, input_scale: Tensor, channels: list[int], grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Widen the scale of channels whose bias would leave int32: their weights are next to nothing beside it."""
+    least = bias.abs() / (input_scale.double() * BIAS_LIMIT)
+    wider = torch.maximum(scale, least.clamp(min=LEAST_SCALE))
+    shrink = torch.where(scale < wider, scale / wider, 1.0)
+    return wider, (q.double() * shrink.reshape(channels)).round().clamp(grid.qmin, grid.qmax).to(q.dtype)
+
+
+def output_scales(converted: fx.GraphModule) -> tuple[float | None, ...]:
+    """The LSB of each output of a converted model; `None` where the output is float."""
+    value: Any = converted.graph.output_node().args[0]
+    outputs = value if isinstance(value, tuple | list) else (value,)
+    return tuple(
+        float(operator.attrgetter(node.args[1].target)(converted)) if node.target is DEQUANTIZE else None
+        for node in outputs
+    )

@@ -1,0 +1,119 @@
+"""Writing a model as a small, self-contained, byte-deterministic ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+
+from kdq_core.api import StageError, dequantize, quantize
+
+LABEL = "kdq"
+aten = torch.ops.aten
+Entry = tuple[str, str]
+
+
+def write(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+    """Export `model` in eval mode to `path`, under a temporary name first.
+
+    Raises:
+        StageError: the model has an operator that cannot be written as ONNX.
+    """
+    training = model.training
+    model.eval()
+    try:
+        proto = _export(model, example)
+    finally:
+        model.train(training)
+    _shrink(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    inputs = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else None for x in example)
+    varargs = any(p.kind is p.VAR_POSITIONAL for p in _parameters(model))
+    try:
+        with _silence():
+            program = torch.export.export(
+                model, example, dynamic_shapes=(shapes,) if varargs else shapes, strict=False
+            )
+            written = torch.onnx.export(
+                program, example, dynamo=True, verbose=False, input_names=inputs, optimize=True,
+                custom_translation_table=_translations(),
+            )  # fmt: skip
+    except Exception as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise StageError(
+            f"model {type(model).__name__!r} cannot be written as ONNX: {type(error).__name__}: {line.strip()}; "
+            "replace the operator by one that ONNX knows"
+        ) from error
+    return written.model_proto if written is not None else None
+
+
+def _parameters(model: nn.Module) -> list[Any]:
+    import inspect
+
+    return list(inspect.signature(model.forward).parameters.values())
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter warns of its own internals, logs missing packages and prints progress."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _translations() -> dict[Any, Any]:
+    return {
+        quantize._opoverload: _quantize,
+        dequantize._opoverload: _dequantize,
+        aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    }
+
+
+def _label(value: Any, label: str) -> Any:
+    if label:
+        value.producer().metadata_props[LABEL] = label
+    return value
+
+
+def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, label: str) -> Any:
+    if (qmin, qmax) not in ((0, 255), (-128, 127)):
+        raise ValueError(f"the range {qmin}..{qmax} of {label!r} is not that of its 8-bit integer")
+    return _label(op.QuantizeLinear(x, scale, zero_point), label)
+
+
+def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, label: str) -> Any:
+    if zero_point is None:
+        return _label(op.DequantizeLinear(q, scale, axis=axis), label)
+    return _label(op.DequantizeLinear(q, scale, zero_point, axis=axis), label)
+
+
+def _adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
+    if list(output_size) != [1, 1]:
+        raise ValueError(f"adaptive average pooling to {list(output_size)!r} has no ONNX twin; use size 1")
+    return op.GlobalAveragePool(x)
