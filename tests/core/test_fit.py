@@ -42,7 +42,7 @@ def test_a_fit_lowers_the_loss_and_records_every_epoch() -> None:
     assert history[-1].values["train/loss"] < 0.7 * history[0].values["train/loss"]
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -58,10 +58,10 @@ def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path, optim
 
     def stop(epoch: int) -> None:
         if epoch == 2:
-            raise Stopped
+            raise StoppedError
 
     state = tmp_path / "scratch" / "fit.safetensors"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(model(), FitHooks(before_epoch=stop), state)
     assert [p.name for p in state.parent.iterdir()] == ["fit.safetensors"]
     begun: list[int] = []
