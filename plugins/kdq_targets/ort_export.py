@@ -17,10 +17,9 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from kdq_core.api import StageError, dequantize, quantize
+from kdq_targets.ort_shrink import LABEL, shrink
 
-LABEL = "kdq"
 aten = torch.ops.aten
-Entry = tuple[str, str]
 
 
 def write(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
@@ -35,7 +34,7 @@ def write(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
         proto = _export(model, example)
     finally:
         model.train(training)
-    _shrink(proto)
+    shrink(proto)
     onnx.checker.check_model(proto, full_check=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

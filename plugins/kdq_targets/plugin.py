@@ -10,4 +10,8 @@ KDQ_PLUGIN_API = ">=1,<2"
 @hookimpl
 def kdq_targets() -> Iterator[PluginSpec]:
     """Name them; each class is loaded when a recipe needs it."""
-    yield from ()
+    yield PluginSpec(
+        name="onnxruntime-cpu",
+        target="kdq_targets.onnxruntime_cpu:OnnxRuntimeCpu",
+        summary="int8 QDQ ONNX for ONNX Runtime's CPU kernels",
+    )

@@ -1,0 +1,101 @@
+"""Target `onnxruntime-cpu`: int8 ONNX files for ONNX Runtime on a CPU.
+
+What
+    Every conv, linear, add, multiplication, pooling and concatenation is quantized, with what moves data between them:
+    uint8 affine activations, int8 symmetric weights per output channel, int32 bias. The file is QDQ ONNX (opset 18); the
+    runtime fuses it into QLinearConv, QLinearAdd, QGemm and their like.
+Limits
+    On x86 CPUs without VNNI the uint8 x int8 kernels add pairs of products in 16 bits and saturate; there weights keep to
+    -63..63 (`reduce_range`).
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kdq_core.api import Field, OperatorCoverage, Place, Session, Target, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.fx import GraphModule
+
+VNNI = {"avx512_vnni", "avx_vnni"}
+
+
+def cpu_saturates(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) -> bool:
+    """Whether 8-bit products can saturate here: an x86 CPU that does not say it has VNNI."""
+    if (machine or platform.machine()).lower() not in ("x86_64", "amd64", "i686"):
+        return False
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return not VNNI & set(flags)
+
+
+class OnnxRuntimeCpu(Target):
+    """Quantizes for, writes for and runs in ONNX Runtime's CPU provider."""
+
+    reduce_range: Literal["auto", "on", "off"] = Field(
+        default="auto", description="7-bit weights, for CPUs whose 8-bit products saturate; auto reads the CPU's flags"
+    )
+    quantize_outputs: bool = Field(default=True, description="whether the model's outputs get an 8-bit grid too")
+    keep_float: tuple[str, ...] = Field(
+        default=(), description="module paths of layers that stay float, such as 'head' or 'layer1.*'"
+    )
+
+    def resolved(self) -> dict[str, str | int | bool]:
+        """`reduce_range` as it is on this machine."""
+        return {"reduce_range": cpu_saturates() if self.reduce_range == "auto" else self.reduce_range == "on"}
+
+    def places(self, graph: GraphModule) -> tuple[Place, ...]:
+        """Where quantizers go in a captured graph.
+
+        Raises:
+            StageError: a pattern of `keep_float` matches no layer.
+        """
+        from kdq_targets.ort_places import find_places
+
+        return find_places(
+            graph,
+            keep_float=self.keep_float,
+            quantize_outputs=self.quantize_outputs,
+            weight_limit=63 if self.resolved()["reduce_range"] else 127,
+        )
+
+    def export(self, model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+        """Write a float or converted model: inputs `input` (or `input_0`, ...), outputs `logits`, `output_1`, ...
+
+        Raises:
+            StageError: an operator has no ONNX form.
+        """
+        from kdq_targets.ort_export import write
+
+        write(model, example, path)
+
+    def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of the file; -1 is the free batch size."""
+        from kdq_targets.ort_session import OrtSession
+
+        return OrtSession(path).signature()
+
+    def session(self, path: Path, *, threads: int) -> Session:
+        """Load the file.
+
+        Raises:
+            StageError: the file is missing or damaged.
+        """
+        from kdq_targets.ort_session import OrtSession
+
+        return OrtSession(path, threads=threads)
+
+    def coverage(self, path: Path, graph: GraphModule) -> tuple[OperatorCoverage, ...]:
+        """One row for each operator of the captured graph, read from the runtime's optimised graph.
+
+        Raises:
+            StageError: the file is missing, damaged, or not of this model.
+        """
+        from kdq_targets.ort_coverage import cover
+        from kdq_targets.ort_places import Finder
+
+        return cover(path, Finder(graph, self.keep_float, self.quantize_outputs))

@@ -1,0 +1,118 @@
+"""What the exporter writes beside the numbers, made small: names of two letters, no stack traces, no doc strings.
+
+Operators keep a mark that leads back to the captured graph, in angle brackets so that ONNX Runtime's own additions to a
+name cannot blur it: `<conv2d_3>` for a quantized conv or linear (its FX node), `<@relu_2>` for another operator (the FX
+node that is quantized behind it), `<%layer.weight>` for a float conv or linear (its parameter).
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from typing import Any
+
+LABEL = "kdq"
+WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
+CARRIERS = {"DequantizeLinear", "Transpose", "Cast", "Reshape", "QuantizeLinear"}
+THROUGH = {"Relu", "Clip", "Identity"}
+
+
+def mark(node: str) -> str:
+    """The mark of a quantized conv or linear."""
+    return f"<{node}>"
+
+
+def mark_behind(node: str) -> str:
+    """The mark of an operator found by the quantized tensor behind it."""
+    return f"<@{node}>"
+
+
+def mark_weight(parameter: str) -> str:
+    """The mark of a float conv or linear."""
+    return f"<%{parameter}>"
+
+
+def shrink(proto: Any) -> None:
+    """Rewrite a fresh ONNX model in place: marks for operators, short names, nothing that is not used."""
+    graph = proto.graph
+    _name_nodes(graph)
+    _strip(proto)
+    _rename_values(graph)
+
+
+def _name_nodes(graph: Any) -> None:
+    makers = {output: node for node in graph.node for output in node.output}
+    initializers = {tensor.name for tensor in graph.initializer}
+    labels = {id(node): p.value for node in graph.node for p in node.metadata_props if p.key == LABEL}
+    names: dict[int, str] = {}
+    for node in graph.node:
+        if node.op_type in WEIGHTED:
+            names[id(node)] = _weight_mark(node, makers, initializers, labels)
+    for node in graph.node:
+        behind = labels.get(id(node), "") if node.op_type == "QuantizeLinear" else ""
+        maker = makers.get(node.input[0]) if behind else None
+        while maker is not None and maker.op_type in THROUGH:
+            maker = makers.get(maker.input[0])
+        if maker is not None:
+            names[id(maker)] = names.get(id(maker)) or mark_behind(behind)
+    for node in graph.node:
+        node.name = names.get(id(node), "")
+
+
+def _weight_mark(node: Any, makers: dict[str, Any], initializers: set[str], labels: dict[int, str]) -> str:
+    value = node.input[1]
+    while value not in initializers:
+        maker = makers.get(value)
+        if maker is None or maker.op_type not in CARRIERS:
+            return ""
+        if id(maker) in labels:
+            return mark(labels[id(maker)])
+        value = maker.input[0]
+    return mark_weight(value)
+
+
+def _strip(proto: Any) -> None:
+    graph = proto.graph
+    for item in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    graph.ClearField("value_info")
+    graph.name = "kdq"
+    proto.producer_name, proto.producer_version = "kdq", ""
+    used = {node.domain for node in graph.node} | {""}
+    kept = [entry for entry in proto.opset_import if entry.domain in used]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+def _rename_values(graph: Any) -> None:
+    for value in (*graph.input, *graph.output):
+        shape = value.type.tensor_type.shape
+        if shape.dim and shape.dim[0].dim_param:
+            shape.dim[0].dim_param = "batch"
+    names = {value.name: value.name for value in graph.input} | {"": ""}
+    for index, value in enumerate(graph.output):
+        names[value.name] = "logits" if index == 0 else f"output_{index}"
+    short = (name for name in _short_names() if name not in names.values())
+    for item in (*graph.initializer, *graph.output):
+        if item.name not in names:
+            names[item.name] = next(short)
+        item.name = names[item.name]
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for index, name in enumerate(values):
+                if name not in names:
+                    names[name] = next(short)
+                values[index] = names[name]
+
+
+def _short_names() -> Iterator[str]:
+    letters = string.ascii_lowercase + string.digits
+    yield from string.ascii_lowercase
+    for first in string.ascii_lowercase:
+        for second in letters:
+            yield first + second
+    for first in string.ascii_lowercase:
+        for second in letters:
+            for third in letters:
+                yield first + second + third
