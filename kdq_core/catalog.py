@@ -13,11 +13,11 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue, PydanticUserError, ValidationError
 
 from kdq_core.code_version import kdq_code_version, package_version
 from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean
-from kdq_core.explain import Where, problems
+from kdq_core.explain import Where, problems, summary
 from kdq_core.kinds import BASES, Kind, Plugin
 from kdq_core.plugin_loading import (
     CatalogEntry,
@@ -28,7 +28,6 @@ from kdq_core.plugin_loading import (
     names_of,
     usable_names,
 )
-from kdq_core.recipe_file import summary
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -121,6 +120,18 @@ class Catalog:
             raise PluginError(f"{_title(entry)} is incomplete: {entry.target!r} lacks {missing}")
         return found
 
+    def options_schema(self, entry: CatalogEntry) -> dict[str, Any]:
+        """JSON Schema of a plug-in's options; imports its class.
+
+        Raises:
+            PluginError: it cannot be imported, or an option has a type that YAML cannot write.
+        """
+        found = self.load_class(entry)
+        try:
+            return found.model_json_schema()
+        except PydanticUserError as error:
+            raise PluginError(f"{_title(entry)} is broken: {' '.join(error.message.split())}") from error
+
     def build(
         self, kind: Kind, name: str, options: Mapping[str, JsonValue] | None = None, *, where: str | Where = ""
     ) -> Plugin:
@@ -143,7 +154,7 @@ class Catalog:
             return found.model_validate_json(json.dumps(options or {}), strict=True)
         except ValidationError as error:
             lines = problems(error, found, where=place, key="option", of=f"of {kind} {name!r}")
-            raise RecipeError(summary(lines, f"{kind} {name!r} in the recipe")) from None
+            raise RecipeError(summary(lines, f"{kind} {name!r}")) from None
         except KdqError:
             raise
         except Exception as error:

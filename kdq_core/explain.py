@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 Where = Callable[[Loc], str]
 
+_SHOWN = 10
 _TYPES = {
     "integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
     "array": "a list", "object": "a mapping", "null": "null",
@@ -122,6 +123,14 @@ def problems(
             loc if detail["type"] != "extra_forbidden" else detail["loc"], f"{place}: {text}" if place else text
         )
     return sorted(lines.values(), key=_by_line)
+
+
+def summary(lines: list[str], subject: str) -> str:
+    """One problem as it is; several under a heading, the first ten of them."""
+    if len(lines) == 1:
+        return lines[0]
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join([f"{subject} has {len(lines)} problems:", *lines[:_SHOWN], *more])
 
 
 def _by_line(text: str) -> tuple[int, str]:

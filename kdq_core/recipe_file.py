@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from kdq_core.errors import RecipeError
-from kdq_core.explain import problems
+from kdq_core.explain import problems, summary
 from kdq_core.spec import Recipe
 from kdq_core.strict_yaml import MAX_CHARACTERS, Document, parse, short
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_SHOWN = 10
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -109,12 +107,4 @@ def recipe_from_document(document: Document) -> Recipe:
     try:
         return Recipe.model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:
-        raise RecipeError(summary(problems(error, Recipe, where=document.where), document.name)) from None
-
-
-def summary(lines: list[str], name: str) -> str:
-    """One problem as it is; several under a heading, the first ten of them."""
-    if len(lines) == 1:
-        return lines[0]
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join([f"recipe '{name}' has {len(lines)} problems:", *lines[:_SHOWN], *more])
+        raise RecipeError(summary(problems(error, Recipe, where=document.where), f"recipe '{document.name}'")) from None

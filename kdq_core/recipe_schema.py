@@ -52,7 +52,7 @@ def _refine(section: Schema, catalog: Catalog, kind: Kind, default: str | None, 
     section["allOf"] = []
     for name, entry in sorted(names.items()):
         try:
-            options = catalog.load_class(entry).model_json_schema(ref_template="#/$defs/{model}")
+            options = catalog.options_schema(entry)
         except PluginError:
             continue
         defs |= options.pop("$defs", {})

@@ -12,7 +12,7 @@ from kdq_flows.cli.common import JsonFlag, console, load_recipe, show
 
 if TYPE_CHECKING:
     from kdq_core.catalog import Catalog, CatalogEntry
-    from kdq_core.kinds import Kind, Plugin
+    from kdq_core.kinds import Kind
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
 KindOption = Annotated[str | None, typer.Option("--kind", help="workload, distiller, quantizer, target or evaluator.")]
@@ -110,7 +110,7 @@ def show_plugin(
     entry = _find(catalog, name, _kinds(kind))
     found = catalog.load_class(entry)
     card = (sys.modules[found.__module__].__doc__ or found.__doc__ or "").strip()
-    rows = _options(found)
+    rows = _options(catalog.options_schema(entry))
     if as_json:
         typer.echo(json.dumps({**entry.model_dump(), "card": card, "options": rows}, indent=2, ensure_ascii=False))
         return
@@ -151,11 +151,10 @@ def _find(catalog: Catalog, name: str, kinds: tuple[Kind, ...]) -> CatalogEntry:
     raise PluginError(f"no plug-in named {name!r}{did_you_mean(name, known) or '.'} Installed: {listing(known)}.")
 
 
-def _options(found: type[Plugin]) -> list[dict[str, Any]]:
+def _options(root: dict[str, Any]) -> list[dict[str, Any]]:
     """One row an option."""
     from kdq_core.explain import bounds, type_name
 
-    root = found.model_json_schema()
     return [
         {
             "option": name,
