@@ -1,0 +1,99 @@
+"""Commands about servers and schedules: up, down, serve, deploy, doctor, reconcile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdq_flows.cli import common
+from kdq_flows.cli.common import JsonFlag
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to the application."""
+    app.command("up")(up)
+    app.command("down")(down)
+    app.command("serve")(serve)
+    app.command("deploy")(deploy)
+    app.command("doctor")(doctor)
+    app.command("reconcile")(reconcile)
+
+
+def up(as_json: JsonFlag = False) -> None:
+    """Start the site's Prefect server and MLflow page, if they are not running."""
+    from kdq_flows import servers
+
+    site = common.site()
+    addresses = servers.up(site)
+    rows: list[dict[str, object]] = [
+        {"server": "Prefect", "page": addresses.prefect_ui, "api": addresses.prefect_api},
+        {"server": "MLflow", "page": addresses.mlflow_ui, "api": site.mlflow_uri},
+    ]
+    common.show(rows, title="servers", as_json=as_json)
+
+
+def down(as_json: JsonFlag = False) -> None:
+    """End the site's servers and worker."""
+    from kdq_flows import servers
+
+    names = servers.down(common.site())
+    if as_json or names:
+        common.show([{"ended": name} for name in names], title="ended", as_json=as_json)
+    else:
+        typer.echo("nothing was running")
+
+
+def serve() -> None:
+    """Run scheduled compressions in the foreground, until Ctrl-C."""
+    from kdq_flows.serve import serve as run
+
+    run(common.site(), say=typer.echo)
+
+
+def deploy(
+    file: Annotated[Path, typer.Argument(help="The recipe.")],
+    cron: Annotated[str | None, typer.Option(help="When, such as '0 3 * * *'.")] = None,
+    interval: Annotated[float | None, typer.Option(help="Seconds from one run to the next.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA name, such as Europe/Berlin.  [default: UTC]")] = None,
+    allowed_lag: Annotated[
+        float | None,
+        typer.Option(help="Skip a run that starts more than this many seconds late.  [default: when the next is due]"),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Schedule a recipe; `kdq serve` runs it."""
+    recipe = common.load_recipe(file)
+    from kdq_flows.schedules import deploy as run
+
+    facts = run(
+        common.site(),
+        recipe,
+        cron=cron,
+        interval_seconds=interval,
+        timezone=timezone,
+        allowed_lag_seconds=allowed_lag,
+    )
+    common.show([facts], title="deployed; `kdq serve` runs it", as_json=as_json)
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Check this installation: the home, the Prefect server, and that schedules fire."""
+    from kdq_flows.doctor import doctor as run
+
+    rows = run(common.site())
+    common.show(rows, title="doctor", as_json=as_json)
+    if any(row["verdict"] != "ok" for row in rows):
+        raise typer.Exit(1)
+
+
+def reconcile(as_json: JsonFlag = False) -> None:
+    """Close runs left open by processes that died."""
+    from kdq_flows.reconcile import reconcile as run
+
+    lines = run(common.site())
+    if as_json or lines:
+        common.show([{"closed": line} for line in lines], title="closed", as_json=as_json)
+    else:
+        typer.echo("nothing to close")

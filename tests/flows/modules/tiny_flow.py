@@ -1,0 +1,13 @@
+"""A flow that a worker's child can import: it leaves a line behind."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+
+@flow(name="tiny", validate_parameters=False)
+def tiny_flow(recipe: dict[str, Any], site: dict[str, Any], allowed_lag_seconds: float | None = None) -> None:
+    with (Path(site["home"]) / "fired.txt").open("a") as file:
+        file.write(f"{recipe['name']} {allowed_lag_seconds} {os.getpid()}\n")

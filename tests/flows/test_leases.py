@@ -1,0 +1,102 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdq_core.errors import StoreError, TransientError
+from kdq_core.spec import Site
+from kdq_flows.leases import device_lease, holder, physical_device
+from kdq_flows.owner import owner_tag
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from kdq_core.spec import Site
+from kdq_flows.leases import device_lease
+with device_lease(Site(home=Path(sys.argv[1])), "cpu"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold_elsewhere(site: Site) -> "subprocess.Popen[str]":
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(site.home)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+def end(child: "subprocess.Popen[str]") -> None:
+    child.kill()
+    child.wait()
+    assert child.stdout is not None
+    child.stdout.close()
+
+
+def test_a_device_in_use_is_not_given_and_the_message_names_the_holder(site: Site) -> None:
+    child = hold_elsewhere(site)
+    told: list[str | None] = []
+    try:
+        with pytest.raises(TransientError) as caught, device_lease(site, "cpu", timeout=0.3, on_wait=told.append):
+            pass
+        assert str(caught.value) == (
+            f"device 'cpu' was not free within 0.3 s: it is held by process {child.pid}; "
+            "wait for that run, end it, or choose another device"
+        )
+        assert told == [owner_tag(child.pid)]
+    finally:
+        end(child)
+
+
+def test_a_lease_comes_back_at_once_when_its_holder_is_killed(site: Site) -> None:
+    child = hold_elsewhere(site)
+    os.kill(child.pid, signal.SIGKILL)
+    began = time.monotonic()
+    with device_lease(site, "cpu", timeout=5):
+        assert time.monotonic() - began < 1
+    end(child)
+
+
+def test_a_child_with_the_descriptor_keeps_the_device_after_its_parent_let_go(site: Site) -> None:
+    with device_lease(site, "cpu") as lease:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lease])
+    with pytest.raises(TransientError), device_lease(site, "cpu", timeout=0.2):
+        pass
+    child.kill()
+    child.wait()
+    with device_lease(site, "cpu", timeout=1):
+        pass
+
+
+def test_the_holder_is_known_while_it_lives(site: Site) -> None:
+    assert holder(site, "cpu") is None
+    with device_lease(site, "cpu"):
+        assert holder(site, "cpu") == owner_tag()
+
+
+def test_two_devices_do_not_wait_for_each_other(site: Site) -> None:
+    with device_lease(site, "cpu"), device_lease(site, "cuda:0", timeout=0.1):
+        pass
+
+
+def test_one_device_has_one_name_whatever_the_process_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [physical_device(name) for name in ("cpu", "cuda", "cuda:0", "cuda:3")] == [
+        "cpu", "cuda-0", "cuda-0", "cuda-3",
+    ]  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert physical_device("cuda") == "cuda-3"
+
+
+def test_a_home_that_is_a_file_is_told_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("not a folder")
+    with pytest.raises(StoreError) as caught, device_lease(Site(home=tmp_path / "home"), "cpu"):
+        pass
+    assert str(caught.value) == (
+        f"cannot write the lock file {str(tmp_path / 'home/leases/cpu.lock')!r}: Not a directory; "
+        "make the folder writable, or choose another one with KDQ_HOME"
+    )

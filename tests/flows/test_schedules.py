@@ -1,0 +1,105 @@
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from kdq_core.errors import RecipeError
+from kdq_core.spec import Recipe, Site
+from kdq_flows.schedules import check_schedule, deploy, too_late
+
+BAD = [
+    ({}, "a schedule is either '--cron' or '--interval', and neither was given; give exactly one"),
+    (
+        {"cron": "0 3 * * *", "interval_seconds": 60.0},
+        "a schedule is either '--cron' or '--interval', and both were given; give exactly one",
+    ),
+    ({"interval_seconds": 0.0}, "the interval is 0.0; give a number of seconds from 1 to 31622400"),
+    ({"interval_seconds": -5.0}, "the interval is -5.0; give a number of seconds from 1 to 31622400"),
+    ({"interval_seconds": float("nan")}, "the interval is nan; give a number of seconds from 1 to 31622400"),
+    ({"interval_seconds": float("inf")}, "the interval is inf; give a number of seconds from 1 to 31622400"),
+    (
+        {"interval_seconds": 60.0, "timezone": "Mars/Base"},
+        "no time zone named 'Mars/Base'; give an IANA name such as 'Europe/Berlin'",
+    ),
+    (
+        {"interval_seconds": 60.0, "timezone": "Europe/Berlni"},
+        "no time zone named 'Europe/Berlni'; did you mean 'Europe/Berlin'?",
+    ),
+    (
+        {"cron": "0 3 * *"},
+        "the cron expression '0 3 * *' has 4 fields; it needs five: minute, hour, day of month, month, day of week",
+    ),
+    (
+        {"cron": "0 25 * * *"},
+        "'0 25 * * *' is not a cron expression; give minute, hour, day of month, month and day of week, "
+        "such as '0 3 * * 1' for Mondays at 3:00",
+    ),
+    (
+        {"cron": "0 0 30 2 *"},
+        "the cron expression '0 0 30 2 *' is never due, as there is no such date; change its day or month",
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "message"), BAD)
+def test_an_impossible_schedule_is_refused_with_its_remedy(asked: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_schedule(**({"cron": None, "interval_seconds": None, "timezone": None} | asked))  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+def test_a_cron_schedule_is_computed_in_its_zone() -> None:
+    schedule = check_schedule(cron="30 3 * * 1", interval_seconds=None, timezone="Europe/Berlin")
+    first = schedule.next_runs[0].astimezone(ZoneInfo("Europe/Berlin"))
+    assert (first.hour, first.minute, first.isoweekday()) == (3, 30, 1)
+    assert first > datetime.now(UTC)
+    assert schedule.text == "cron '30 3 * * 1', Europe/Berlin"
+
+
+def test_a_run_is_skipped_by_default_when_the_next_one_is_due() -> None:
+    daily = check_schedule(cron="0 3 * * *", interval_seconds=None, timezone=None)
+    assert daily.default_lag == 86_400
+    assert check_schedule(cron=None, interval_seconds=7200, timezone=None).default_lag == 7200
+    assert check_schedule(cron=None, interval_seconds=5, timezone=None).default_lag == 60
+
+
+def test_lateness_counts_from_the_expected_start() -> None:
+    now = datetime(2026, 1, 2, 3, tzinfo=UTC)
+    assert not too_late(now - timedelta(seconds=60), 60, now)
+    assert too_late(now - timedelta(seconds=61), 60, now)
+    assert not too_late(None, 60, now)
+    assert not too_late(now - timedelta(days=9), None, now)
+    assert too_late(datetime.now(UTC) - timedelta(seconds=5), 1)
+
+
+def test_a_lag_that_is_no_duration_is_refused_before_anything_is_started(site: Site) -> None:
+    with pytest.raises(RecipeError, match=r"^the allowed lag is -1; give a number of seconds above 0$"):
+        deploy(site, Recipe(name="r", workload="digits"), interval_seconds=60, allowed_lag_seconds=-1)
+    assert not site.home.exists()
+
+
+@pytest.mark.xdist_group("prefect")
+def test_deploying_again_replaces_the_schedule(prefect_site: Site, tiny_flow: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+
+    recipe = Recipe(name="twice", workload="digits")
+    first = deploy(prefect_site, recipe, interval_seconds=3600, module_path=tiny_flow)
+    second = deploy(
+        prefect_site, recipe, cron="0 3 * * *", timezone="Europe/Berlin", allowed_lag_seconds=90, module_path=tiny_flow
+    )
+    assert (first["deployment"], first["id"]) == ("tiny/twice", second["id"])
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("tiny/twice")
+        assert [schedule.schedule.cron for schedule in deployment.schedules] == ["0 3 * * *"]
+        assert deployment.schedules[0].schedule.timezone == "Europe/Berlin"
+        assert deployment.entrypoint == "tiny_flow.tiny_flow"
+        assert not deployment.pull_steps
+        assert deployment.path is None
+        assert deployment.work_pool_name == "kdq"
+        assert deployment.global_concurrency_limit.limit == 1
+        assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
+        assert Recipe.model_validate(deployment.parameters["recipe"]) == recipe
+        assert Site.model_validate(deployment.parameters["site"]) == prefect_site
+        assert deployment.parameters["allowed_lag_seconds"] == 90
+        client.delete_deployment(deployment.id)

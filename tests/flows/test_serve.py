@@ -1,0 +1,92 @@
+"""A recurring deployment fires by itself, against a real server and a real worker: guards the pins of FastAPI
+(the server imports) and SQLAlchemy (its scheduler creates runs)."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kdq_core.errors import RecipeError
+from kdq_core.spec import Recipe, Site
+from kdq_flows import processes
+from kdq_flows.doctor import check_scheduler, doctor
+from kdq_flows.schedules import deploy
+from kdq_flows.serve import serve
+
+
+def wait_for(what: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if what():
+            return True
+        time.sleep(0.1)
+    return what()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("prefect")
+def test_an_interval_deployment_fires_twice_by_itself_and_a_killed_worker_is_replaced(
+    prefect_site: Site, tiny_flow: str
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    deploy(prefect_site, Recipe(name="tick", workload="digits"), interval_seconds=4, module_path=tiny_flow)
+    stop, said = threading.Event(), list[str]()
+    thread = threading.Thread(target=serve, args=(prefect_site,), kwargs={"stop": stop, "say": said.append})
+    thread.start()
+    fired = prefect_site.home / "fired.txt"
+    try:
+        assert wait_for(lambda: fired.exists() and len(fired.read_text().splitlines()) >= 2, 120), said
+        worker = processes.read_record(prefect_site, "worker")
+        assert worker is not None
+        with pytest.raises(RecipeError) as caught:
+            serve(prefect_site)
+        os.kill(worker.pid, signal.SIGKILL)
+        assert wait_for(lambda: _worker_pid(prefect_site) not in (None, worker.pid), 30), said
+    finally:
+        stop.set()
+        thread.join()
+        with get_client(sync_client=True) as client:
+            client.delete_deployment(client.read_deployment_by_name("tiny/tick").id)
+    lines = fired.read_text().splitlines()
+    assert all(line.startswith("tick 60.0 ") for line in lines)
+    assert len({line.split()[2] for line in lines}) == len(lines), "each run is a process of its own"
+    assert processes.read_record(prefect_site, "worker") is None
+    assert said[-1] == "stopped"
+    assert str(caught.value) == (
+        f"another 'kdq serve' is at work in {str(prefect_site.home)!r}; end it first, "
+        "or choose another home with KDQ_HOME"
+    )
+
+
+def _worker_pid(site: Site) -> int | None:
+    record = processes.read_record(site, "worker")
+    return record.pid if record is not None and processes.is_running(record) else None
+
+
+@pytest.mark.xdist_group("prefect")
+def test_the_doctor_finds_a_good_installation_good(prefect_site: Site) -> None:
+    rows = doctor(prefect_site)
+    assert [row["verdict"] for row in rows] == ["ok"] * 3, rows
+    assert rows[0]["detail"] == str(prefect_site.home)
+    assert not [path for path in prefect_site.home.iterdir() if path.name.startswith(".probe")]
+
+
+@pytest.mark.xdist_group("prefect")
+@pytest.mark.usefixtures("prefect_site")
+def test_the_doctor_sees_a_scheduler_that_creates_nothing() -> None:
+    with pytest.raises(TimeoutError) as caught:
+        check_scheduler(seconds=0)
+    assert str(caught.value) == (
+        "no run was scheduled within 0 s; install the versions of constraints.txt (SQLAlchemy below 2.1 above all)"
+    )
+
+
+def test_the_doctor_tells_of_a_home_that_cannot_be_written_and_goes_on(site: Site) -> None:
+    site.home.write_text("not a folder")
+    rows = doctor(site)
+    assert [row["verdict"] for row in rows] == ["broken", "broken", "not checked"]
+    assert "File exists" in str(rows[0]["detail"])

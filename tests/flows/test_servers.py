@@ -1,0 +1,96 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdq_core.errors import RecipeError
+from kdq_core.spec import Site
+from kdq_flows import processes
+from kdq_flows.environment import prefect_environment
+from kdq_flows.servers import down, ensure_mlflow_ui, ensure_prefect, running_prefect, status
+
+
+def test_everything_prefect_writes_lies_below_the_home(site: Site) -> None:
+    variables = prefect_environment(site, "http://127.0.0.1:1/api")
+    below = ("PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "PREFECT_PROFILES_PATH")
+    assert all(Path(variables[name]).is_relative_to(site.home) for name in below)
+    assert str(site.home) in variables["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+
+
+def test_a_database_server_of_the_users_is_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+    monkeypatch.setenv(name, "postgresql+asyncpg://kdq@db/prefect")
+    assert prefect_environment(site, None)[name] == "postgresql+asyncpg://kdq@db/prefect"
+    monkeypatch.setenv(name, "sqlite+aiosqlite:////elsewhere/prefect.db")
+    assert prefect_environment(site, None)[name] == f"sqlite+aiosqlite:///{site.home / 'prefect/prefect.db'}"
+
+
+def test_prefect_reads_our_environment_and_nothing_in_the_users_home(site: Site, tmp_path: Path) -> None:
+    user_home = tmp_path / "user"
+    (user_home / ".prefect").mkdir(parents=True)
+    profile = 'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "http://elsewhere/api"\n'
+    (user_home / ".prefect" / "profiles.toml").write_text(profile)
+    script = """
+import json, sys
+from pathlib import Path
+from kdq_core.spec import Site
+from kdq_flows.environment import apply_environment
+apply_environment(Site(home=Path(sys.argv[1])), None)
+from prefect.settings import get_current_settings
+s = get_current_settings()
+print(json.dumps([str(s.home), s.api.url, s.server.ephemeral.enabled, s.server.analytics_enabled,
+                  str(s.results.local_storage_path), s.server.concurrency.lease_storage]))
+"""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | {"HOME": str(user_home)}
+    env["PREFECT_API_URL"] = "http://inherited/api"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(site.home)],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    prefect = site.home / "prefect"
+    assert json.loads(done.stdout) == [
+        str(prefect), None, False, False, str(prefect / "storage"),
+        "prefect.server.concurrency.lease_storage.filesystem",
+    ]  # fmt: skip
+    assert sorted(path.name for path in user_home.rglob("*")) == [".prefect", "profiles.toml"]
+
+
+def test_a_configured_server_that_does_not_answer_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+    api = f"http://127.0.0.1:{processes.free_port()}/api"
+    with pytest.raises(RecipeError) as caught:
+        ensure_prefect(Site(home=tmp_path, prefect_api=api))
+    assert str(caught.value) == (
+        f"the configured Prefect server {api!r} does not answer; start it, or unset PREFECT_API_URL to let KDQ start "
+        "its own, or use --no-server"
+    )
+    assert not (tmp_path / "servers").exists()
+
+
+def test_a_tracking_server_elsewhere_is_the_page_itself(tmp_path: Path) -> None:
+    assert ensure_mlflow_ui(Site(home=tmp_path, tracking_uri="http://tracking:5000")) == "http://tracking:5000"
+
+
+def test_nothing_runs_in_a_new_home(site: Site) -> None:
+    assert running_prefect(site) is None
+    assert [row["state"] for row in status(site)] == ["stopped"] * 3
+    assert down(site) == []
+
+
+@pytest.mark.xdist_group("prefect")
+def test_the_sites_server_is_used_by_every_later_command(prefect_site: Site) -> None:
+    api, started = ensure_prefect(prefect_site)
+    assert not started
+    assert api.startswith("http://127.0.0.1:")
+    assert running_prefect(prefect_site) == api
+    assert ensure_prefect(prefect_site.model_copy(update={"prefect_api": f"{api}/"})) == (api, False)
+    row = status(prefect_site)[0]
+    assert (row["name"], row["state"], row["url"]) == ("prefect", "running", api.removesuffix("/api"))
+    assert (prefect_site.home / "prefect" / "prefect.db").exists()

@@ -1,0 +1,183 @@
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdq_core.errors import RecipeError, StageError, TransientError
+from kdq_core.spec import Site
+from kdq_flows import supervisor
+from kdq_flows.leases import device_lease
+from kdq_flows.owner import start_time
+
+HEAD = """
+import json, os, signal, subprocess, sys, time
+request = json.load(sys.stdin)
+events = os.fdopen(int(os.environ["KDQ_EVENTS_FD"]), "w", buffering=1)
+def emit(event, **more): events.write(json.dumps({"event": event, **more}) + "\\n")
+"""
+
+
+def run(site: Site, body: str, *, limit: float = 30.0, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run `body` as the child; its result and the events before it."""
+    heard: list[dict[str, Any]] = []
+    log = site.home / "logs" / "stage.log"
+    more = {"on_event": heard.append} | more
+    with device_lease(site, "cpu") as lease:
+        result = supervisor.run_child(
+            {"stage": "fit", "big": "x" * 200_000},
+            site=site,
+            lease_fd=lease,
+            timeout_seconds=limit,
+            log=log,
+            argv=[sys.executable, "-c", HEAD + body],
+            **more,
+        )
+    return result, heard
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        if start_time(pid) is None:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def log_of(site: Site) -> Path:
+    return site.home / "logs" / "stage.log"
+
+
+def test_a_child_gets_the_request_and_its_events_and_result_come_back_in_order(site: Site) -> None:
+    result, heard = run(
+        site,
+        "for n in range(3000): emit('epoch', n=n)\n"
+        "print('to the log')\n"
+        "emit('result', stage=request['stage'], size=len(request['big']), threads=os.environ['OMP_NUM_THREADS'],"
+        " cuda=os.environ['CUDA_VISIBLE_DEVICES'], seed=os.environ['PYTHONHASHSEED'])",
+    )
+    assert result == {
+        "event": "result", "stage": "fit", "size": 200_000, "threads": "1", "cuda": "", "seed": "0",
+    }  # fmt: skip
+    assert [event["n"] for event in heard] == list(range(3000))
+    assert log_of(site).read_text() == "to the log\n"
+
+
+def test_the_child_inherits_the_lease(site: Site) -> None:
+    result, _ = run(
+        site,
+        "def path(fd):\n"
+        "    try: return os.readlink(f'/proc/self/fd/{fd}')\n"
+        "    except OSError: return ''\n"
+        "emit('result', held=any(path(fd).endswith('leases/cpu.lock') for fd in os.listdir('/proc/self/fd')))",
+    )
+    assert result["held"] is True
+
+
+def test_a_reported_error_is_raised_as_what_it_was(site: Site) -> None:
+    with pytest.raises(RecipeError, match=r"^the option is wrong$"):
+        run(site, "emit('error', error={'type': 'RecipeError', 'message': 'the option is wrong'}); sys.exit(1)")
+
+
+def test_a_child_killed_by_a_signal_is_transient_and_its_last_words_are_told(site: Site) -> None:
+    with pytest.raises(TransientError) as caught:
+        run(site, "print('epoch 3 of 9', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert str(caught.value) == (
+        "the stage's worker was killed by SIGKILL before it gave a result; the machine may be out of memory; "
+        f"its last words: 'epoch 3 of 9'; its log is {str(log_of(site))!r}"
+    )
+
+
+def test_a_child_that_leaves_without_a_result_is_transient_and_shows_no_traceback(site: Site) -> None:
+    with pytest.raises(TransientError) as caught:
+        run(site, "raise KeyError('x')")
+    assert str(caught.value) == (
+        "the stage's worker exited with code 1 before it gave a result; "
+        f"its last words: \"KeyError: 'x'\"; its log is {str(log_of(site))!r}"
+    )
+
+
+def test_the_words_of_an_earlier_try_are_not_repeated(site: Site) -> None:
+    for words in ("first", "second"):
+        with pytest.raises(TransientError, match=f"its last words: '{words}';"):
+            run(site, f"print('{words}', flush=True); os._exit(7)")
+
+
+def test_a_child_that_ignores_sigterm_is_ended_at_its_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "TERMINATE_SECONDS", 0.3)
+    pids: list[int] = []
+    began = time.monotonic()
+    with pytest.raises(StageError) as caught:
+        run(
+            site,
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+            "other = subprocess.Popen([sys.executable, '-c', 'import signal, time;"
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'])\n"
+            "emit('pids', pids=[os.getpid(), other.pid])\ntime.sleep(60)",
+            limit=1.0,
+            on_event=lambda event: pids.extend(event["pids"]),
+        )
+    assert type(caught.value) is StageError
+    assert str(caught.value) == (
+        "the stage ran longer than its limit of 1 s and was ended; raise 'retry.stage_timeout_seconds' in the recipe, "
+        f"or give the stage less to do; its log is {str(log_of(site))!r}"
+    )
+    assert time.monotonic() - began < 5
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
+
+
+def test_cancelling_ends_the_child_and_gives_the_device_back(site: Site) -> None:
+    cancelled = threading.Event()
+    pids: list[int] = []
+
+    def heard(event: dict[str, Any]) -> None:
+        pids.append(event["pid"])
+        cancelled.set()
+
+    with pytest.raises(StageError, match=r"^the stage was cancelled and its worker ended$"):
+        run(site, "emit('pid', pid=os.getpid()); time.sleep(60)", on_event=heard, cancelled=cancelled)
+    assert gone(pids[0])
+    with device_lease(site, "cpu", timeout=0.5):
+        pass
+
+
+def test_an_interrupt_that_passes_through_ends_the_child(site: Site) -> None:
+    pids: list[int] = []
+
+    def heard(event: dict[str, Any]) -> None:
+        pids.append(event["pid"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(site, "emit('pid', pid=os.getpid()); time.sleep(60)", on_event=heard)
+    assert gone(pids[0])
+
+
+def test_what_a_finished_child_left_behind_is_ended_too(site: Site) -> None:
+    result, _ = run(
+        site,
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        " pass_fds=[int(os.environ['KDQ_EVENTS_FD'])])\n"
+        "emit('result', other=other.pid)",
+    )
+    assert gone(result["other"])
+
+
+def test_no_descriptor_is_left_open(site: Site) -> None:
+    run(site, "emit('result')")
+    before = len(os.listdir("/proc/self/fd"))
+    run(site, "emit('result')")
+    with pytest.raises(TransientError):
+        run(site, "os.kill(os.getpid(), signal.SIGSEGV)")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_cuda_child_sees_its_own_device_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
+    assert supervisor.child_environment(Site(home=tmp_path, device="cuda:1"))["CUDA_VISIBLE_DEVICES"] == "6"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert supervisor.child_environment(Site(home=tmp_path, device="cuda"))["CUDA_VISIBLE_DEVICES"] == "0"
