@@ -62,7 +62,7 @@ def zero_for_equal_models(distiller: Distiller) -> None:
     """Equal logits give soft terms of zero."""
     same = logits(8, 10, seed=0)
     for name, term in soft(distiller, same.clone().requires_grad_(), same).terms.items():
-        value = abs(float(term))
+        value = abs(float(term.detach()))
         assert value <= TOLERANCE, f"equal models should give zero soft loss, but term {name!r} is {value:g}"
 
 
@@ -84,7 +84,7 @@ def finite_gradients(distiller: Distiller) -> None:
                 case = f"{samples} samples, {classes} classes, logits of about {scale:g}, {dtype}"
                 student = logits(samples, classes, 0).sign().mul(scale).to(dtype).requires_grad_()
                 loss = total(distiller, student, logits(samples, classes, 1).sign().mul(scale).to(dtype))
-                assert loss.isfinite(), f"the loss should be finite, but it is {float(loss)} for {case}"
+                assert loss.isfinite(), f"the loss should be finite, but it is {float(loss.detach())} for {case}"
                 loss.backward()  # type: ignore[no-untyped-call]
                 assert student.grad is not None, f"the student should get a gradient, but it gets none for {case}"
                 assert student.grad.isfinite().all(), f"the gradient should be finite, but it is not for {case}"

@@ -120,7 +120,7 @@ def usable_models(workload: Workload) -> None:
         shapes[name] = tuple(logits.shape)
         loss = workload.loss(Outputs(logits), batch)
         assert loss.ndim == 0, f"the loss should be a scalar, but it has shape {tuple(loss.shape)}"
-        assert loss.isfinite(), f"the loss of the {name} should be finite, but it is {float(loss)}"
+        assert loss.isfinite(), f"the loss of the {name} should be finite, but it is {float(loss.detach())}"
         loss.backward()  # type: ignore[no-untyped-call]
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, f"every parameter of the {name} should get a gradient, but {without} get none"

@@ -1,0 +1,39 @@
+"""The evaluator `coverage` on lists of operators."""
+
+from kdq_core.api import OperatorCoverage
+from kdq_evaluators.coverage import Coverage
+
+
+def operator(kind, int8, macs=0, weight_bytes=0):
+    reason = "" if int8 else "no kernel"
+    return OperatorCoverage(
+        path="p", operator=kind, kernel="K", int8=int8, reason=reason, macs=macs, weight_bytes=weight_bytes
+    )
+
+
+def measured(subject, *operators):
+    candidate = subject("int8", operators=operators)
+    return {m.name: m.value for m in Coverage().evaluate(candidate, subject("student"), lambda: ())}
+
+
+def test_shares_are_of_multiply_accumulates_and_of_weight_bytes(subject):
+    found = measured(
+        subject,
+        operator("conv", True, macs=700, weight_bytes=10),
+        operator("linear", False, macs=300, weight_bytes=40),
+        operator("add", False),
+    )
+    assert found == {"coverage_macs": 0.7, "coverage_weight_bytes": 0.2, "float_operators": 2}
+
+
+def test_only_convolutions_and_linear_layers_count_as_computing(subject):
+    found = measured(subject, operator("conv", True, macs=700), operator("matmul", False, macs=900))
+    assert found["coverage_macs"] == 1.0
+
+
+def test_there_is_no_share_of_nothing(subject):
+    assert measured(subject, operator("add", True)) == {"float_operators": 0}
+
+
+def test_a_float_file_has_no_coverage(subject):
+    assert measured(subject) == {}

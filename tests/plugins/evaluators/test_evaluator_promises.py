@@ -1,0 +1,101 @@
+"""Every house evaluator passes the evaluators' kit, stays light to import, and the kit sees broken promises."""
+
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from torch import nn
+
+from kdq_core.api import Evaluator, Metric, OperatorCoverage
+from kdq_core.testing import check_evaluator
+from kdq_evaluators.coverage import Coverage
+from kdq_evaluators.latency import Latency
+from kdq_evaluators.parity import Parity
+from kdq_evaluators.plugin import kdq_evaluators
+from kdq_evaluators.quality import Quality
+from kdq_evaluators.size import Size
+
+EVALUATORS = (Coverage, Latency, Parity, Quality, Size)
+TIMED = ("latency_p50_ms", "latency_p95_ms", "speedup")
+
+
+@pytest.fixture
+def subjects(subject):
+    operators = (OperatorCoverage(path="p", operator="conv", kernel="QLinearConv", int8=True, macs=5),)
+    found = (
+        subject("int8", lambda x: x, operators=operators, output_scales=(0.1,), simulation=nn.Identity()),
+        subject("student", lambda x: x),
+    )
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    for one in found:
+        onnx.save(helper.make_model(helper.make_graph([], "g", [info], [info])), one.path)
+    return found
+
+
+@pytest.fixture
+def batches(table):
+    random = np.random.default_rng(0)
+    return table(random.normal(size=(30, 4)), random.integers(0, 4, 30))
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_every_evaluator_keeps_the_promises(evaluator, subjects, batches):
+    check_evaluator(evaluator(), *subjects, batches, timed=TIMED)
+    assert evaluator().evaluate(*subjects, batches), "the kit should have had metrics to look at"
+
+
+def test_every_class_that_is_registered_exists():
+    specs = list(kdq_evaluators())
+    classes = [getattr(importlib.import_module(s.target.split(":")[0]), s.target.split(":")[1]) for s in specs]
+    assert sorted(classes, key=lambda c: c.__name__) == list(EVALUATORS)
+    assert [s.name for s in specs] == ["coverage", "latency", "parity", "quality", "size"]
+
+
+def test_the_modules_import_nothing_heavy():
+    modules = ", ".join(f"kdq_evaluators.{name}" for name in ("coverage", "latency", "parity", "quality", "size"))
+    code = (
+        f"import sys, kdq_workloads.digits, kdq_distillers.logit_kd, {modules};"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'torchmetrics', 'sklearn', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class Broken(Evaluator):
+    name: str = "fine"
+    unit: str = "count"
+    value: float = 1.0
+    low: float | None = None
+    drifts: bool = False
+    writes: bool = False
+
+    def evaluate(self, candidate, baseline, batches):
+        value = self.value
+        if self.drifts:
+            value = float(len(list(candidate.path.parent.glob("drift*"))))
+            (candidate.path.parent / f"drift{value}").touch()
+        if self.writes:
+            candidate.path.write_bytes(b"changed")
+        return (Metric(name=self.name, value=value, unit=self.unit, direction="lower", low=self.low),)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"name": "Top-1"}, "a metric's name should be snake_case, but it is 'Top-1'"),
+        ({"unit": ""}, "metric 'fine' should have a unit, but has none"),
+        ({"value": float("nan")}, "metric 'fine' should be finite, but it is nan"),
+        ({"low": 2.0}, "metric 'fine' should lie in its interval, but 1.0 does not"),
+        ({"drifts": True}, "a second evaluation should give the same 'fine', but 0.0 became 1.0"),
+        ({"writes": True}, "an evaluator should not change a file, but it did"),
+    ],
+)
+def test_the_kit_names_the_broken_promise(options, sentence, subjects, batches):
+    check_evaluator(Broken(), *subjects, batches)
+    with pytest.raises(AssertionError) as caught:
+        check_evaluator(Broken(**options), *subjects, batches)
+    assert str(caught.value).startswith(sentence)

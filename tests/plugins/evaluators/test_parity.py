@@ -1,0 +1,117 @@
+"""The evaluator `parity`: flips, exact ties, LSBs, and a simulation that must not move."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdq_core.api import StageError
+from kdq_evaluators.parity import Parity, count_flips, state_hash
+
+ROWS = np.array([[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 2, 0]], dtype=np.float32)
+
+
+class Simulation(nn.Module):
+    """Answers with its input plus a constant table, as far as the batch goes."""
+
+    def __init__(self, added=0.0):
+        super().__init__()
+        self.register_buffer("added", torch.as_tensor(added, dtype=torch.float32), persistent=False)
+
+    def forward(self, x):
+        return x + self.added
+
+
+def measured(subject, table, file, scales=(0.5,), simulation=None, rows=ROWS):
+    candidate = subject("int8", file, simulation=simulation or Simulation(), output_scales=scales)
+    return {m.name: m.value for m in Parity().evaluate(candidate, subject("student"), table(rows))}
+
+
+def test_equal_outputs_have_no_flip_and_no_difference(subject, table):
+    found = measured(subject, table, lambda x: x)
+    assert found == {
+        "parity_flips": 0,
+        "parity_ties": 0,
+        "parity_p50_lsb": 0,
+        "parity_p99_lsb": 0,
+        "parity_max_lsb": 0,
+    }
+
+
+def test_a_flip_is_counted(subject, table):
+    found = measured(subject, table, lambda x: x[:, ::-1])
+    # Row 2 keeps its class; in row 4 the file picks class 1, the simulation class 0, which tie in the simulation.
+    assert found["parity_flips"] == 2
+    assert found["parity_ties"] == 1
+
+
+def test_a_flip_between_classes_that_tie_exactly_in_either_output_is_a_tie():
+    clear, tie = [3.0, 1.0, 0.0], [2.0, 2.0, 0.0]
+    turned = [1.0, 3.0, 0.0]
+    assert count_flips(np.array([turned]), np.array([clear])) == (1, 0)
+    assert count_flips(np.array([turned]), np.array([tie])) == (0, 1)
+    assert count_flips(np.array([tie]), np.array([turned])) == (0, 1)
+    assert count_flips(np.array([tie]), np.array([tie])) == (0, 0)
+
+
+def test_a_tie_of_other_classes_excuses_no_flip():
+    file, simulated = np.array([[0.0, 0.0, 5.0, 1.0]]), np.array([[0.0, 0.0, 1.0, 5.0]])
+    assert count_flips(file, simulated) == (1, 0)
+
+
+def test_differences_are_in_steps_of_the_output_scale(subject, table):
+    def one_step_off_in_one_place(x):
+        y = x.copy()
+        y[0, 0] += 1.0
+        return y
+
+    found = measured(subject, table, one_step_off_in_one_place, scales=(0.25,))
+    assert (found["parity_p50_lsb"], found["parity_p99_lsb"], found["parity_max_lsb"]) == (0, 4, 4)
+
+
+def test_float_rounding_of_the_same_integers_is_no_difference(subject, table):
+    scale = 0.0372
+    rows = (np.random.default_rng(0).integers(-128, 128, (50, 4)) * np.float64(scale)).astype(np.float32)
+    found = measured(subject, table, lambda x: np.nextafter(x, np.inf), scales=(scale,), rows=rows)
+    assert found["parity_max_lsb"] == 0
+
+
+def test_a_float_output_is_measured_in_255ths_of_its_range(subject, table):
+    found = measured(subject, table, lambda x: x + np.float32(2 / 255), scales=(None,))
+    assert found["parity_p50_lsb"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_float_file_has_no_parity(subject, table):
+    student = subject("student", lambda x: x)
+    assert Parity().evaluate(student, student, table(ROWS)) == ()
+
+
+def test_a_simulation_that_changes_while_it_is_evaluated_is_refused(subject, table):
+    class Observing(Simulation):
+        def forward(self, x):
+            self.added += 1
+            return x
+
+    with pytest.raises(StageError) as caught:
+        measured(subject, table, lambda x: x, simulation=Observing())
+    assert str(caught.value) == (
+        "evaluator 'parity' found that the simulation changes while it is evaluated; "
+        "switch its observers off and its batch norms to evaluation first"
+    )
+
+
+def test_the_hash_sees_buffers_that_are_not_saved_and_low_precision():
+    model = Simulation([1.0, 2.0])
+    first = state_hash(model)
+    model.added[1] = 3
+    assert state_hash(model) != first
+    assert state_hash(model.to(torch.bfloat16)) != first
+
+
+def test_another_output_shape_is_refused(subject, table):
+    with pytest.raises(StageError) as caught:
+        measured(subject, table, lambda x: x[:, :2])
+    assert str(caught.value) == (
+        "evaluator 'parity' compares outputs of one shape, but the file gives (4, 2) and its simulation (4, 3); "
+        "export the model that is simulated"
+    )
