@@ -112,7 +112,8 @@ def test_a_guest_is_found_with_its_distribution(install: Install, load: Load) ->
         (HEAD + "@hookimpl\n    def kdq_distillers(): return [PluginSpec(name='soft', target='a:B')] * 2",
          "names distiller 'soft' twice"),
     ],
-    ids="import exit syntax api api-text no-hook misspelt raises no-spec name target twice".split(),
+    ids=["import", "exit", "syntax", "api", "api text", "no hook", "misspelt", "raises", "no spec", "name", "target",
+         "twice"],
 )  # fmt: skip
 def test_a_broken_plugin_is_quarantined_with_its_reason_and_the_others_work(
     source: str, reason: str, install: Install, load: Load

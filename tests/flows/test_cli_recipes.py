@@ -1,0 +1,240 @@
+"""The command line: what asks for nothing heavy answers at once; an error is one paragraph and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from kdq_core.errors import StageError
+from kdq_flows.cli import app, common, main
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "prefect", "mlflow", "pandas", "onnx", "onnxruntime", "sklearn", "matplotlib"}
+RECIPE = "name: x\nworkload: digits\n"
+
+
+def kdq(*arguments: str, code: int = 0, path: Path | None = None, cwd: Path | None = None) -> str:
+    """Run the command in a child; gives stdout, or stderr where a failure is expected."""
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    command = [sys.executable, "-c", "from kdq_flows.cli import main; main()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Run the command in this process; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDQ_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdq", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        output = capsys.readouterr()
+        return int(caught.value.code or 0), output.out, output.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["validate", str(ROOT / "recipes" / "digits.yaml")], ["plugins", "list", "--json"],
+     ["plugins", "show", "digits", "--json"], ["schema"]],
+    ids=["help", "version", "validate", "plugins list", "plugins show", "schema"],
+)  # fmt: skip
+def test_what_runs_nothing_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("HEAVY", sorted({HEAVY} & set(sys.modules))))
+sys.argv = ["kdq", *{arguments}]
+from kdq_flows.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_validate_says_what_the_recipe_names(call) -> None:
+    Path("r.yaml").write_text(RECIPE)
+    assert call("validate", "r.yaml") == (
+        0,
+        "r.yaml is valid: workload digits; distiller logit-kd; quantizer minmax-qat; target onnxruntime-cpu; "
+        "evaluators quality, size, latency, coverage, parity\n",
+        "",
+    )
+    code, out, _ = call("validate", "r.yaml", "--json")
+    (facts,) = json.loads(out)
+    assert (code, facts["file"], facts["recipe"], facts["valid"]) == (0, "r.yaml", "x", True)
+    assert facts["quantizer"] == ["minmax-qat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RECIPE + "quantise: {}", "error: r.yaml:3: unknown key 'quantise'; did you mean 'quantize'? allowed: distill, "
+         "evaluate, gates, kdq, name, quantize, register, retry, seed, target, teacher, workload\n"),
+        (RECIPE + "distill:\n  options: {alpha: 2}",
+         "error: r.yaml:4: option 'alpha' of distiller 'logit-kd' is 2; allowed: a number, 0 to 1\n"),
+        (RECIPE + "distill: {use: logit_kd}",
+         "error: r.yaml:3: no distiller named 'logit_kd'; did you mean 'logit-kd'? Installed: logit-kd.\n"),
+        ("", "error: recipe 'r.yaml' is empty; it needs at least 'name' and 'workload'\n"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_is_one_paragraph_and_exit_code_2(text: str, message: str, call) -> None:
+    Path("r.yaml").write_text(text)
+    assert call("validate", "r.yaml") == (2, "", message)
+
+
+def test_debug_shows_the_traceback_before_the_paragraph(call) -> None:
+    code, _, err = call("--debug", "validate", "nothing.yaml")
+    assert code == 2
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith("error: no recipe file 'nothing.yaml'; check the path\n")
+
+
+def test_a_command_that_does_not_exist_is_exit_code_2(call) -> None:
+    code, out, err = call("nothing")
+    assert (code, out) == (2, "")
+    assert "No such command 'nothing'" in err
+
+
+@pytest.fixture
+def raising():
+    """Add a command that raises what the test puts into the list."""
+    raises: list[BaseException] = []
+    before = list(app.registered_commands)
+
+    @app.command("raise")
+    def _raise() -> None:
+        raise raises[0]
+
+    yield raises
+    app.registered_commands[:] = before
+
+
+def test_a_failed_run_is_exit_code_1_and_an_interrupt_130(call, raising: list[BaseException]) -> None:
+    raising.append(StageError("the loss is not finite"))
+    assert call("raise") == (1, "", "error: the loss is not finite\n")
+    raising[:] = [KeyboardInterrupt()]
+    assert call("raise") == (130, "", "")
+    raising[:] = [typer.Exit(3)]
+    assert call("raise") == (3, "", "")
+
+
+def test_an_unexpected_error_is_one_paragraph_with_a_log(call, raising: list[BaseException], tmp_path: Path) -> None:
+    raising.append(ZeroDivisionError("by nothing"))
+    code, out, err = call("raise")
+    (log,) = (tmp_path / "home" / "logs").iterdir()
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: unexpected error ZeroDivisionError: by nothing; run again with 'kdq --debug' to see where it comes "
+        f"from; the traceback is in 'home/logs/{log.name}'\n"
+    )
+    assert log.read_text().startswith("Traceback (most recent call last):")
+
+
+def test_a_home_that_cannot_be_written_hides_no_error(call, raising: list[BaseException], tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    raising.append(ZeroDivisionError())
+    code, _, err = call("raise")
+    assert code == 1
+    assert err == (
+        "error: unexpected error ZeroDivisionError: no text; run again with 'kdq --debug' to see where it comes from\n"
+    )
+
+
+def test_a_table_shows_text_as_it_is_and_json_is_an_array(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"name": "[bold]x", "value": 0.123456}, {"name": "y", "unit": "ms"}]
+    common.show(rows, title="things", as_json=False)
+    table = capsys.readouterr().out
+    assert "[bold]x" in table
+    assert "0.1235" in table
+    assert "nan" not in table
+    common.show(rows, title="things", as_json=True)
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_the_sites_values_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDQ_THREADS", "many")
+    with pytest.raises(common_error()) as caught:
+        common.site()
+    assert str(caught.value) == (
+        "the site's 'threads' is 'many': input should be a valid integer, unable to parse string as an integer"
+    )
+
+
+def common_error() -> type[Exception]:
+    from kdq_core.errors import RecipeError
+
+    return RecipeError
+
+
+def test_plugins_list_filters_by_kind(call) -> None:
+    code, out, _ = call("plugins", "list", "--kind", "workload", "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)] == ["digits"]
+    assert call("plugins", "list", "--kind", "quantiser") == (
+        2,
+        "",
+        "error: no kind of plug-in named 'quantiser'; did you mean 'quantizer'? "
+        "Kinds: distiller, evaluator, quantizer, target, workload.\n",
+    )
+
+
+def test_plugins_show_gives_the_method_card_and_the_options(call) -> None:
+    code, out, _ = call("plugins", "show", "logit-kd")
+    assert code == 0
+    assert "Source: Hinton" in out
+    code, out, _ = call("plugins", "show", "logit-kd", "--kind", "distiller", "--json")
+    (alpha, temperature) = json.loads(out)["options"]
+    assert alpha["bounds"] == "0 to 1"
+    assert temperature["option"] == "temperature"
+    assert call("plugins", "show", "logit")[::2] == (
+        2,
+        "error: no plug-in named 'logit'; did you mean 'logit-kd'? Installed: "
+        + ", ".join(sorted(row["name"] for row in json.loads(call("plugins", "list", "--json")[1])))
+        + ".\n",
+    )
+
+
+def test_schema_writes_what_it_prints(call, tmp_path: Path) -> None:
+    code, printed, _ = call("schema")
+    assert code == 0
+    assert call("schema", "--output", "s.json") == (0, "", "")
+    assert Path("s.json").read_text() == printed
+    assert call("schema", "--output", "no/s.json") == (
+        2, "", "error: 'no/s.json' cannot be written: no such file or directory\n",
+    )  # fmt: skip
+
+
+def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests: Path, tmp_path: Path) -> None:
+    rows = json.loads(kdq("plugins", "list", "--json", path=guests))
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["guest-rounding"] == {
+        "name": "guest-rounding", "kind": "quantizer", "distribution": "kdq-guest-rounding", "version": "0.3.0",
+        "state": "ok", "summary": "widest range seen, times a margin",
+    }  # fmt: skip
+    assert by_name["broken"]["state"] == "quarantined"
+    assert by_name["broken"]["reason"] == "ModuleNotFoundError: No module named 'a_module_nobody_has'"
+    assert by_name["digits"]["state"] == "ok"
+    (tmp_path / "r.yaml").write_text(RECIPE + "quantize: {use: guest-rounding, options: {margin: 1.1}}\n")
+    assert "quantizer guest-rounding" in kdq("validate", "r.yaml", path=guests, cwd=tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE + "quantize: {use: guest-rounding, options: {margin: 3}}\n")
+    assert kdq("validate", "r.yaml", path=guests, cwd=tmp_path, code=2) == (
+        "error: r.yaml:3: option 'margin' of quantizer 'guest-rounding' is 3; allowed: a number, 0.5 to 2\n"
+    )
+    (tmp_path / "r.yaml").write_text(RECIPE + "quantize: {use: guest-broken}\n")
+    assert kdq("validate", "r.yaml", path=guests, cwd=tmp_path, code=2) == (
+        "error: r.yaml:3: no quantizer named 'guest-broken'; did you mean 'guest-rounding'? "
+        "Installed: guest-rounding, minmax-qat. "
+        "Quarantined: kdq-guest-broken (ModuleNotFoundError: No module named 'a_module_nobody_has').\n"
+    )
