@@ -11,6 +11,8 @@ import string
 from collections.abc import Iterator
 from typing import Any
 
+import onnx
+
 LABEL = "kdq"
 WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 CARRIERS = {"DequantizeLinear", "Transpose", "Cast", "Reshape", "QuantizeLinear"}
@@ -36,6 +38,7 @@ def shrink(proto: Any) -> None:
     """Rewrite a fresh ONNX model in place: marks for operators, short names, nothing that is not used."""
     graph = proto.graph
     _name_nodes(graph)
+    _guard_float(graph)
     _strip(proto)
     _rename_values(graph)
 
@@ -69,6 +72,25 @@ def _weight_mark(node: Any, makers: dict[str, Any], initializers: set[str], labe
             return mark(labels[id(maker)])
         value = maker.input[0]
     return mark_weight(value)
+
+
+def _guard_float(graph: Any) -> None:
+    """Keep a float layer float.
+
+    ONNX Runtime rounds a float weight to int8 by itself where the layer stands between DequantizeLinear and
+    QuantizeLinear. A LeakyRelu of slope 1 behind it changes no value and stops that; it is fused into the layer.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        graph.node.append(node)
+        maker = makers.get(node.input[0]) if node.name.startswith("<%") else None
+        if maker is not None and maker.op_type == "DequantizeLinear":
+            value = f"{node.output[0]}_float"
+            guard = onnx.helper.make_node("LeakyRelu", [value], [node.output[0]], alpha=1.0)
+            graph.node[-1].output[0] = value
+            graph.node.append(guard)
 
 
 def _strip(proto: Any) -> None:
