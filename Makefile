@@ -1,0 +1,45 @@
+# Two commands: `make demo` and `make test`. Each sets itself up; Python 3.11 or later, pip, venv and make are enough.
+# A GPU machine brings its own build of torch: README, "On a GPU".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    turn the digits into a registered int8 model"
+	@echo "make test    lint, types and the whole test suite"
+	@echo "make lint    lint, types and import contracts only"
+	@echo "make format  format the code"
+	@echo "make clean   remove the environment and caches; .kdq/, the results, stays"
+
+demo: $(INSTALLED)
+	$(BIN)/kdq run recipes/digits.yaml
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "KDQ needs Python 3.11 or later, and $(PYTHON) is older; say: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): some minutes the first time"
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
