@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Workload
+from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import Loss, to_device
 
@@ -56,19 +58,37 @@ def validation(workload: Workload, device: torch.device, batch_size: int) -> Cal
     """Curves of the validation split: mean loss and, for class labels, top-1."""
 
     def score(model: nn.Module) -> Mapping[str, float]:
-        loss, hits, classed, seen = 0.0, 0, 0, 0
-        for batch in workload.batches("validation", batch_size=batch_size):
-            batch = to_device(batch, device)
-            outputs = outputs_of(model, batch)
-            if batch.targets is None:
-                continue
-            count = len(batch.ids)
-            seen += count
-            loss += workload.loss(outputs, batch).item() * count
-            if outputs.logits.ndim == 2 and batch.targets.ndim == 1 and not batch.targets.is_floating_point():
-                hits += int((outputs.logits.argmax(1) == batch.targets).sum())
-                classed += count
-        curves = {"validation/loss": loss / seen} if seen else {}
-        return curves | ({"validation/top1": hits / classed} if classed else {})
+        with observers_off(model):
+            return curves(model, workload, device, batch_size)
 
     return score
+
+
+def curves(model: nn.Module, workload: Workload, device: torch.device, batch_size: int) -> dict[str, float]:
+    """Mean loss and, for class labels, top-1 over the labelled samples of the validation split."""
+    loss, hits, classed, seen = 0.0, 0, 0, 0
+    for given in workload.batches("validation", batch_size=batch_size):
+        batch = to_device(given, device)
+        if batch.targets is None:
+            continue
+        outputs, count = outputs_of(model, batch), len(batch.ids)
+        seen += count
+        loss += workload.loss(outputs, batch).item() * count
+        if outputs.logits.ndim == 2 and batch.targets.ndim == 1 and not batch.targets.is_floating_point():
+            hits += int((outputs.logits.argmax(1) == batch.targets).sum())
+            classed += count
+    values = {"validation/loss": loss / seen} if seen else {}
+    return values | ({"validation/top1": hits / classed} if classed else {})
+
+
+@contextlib.contextmanager
+def observers_off(model: nn.Module) -> Iterator[None]:
+    """Let no fake-quantizer's range follow the data meanwhile: it is not data to learn from."""
+    observing = [m for m in model.modules() if isinstance(m, FakeQuantize) and m.observing]
+    for module in observing:
+        module.observing = False
+    try:
+        yield
+    finally:
+        for module in observing:
+            module.observing = True
