@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from kdq_flows.cli import common
-
-COMMAND_MODULES = ("recipes", "run", "models", "servers")
+from kdq_flows.cli import common, models, recipes, run, servers
 
 app = typer.Typer(
     name="kdq",
@@ -40,12 +37,8 @@ def _root(
     common.debug = debug
 
 
-for _module in COMMAND_MODULES:
-    try:
-        importlib.import_module(f"kdq_flows.cli.{_module}").register_commands(app)
-    except ModuleNotFoundError as _missing:
-        if _missing.name != f"kdq_flows.cli.{_module}":
-            raise
+for _module in (run, recipes, models, servers):
+    _module.register_commands(app)
 
 
 def main() -> None:
