@@ -1,0 +1,108 @@
+import sqlite3
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kdq_core.errors import StageError, TransientError
+from kdq_core.spec import Recipe, Site
+from kdq_registry.environment import client, local_database, mlflow_environment, redacted
+from kdq_registry.promotion import list_models
+from kdq_registry.tracking import Tracker
+
+
+def test_the_environment_turns_telemetry_and_long_retries_off(tmp_path: Path) -> None:
+    assert mlflow_environment(Site(home=tmp_path)) == {
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+        "MLFLOW_ENV_ROOT": str(tmp_path / "mlflow" / "envs"),
+    }
+
+
+def test_a_client_leaves_a_variable_of_the_user_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    client(site)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+
+
+def test_only_a_sqlite_file_is_a_local_database() -> None:
+    assert local_database("sqlite:////srv/a b/mlflow.db?timeout=5") == Path("/srv/a b/mlflow.db")
+    assert local_database("sqlite:///here.db") == Path.cwd() / "here.db"
+    assert local_database("postgresql://host/mlflow") is None
+    assert local_database("http://host:5000") is None
+
+
+def test_a_password_is_not_shown() -> None:
+    assert redacted("postgresql://kdq:secret@host:5432/mlflow") == "postgresql://kdq:***@host:5432/mlflow"
+    assert redacted("http://host:5000") == "http://host:5000"
+
+
+def test_a_dead_tracking_server_is_one_paragraph_in_seconds(tmp_path: Path) -> None:
+    site = Site(home=tmp_path, tracking_uri="http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(TransientError) as caught:
+        Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
+    assert time.monotonic() - began < 20
+    message = str(caught.value)
+    assert message.startswith("the tracking server at 'http://127.0.0.1:9' does not answer (API request to ")
+    assert message.endswith("); start it, or name another one in KDQ_TRACKING_URI")
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+def test_a_damaged_database_is_one_paragraph(site: Site) -> None:
+    database = site.home / "mlflow" / "mlflow.db"
+    database.write_bytes(b"no database at all, but long enough to have a header " * 40)
+    with pytest.raises(StageError) as caught:
+        list_models(site)
+    assert str(caught.value) == (
+        f"the tracking database {str(database)!r} cannot be read (file is not a database); restore it from a backup, "
+        "or move it away to begin a new one"
+    )
+
+
+def test_a_database_of_another_mlflow_names_the_upgrade(site: Site) -> None:
+    with closing(sqlite3.connect(site.home / "mlflow" / "mlflow.db")) as connection:
+        connection.execute("update alembic_version set version_num = '0a8213491aaa'")
+        connection.commit()
+    with pytest.raises(StageError) as caught:
+        Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
+    assert str(caught.value) == (
+        f"the tracking database {site.mlflow_uri!r} was made by another version of MLflow; back it up, then run "
+        f"`mlflow db upgrade {site.mlflow_uri}`"
+    )
+
+
+def test_a_missing_driver_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(StageError) as caught:
+        client(Site(home=tmp_path, tracking_uri="postgresql://kdq:secret@127.0.0.1:9/mlflow"))
+    assert str(caught.value) == (
+        "the tracking address 'postgresql://kdq:***@127.0.0.1:9/mlflow' needs the Python package 'psycopg2', which is "
+        "not installed; run `pip install psycopg2`"
+    )
+
+
+def test_a_folder_as_tracking_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as caught:
+        client(Site(home=tmp_path, tracking_uri="mlruns"))
+    assert str(caught.value) == (
+        "the tracking address 'mlruns' is a folder, which MLflow no longer supports; name a database"
+    )
+
+
+def test_a_killed_migration_is_begun_anew(tmp_path: Path) -> None:
+    site = Site(home=tmp_path)
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db.new").write_bytes(b"half a schema")
+    client(site)
+    assert [path.name for path in sorted((tmp_path / "mlflow").iterdir())] == [".migrate.lock", "mlflow.db"]

@@ -1,0 +1,128 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdq_core.errors import RecipeError
+from kdq_core.records import EvaluationReport, ModelVersion
+from kdq_core.spec import DEFAULT_GATES, Gate, Site
+from kdq_registry.environment import client
+from kdq_registry.promotion import gates_table, list_models, promote
+
+
+def test_gates_tell_rule_value_bound_and_verdict(report_of: Callable[..., EvaluationReport]) -> None:
+    gates = (*DEFAULT_GATES, Gate(metric="latency_p50_ms", at_most=1.5))
+    told = [v.model_dump() for v in gates_table(gates, report_of(top1=0.9, coverage=1.0, flips=2.0))]
+    assert told == [
+        {"rule": "int8 top1 ≥ 0.95 x teacher top1", "value": 0.9, "bound": 0.95 * 0.98, "met": False},
+        {"rule": "int8 coverage_macs ≥ 1", "value": 1.0, "bound": 1.0, "met": True},
+        {"rule": "int8 parity_flips ≤ 0", "value": 2.0, "bound": 0.0, "met": False},
+        {"rule": "int8 latency_p50_ms ≤ 1.5", "value": None, "bound": 1.5, "met": False},
+    ]
+
+
+def test_a_gate_on_what_is_no_number_is_not_met(report_of: Callable[..., EvaluationReport]) -> None:
+    verdicts = gates_table(
+        (Gate(metric="top1", at_least=0.0), Gate(metric="top1", at_most=9.0)), report_of(float("nan"))
+    )
+    assert [verdict.met for verdict in verdicts] == [False, False]
+
+
+def test_a_gate_relative_to_an_unmeasured_model_is_not_met(report_of: Callable[..., EvaluationReport]) -> None:
+    (verdict,) = gates_table((Gate(metric="top1", at_least=0.5, relative_to="student"),), report_of())
+    assert (verdict.value, verdict.bound, verdict.met) == (0.97, None, False)
+
+
+def test_a_promotion_moves_the_alias_and_writes_who_and_why(
+    site: Site, registered: Callable[..., ModelVersion]
+) -> None:
+    registered(0), registered(1)
+    first, second = promote(site, "digits", 1), promote(site, "digits", 2)
+    assert (first.promoted, first.previous) == (True, None)
+    assert (second.promoted, second.previous) == (True, 1)
+    assert client(site).get_model_version_by_alias("digits", "champion").version == 2
+    lines = [json.loads(line) for line in (site.home / "mlflow" / "promotions.jsonl").read_text().splitlines()]
+    assert [(line["model"], line["from"], line["to"]) for line in lines] == [("digits", None, 1), ("digits", 1, 2)]
+    assert "@" in lines[1]["who"]
+    assert [verdict["met"] for verdict in lines[1]["verdicts"]] == [True, True, True]
+    assert json.loads(client(site).get_model_version("digits", "2").tags["kdq.promotion"]) == lines[1]
+
+
+def test_an_unmet_gate_leaves_the_alias(site: Site, registered: Callable[..., ModelVersion]) -> None:
+    registered(0), registered(1, top1=0.5, coverage=0.9)
+    promote(site, "digits", 1)
+    refused = promote(site, "digits", 2)
+    assert not refused.promoted
+    assert [verdict.met for verdict in refused.verdicts] == [False, False, True]
+    assert client(site).get_model_version_by_alias("digits", "champion").version == 1
+    assert len((site.home / "mlflow" / "promotions.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_veto_leaves_the_alias(site: Site, registered: Callable[..., ModelVersion]) -> None:
+    registered()
+    asked = []
+
+    def vetoes(name: str, version: int, report: EvaluationReport) -> list[str]:
+        asked.append((name, version, report.value("int8", "top1")))
+        return ["the fairness audit is missing"]
+
+    refused = promote(site, "digits", 1, vetoes=vetoes)
+    assert asked == [("digits", 1, 0.97)]
+    assert (refused.promoted, refused.vetoes) == (False, ("the fairness audit is missing",))
+    assert client(site).get_registered_model("digits").aliases == {}
+
+
+def test_an_unknown_model_gets_a_suggestion(site: Site, registered: Callable[..., ModelVersion]) -> None:
+    registered()
+    with pytest.raises(RecipeError) as caught:
+        promote(site, "digitz", 1)
+    assert str(caught.value) == "no registered model named 'digitz'; did you mean 'digits'? Registered: digits."
+
+
+def test_an_unknown_version_gets_the_list(site: Site, registered: Callable[..., ModelVersion]) -> None:
+    registered(0), registered(1)
+    with pytest.raises(RecipeError) as caught:
+        promote(site, "digits", 7)
+    assert str(caught.value) == "model 'digits' has no version 7. Versions: 1, 2."
+
+
+def test_a_home_without_models_stays_empty(tmp_path: Path) -> None:
+    site = Site(home=tmp_path / "home")
+    assert list_models(site) == []
+    with pytest.raises(RecipeError) as caught:
+        promote(site, "digits", 1)
+    assert str(caught.value) == "no registered model named 'digits'. Registered: none."
+    assert not site.home.exists()
+
+
+def test_a_version_of_another_tool_is_listed_and_not_promoted(site: Site) -> None:
+    mlflow = client(site)
+    mlflow.create_registered_model("other")
+    mlflow.create_model_version("other", "file:///nowhere", mlflow.create_run("0").info.run_id)
+    (row,) = list_models(site)
+    assert {name: row[name] for name in ("name", "version", "top1", "bytes", "sha256")} == {
+        "name": "other",
+        "version": 1,
+        "top1": None,
+        "bytes": None,
+        "sha256": None,
+    }
+    with pytest.raises(RecipeError) as caught:
+        promote(site, "other", 1)
+    assert str(caught.value) == (
+        "version 1 of model 'other' has no tags 'kdq.gates' and 'kdq.report': KDQ did not register it, so its gates "
+        "cannot be checked; register it with `kdq run`"
+    )
+
+
+def test_models_are_listed_newest_first_with_their_aliases(site: Site, registered: Callable[..., ModelVersion]) -> None:
+    first, second = registered(0), registered(1, top1=0.99)
+    promote(site, "digits", 1)
+    rows = [{k: v for k, v in row.items() if k != "created"} for row in list_models(site)]
+    common = {"name": "digits", "bytes": 1234}
+    assert rows == [
+        common | {"version": 2, "aliases": [], "top1": 0.99, "sha256": second.file_sha256[:12]},
+        common | {"version": 1, "aliases": ["champion"], "top1": 0.97, "sha256": first.file_sha256[:12]},
+    ]
+    assert list_models(site)[0]["created"].endswith("+00:00")

@@ -1,0 +1,92 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kdq_core.errors import StageError
+from kdq_core.records import EpochRecord, Metric
+from kdq_core.spec import Recipe, Site
+from kdq_registry.environment import client
+from kdq_registry.tracking import Tracker, flattened
+
+
+@pytest.fixture
+def tracker(site: Site, recipe: Recipe) -> Tracker:
+    return Tracker.begin(site, recipe, owner="host:1:2:boot", plan_tags={"kdq.data": "f" * 64})
+
+
+def test_a_pipeline_run_has_owner_environment_options_and_recipe(site: Site, tracker: Tracker) -> None:
+    run = client(site).get_run(tracker.run_id)
+    assert run.info.status == "RUNNING"
+    assert run.info.run_name == "digits"
+    assert run.data.tags["kdq.owner"] == "host:1:2:boot"
+    assert run.data.tags["kdq.data"] == "f" * 64
+    assert {"kdq.env.python", "kdq.env.platform", "kdq.env.torch", "kdq.env.kdq"} <= run.data.tags.keys()
+    assert run.data.params["distill.fit.epochs"] == "10"
+    assert run.data.params["evaluate.0.use"] == "quality"
+    recipe = (site.home / "mlflow" / "artifacts" / "digits" / tracker.run_id / "artifacts" / "recipe.yaml").read_text()
+    assert "minmax-qat" in recipe
+
+
+def test_a_stage_is_a_nested_run_with_its_options_and_curves(site: Site, tracker: Tracker) -> None:
+    run_id = tracker.stage_run("distill", "c" * 64, {"use": "logit-kd", "fit": {"epochs": 3}})
+    tracker.log_epochs(run_id, [EpochRecord(epoch=e, values={"train/loss": 1 / e}) for e in (1, 2)])
+    tracker.finish(run_id, "FINISHED")
+    run = client(site).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == tracker.run_id
+    assert run.data.tags["kdq.owner"] == "host:1:2:boot"
+    assert run.data.tags["kdq.key"] == "c" * 64
+    assert run.data.params == {"use": "logit-kd", "fit.epochs": "3"}
+    history = client(site).get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]
+
+
+def test_metrics_are_named_by_role_and_carry_their_interval(site: Site, tracker: Tracker) -> None:
+    top1 = Metric(name="top1", value=0.9, unit="fraction", direction="higher", low=0.8, high=0.95)
+    tracker.log_metrics(tracker.run_id, "int8", [top1])
+    logged = client(site).get_run(tracker.run_id).data.metrics
+    assert logged == {"int8/top1": 0.9, "int8/top1_low": 0.8, "int8/top1_high": 0.95}
+
+
+def test_more_points_than_one_call_takes_are_all_logged(site: Site, tracker: Tracker) -> None:
+    tracker.log_epochs(tracker.run_id, [EpochRecord(epoch=e, values={"a": e, "b": -e}) for e in range(1, 601)])
+    assert len(client(site).get_metric_history(tracker.run_id, "b")) == 600
+
+
+def test_threads_may_share_a_tracker(site: Site, tracker: Tracker) -> None:
+    def stage(number: int) -> str:
+        run_id = tracker.stage_run(f"stage-{number}", "d" * 64, {"number": number})
+        tracker.log_epochs(run_id, [EpochRecord(epoch=1, values={"number": number})])
+        tracker.finish(run_id, "FINISHED")
+        return run_id
+
+    with ThreadPoolExecutor(8) as pool:
+        runs = [client(site).get_run(run_id) for run_id in pool.map(stage, range(16))]
+    assert [run.data.metrics["number"] for run in runs] == list(range(16))
+    experiment = client(site).get_experiment_by_name("digits").experiment_id
+    assert len(client(site).search_runs([experiment])) == 17
+
+
+def test_the_end_closes_the_stages_that_are_still_open(site: Site, tracker: Tracker) -> None:
+    done, left = tracker.stage_run("train_teacher", "e" * 64, {}), tracker.stage_run("distill", "f" * 64, {})
+    tracker.finish(done, "FINISHED")
+    tracker.end("FAILED")
+    states = [client(site).get_run(run_id).info.status for run_id in (done, left, tracker.run_id)]
+    assert states == ["FINISHED", "FAILED", "FAILED"]
+
+
+def test_a_deleted_experiment_names_the_remedy(site: Site, recipe: Recipe) -> None:
+    mlflow = client(site)
+    mlflow.delete_experiment(mlflow.create_experiment("digits"))
+    with pytest.raises(StageError) as caught:
+        Tracker.begin(site, recipe, owner="me", plan_tags={})
+    assert str(caught.value) == (
+        "the MLflow experiment 'digits' was deleted, and its name is still taken; restore it "
+        "(`mlflow experiments restore`), or give the recipe another name"
+    )
+
+
+def test_options_are_flattened_to_dotted_names() -> None:
+    nested = json.loads('{"a": {"b": 1, "c": []}, "d": [{"e": null}, "f"], "g": {}}')
+    assert dict(flattened(nested)) == {"a.b": 1, "a.c": [], "d.0.e": None, "d.1": "f", "g": {}}
