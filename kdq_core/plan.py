@@ -1,15 +1,8 @@
-"""The recipe as a DAG of stages, and the key of each.
-
-A key is the sha256 of its parts: the code version of KDQ and of the plug-ins the stage names, the library versions,
-the recipe sections it reads, the digests of its parents, the data's fingerprint, the seed and the device class.
-"""
+"""The recipe as a DAG of stages, and the key of each: the sha256 of its parts and of its parents' digests."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import JsonValue
@@ -17,7 +10,7 @@ from pydantic import JsonValue
 from kdq_core.catalog import Catalog, kdq_code_version
 from kdq_core.errors import StoreError
 from kdq_core.frozen import Frozen
-from kdq_core.kinds import Kind, Target, Workload
+from kdq_core.keys import KeyParts
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Entry, Store, canonical, sha256_of
 
@@ -64,33 +57,24 @@ class Forecast(Frozen):
 
 def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     """Build every plug-in the recipe names once, and make the DAG. Imports no torch for house plug-ins."""
-    workload = catalog.build("workload", recipe.workload.use, recipe.workload.options)
-    target = catalog.build("target", recipe.target.use, recipe.target.options)
-    assert isinstance(workload, Workload)
-    assert isinstance(target, Target)
-    parts = _Parts(recipe, site, catalog, workload.fingerprint(), dict(target.resolved()))
-    evaluators: list[tuple[Kind, str]] = [("evaluator", use.use) for use in recipe.evaluate]
-    distiller: tuple[Kind, str] = ("distiller", recipe.distill.use)
-    quantizer: tuple[Kind, str] = ("quantizer", recipe.quantize.use)
-    how = {"use": recipe.quantize.use, "options": recipe.quantize.options}
-    soft = {"use": recipe.distill.use, "options": recipe.distill.options}
+    parts = KeyParts(recipe, site, catalog)
     nodes = (
         StageNode(name="train_teacher", parents=(), parts=parts.of("teacher")),
-        StageNode(name="distill", parents=("train_teacher",), parts=parts.of("distill", plugins=[distiller])),
+        StageNode(name="distill", parents=("train_teacher",), parts=parts.of("distill", plugins=("distiller",))),
         StageNode(
             name="quantize",
             parents=("train_teacher", "distill"),
-            parts=parts.of("quantize", plugins=[distiller, quantizer], distill=soft, **parts.target),
+            parts=parts.of("quantize", "soft", "target", plugins=("distiller", "quantizer", "target")),
         ),
         StageNode(
             name="export",
             parents=("train_teacher", "distill", "quantize"),
-            parts=parts.of(plugins=[quantizer], quantize=how, **parts.target),
+            parts=parts.of("grid", "target", plugins=("quantizer", "target")),
         ),
         StageNode(
             name="evaluate",
             parents=("distill", "quantize", "export"),
-            parts=parts.of("evaluate", plugins=[quantizer, *evaluators], quantize=how, **parts.target),
+            parts=parts.of("evaluate", "grid", "target", plugins=("quantizer", "target", "evaluator")),
         ),
         StageNode(
             name="register",
@@ -98,7 +82,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
             heavy=False,
             parts={
                 "code": {"kdq": kdq_code_version()},
-                "recipe": {"name": recipe.model_name, "gates": _dump(recipe)["gates"]},
+                "recipe": {"name": recipe.model_name, "gates": recipe.model_dump(mode="json")["gates"]},
                 "tracking": site.mlflow_uri if site.tracking_uri else "the site's own",
             },
         ),
@@ -157,53 +141,7 @@ def _changed(node: StageNode, parts: dict[str, JsonValue] | None, store: Store) 
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         items = {k: _flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()}
         return {name: leaf for part in items.values() for name, leaf in part.items()}
     return {prefix: value}
-
-
-def _dump(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json")
-
-
-class _Parts:
-    """Makes the parts of the keys of one plan."""
-
-    def __init__(
-        self, recipe: Recipe, site: Site, catalog: Catalog, fingerprint: str, resolved: dict[str, str | int | bool]
-    ) -> None:
-        self.recipe, self.site, self.catalog, self.fingerprint = recipe, site, catalog, fingerprint
-        self.target: dict[str, Any] = {"target": {**_dump(recipe)["target"], "resolved": resolved}}
-
-    def of(self, section: str = "", plugins: list[tuple[Kind, str]] | None = None, **extra: Any) -> dict[str, Any]:
-        """The parts of a stage that reads `section` of the recipe besides workload and seed, and names `plugins`."""
-        recipe = _dump(self.recipe)
-        named: list[tuple[Kind, str]] = [("workload", self.recipe.workload.use), *(plugins or [])]
-        if "target" in extra:
-            named.append(("target", self.recipe.target.use))
-        code = {f"{kind} {name}": self.catalog.code_version(self.catalog.find(kind, name)) for kind, name in named}
-        sections = {"workload": recipe["workload"], **({section: recipe[section]} if section else {}), **extra}
-        return {
-            "code": {"kdq": kdq_code_version(), **code},
-            "libraries": {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxruntime")},
-            "recipe": sections,
-            "data": self.fingerprint,
-            "seed": self.recipe.seed,
-            "device": device_class(self.site),
-        }
-
-
-def device_class(site: Site) -> str:
-    """What results may depend on: device, precision, thread count, instruction set."""
-    return (
-        f"{site.device.split(':')[0]} {site.precision}, {site.threads} threads, {platform.machine()} {_isa()}".strip()
-    )
-
-
-def _isa() -> str:
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return ""
-    return " ".join(sorted(flags & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}))

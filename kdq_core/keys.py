@@ -1,0 +1,88 @@
+"""What a stage's key is made of.
+
+Code version of KDQ and of the plug-ins the stage names, library versions, the recipe sections it reads with all
+options resolved, the data's fingerprint, the seed and the device class. The digests of its parents join later.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+from kdq_core.catalog import Catalog, kdq_code_version, named_plugins
+from kdq_core.kinds import Kind, Plugin, Target, Workload
+from kdq_core.spec import Recipe, Site
+
+_SHOWN_AS = {"soft": "distill", "grid": "quantize"}
+"""Use and options of a section without how its own stage trains, for the stages that only call the plug-in."""
+LIBRARIES = ("torch", "onnx", "onnxruntime")
+_ISA = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+
+
+class KeyParts:
+    """Makes the parts of the keys of one plan; builds every plug-in the recipe names once, so it also checks them."""
+
+    def __init__(self, recipe: Recipe, site: Site, catalog: Catalog) -> None:
+        named = named_plugins(recipe)
+        built = {(kind, name): catalog.build(kind, name, options) for kind, name, options, _ in named}
+        self._code = {
+            kind: {name: catalog.code_version(catalog.find(k, name)) for k, name, _, _ in named if k == kind}
+            for kind, _, _, _ in named
+        }
+        self._sections = _resolved(recipe, built)
+        workload = built["workload", recipe.workload.use]
+        assert isinstance(workload, Workload)
+        self._shared = {
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "data": workload.fingerprint(),
+            "seed": recipe.seed,
+            "device": device_class(site),
+        }
+
+    def of(self, *sections: str, plugins: tuple[Kind, ...] = ()) -> dict[str, Any]:
+        """Parts of a stage that reads the workload, the given sections, and calls plug-ins of the given kinds."""
+        code = {f"{kind} {name}": v for kind in ("workload", *plugins) for name, v in self._code[kind].items()}
+        read = {_SHOWN_AS.get(name, name): self._sections[name] for name in ("workload", *sections)}
+        return {"code": {"kdq": kdq_code_version(), **code}, "recipe": read, **self._shared}
+
+
+def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin]) -> dict[str, Any]:
+    """The recipe's sections, with the defaults of the plug-ins filled in."""
+    whole = recipe.model_dump(mode="json")
+
+    def options(kind: Kind, name: str) -> Any:
+        return built[kind, name].model_dump(mode="json")
+
+    target = built["target", recipe.target.use]
+    assert isinstance(target, Target)
+    soft = {"use": recipe.distill.use, "options": options("distiller", recipe.distill.use)}
+    grid = {"use": recipe.quantize.use, "options": options("quantizer", recipe.quantize.use)}
+    return {
+        "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
+        "teacher": whole["teacher"],
+        "distill": whole["distill"] | soft,
+        "soft": soft,
+        "quantize": whole["quantize"] | grid,
+        "grid": grid,
+        "target": {
+            "use": recipe.target.use,
+            "options": options("target", recipe.target.use),
+            "resolved": dict(target.resolved()),
+        },
+        "evaluate": {use.use: options("evaluator", use.use) for use in recipe.evaluate},
+    }
+
+
+def device_class(site: Site) -> str:
+    """What results may depend on: device, precision, thread count, instruction set."""
+    kind = site.device.partition(":")[0]
+    return f"{kind} {site.precision}, {site.threads} threads, {platform.machine()} {_isa()}".strip()
+
+
+def _isa() -> str:
+    try:
+        return " ".join(sorted(_ISA & set(Path("/proc/cpuinfo").read_text().split())))
+    except OSError:
+        return ""

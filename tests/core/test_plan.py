@@ -1,0 +1,133 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdq_core.catalog import Catalog
+from kdq_core.plan import Plan, forecast, make_plan
+from kdq_core.records import Checkpoint
+from kdq_core.spec import FitSpec, Recipe, Site
+from kdq_core.store import Store
+
+STAGES = ["train_teacher", "distill", "quantize", "export", "evaluate", "register"]
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return Catalog.load()
+
+
+def plan(catalog: Catalog, home: Path, site: dict[str, Any] | None = None, **recipe: Any) -> Plan:
+    asked = {"name": "digits", "workload": "digits", **recipe}
+    return make_plan(Recipe.model_validate(asked), Site(home=home, **(site or {})), catalog)
+
+
+def stored(made: Plan, store: Store) -> dict[str, str]:
+    """Pretend that every stage ran; gives the digests."""
+    digests: dict[str, str] = {}
+    for node in made.nodes:
+        key, parts = node.key(digests), node.full_parts(digests)
+        entry = store.lookup(key)
+        if entry is None:
+            with store.draft(key) as draft:
+                (draft / "weights").write_text(f"{node.name} of {key}")
+                record = Checkpoint(role="teacher", weights="weights", parameters=1)
+                entry = store.commit(draft, stage=node.name, key=key, parts=parts, record=record)
+        digests[node.name] = entry.digest
+    return digests
+
+
+def told(made: Plan, store: Store) -> dict[str, tuple[str, str]]:
+    return {line.stage: (line.state, line.why) for line in forecast(made, store)}
+
+
+def test_a_new_plan_runs_everything_in_order(catalog: Catalog, tmp_path: Path) -> None:
+    made = plan(catalog, tmp_path)
+    assert [node.name for node in made.nodes] == STAGES
+    assert told(made, Store(tmp_path)) == dict.fromkeys(STAGES, ("run", "never run before"))
+
+
+def test_a_plan_that_ran_is_cached_whole(catalog: Catalog, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stored(plan(catalog, tmp_path), store)
+    assert told(plan(catalog, tmp_path), store) == dict.fromkeys(STAGES, ("cached", ""))
+
+
+def test_another_option_of_an_evaluator_runs_evaluation_and_nothing_above_it(catalog: Catalog, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stored(plan(catalog, tmp_path), store)
+    evaluate = ["quality", "size", {"use": "latency", "options": {"batch_size": 2}}, "coverage", "parity"]
+    lines = told(plan(catalog, tmp_path, evaluate=evaluate), store)
+    assert [lines[name] for name in STAGES[:4]] == [("cached", "")] * 4
+    assert lines["evaluate"][0] == "run"
+    assert lines["evaluate"][1] == "recipe.evaluate.latency.batch_size changed"
+    assert lines["register"] == ("run", "after evaluate")
+
+
+def test_a_miss_names_the_part_that_changed(catalog: Catalog, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stored(plan(catalog, tmp_path), store)
+    lines = told(plan(catalog, tmp_path, distill={"options": {"temperature": 2}}), store)
+    assert lines["train_teacher"] == ("cached", "")
+    assert lines["distill"] == ("run", "recipe.distill.options.temperature changed")
+    assert lines["quantize"] == ("run", "recipe.distill.options.temperature changed; after distill")
+    assert lines["export"] == ("run", "after distill, quantize")
+    threads = told(plan(catalog, tmp_path, site={"threads": 7}), store)
+    assert threads["train_teacher"] == ("run", "device changed")
+    assert told(plan(catalog, tmp_path, seed=5), store)["train_teacher"] == ("run", "seed changed")
+
+
+def test_a_parent_with_the_same_result_leaves_its_children_cached(catalog: Catalog, tmp_path: Path) -> None:
+    """The key holds the digest of the parent's content, not its key."""
+    store = Store(tmp_path)
+    digests = stored(plan(catalog, tmp_path), store)
+    other = plan(catalog, tmp_path, teacher={"fit": {"epochs": 11}})
+    node = other.node("train_teacher")
+    entry = store.get(plan(catalog, tmp_path).node("train_teacher").key({}))
+    with store.draft(node.key({})) as draft:
+        (draft / "weights").write_bytes(entry.file("weights").read_bytes())
+        again = store.commit(
+            draft, stage="train_teacher", key=node.key({}), parts=node.full_parts({}), record=entry.record
+        )
+    assert again.digest == digests["train_teacher"]
+    assert told(other, store) == dict.fromkeys(STAGES, ("cached", ""))
+
+
+def test_a_damaged_entry_is_told_before_the_run(catalog: Catalog, tmp_path: Path) -> None:
+    store, made = Store(tmp_path), plan(catalog, tmp_path)
+    stored(made, store)
+    (store.folder(made.node("train_teacher").key({})) / "weights").write_text("changed")
+    state, why = told(made, store)["train_teacher"]
+    assert state == "run"
+    assert "is damaged" in why
+    assert why.endswith("delete that folder and run again: only its stage is computed anew")
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ({"seed": 1}, "train_teacher"),
+        ({"workload": {"use": "digits", "options": {"student_width": 32}}}, "train_teacher"),
+        ({"teacher": {"fit": FitSpec(epochs=3)}}, "train_teacher"),
+        ({"distill": {"fit": {"batch_size": 32}}}, "distill"),
+        ({"quantize": {"fit": {"epochs": 1}}}, "quantize"),
+        ({"quantize": {"freeze_observers": 0.1}}, "quantize"),
+        ({"target": {"use": "onnxruntime-cpu", "options": {"quantize_outputs": False}}}, "quantize"),
+        ({"gates": []}, "register"),
+        ({"register": {"name": "other"}}, "register"),
+    ],
+)
+def test_each_section_changes_the_key_of_the_stages_that_read_it(
+    catalog: Catalog, tmp_path: Path, change: dict[str, Any], first: str
+) -> None:
+    digests = dict.fromkeys(STAGES, "0" * 64)
+    base, other = plan(catalog, tmp_path), plan(catalog, tmp_path, **change)
+    moved = [name for name in STAGES if base.node(name).key(digests) != other.node(name).key(digests)]
+    assert moved
+    assert moved[0] == first
+
+
+def test_a_name_or_a_retry_is_no_reason_to_train_again(catalog: Catalog, tmp_path: Path) -> None:
+    digests = dict.fromkeys(STAGES, "0" * 64)
+    base, other = plan(catalog, tmp_path), plan(catalog, tmp_path, name="other", retry={"attempts": 1})
+    assert [n for n in STAGES if base.node(n).key(digests) != other.node(n).key(digests)] == ["register"]
