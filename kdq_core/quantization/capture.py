@@ -7,6 +7,10 @@ what they mean everywhere; in-place operators become their functional twins.
 from __future__ import annotations
 
 import copy
+import inspect
+import traceback
+import warnings
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -37,6 +41,8 @@ VIEWS = {
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.slice.Tensor, aten.select.int,
 }  # fmt: skip
+RECURRENT = {aten.lstm.input: 5, aten.gru.input: 5, aten.rnn_tanh.input: 5, aten.rnn_relu.input: 5}
+"""Position of the dropout probability."""
 DROPOUTS = {aten.dropout.default: F.dropout, aten.feature_dropout.default: F.dropout2d}
 
 
@@ -82,6 +88,19 @@ class Dropout(nn.Module):
         return cast(Tensor, DROPOUTS[self.target](x, self.p, self.training)) if self.training else x
 
 
+class Attention(nn.Module):
+    """Scaled dot-product attention whose dropout is off in eval mode."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Attend; `query` `[B, H, L, E]`, `key` and `value` `[B, H, S, E]`."""
+        p = self.p if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, mask, p, **kwargs)
+
+
 def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
     """Turn `model` into an ATen graph with a free batch size. The model itself is left as it is.
 
@@ -114,9 +133,11 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     shapes = tuple({0: batch} if x.dim() else None for x in example)
     forward_takes_varargs = _takes_varargs(model)
     try:
-        return torch.export.export(
-            model, example, dynamic_shapes=(shapes,) if forward_takes_varargs else shapes, strict=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export warns of its own internals
+            return torch.export.export(
+                model, example, dynamic_shapes=(shapes,) if forward_takes_varargs else shapes, strict=False
+            )
     except Exception as error:
         raise StageError(
             f"model {type(model).__name__!r} cannot be captured as a graph: {_culprit(error)}; "
@@ -125,18 +146,16 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
 
 
 def _takes_varargs(model: nn.Module) -> bool:
-    import inspect
-
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _culprit(error: BaseException) -> str:
     """The first line of the message, and the model's own line where it happened."""
-    import traceback
-
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "forward" in f.name and "/torch/" not in f.filename]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "forward" in f.name and "/torch/" not in f.filename
+    ]
     where = f" (line {frames[-1].lineno}: {frames[-1].line!r})" if frames else ""
     return f"{type(error).__name__}: {lines[0].strip()}{where}"
 
@@ -148,7 +167,9 @@ def _plain_outputs(graph: fx.Graph, name: str) -> None:
     output = graph.output_node()
     values = tuple(cast(Any, output.args[0]))
     if not all(isinstance(value, fx.Node) for value in values):
-        raise StageError(f"model {name!r} gives something other than tensors; let it give a tensor or a tuple of tensors")
+        raise StageError(
+            f"model {name!r} gives something other than tensors; let it give a tensor or a tuple of tensors"
+        )
     if spec.type not in (None, tuple, list):
         raise StageError(f"model {name!r} gives a {spec.type.__name__!r}; let it give a tensor or a tuple of tensors")
     if spec.type in (tuple, list) and spec.num_children != len(values):
@@ -183,9 +204,16 @@ def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:
         if node.target == aten.batch_norm.default:
             _restore_batch_norm(root, graph, node)
         elif node.target in DROPOUTS:
-            path = _unused(root, node.name)
-            root.add_module(path, Dropout(node.target, float(node.args[1])))
-            _call(graph, node, path)
+            _replace(root, graph, node, Dropout(node.target, float(node.args[1])), node.args[:1])
+        elif node.target == aten.scaled_dot_product_attention.default:
+            args = list(node.args) + [None, 0.0, False][len(node.args) - 3 :]
+            kwargs = {"is_causal": args[5], **node.kwargs}
+            _replace(root, graph, node, Attention(float(args[4])), tuple(args[:4]), kwargs)
+        elif node.target in RECURRENT and float(node.args[RECURRENT[node.target]]) > 0:
+            raise StageError(
+                f"{node.name!r} drops out between its recurrent layers, which cannot be switched off in a graph; "
+                "set its dropout to 0 and put nn.Dropout behind it"
+            )
 
 
 def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
@@ -200,13 +228,21 @@ def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node) -> None
     source = root.get_submodule(path)
     if not isinstance(source, BatchNorm):
         _set_submodule(root, path, BatchNorm(source, momentum, float(cast(float, node.args[7]))))
-    _call(graph, node, path)
+    _call(graph, node, path, node.args[:1], {})
 
 
-def _call(graph: fx.Graph, node: fx.Node, path: str) -> None:
-    """Let `node` call the module at `path` on its first argument, under its old name."""
+def _replace(
+    root: nn.Module, graph: fx.Graph, node: fx.Node, module: nn.Module, args: Any, kwargs: Any = MappingProxyType({})
+) -> None:
+    path = _unused(root, node.name)
+    root.add_module(path, module)
+    _call(graph, node, path, args, dict(kwargs))
+
+
+def _call(graph: fx.Graph, node: fx.Node, path: str, args: Any, kwargs: dict[str, Any]) -> None:
+    """Let `node` call the module at `path`, under its old name."""
     with graph.inserting_before(node):
-        call = graph.call_module(path, (node.args[0],))
+        call = graph.call_module(path, args, kwargs)
     call.meta = node.meta
     node.replace_all_uses_with(call)
     name = node.name

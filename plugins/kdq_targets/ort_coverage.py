@@ -16,7 +16,7 @@ from kdq_targets.ort_session import OrtSession
 from kdq_targets.ort_shrink import CARRIERS, mark, mark_behind, mark_weight
 
 INT8_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")
-LAYOUT = {"ReorderOutput", "ReorderInput", "Transpose"}
+LAYOUT = {"ReorderOutput", "ReorderInput", "Transpose", "Reshape", "Flatten", "Squeeze"}
 FUSABLE = {"Relu", "Clip", "LeakyRelu", "Add"}
 
 

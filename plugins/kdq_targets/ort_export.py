@@ -50,9 +50,7 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     varargs = any(p.kind is p.VAR_POSITIONAL for p in _parameters(model))
     try:
         with _silence():
-            program = torch.export.export(
-                model, example, dynamic_shapes=(shapes,) if varargs else shapes, strict=False
-            )
+            program = torch.export.export(model, example, dynamic_shapes=(shapes,) if varargs else shapes, strict=False)
             written = torch.onnx.export(
                 program, example, dynamo=True, verbose=False, input_names=inputs, optimize=True,
                 custom_translation_table=_translations(),
@@ -90,7 +88,9 @@ def _translations() -> dict[Any, Any]:
     return {
         quantize._opoverload: _quantize,
         dequantize._opoverload: _dequantize,
-        aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+        aten.adaptive_avg_pool1d.default: _adaptive_avg_pool,
+        aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
+        aten.mean.dim: _mean,
     }
 
 
@@ -112,7 +112,16 @@ def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, label: str) -> A
     return _label(op.DequantizeLinear(q, scale, zero_point, axis=axis), label)
 
 
-def _adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
-    if list(output_size) != [1, 1]:
+def _adaptive_avg_pool(x: Any, output_size: Any) -> Any:
+    if set(output_size) != {1}:
         raise ValueError(f"adaptive average pooling to {list(output_size)!r} has no ONNX twin; use size 1")
     return op.GlobalAveragePool(x)
+
+
+def _mean(x: Any, dim: Any, keepdim: bool = False, dtype: int = -1) -> Any:
+    """A mean over all positions of `[B, C, ...]` is global average pooling, which has an int8 kernel."""
+    rank, dims = len(x.shape), sorted(d % len(x.shape) for d in dim)
+    if rank > 2 and dims == list(range(2, rank)) and dtype in (-1, None):
+        pooled = op.GlobalAveragePool(x)
+        return pooled if keepdim else op.Flatten(pooled, axis=1)
+    return op.ReduceMean(x, op.Constant(value_ints=dims), keepdims=int(keepdim))

@@ -13,10 +13,12 @@ from typing import Any
 
 import onnx
 
+from kdq_targets.ort_compact import derive_bias_scales, drop_defaults
+
 LABEL = "kdq"
 WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 CARRIERS = {"DequantizeLinear", "Transpose", "Cast", "Reshape", "QuantizeLinear"}
-THROUGH = {"Relu", "Clip", "Identity"}
+THROUGH = {"Relu", "Clip", "Identity", "Flatten", "Reshape", "Squeeze"}
 
 
 def mark(node: str) -> str:
@@ -39,6 +41,8 @@ def shrink(proto: Any) -> None:
     graph = proto.graph
     _name_nodes(graph)
     _guard_float(graph)
+    drop_defaults(graph)
+    derive_bias_scales(graph)
     _strip(proto)
     _rename_values(graph)
 
@@ -56,7 +60,7 @@ def _name_nodes(graph: Any) -> None:
         maker = makers.get(node.input[0]) if behind else None
         while maker is not None and maker.op_type in THROUGH:
             maker = makers.get(maker.input[0])
-        if maker is not None:
+        if maker is not None and maker.op_type not in CARRIERS:
             names[id(maker)] = names.get(id(maker)) or mark_behind(behind)
     for node in graph.node:
         node.name = names.get(id(node), "")
