@@ -40,6 +40,7 @@ def mlflow_environment(site: Site) -> dict[str, str]:
     return {
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.31 else writes ~/.cache/Microsoft and uploads
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

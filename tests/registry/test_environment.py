@@ -17,6 +17,7 @@ def test_the_environment_turns_telemetry_and_long_retries_off(tmp_path: Path) ->
     assert mlflow_environment(Site(home=tmp_path)) == {
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "ORT_DISABLE_TELEMETRY": "1",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

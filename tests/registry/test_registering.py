@@ -161,7 +161,7 @@ def test_two_processes_in_a_fresh_home_register_one_version_and_write_nowhere_el
     home, empty = tmp_path / "home", tmp_path / "empty"
     empty.mkdir()
     argv = [sys.executable, "-c", REGISTER, str(home), str(onnx_file(0)), artifact.model_dump_json()]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "XDG_"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "ORT_", "XDG_"))}
     started = [
         subprocess.Popen(argv, cwd=empty, env=clean | {"HOME": str(empty)}, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
