@@ -169,7 +169,8 @@ def _start(site: Site, managed: Managed, last_port: int | None) -> ProcessRecord
             env=os.environ | managed.environment(port),
             start_new_session=True,
         )
-    _children.append(child)
+    _children.append(child.pid)
+    child.returncode = 0  # it outlives us: Popen must neither wait for it nor warn of it
     record = ProcessRecord(
         name=managed.name,
         pid=child.pid,
@@ -186,8 +187,18 @@ def _start(site: Site, managed: Managed, last_port: int | None) -> ProcessRecord
     return record
 
 
-_children: list[subprocess.Popen[bytes]] = []
-"""What this process started; kept so that the dead among them can be reaped."""
+_children: list[int] = []
+"""What this process started and has not yet reaped."""
+
+
+def _reap() -> None:
+    for pid in tuple(_children):
+        try:
+            done, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            done = pid
+        if done:
+            _children.remove(pid)
 
 
 def _await_health(record: ProcessRecord, managed: Managed) -> bool:
@@ -207,6 +218,7 @@ def _end(site: Site, name: str) -> bool:
     running = record is not None and is_running(record)
     if record is not None and running:
         _end_tree(record)
+    _reap()
     _record_path(site, name).unlink(missing_ok=True)
     return running
 
@@ -231,8 +243,6 @@ def _end_tree(record: ProcessRecord) -> None:
     psutil.wait_procs(descendants, timeout=2)
     while is_running(record):
         time.sleep(0.02)
-    for child in _children:
-        child.poll()
 
 
 def _tail(record: ProcessRecord, lines: int = 5) -> str:

@@ -44,7 +44,7 @@ class RecurringSchedule(Frozen):
 
 
 def check_schedule(*, cron: str | None, interval_seconds: float | None, timezone: str | None) -> RecurringSchedule:
-    """Check what the user asked for, with the same code that will compute the runs.
+    """Check what the user asked for, with the same code that will compute the runs. The environment must be applied.
 
     Args:
         cron: five fields, such as `0 3 * * *`.
@@ -105,6 +105,7 @@ def deploy(
     Raises:
         RecipeError: the schedule or the lag is impossible.
     """
+    apply_environment(site, site.prefect_api)
     schedule = check_schedule(cron=cron, interval_seconds=interval_seconds, timezone=timezone)
     if allowed_lag_seconds is not None and not 0 < allowed_lag_seconds < math.inf:
         raise RecipeError(f"the allowed lag is {allowed_lag_seconds!r}; give a number of seconds above 0")

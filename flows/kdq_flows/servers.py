@@ -74,6 +74,8 @@ def up(site: Site, *, mlflow_ui: bool = True) -> Servers:
         RecipeError: a configured Prefect server does not answer.
         StageError: a server does not start.
     """
+    if site.prefect_api is None:
+        processes.ensure(site, _prefect(site), wait=False)  # starts while MLflow's is being prepared
     page = ensure_mlflow_ui(site) if mlflow_ui else None
     api, _ = ensure_prefect(site)
     return Servers(prefect_api=api, prefect_ui=api.removesuffix("/api"), mlflow_ui=page)

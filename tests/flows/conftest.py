@@ -1,6 +1,7 @@
 """One real Prefect server for all flow tests of a session, and a site of its own for every other test."""
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
@@ -26,20 +27,30 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture(scope="session")
 def server_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A site whose Prefect server runs; tests that use it are in the xdist group `prefect`."""
-    site = Site(home=tmp_path_factory.mktemp("server") / "home", threads=1)
-    api, _ = ensure_prefect(site)
-    apply_environment(site, api)
-    yield site
-    down(site)
+    """A site whose Prefect server runs; the processes of pytest-xdist share it, and the last one out ends it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    site = Site(home=folder / "server" / "home", threads=1)
+    site.home.mkdir(parents=True, exist_ok=True)
+    with (folder / "server" / "users.lock").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield site
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        down(site)
 
 
 @pytest.fixture
-def prefect_site(server_site: Site) -> Site:
-    """`server_site`, with this process's environment pointing at it, whatever the test before did."""
-    api, _ = ensure_prefect(server_site)
-    apply_environment(server_site, api)
-    return server_site
+def prefect_site(server_site: Site) -> Iterator[Site]:
+    """`server_site` with its server up, this process's environment pointing at it, and no other test using it."""
+    with (server_site.home.parent / "turn.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        api, _ = ensure_prefect(server_site)
+        apply_environment(server_site, api)
+        yield server_site
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -75,7 +79,25 @@ def test_lateness_counts_from_the_expected_start() -> None:
 def test_a_lag_that_is_no_duration_is_refused_before_anything_is_started(site: Site) -> None:
     with pytest.raises(RecipeError, match=r"^the allowed lag is -1; give a number of seconds above 0$"):
         deploy(site, Recipe(name="r", workload="digits"), interval_seconds=60, allowed_lag_seconds=-1)
-    assert not site.home.exists()
+    assert not (site.home / "servers").exists()
+
+
+def test_checking_a_schedule_writes_nothing_into_the_users_home(site: Site, tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from kdq_core.spec import Recipe, Site
+from kdq_flows.schedules import deploy
+try:
+    deploy(Site(home=Path(sys.argv[1])), Recipe(name="r", workload="digits"), cron="0 0 30 2 *")
+except Exception as error:
+    print(type(error).__name__)
+"""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | {"HOME": str(tmp_path / "user")}
+    argv = [sys.executable, "-c", script, str(site.home)]
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "RecipeError\n"
+    assert not (tmp_path / "user").exists()
 
 
 @pytest.mark.xdist_group("prefect")

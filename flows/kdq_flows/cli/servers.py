@@ -56,10 +56,10 @@ def deploy(
     file: Annotated[Path, typer.Argument(help="The recipe.")],
     cron: Annotated[str | None, typer.Option(help="When, such as '0 3 * * *'.")] = None,
     interval: Annotated[float | None, typer.Option(help="Seconds from one run to the next.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="IANA name, such as Europe/Berlin.  [default: UTC]")] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA name, such as Europe/Berlin; UTC by default.")] = None,
     allowed_lag: Annotated[
         float | None,
-        typer.Option(help="Skip a run that starts more than this many seconds late.  [default: when the next is due]"),
+        typer.Option(help="Skip a run that starts more than this many seconds late; by default when the next is due."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -75,7 +75,8 @@ def deploy(
         timezone=timezone,
         allowed_lag_seconds=allowed_lag,
     )
-    common.show([facts], title="deployed; `kdq serve` runs it", as_json=as_json)
+    table: list[dict[str, object]] = [{"fact": name, "value": str(value)} for name, value in facts.items()]
+    common.show([facts] if as_json else table, title="deployed; `kdq serve` runs it", as_json=as_json)
 
 
 def doctor(as_json: JsonFlag = False) -> None:
