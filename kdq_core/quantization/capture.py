@@ -85,7 +85,7 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop in training; otherwise the identity."""
-        return cast(Tensor, DROPOUTS[self.target](x, self.p, self.training)) if self.training else x
+        return DROPOUTS[self.target](x, self.p, self.training) if self.training else x
 
 
 class Attention(nn.Module):
@@ -154,7 +154,7 @@ def _culprit(error: BaseException) -> str:
     """The first line of the message, and the model's own line where it happened."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "forward" in f.name and "/torch/" not in f.filename
+        f for f in traceback.extract_tb(error.__traceback__) if f.name == "forward" and "/torch/" not in f.filename
     ]
     where = f" (line {frames[-1].lineno}: {frames[-1].line!r})" if frames else ""
     return f"{type(error).__name__}: {lines[0].strip()}{where}"
@@ -167,9 +167,7 @@ def _plain_outputs(graph: fx.Graph, name: str) -> None:
     output = graph.output_node()
     values = tuple(cast(Any, output.args[0]))
     if not all(isinstance(value, fx.Node) for value in values):
-        raise StageError(
-            f"model {name!r} gives something other than tensors; let it give a tensor or a tuple of tensors"
-        )
+        raise StageError(f"model {name!r} gives more than tensors; let it give a tensor or a tuple of tensors")
     if spec.type not in (None, tuple, list):
         raise StageError(f"model {name!r} gives a {spec.type.__name__!r}; let it give a tensor or a tuple of tensors")
     if spec.type in (tuple, list) and spec.num_children != len(values):
@@ -217,7 +215,9 @@ def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
-    holders = {a.target.rpartition(".")[0] for a in node.args[1:5] if isinstance(a, fx.Node) and a.op == "get_attr"}
+    holders = {
+        str(a.target).rpartition(".")[0] for a in node.args[1:5] if isinstance(a, fx.Node) and a.op == "get_attr"
+    }
     mean, momentum = node.args[3], node.args[6]
     if len(holders) != 1 or mean is None or not isinstance(momentum, float):
         raise StageError(

@@ -95,7 +95,7 @@ class _Converter:
         target = f"grids.{name}"
         for node in self.graph.nodes:
             if node.op == "get_attr" and node.target == target:
-                return node
+                return cast(fx.Node, node)
         holder.register_buffer(name, value)
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             return self.graph.get_attr(target)
@@ -104,7 +104,7 @@ class _Converter:
         node = self.nodes[place.node]
         if place.shared_with is None:
             call, module = self._call_of(place)
-            grid = module.grid()
+            grid = _checked(place, module)
             dtype = torch.uint8 if place.dtype == "uint8" else torch.int8
             scale = self._buffer(f"{node.name}_scale", grid.scale.to(torch.float32))
             zero = self._buffer(f"{place.dtype}_{int(grid.zero_point)}", grid.zero_point.to(dtype))
@@ -130,9 +130,9 @@ class _Converter:
 
     def _weight(self, place: Place) -> None:
         call, module = self._call_of(place)
-        grid, weight = module.grid(), self._value(self.nodes[place.node])
+        grid, weight = _checked(place, module), self._value(self.nodes[place.node])
         channels = [-1 if dim == (place.axis or 0) else 1 for dim in range(weight.dim())]
-        scale = grid.scale.reshape(channels if grid.axis is not None else [])
+        scale = grid.scale.reshape(channels)
         for op in list(call.users):
             q = weight.div(scale).round_().clamp_(grid.qmin, grid.qmax)
             self._operator(place, op, grid, q, channels)
@@ -157,8 +157,6 @@ class _Converter:
         arg = op.args[2] if len(op.args) > 2 else None
         bias = self._value(arg).double() if arg is not None else None
         scale = grid.scale.double()
-        if grid.axis is None:
-            scale = scale.expand(q.shape[0])
         after = next(iter(op.users)) if len(op.users) == 1 else None
         module = self.model.get_submodule(cast(str, after.target)) if after and after.op == "call_module" else None
         if after is None or not isinstance(module, BatchNorm):
@@ -189,6 +187,28 @@ class _Converter:
             with self.graph.inserting_before(op):
                 args[2:3] = [self.graph.call_function(DEQUANTIZE, (bias_q, steps, None, 0, ""))]
         op.args = tuple(args)
+
+
+def _checked(place: Place, module: FakeQuantize) -> Grid:
+    """The grid of a place, if it is one: finite, positive, of the right shape, within the place's integers."""
+    grid = module.grid()
+    if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
+        raise StageError(
+            f"place {place.name!r} has a scale that is not a positive number; look for NaN or infinity in the data, "
+            "and let it observe at least one batch"
+        )
+    wanted = () if place.axis is None else (place.channels,)
+    if grid.axis != place.axis or tuple(grid.scale.shape) != wanted or grid.scale.shape != grid.zero_point.shape:
+        raise StageError(
+            f"the quantizer's grid for place {place.name!r} has shape {tuple(grid.scale.shape)!r} and axis {grid.axis!r}; "
+            f"the target asks for {wanted!r} and {place.axis!r}"
+        )
+    if (grid.qmin, grid.qmax) != (place.qmin, place.qmax):
+        raise StageError(
+            f"the quantizer's grid for place {place.name!r} has integers {grid.qmin}..{grid.qmax}; "
+            f"the target asks for {place.qmin}..{place.qmax}"
+        )
+    return grid
 
 
 def _fit_bias(

@@ -33,7 +33,7 @@ class RoundToGrid(torch.autograd.Function):
         ctx.save_for_backward(x, scale, low, high)
         y = x.to(torch.float32).div(scale).round_()
         y = y.clamp_(low, high) if low.dim() else y.clamp_(float(low), float(high))
-        return cast(Tensor, y.mul_(scale).to(x.dtype))
+        return y.mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -131,4 +131,4 @@ class MinMaxFakeQuantize(FakeQuantize):
         if self.place.axis is not None:
             shape = [-1 if dim == self.place.axis else 1 for dim in range(x.dim())]
             scale, low, high = scale.reshape(shape), low.reshape(shape), high.reshape(shape)
-        return cast(Tensor, RoundToGrid.apply(x, scale, low, high))
+        return cast(Tensor, RoundToGrid.apply(x, scale, low, high))  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Two operators that stand for a runtime's QuantizeLinear and DequantizeLinear in a converted graph.
 
-Both divide, multiply and round exactly as ONNX states it (round half to even, `x / scale`, then the zero point), so that
-the converted model and the exported file break ties alike. A target translates them when it writes its file.
+Both divide, multiply and round exactly as ONNX states it (`x / scale`, round half to even, then the zero point), so
+that the converted model and the exported file break ties alike. A target translates them when it writes its file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @torch.library.custom_op("kdq::quantize", mutates_args=())
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, label: str) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, label: str) -> Tensor:  # noqa: ARG001
     """`clamp(round(x / scale) + zero_point, qmin, qmax)` with one scale for the tensor.
 
     Args:
@@ -30,12 +30,12 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int,
 
 
 @quantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, label: str) -> Tensor:
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, label: str) -> Tensor:  # noqa: ARG001
     return torch.empty_like(x, dtype=zero_point.dtype)
 
 
 @torch.library.custom_op("kdq::dequantize", mutates_args=())
-def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, label: str) -> Tensor:
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, label: str) -> Tensor:  # noqa: ARG001
     """`(q - zero_point) * scale` as float32.
 
     Args:
@@ -56,5 +56,5 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, l
 
 
 @dequantize.register_fake
-def _(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, label: str) -> Tensor:
+def _(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, label: str) -> Tensor:  # noqa: ARG001
     return torch.empty_like(q, dtype=torch.float32)

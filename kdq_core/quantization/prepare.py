@@ -23,8 +23,8 @@ PLACES = "kdq_places"
 def prepare(graph: fx.GraphModule, places: Sequence[Place], quantizer: Quantizer) -> fx.GraphModule:
     """Insert fake-quantizers into a copy of a captured graph.
 
-    Places that share another's grid get no module of their own: moving data leaves it on the grid. `convert` repeats the
-    grid there.
+    Places that share another's grid get no module of their own: moving data leaves it on the grid. `convert` repeats
+    the grid there.
 
     Args:
         graph: from `capture`.

@@ -2,8 +2,8 @@
 
 What
     Every place rounds to an 8-bit grid in the forward pass, and the gradient passes straight through where nothing was
-    clipped. Weights: symmetric, one scale a channel, from the current absolute maximum. Activations: affine, one scale a
-    tensor, from a moving average of each batch's minimum and maximum; zero is always on the grid.
+    clipped. Weights: symmetric, one scale a channel, from the current absolute maximum. Activations: affine, one scale
+    a tensor, from a moving average of each batch's minimum and maximum; zero is always on the grid.
 Formula
     q = clamp(round(x / s) + z, qmin, qmax), x' = (q - z) * s. Weights: s = max|w| / qmax, z = 0. Activations:
     s = (max - min) / (qmax - qmin), z = qmin - round(min / s), with min <= 0 <= max; after each batch

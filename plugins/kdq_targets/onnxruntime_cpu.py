@@ -2,11 +2,11 @@
 
 What
     Every conv, linear, add, multiplication, pooling and concatenation is quantized, with what moves data between them:
-    uint8 affine activations, int8 symmetric weights per output channel, int32 bias. The file is QDQ ONNX (opset 18); the
-    runtime fuses it into QLinearConv, QLinearAdd, QGemm and their like.
+    uint8 affine activations, int8 symmetric weights per output channel, int32 bias. The file is QDQ ONNX (opset 18);
+    the runtime fuses it into QLinearConv, QLinearAdd, QGemm and their like.
 Limits
-    On x86 CPUs without VNNI the uint8 x int8 kernels add pairs of products in 16 bits and saturate; there weights keep to
-    -63..63 (`reduce_range`).
+    On x86 CPUs without VNNI the uint8 x int8 kernels add pairs of products in 16 bits and saturate; there weights keep
+    to -63..63 (`reduce_range`).
 """
 
 from __future__ import annotations

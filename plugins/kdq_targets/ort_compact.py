@@ -21,10 +21,10 @@ def drop_defaults(graph: Any) -> None:
 def _says_nothing(node: Any, item: Any, scalars: set[str]) -> bool:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         per_tensor = item.name == "axis" and node.input[1] in scalars
-        return per_tensor or (item.name in ("saturate", "axis") and item.i == 1)
+        return per_tensor or (item.name in ("saturate", "axis") and int(item.i) == 1)
     if node.op_type != "Conv":
         return False
-    defaults = {
+    defaults: dict[str, bool] = {
         "auto_pad": item.s in (b"", b"NOTSET"),
         "dilations": set(item.ints) == {1},
         "strides": set(item.ints) == {1},
@@ -62,8 +62,10 @@ def derive_bias_scales(graph: Any) -> None:
 def _product(node: Any, makers: dict[str, Any], tensors: dict[str, Any]) -> Any:
     """The multiplication that gives the bias scale of a quantized conv or linear, or `None`."""
     wides = [makers.get(value) for value in node.input[:3]]
-    if node.op_type not in ("Conv", "Gemm") or len(node.input) != 3 or any(
-        wide is None or wide.op_type != "DequantizeLinear" or wide.input[1] not in tensors for wide in wides
+    if (
+        node.op_type not in ("Conv", "Gemm")
+        or len(node.input) != 3
+        or any(wide is None or wide.op_type != "DequantizeLinear" or wide.input[1] not in tensors for wide in wides)
     ):
         return None
     names = [wide.input[1] for wide in wides if wide is not None]

@@ -87,7 +87,7 @@ def _behind_layout(node: Any, makers: dict[str, Any]) -> str:
 
 
 def _bytes(tensor: Any) -> int:
-    return math.prod(tensor.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return int(math.prod(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _row(node: Node, kind: str, reason: str, finder: Finder, file: _File) -> OperatorCoverage:

@@ -6,7 +6,7 @@ and activation along: only what comes out at the end gets a place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any, cast
 
@@ -100,9 +100,8 @@ class Finder:
         paths = sorted({module_path(node) for node, _, _ in self.operators()} - {""})
         for pattern in self.keep_float:
             if not any(fnmatch(path, pattern) for path in paths):
-                raise StageError(
-                    f"option keep_float: pattern {pattern!r} matches no layer; the model has {', '.join(paths) or 'none'}"
-                )
+                known = ", ".join(paths) or "none"
+                raise StageError(f"option keep_float: pattern {pattern!r} matches no layer; the model has {known}")
 
     def source(self, node: Node) -> Node:
         """What `node` holds, before dropout and copies."""
@@ -112,10 +111,14 @@ class Finder:
 
     def tail(self, node: Node) -> Node:
         """The end of operator, batch-norm and activation where nothing else reads in between."""
-        for step in (lambda n: self._calls(n, BatchNorm), lambda n: n.target in ACTIVATIONS):
-            (user, *others) = list(node.users) or [None]
-            if user is not None and not others and step(user):
-                node = user
+        steps: tuple[Callable[[Node], bool], ...] = (
+            lambda n: self._calls(n, BatchNorm),
+            lambda n: n.target in ACTIVATIONS,
+        )
+        for step in steps:
+            users = list(node.users)
+            if len(users) == 1 and step(users[0]):
+                node = users[0]
         return node
 
     def _calls(self, node: Node, module: type) -> bool:

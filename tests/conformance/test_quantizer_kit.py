@@ -1,0 +1,72 @@
+"""The house quantizers pass the kit on every form of the house target, and the kit sees each broken promise."""
+
+import pytest
+import torch
+
+from kdq_core.api import FakeQuantize, Field, Grid, MinMaxFakeQuantize, Quantizer
+from kdq_core.testing import check_quantizer
+from kdq_quantizers.minmax_qat import MinMaxQat
+from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
+
+
+@pytest.mark.parametrize("options", [{}, {"averaging": 1.0}])
+def test_minmax_qat_keeps_the_promises_of_a_quantizer(options):
+    check_quantizer(MinMaxQat(**options), target=OnnxRuntimeCpu(reduce_range="on"))
+
+
+class Broken(Quantizer):
+    how: str = Field(default="")
+
+    def fake_quantizer(self, place):
+        return globals()[self.how](place)
+
+
+class NoGradient(MinMaxFakeQuantize):
+    def forward(self, x):
+        return super().forward(x).detach() + 0 * x
+
+
+UNSEEDED = torch.Generator().manual_seed(0)  # runs on from model to model
+
+
+class RandomRounding(MinMaxFakeQuantize):
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.01 * torch.rand((), generator=UNSEEDED))
+
+
+class ForgetsItsRange(MinMaxFakeQuantize):
+    def __init__(self, place):
+        super().__init__(place)
+        low, high = self.low, self.high
+        del self.low, self.high
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+
+
+class ObservesWhileScoring(MinMaxFakeQuantize):
+    def forward(self, x):
+        self.observe(x)
+        return super().forward(x)
+
+
+class OtherGrid(MinMaxFakeQuantize):
+    def grid(self):
+        grid = super().grid()
+        return Grid(grid.scale * 2, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("NoGradient", "every parameter should get a gradient, but these got zero in 8 steps: depthwise.weight"),
+        ("RandomRounding", "the same seed should give the same model, but these differ: depthwise.weight"),
+        ("ForgetsItsRange", "a reloaded model should give the same outputs, but it does not"),
+        ("ObservesWhileScoring", "scoring should change nothing, but it changed fake_quantizers."),
+        ("OtherGrid", "the converted model should be within 1.0 LSB of the prepared one, but p99 is"),
+    ],
+)
+def test_the_quantizer_kit_names_the_broken_promise(how, sentence):
+    assert issubclass(globals()[how], FakeQuantize)
+    with pytest.raises(AssertionError) as caught:
+        check_quantizer(Broken(how=how), target=OnnxRuntimeCpu(reduce_range="on"))
+    assert str(caught.value).startswith(sentence)
