@@ -34,7 +34,8 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
         _DATABASE: chosen if chosen.startswith("postgresql") else f"sqlite+aiosqlite:///{home / 'prefect.db'}",
         # With the default, leases kept in memory, a slot held while the server dies never comes back.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        # Two separate senders of usage data.
+        # Separate senders of usage data; ONNX Runtime's also writes to the user's home folder.
+        "ORT_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -125,7 +125,7 @@ class Pipeline:
         if entry is not None and isinstance(entry.record, ModelVersion):
             from kdq_registry.registering import version_exists
 
-            if not version_exists(entry.record):
+            if not version_exists(entry.record, self.plan.site):
                 self.store.discard(key)
                 return None
         return entry

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from kdq_core.errors import KdqError
 from kdq_core.spec import Recipe, Site
-from kdq_core.store import Store
+from kdq_core.store import Store, explained
 from kdq_flows.environment import apply_environment
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.pipeline import Pipeline
@@ -27,6 +28,7 @@ def run_recipe(
     site = site or Site.from_environment()
     observer = observer or Silent()
     checked = recipe if isinstance(recipe, Recipe) else read_checked(Path(recipe))
+    check_home(site)
     Store(site.store).sweep()
     if not server:
         _reconcile(site)
@@ -54,6 +56,19 @@ def run_recipe(
         pipeline.finish()
     links = {"prefect": api.removesuffix("/api"), "mlflow": ensure_mlflow_ui(site)}
     return pipeline.facts(links), pipeline.error
+
+
+def check_home(site: Site) -> None:
+    """Make the site's home and try to write there, so that nothing begins which could not be kept.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with explained(site.home, "write to KDQ_HOME"):
+        site.store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=site.home) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
 
 
 def read_checked(path: Path) -> Recipe:

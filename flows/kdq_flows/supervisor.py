@@ -133,6 +133,7 @@ def child_environment(site: Site) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "PYTHONHASHSEED": "0",
+        "ORT_DISABLE_TELEMETRY": "1",  # otherwise its import writes to the user's home folder
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "KDQ_PARENT_PID": str(os.getpid()),
     }

@@ -1,0 +1,286 @@
+"""The whole chain through the command line, in child processes, as a user runs it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain"), pytest.mark.timeout(600)]
+
+KDQ = Path(sys.executable).with_name("kdq")
+STAGES = ["train_teacher", "distill", "quantize", "export", "evaluate", "register"]
+RECIPE = """
+name: tiny
+workload: {use: digits, options: {teacher_width: 24}}
+teacher: {fit: {epochs: 2}}
+distill: {fit: {epochs: 2}}
+quantize: {fit: {epochs: 3}}
+evaluate: [quality, size, {use: latency, options: {repeats: 20}}, coverage, parity]
+gates: [{metric: coverage_macs, at_least: 1.0}, {metric: parity_flips, at_most: 0}]
+"""
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "KDQ_", "MLFLOW_"))}
+    return kept | {"KDQ_HOME": str(home), "KDQ_THREADS": "2"}
+
+
+def kdq(home: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [KDQ, *words], env=environment(home), cwd=home.parent, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def facts(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def states(result: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["state"] for stage in result["stages"]}
+
+
+def versions(home: Path) -> int:
+    with contextlib.closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as database:
+        return int(database.execute("select count(*) from model_versions").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """Home, recipe file and facts of a run without a server."""
+    folder = tmp_path_factory.mktemp("chain")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    done = kdq(folder / "home", "run", str(recipe), "--no-server", "--json")
+    assert done.returncode == 0, done.stderr
+    return folder / "home", recipe, facts(done)
+
+
+def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, _, result = finished
+    assert list(result) == ["run", "status", "seconds", "stages", "models", "artifact", "version", "error", "links"]
+    assert result["status"] == "completed"
+    assert states(result) == dict.fromkeys(STAGES, "ran")
+    int8, student = result["models"]["int8"], result["models"]["student"]
+    assert int8["coverage_macs"] == 1.0
+    assert int8["parity_flips"] == 0
+    assert int8["parity_p99_lsb"] <= 1
+    assert student["parameters"] >= 100_000
+    assert student["bytes"] / int8["bytes"] >= 3.7
+    assert int8["weight_bytes_float"] == 0
+    assert int8["latency_p50_ms"] > 0
+    assert result["models"]["teacher"]["top1"] > 0.5
+    file = Path(result["artifact"]["path"])
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == result["artifact"]["sha256"]
+    assert file.stat().st_size == result["artifact"]["bytes"] == int8["bytes"]
+    assert result["version"] == {"name": "tiny", "version": 1}
+
+
+def test_a_second_run_is_no_news_and_registers_nothing(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    home, recipe, first = finished
+    result = facts(kdq(home, "run", str(recipe), "--no-server", "--json"))
+    assert result["status"] == "no-news"
+    assert states(result) == dict.fromkeys(STAGES, "cached")
+    assert result["version"] == first["version"]
+    assert result["models"] == first["models"]
+    assert versions(home) == 1
+
+
+def test_an_evaluators_option_runs_evaluation_alone_as_the_plan_says(
+    finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    home, _, first = finished
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.replace("repeats: 20", "repeats: 21"))
+    plan = {row["stage"]: row for row in json.loads(kdq(home, "plan", str(recipe), "--json").stdout)}
+    assert [plan[name]["state"] for name in STAGES] == ["cached"] * 4 + ["run"] * 2
+    assert plan["evaluate"]["why"] == "recipe.evaluate.latency.repeats changed"
+    result = facts(kdq(home, "run", str(recipe), "--no-server", "--json"))
+    assert states(result) == {**dict.fromkeys(STAGES, "cached"), "evaluate": "ran", "register": "ran"}
+    assert result["version"] == first["version"]
+    assert versions(home) == 1
+
+
+def test_the_registered_model_and_the_file_give_the_same_numbers(
+    finished: tuple[Path, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    home, _, result = finished
+    script = (
+        "import mlflow, numpy as np, sys\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/tiny/1')\n"
+        "x = np.load(sys.argv[2])\n"
+        "np.save(sys.argv[3], model.predict({'input': x})['logits'])\n"
+    )
+    x = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    np.save(home / "x.npy", x)
+    uri = f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    words = [sys.executable, "-c", script, uri, str(home / "x.npy"), str(home / "y.npy")]
+    subprocess.run(words, check=True, env=environment(home), cwd=home, timeout=120)
+    bare = onnxruntime.InferenceSession(result["artifact"]["path"]).run(None, {"input": x})[0]
+    assert np.array_equal(np.load(home / "y.npy"), bare)
+
+
+def test_a_damaged_file_in_the_store_is_one_paragraph_and_exit_code_1(
+    finished: tuple[Path, Path, dict[str, Any]],
+) -> None:
+    home, recipe, result = finished
+    file = Path(result["artifact"]["path"])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"!")
+    try:
+        done = kdq(home, "run", str(recipe), "--no-server", "--json")
+    finally:
+        file.write_bytes(whole)
+    assert done.returncode == 1
+    assert facts(done)["status"] == "failed"
+    assert states(facts(done))["export"] == "failed"
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(
+        f"error: the file 'int8.onnx' of the store entry {str(file.parent)!r} is damaged: its sha256"
+    )
+    assert error.endswith("delete that folder and run again: only its stage is computed anew")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_that_cannot_be_written_is_one_paragraph_and_exit_code_1(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    (tmp_path / "home").write_text("a file where the folder should be")
+    done = kdq(tmp_path / "home", "run", str(recipe), "--no-server")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: cannot write to KDQ_HOME {str(tmp_path / 'home')!r}: Not a directory; check the folder, "
+        "then run again. Nothing was half-written: finished stages are kept\n"
+    )
+
+
+def test_the_guests_quantizer_is_used_by_a_recipe(
+    finished: tuple[Path, Path, dict[str, Any]], guests: Path, tmp_path: Path
+) -> None:
+    home, _, _ = finished
+    recipe = tmp_path / "guest.yaml"
+    recipe.write_text(RECIPE.replace("quantize: {", "quantize: {use: guest-rounding, "))
+    words = [KDQ, "run", str(recipe), "--no-server", "--json"]
+    env = environment(home) | {"PYTHONPATH": str(guests)}
+    done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = facts(done)
+    assert states(result) == {**dict.fromkeys(STAGES, "ran"), "train_teacher": "cached", "distill": "cached"}
+    assert result["models"]["int8"]["coverage_macs"] == 1.0
+    assert result["models"]["int8"]["parity_flips"] == 0
+
+
+@contextlib.contextmanager
+def begun(home: Path, recipe: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (home.parent / "out").open("ab") as out:
+        process = subprocess.Popen(
+            [KDQ, "run", str(recipe), "--json"], env=environment(home), cwd=home.parent, stdout=out, stderr=out
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = true()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"never happened in {seconds} s: {what}")
+
+
+def workers(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "kdq_core.worker" in process.cmdline() and process.environ().get("KDQ_HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def in_the_middle_of_qat(home: Path, besides: int | None = None) -> psutil.Process:
+    """The worker of the quantize stage, once its first epoch is kept."""
+
+    def found() -> psutil.Process | None:
+        logs = list(home.glob("logs/tiny-*/quantize.log"))
+        kept = list(home.glob("scratch/*/fit.safetensors"))
+        alive = [w for w in workers(home) if w.pid != besides]
+        return alive[0] if logs and kept and alive else None
+
+    return until(found, "a worker in the middle of QAT")
+
+
+def running_in_prefect(home: Path) -> list[Any]:
+    url = json.loads((home / "servers" / "prefect.json").read_text())["url"]
+    question = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
+    request = urllib.request.Request(
+        f"{url}/api/flow_runs/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def running_in_mlflow(home: Path) -> int:
+    with contextlib.closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as database:
+        return int(database.execute("select count(*) from runs where status = 'RUNNING'").fetchone()[0])
+
+
+def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
+    finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The worker, then kdq, then both are killed; also: two homes give byte-identical files."""
+    undisturbed, home = finished[2], tmp_path / "home"
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    try:
+        with begun(home, recipe) as run:
+            worker = in_the_middle_of_qat(home)
+            worker.kill()
+            again = in_the_middle_of_qat(home, besides=worker.pid)
+            run.kill()
+            run.wait()
+            until(lambda: not again.is_running() or again.status() == psutil.STATUS_ZOMBIE, "the worker dies with kdq")
+        assert running_in_prefect(home)
+        with begun(home, recipe) as run:
+            worker = in_the_middle_of_qat(home)
+            os.kill(run.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+        until(lambda: not workers(home), "no worker is left")
+        done = kdq(home, "run", str(recipe), "--json")
+        assert done.returncode == 0, done.stderr
+        result = facts(done)
+        assert states(result) == {
+            **dict.fromkeys(STAGES, "ran"), "train_teacher": "cached", "distill": "cached"
+        }  # fmt: skip
+        assert result["artifact"]["sha256"] == undisturbed["artifact"]["sha256"]
+        assert workers(home) == []
+        assert running_in_prefect(home) == []
+        assert running_in_mlflow(home) == 0
+        assert list(home.glob("scratch/*")) == []
+        assert list(home.glob("store/drafts/*")) == []
+        assert sorted(result["links"]) == ["mlflow", "prefect"]
+        second = kdq(home, "run", str(recipe), "--json")
+        assert facts(second)["status"] == "no-news"
+    finally:
+        kdq(home, "down")
