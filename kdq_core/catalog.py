@@ -31,11 +31,12 @@ from kdq_core.plugin_loading import (
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+    from pathlib import Path
 
     from kdq_core.spec import Recipe
     from kdq_core.strict_yaml import Document, Loc
 
-__all__ = ["Catalog", "CatalogEntry", "Quarantined", "check_recipe", "kdq_code_version"]
+__all__ = ["Catalog", "CatalogEntry", "Quarantined", "check_recipe", "kdq_code_version", "load_recipe"]
 
 GROUP = "kdq"
 log = logging.getLogger("kdq")
@@ -188,6 +189,20 @@ class Catalog:
                 if hook_name == "kdq_before_promotion":
                     answers.append([reason])
         return answers
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file and check it with every plug-in it names.
+
+    Raises:
+        RecipeError: the file or a value in it is wrong; the message names file and line.
+        PluginError: it names a plug-in that is missing or broken.
+    """
+    from kdq_core.recipe_file import read_recipe_lines
+
+    recipe, lines = read_recipe_lines(path)
+    check_recipe(recipe, Catalog.load(), lines=lines)
+    return recipe
 
 
 def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None) -> None:

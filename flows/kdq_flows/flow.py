@@ -4,12 +4,15 @@ Prefect schedules, retries, shows states and the result table; the store says wh
 only after `kdq_flows.environment.apply_environment`, because Prefect reads its settings when it is first imported.
 """
 
+import logging
 import uuid
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, tags, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -92,6 +95,7 @@ def run_as_flow(pipeline: Pipeline) -> None:
     token = uuid.uuid4().hex
     _PIPELINES[token] = pipeline
     named = compress_flow.with_options(flow_run_name=pipeline.name)
+    _hush()
     try:
         with tags(prefect_tag(), pipeline.plan.recipe.name):
             named(
@@ -105,6 +109,15 @@ def run_as_flow(pipeline: Pipeline) -> None:
         raise
     finally:
         del _PIPELINES[token]
+
+
+def _hush() -> None:
+    """Take Prefect's log off this process's terminal, where the observer speaks; the server still gets it."""
+    setup_logging()
+    for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.extra"):
+        logger = logging.getLogger(name)
+        for handler in [h for h in logger.handlers if isinstance(h, PrefectConsoleHandler)]:
+            logger.removeHandler(handler)
 
 
 def _drive(token: str) -> State:

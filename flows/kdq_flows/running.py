@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from kdq_core.catalog import load_recipe
 from kdq_core.errors import KdqError
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Store, explained
@@ -27,7 +28,7 @@ def run_recipe(
     """
     site = site or Site.from_environment()
     observer = observer or Silent()
-    checked = recipe if isinstance(recipe, Recipe) else read_checked(Path(recipe))
+    checked = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     check_home(site)
     Store(site.store).sweep()
     if not server:
@@ -69,16 +70,6 @@ def check_home(site: Site) -> None:
         with tempfile.TemporaryFile(dir=site.home) as file:
             file.write(b"\0" * 4096)
             file.flush()
-
-
-def read_checked(path: Path) -> Recipe:
-    """Read a recipe file and check it with the plug-ins it names."""
-    from kdq_core.catalog import Catalog, check_recipe
-    from kdq_core.recipe_file import read_recipe_lines
-
-    recipe, lines = read_recipe_lines(path)
-    check_recipe(recipe, Catalog.load(), lines=lines)
-    return recipe
 
 
 def _reconcile(site: Site) -> None:

@@ -98,12 +98,9 @@ def load_recipe(path: Path) -> Recipe:
         RecipeError: the file or a value in it is wrong; the message names file and line.
         PluginError: the recipe names a plug-in that is missing or broken.
     """
-    from kdq_core.catalog import Catalog, check_recipe
-    from kdq_core.recipe_file import read_recipe_lines
+    from kdq_core.catalog import load_recipe
 
-    recipe, lines = read_recipe_lines(path)
-    check_recipe(recipe, Catalog.load(), lines=lines)
-    return recipe
+    return load_recipe(path)
 
 
 def print_error(message: str) -> None:
