@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from kdq_core.catalog import Catalog
@@ -133,19 +134,20 @@ class Pipeline:
     def _compute(self, node: StageNode, key: str, parents: Mapping[str, str]) -> Entry:
         self.observer.stage_started(node.name)
         self._lifecycle("kdq_stage_started", node, key)
-        run_id = self.tracking.stage_started(node, key)
+        run = self.tracking.stage_started(node, key)
         try:
             compute = self._in_worker if node.heavy else self._register
-            entry = compute(node, key, parents, run_id)
+            entry = compute(node, key, parents, run)
         except BaseException:
-            self.tracking.stage_ended(run_id, failed=True)
+            self.tracking.stage_ended(run, failed=True)
             raise
         if isinstance(entry.record, EvaluationReport):
-            self.tracking.report(run_id, entry.record)
-        self.tracking.stage_ended(run_id, failed=False)
+            self.tracking.report(run, entry.record)
+        self.tracking.stage_ended(run, failed=False)
+        self.tracking.wait()
         return entry
 
-    def _in_worker(self, node: StageNode, key: str, parents: Mapping[str, str], run_id: str) -> Entry:
+    def _in_worker(self, node: StageNode, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
         site = self.plan.site
         request = {
             "stage": node.name,
@@ -157,8 +159,9 @@ class Pipeline:
         }
 
         def heard(event: dict[str, Any]) -> None:
+            self.tracking.check()
             if event["event"] == "epoch":
-                self.tracking.epoch(run_id, event["record"])
+                self.tracking.epoch(run, event["record"])
             else:
                 self.observer.progress(event)
 
@@ -178,10 +181,10 @@ class Pipeline:
             )
         return self.store.get(key)
 
-    def _register(self, node: StageNode, key: str, parents: Mapping[str, str], _run_id: str) -> Entry:
+    def _register(self, node: StageNode, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:
         from kdq_flows.registering import register
 
-        record = register(self.plan, self.entries, self.tracking.run_id)
+        record = register(self.plan, self.entries, self.tracking.wait())
         with self.store.draft(key) as draft:
             return self.store.commit(draft, stage=node.name, key=key, parts=node.full_parts(parents), record=record)
 

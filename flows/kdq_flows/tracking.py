@@ -1,8 +1,12 @@
-"""Tells MLflow of a run. The tracking run begins with the first stage that is not cached, so that "no news" is free."""
+"""Tells MLflow of a run, from a thread of its own: importing and calling MLflow delays no stage.
+
+The tracking run begins with the first stage that is not cached, so that "no news" is free.
+"""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan import Plan, StageNode
@@ -14,56 +18,74 @@ if TYPE_CHECKING:
 
 
 class RunTracking:
-    """One tracking run for the pipeline, one nested for each stage that really runs; safe in threads."""
+    """One tracking run for the pipeline, one nested for each stage that really runs; safe in threads.
+
+    Calls are carried out in order; an error of one is raised by the next `wait`.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._lock = threading.Lock()
+        self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-tracking")
+        self._pending: list[Future[Any]] = []
         self._tracker: Tracker | None = None
 
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the pipeline's run, once a stage has run."""
+    def stage_started(self, node: StageNode, key: str) -> Future[str]:
+        """Open the stage's nested run; the future is its id."""
+        return self._later(lambda: self._begun().stage_run(node.name, key, {"recipe": node.parts["recipe"]}))
+
+    def epoch(self, run: Future[str], record: dict[str, Any]) -> None:
+        """Add one point to the stage's curves."""
+        point = EpochRecord.model_validate(record)
+        self._later(lambda: self._begun().log_epochs(run.result(), [point]))
+
+    def report(self, run: Future[str], report: EvaluationReport) -> None:
+        """Log every metric of the evaluation, with the stage and with the pipeline."""
+
+        def log() -> None:
+            for run_id in (run.result(), self._begun().run_id):
+                for role, metrics in report.models.items():
+                    self._begun().log_metrics(run_id, role, metrics)
+
+        self._later(log)
+
+    def stage_ended(self, run: Future[str], *, failed: bool) -> None:
+        """Close the stage's nested run."""
+        self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))
+
+    def check(self) -> None:
+        """Raise the error of a call that has failed by now, so that a dead server is known early."""
+        for call in self._pending:
+            if call.done():
+                call.result()
+
+    def wait(self) -> str | None:
+        """Let everything told so far arrive; gives MLflow's id of the pipeline's run, once a stage has run.
+
+        Raises:
+            KdqError: MLflow could not be told.
+        """
+        pending, self._pending = self._pending, []
+        for call in pending:
+            call.result()
         return self._tracker.run_id if self._tracker else None
 
-    def stage_started(self, node: StageNode, key: str) -> str:
-        """Open the stage's nested run; gives its id."""
-        return self._begun().stage_run(node.name, key, _options(node.parts.get("recipe")))
-
-    def epoch(self, run_id: str, record: dict[str, Any]) -> None:
-        """Add one point to the stage's curves."""
-        self._begun().log_epochs(run_id, [EpochRecord.model_validate(record)])
-
-    def report(self, run_id: str, report: EvaluationReport) -> None:
-        """Log every metric of the evaluation, with the stage and with the pipeline."""
-        tracker = self._begun()
-        for target in (run_id, tracker.run_id):
-            for role, metrics in report.models.items():
-                tracker.log_metrics(target, role, metrics)
-
-    def stage_ended(self, run_id: str, *, failed: bool) -> None:
-        """Close the stage's nested run."""
-        self._begun().finish(run_id, "FAILED" if failed else "FINISHED")
-
     def end(self, *, failed: bool) -> None:
-        """Close the pipeline's run, if one was begun."""
-        if self._tracker:
-            self._tracker.end("FAILED" if failed else "FINISHED")
+        """Close the pipeline's run, if one was begun, and the thread."""
+        if self._tracker or self._pending:
+            self._later(lambda: self._begun().end("FAILED" if failed else "FINISHED")).exception()
+        self._calls.shutdown()
+
+    def _later(self, call: Callable[[], Any]) -> Future[Any]:
+        future = self._calls.submit(call)
+        self._pending.append(future)
+        return future
 
     def _begun(self) -> Tracker:
-        with self._lock:
-            if self._tracker is None:
-                from kdq_registry.tracking import Tracker
+        """The tracker; only the thread of the calls comes here."""
+        if self._tracker is None:
+            from kdq_registry.tracking import Tracker
 
-                plan = self._plan
-                data = str(plan.node("train_teacher").parts["data"])
-                self._tracker = Tracker.begin(plan.site, plan.recipe, owner=owner_tag(), plan_tags={"kdq.data": data})
-            return self._tracker
-
-
-def _options(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested options as `a.b: value`."""
-    if isinstance(value, dict):
-        parts = [_options(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()]
-        return {name: leaf for part in parts for name, leaf in part.items()}
-    return {prefix: value}
+            data = str(self._plan.node("train_teacher").parts["data"])
+            tags = {"kdq.data": data}
+            self._tracker = Tracker.begin(self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=tags)
+        return self._tracker

@@ -6,16 +6,15 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdq_core.catalog import Catalog
-from kdq_core.kinds import Distiller, Evaluator, Kind, Plugin, Quantizer, Target, Workload
+from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.spec import FitSpec, Recipe, Site
 from kdq_core.store import Entry
@@ -25,7 +24,6 @@ from kdq_core.training.resume import tensors_of
 
 Emit = Callable[[dict[str, Any]], None]
 EVALUATION_BATCH = 256
-P = TypeVar("P", bound=Plugin)
 
 
 @dataclass(frozen=True)
@@ -55,32 +53,31 @@ class StageContext:
     @property
     def workload(self) -> Workload:
         """The recipe's workload."""
-        return self._built(Workload, "workload", self.recipe.workload.use, self.recipe.workload.options)
+        plugin = self.catalog.build("workload", self.recipe.workload.use, self.recipe.workload.options)
+        return cast("Workload", plugin)
 
     @property
     def distiller(self) -> Distiller:
         """The recipe's distiller."""
-        return self._built(Distiller, "distiller", self.recipe.distill.use, self.recipe.distill.options)
+        plugin = self.catalog.build("distiller", self.recipe.distill.use, self.recipe.distill.options)
+        return cast("Distiller", plugin)
 
     @property
     def quantizer(self) -> Quantizer:
         """The recipe's quantizer."""
-        return self._built(Quantizer, "quantizer", self.recipe.quantize.use, self.recipe.quantize.options)
+        plugin = self.catalog.build("quantizer", self.recipe.quantize.use, self.recipe.quantize.options)
+        return cast("Quantizer", plugin)
 
     @property
     def target(self) -> Target:
         """The recipe's target."""
-        return self._built(Target, "target", self.recipe.target.use, self.recipe.target.options)
+        return cast("Target", self.catalog.build("target", self.recipe.target.use, self.recipe.target.options))
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
         """The recipe's evaluators, in order."""
-        return tuple(self._built(Evaluator, "evaluator", use.use, use.options) for use in self.recipe.evaluate)
-
-    def _built(self, base: type[P], kind: Kind, name: str, options: Mapping[str, JsonValue]) -> P:
-        plugin = self.catalog.build(kind, name, dict(options))
-        assert isinstance(plugin, base)
-        return plugin
+        built = [self.catalog.build("evaluator", use.use, use.options) for use in self.recipe.evaluate]
+        return tuple(cast("Evaluator", plugin) for plugin in built)
 
     def accelerator(self) -> Accelerator:
         """Device, precision and processes of this site."""

@@ -13,7 +13,7 @@ from torch.fx import Node
 from kdq_core.api import OperatorCoverage, StageError
 from kdq_targets.ort_places import Finder, module_path, weight_of
 from kdq_targets.ort_session import OrtSession
-from kdq_targets.ort_shrink import CARRIERS, mark, mark_behind, mark_weight
+from kdq_targets.ort_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
 
 INT8_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")
 LAYOUT = {"ReorderOutput", "ReorderInput", "Transpose", "Reshape", "Flatten", "Squeeze"}
@@ -36,7 +36,8 @@ def cover(path: Path, finder: Finder) -> tuple[OperatorCoverage, ...]:
     """
     file = _File(onnx.load(str(path)).graph, optimized_graph(path))
     rows = tuple(_row(node, kind, reason, finder, file) for node, kind, reason in finder.operators())
-    if rows and all(row.kernel == "none" for row in rows):
+    weighted = [row for row in rows if row.operator in ("conv", "linear")]
+    if len(weighted) != file.weighted or any(row.kernel == "none" for row in weighted):
         raise StageError(f"ONNX file {str(path)!r} was not written from this model; export it again")
     return rows
 
@@ -46,6 +47,7 @@ class _File:
 
     def __init__(self, graph: Any, ran: Any) -> None:
         self.nodes = {node.name: node for node in graph.node if node.name}
+        self.weighted = sum(node.name.startswith("<") and node.op_type in WEIGHTED for node in graph.node)
         self.makers = {output: node for node in graph.node for output in node.output}
         self.readers: dict[str, list[Any]] = {}
         for node in graph.node:

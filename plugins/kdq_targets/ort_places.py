@@ -133,6 +133,9 @@ class Finder:
             args: Any = node.args[0] if kind == "concat" else node.args[: 2 if kind in PAIRS.values() else 1]
             wanted |= {self.source(cast(Node, arg)) for arg in args}
             wanted.add(self.tail(node))
+        for node in reversed(self.nodes):
+            if node in wanted and node.target in MOVERS:
+                wanted.add(self.source(cast(Node, node.args[0])))
         if not self.quantize_outputs:
             wanted -= {self.source(node) for node in self.graph.graph.output_node().all_input_nodes}
         return {node for node in wanted if is_float(node) and node.op != "get_attr"}
