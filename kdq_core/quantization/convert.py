@@ -200,8 +200,8 @@ def _checked(place: Place, module: FakeQuantize) -> Grid:
     wanted = () if place.axis is None else (place.channels,)
     if grid.axis != place.axis or tuple(grid.scale.shape) != wanted or grid.scale.shape != grid.zero_point.shape:
         raise StageError(
-            f"the quantizer's grid for place {place.name!r} has shape {tuple(grid.scale.shape)!r} and axis {grid.axis!r}"
-            f"; the target asks for {wanted!r} and {place.axis!r}"
+            f"the quantizer's grid for place {place.name!r} has shape {tuple(grid.scale.shape)!r} "
+            f"and axis {grid.axis!r}; the target asks for {wanted!r} and {place.axis!r}"
         )
     if (grid.qmin, grid.qmax) != (place.qmin, place.qmax):
         raise StageError(

@@ -90,7 +90,7 @@ def _trained(quantizer: Quantizer, target: Target) -> GraphModule:
         set_phase(prepared, observe=step < 6, quantize=True, freeze_batch_norm=False)
         x, y = torch.randn(32, 1, 8, 8, generator=data), torch.randint(10, (32,), generator=data)
         optimizer.zero_grad()
-        F.cross_entropy(prepared(x), y).backward()
+        torch.autograd.backward(F.cross_entropy(prepared(x), y))
         for name, parameter in prepared.named_parameters():
             assert parameter.grad is not None, f"parameter {name!r} should get a gradient, but got none"
             norm = float(parameter.grad.norm())
