@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(BIN)/kdq run recipes/digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

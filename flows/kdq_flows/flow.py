@@ -75,8 +75,9 @@ def compress_flow(
         return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
     if token is not None:
         return _drive(token)
-    from kdq_flows.reconcile import reconcile
+    from kdq_flows.reconcile import claim, reconcile
 
+    claim(runtime.flow_run.id)
     where = Site.model_validate(site) if site else Site.from_environment()
     reconcile(where)
     pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()))

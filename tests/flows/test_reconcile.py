@@ -2,13 +2,9 @@ import subprocess
 import sys
 from uuid import UUID
 
-import pytest
-
 from kdq_core.spec import Site
 from kdq_flows.owner import PREFECT_TAG, host, owner_tag, prefect_tag
 from kdq_flows.reconcile import claim, reconcile_prefect
-
-pytestmark = pytest.mark.xdist_group("prefect")
 
 KILLED = """
 import os, signal, sys

@@ -52,7 +52,6 @@ def test_one_attempt_means_no_retry_in_prefect() -> None:
     assert prefect_options(RetrySpec(attempts=1)) == {"retries": 0}
 
 
-@pytest.mark.xdist_group("prefect")
 @pytest.mark.usefixtures("prefect_site")
 @pytest.mark.parametrize(("error", "calls"), [(TransientError("busy"), 3), (StageError("broken"), 1)])
 def test_prefect_retries_by_the_same_policy(error: Exception, calls: int) -> None:

@@ -18,15 +18,15 @@ import numpy as np
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KDQ = Path(sys.executable).with_name("kdq")
 STAGES = ["train_teacher", "distill", "quantize", "export", "evaluate", "register"]
 RECIPE = """
 name: tiny
-workload: {use: digits, options: {teacher_width: 24}}
-teacher: {fit: {epochs: 2}}
-distill: {fit: {epochs: 2}}
+workload: {use: digits, options: {teacher_width: 16}}
+teacher: {fit: {epochs: 1}}
+distill: {fit: {epochs: 1}}
 quantize: {fit: {epochs: 3}}
 evaluate: [quality, size, {use: latency, options: {repeats: 20}}, coverage, parity]
 gates: [{metric: coverage_macs, at_least: 1.0}, {metric: parity_flips, at_most: 0}]
@@ -35,7 +35,7 @@ gates: [{metric: coverage_macs, at_least: 1.0}, {metric: parity_flips, at_most: 
 
 def environment(home: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "KDQ_", "MLFLOW_"))}
-    return kept | {"KDQ_HOME": str(home), "KDQ_THREADS": "2"}
+    return kept | {"KDQ_HOME": str(home), "KDQ_THREADS": "1"}
 
 
 def kdq(home: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -230,14 +230,18 @@ def in_the_middle_of_qat(home: Path, besides: int | None = None) -> psutil.Proce
     return until(found, "a worker in the middle of QAT")
 
 
-def running_in_prefect(home: Path) -> list[Any]:
+def ask_prefect(home: Path, what: str, question: dict[str, Any]) -> list[dict[str, Any]]:
     url = json.loads((home / "servers" / "prefect.json").read_text())["url"]
-    question = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
     request = urllib.request.Request(
-        f"{url}/api/flow_runs/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
+        f"{url}/api/{what}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
+
+
+def running_in_prefect(home: Path) -> list[dict[str, Any]]:
+    states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+    return ask_prefect(home, "flow_runs", {"flow_runs": {"state": states}})
 
 
 def running_in_mlflow(home: Path) -> int:
@@ -280,7 +284,31 @@ def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
         assert list(home.glob("scratch/*")) == []
         assert list(home.glob("store/drafts/*")) == []
         assert sorted(result["links"]) == ["mlflow", "prefect"]
+        tasks = ask_prefect(home, "task_runs", {"flow_runs": {"name": {"any_": [result["run"]]}}})
+        shown = dict.fromkeys(STAGES, "Completed") | {"train_teacher": "Cached", "distill": "Cached"}
+        assert {task["name"]: task["state_name"] for task in tasks} == shown
+        tables = ask_prefect(home, "artifacts", {"artifacts": {"key": {"any_": ["kdq-result"]}}})
+        assert [row["model"] for row in json.loads(tables[0]["data"])] == ["teacher", "float student", "int8 student"]
         second = kdq(home, "run", str(recipe), "--json")
         assert facts(second)["status"] == "no-news"
     finally:
         kdq(home, "down")
+
+
+def test_a_deployed_recipe_fires_twice_by_itself_and_says_no_news(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    home, recipe, _ = finished
+    with (home.parent / "serve.log").open("ab") as out:
+        serve = subprocess.Popen([KDQ, "serve"], env=environment(home), cwd=home.parent, stdout=out, stderr=out)
+        try:
+            until((home / "servers" / "prefect.json").exists, "the site's server")
+            done = kdq(home, "deploy", str(recipe), "--interval", "8", "--json")
+            assert done.returncode == 0, done.stderr
+            quiet = {"flow_runs": {"state": {"name": {"any_": ["NoNews"]}}}}
+            runs = until(lambda: (found := ask_prefect(home, "flow_runs", quiet))[1:] and found, "two runs", 180)
+            assert all(run["auto_scheduled"] for run in runs)
+            assert versions(home) == 1
+        finally:
+            serve.send_signal(signal.SIGTERM)
+            serve.wait(60)
+            kdq(home, "down")
+    assert workers(home) == []

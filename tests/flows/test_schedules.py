@@ -100,7 +100,6 @@ except Exception as error:
     assert not (tmp_path / "user").exists()
 
 
-@pytest.mark.xdist_group("prefect")
 def test_deploying_again_replaces_the_schedule(prefect_site: Site, tiny_flow: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import ConcurrencyLimitStrategy

@@ -27,7 +27,6 @@ def wait_for(what: Callable[[], bool], seconds: float) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("prefect")
 def test_an_interval_deployment_fires_twice_by_itself_and_a_killed_worker_is_replaced(
     prefect_site: Site, tiny_flow: str
 ) -> None:
@@ -67,7 +66,6 @@ def _worker_pid(site: Site) -> int | None:
     return record.pid if record is not None and processes.is_running(record) else None
 
 
-@pytest.mark.xdist_group("prefect")
 def test_the_doctor_finds_a_good_installation_good(prefect_site: Site) -> None:
     rows = doctor(prefect_site)
     assert [row["verdict"] for row in rows] == ["ok"] * 3, rows
@@ -75,7 +73,6 @@ def test_the_doctor_finds_a_good_installation_good(prefect_site: Site) -> None:
     assert not [path for path in prefect_site.home.iterdir() if path.name.startswith(".probe")]
 
 
-@pytest.mark.xdist_group("prefect")
 @pytest.mark.usefixtures("prefect_site")
 def test_the_doctor_sees_a_scheduler_that_creates_nothing() -> None:
     with pytest.raises(TimeoutError) as caught:

@@ -84,7 +84,6 @@ def test_nothing_runs_in_a_new_home(site: Site) -> None:
     assert down(site) == []
 
 
-@pytest.mark.xdist_group("prefect")
 def test_the_sites_server_is_used_by_every_later_command(prefect_site: Site) -> None:
     api, started = ensure_prefect(prefect_site)
     assert not started
