@@ -177,16 +177,30 @@ def test_other_operators_run_in_int8_kernels_too(tmp_path):
     assert not flips.any()
 
 
+class Skip(nn.Module):
+    """A conv between two quantized tensors: the runtime would round its weight by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.hidden, self.head = nn.Linear(128, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = F.relu(self.one(x))
+        return self.head(self.hidden(F.max_pool2d(x + self.two(x), 2).flatten(1)))
+
+
 def test_a_layer_kept_float_stays_float_and_says_why(tmp_path):
-    files = shipped(Mixed(), (3, 8, 8), tmp_path, keep_float=("squeeze", "head"))
+    files = shipped(Skip(), (1, 8, 8), tmp_path, keep_float=("two", "hidden"))
     rows = {row.path: row for row in files.target.coverage(files.path, files.graph)}
-    for path, kernel, weight_bytes in (("squeeze", "Conv", 4 * 8 * 4), ("head", "FusedGemm", 4 * 16 * 5)):
+    for path, kernels, weight_bytes in (("two", {"Conv", "FusedConv"}, 2304), ("hidden", {"FusedGemm"}, 8192)):
         kept = rows.pop(path)
-        assert (kept.kernel, kept.int8, kept.weight_bytes) == (kernel, False, weight_bytes)
+        assert kept.kernel in kernels
+        assert (kept.int8, kept.weight_bytes) == (False, weight_bytes)
         assert kept.reason == f"kept float by option keep_float ({path!r})"
     assert all(row.int8 for row in rows.values())
-    lsb, flips = compare(files, (3, 8, 8))
-    assert np.quantile(lsb, 0.99) <= 1.01
+    lsb, flips = compare(files, (1, 8, 8))
+    assert lsb.mean() < 0.05
     assert not flips.any()
 
 
