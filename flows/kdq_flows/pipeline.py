@@ -44,8 +44,8 @@ class Pipeline:
         self.entries: dict[str, Entry] = {}
         self.cancelled = threading.Event()
         self.errors: dict[str, KdqError] = {}
-        self.tracking = RunTracking(self.plan)
         self.name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.tracking = RunTracking(self.plan, self.name)
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
 

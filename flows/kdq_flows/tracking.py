@@ -23,8 +23,9 @@ class RunTracking:
     Calls are carried out in order; an error of one is raised by the next `wait`.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, name: str) -> None:
         self._plan = plan
+        self._name = name
         self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-tracking")
         self._pending: list[Future[Any]] = []
         self._tracker: Tracker | None = None
@@ -87,5 +88,7 @@ class RunTracking:
 
             data = str(self._plan.node("train_teacher").parts["data"])
             tags = {"kdq.data": data}
-            self._tracker = Tracker.begin(self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=tags)
+            self._tracker = Tracker.begin(
+                self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=tags, name=self._name
+            )
         return self._tracker

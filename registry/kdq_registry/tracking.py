@@ -43,7 +43,9 @@ class Tracker:
         self._lock = threading.Lock()
 
     @classmethod
-    def begin(cls, site: Site, recipe: Recipe, *, owner: str, plan_tags: dict[str, str]) -> Tracker:
+    def begin(
+        cls, site: Site, recipe: Recipe, *, owner: str, plan_tags: dict[str, str], name: str | None = None
+    ) -> Tracker:
         """Make the experiment (the recipe's name) and the run of this pipeline run.
 
         Args:
@@ -51,6 +53,7 @@ class Tracker:
             recipe: logged as `recipe.yaml`, and field by field as params.
             owner: the process that answers for the run; `reconcile` closes runs whose owner is dead.
             plan_tags: further tags of the run, such as the data's fingerprint.
+            name: of the run; by default the recipe's.
 
         Raises:
             TransientError: the tracking server cannot be reached.
@@ -60,7 +63,7 @@ class Tracker:
             mlflow = client(site)
             experiment = experiment_id(mlflow, site, recipe.name)
             tags = {OWNER_TAG: owner} | environment_tags() | plan_tags
-            run_id = mlflow.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
+            run_id = mlflow.create_run(experiment, tags=tags, run_name=name or recipe.name).info.run_id
             fields = recipe.model_dump(mode="json", by_alias=True)
             _log_params(mlflow, run_id, fields)
             mlflow.log_dict(run_id, fields, "recipe.yaml")
