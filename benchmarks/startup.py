@@ -1,0 +1,94 @@
+"""How long the commands take that answer without running anything.
+
+Each command is started 11 times, the commands taking turns, so that a change in the machine's load meets all of them.
+A bare `python -c pass` of the same interpreter is the unit of the ratio.
+
+```
+python benchmarks/startup.py > benchmarks/startup.md
+```
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+KDQ = Path(sys.executable).with_name("kdq")
+TURNS = 11
+UNIT = "python -c pass"
+COMMANDS: dict[str, list[str]] = {
+    UNIT: [sys.executable, "-c", "pass"],
+    "kdq --help": [str(KDQ), "--help"],
+    "kdq validate recipes/digits.yaml": [str(KDQ), "validate", "recipes/digits.yaml"],
+    "kdq plugins list --json": [str(KDQ), "plugins", "list", "--json"],
+}
+PACKAGES = ("kdq", "typer", "pydantic", "pluggy")
+
+
+def seconds(command: list[str], environment: dict[str, str]) -> float:
+    """Wall time from start to end of one process."""
+    began = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
+
+
+def measure() -> dict[str, list[float]]:
+    """Sorted seconds of each command; one turn before the clock counts fills the file cache."""
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "KDQ_HOME": home}
+        for turn in range(TURNS + 1):
+            for name, command in COMMANDS.items():
+                took = seconds(command, environment)
+                if turn:
+                    times[name].append(took)
+    return {name: sorted(values) for name, values in times.items()}
+
+
+def cpu() -> str:
+    """The CPU's model as the kernel names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def page(times: dict[str, list[float]]) -> str:
+    """The result as Markdown."""
+    unit = statistics.median(times[UNIT])
+    rows = [
+        f"| `{name}` | {1e3 * statistics.median(values):.0f} | {1e3 * values[0]:.0f} | {1e3 * values[-1]:.0f} "
+        f"| {statistics.median(values) / unit:.1f} |"
+        for name, values in times.items()
+    ]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return "\n".join(
+        (
+            "# Start-up times",
+            "",
+            "Written by `python benchmarks/startup.py > benchmarks/startup.md`. The target is under 500 ms a command.",
+            "",
+            "| command | median ms | least ms | most ms | times `python -c pass` |",
+            "|---|---:|---:|---:|---:|",
+            *rows,
+            "",
+            f"Machine: {cpu()}, {os.cpu_count()} cores; Python {platform.python_version()}; {versions}.",
+            "",
+            f"Wall time from start to end of the process, output thrown away, {TURNS} runs of each command, the",
+            "commands taking turns. One turn before fills the file cache and is not counted, so bytecode is compiled",
+            "and files are in memory. The ratio is of medians; it depends less on the machine than milliseconds do.",
+        )
+    )
+
+
+if __name__ == "__main__":
+    print(page(measure()))

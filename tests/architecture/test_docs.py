@@ -1,0 +1,165 @@
+"""What the documents say is true: recipes validate, links lead somewhere, commands exist, examples run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+from kdq_core.catalog import Catalog, check_recipe
+from kdq_core.recipe_file import recipe_from_text
+from kdq_core.testing import __all__ as kits
+from kdq_flows.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = (".", "docs", "kdq_core", "plugins", "flows", "registry", "tests", "recipes", "benchmarks")
+PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+BLOCK = re.compile(r"(?:<!-- (file|example): (\S+) -->\n)?```(\w*)\n(.*?)```\n", re.DOTALL)
+LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"`(kdq [a-z][^`]*)`")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for _, _, lang, text in BLOCK.findall(page.read_text(encoding="utf-8")) if lang == language]
+
+
+def titled(page: Path, mark: str) -> dict[str, str]:
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return {name: text for kind, name, _, text in found if kind == mark}
+
+
+def prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def script(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECIPES = [
+    pytest.param(text, id=f"{name_of(page)}-{number}")
+    for page in PAGES
+    for number, text in enumerate(block for block in blocks(page, "yaml") if block.startswith("name:"))
+]
+
+
+def test_every_room_has_a_readme() -> None:
+    rooms = ("kdq_core", "plugins", "flows", "registry", "tests", "recipes", "benchmarks")
+    assert [room for room in rooms if not (ROOT / room / "README.md").is_file()] == []
+    assert len(RECIPES) >= 4
+
+
+@pytest.mark.parametrize("text", RECIPES)
+def test_a_recipe_in_the_documents_validates(text: str) -> None:
+    check_recipe(recipe_from_text(text), Catalog.load())
+
+
+def test_the_recipe_reference_is_current() -> None:
+    current = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert script("docs/make_reference.py").reference() == current, "run python docs/make_reference.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)$", prose(target), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
+
+
+def commands(page: Path) -> set[str]:
+    lines = {line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("kdq ")}
+    return lines | set(COMMAND.findall(prose(page)))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_commands_in_the_documents_exist(page: Path) -> None:
+    for line in commands(page):
+        words = shlex.split(line, comments=True)[1:]
+        command = typer.main.get_command(app)
+        while hasattr(command, "commands"):
+            assert words, line
+            alternatives = words.pop(0).split("|")
+            assert set(alternatives) <= set(command.commands), line
+            command = command.commands[alternatives[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    named = {line.split()[1] for line in commands(ROOT / "README.md")}  # "kdq run FILE"
+    assert set(typer.main.get_command(app).commands) <= named  # type: ignore[attr-defined]
+
+
+def test_environment_variables_in_the_documents_are_read_by_the_product() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdq_core").glob("*.py"))
+    used = set(re.findall(r"\bKDQ_[A-Z_]+\b", source))
+    named = {name for page in PAGES for name in re.findall(r"\bKDQ_[A-Z_]+\b", page.read_text(encoding="utf-8"))}
+    assert named <= used
+    assert {"KDQ_HOME", "KDQ_DEVICE", "KDQ_THREADS", "KDQ_PRECISION", "KDQ_TRACKING_URI"} <= named
+
+
+def test_the_guest_in_the_documents_is_the_guest_of_the_tests() -> None:
+    files = titled(ROOT / "docs" / "plugins.md", "file")
+    assert len(files) == 3
+    for name, text in files.items():
+        assert text == (ROOT / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.slow
+def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(guests: Path, tmp_path: Path) -> None:
+    page, package, site = ROOT / "docs" / "plugins.md", tmp_path / "package", tmp_path / "site"
+    for name, text in titled(page, "example").items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text, encoding="utf-8")
+    (package / "src" / "my_kdq_plugins" / "__init__.py").touch()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(guests)))}
+
+    def run(*words: str | Path) -> str:
+        done = subprocess.run(words, cwd=package, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    run(*pip, "--no-build-isolation", "--target", site, ".")
+    kdq = Path(sys.executable).with_name("kdq")
+    states = {row["name"]: row["state"] for row in json.loads(run(kdq, "plugins", "list", "--json"))}
+    assert states["logit-mse"] == states["calibration"] == states["guest-rounding"] == "ok"
+    for number, text in enumerate(blocks(page, "yaml")):
+        recipe = package / f"{number}.yaml"
+        recipe.write_text(f"name: example\nworkload: digits\n{text}", encoding="utf-8")
+        run(kdq, "validate", recipe)
+    assert "3 passed" in run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests")
+
+
+def test_the_documents_name_kits_that_exist() -> None:
+    named = {kit for page in PAGES for kit in re.findall(r"\bcheck_[a-z]+\b", page.read_text(encoding="utf-8"))}
+    assert {"check_distiller", "check_evaluator", "check_quantizer", "check_workload"} <= named <= set(kits)
+
+
+def test_the_picture_of_the_table_loads_nothing_from_elsewhere() -> None:
+    drawn = (ROOT / "docs" / "result-table.svg").read_text(encoding="utf-8")
+    assert "int8" in drawn
+    assert "url(http" not in drawn.replace('"', "")
