@@ -135,7 +135,8 @@ def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(gu
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text, encoding="utf-8")
     (package / "src" / "my_kdq_plugins" / "__init__.py").touch()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(guests)))}
+    paths = os.pathsep.join((str(site), str(guests)))
+    environment = {**os.environ, "PYTHONPATH": paths, "ORT_DISABLE_TELEMETRY": "1", "PIP_NO_CACHE_DIR": "1"}
 
     def run(*words: str | Path) -> str:
         done = subprocess.run(words, cwd=package, env=environment, capture_output=True, text=True, timeout=200)
