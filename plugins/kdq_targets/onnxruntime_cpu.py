@@ -4,6 +4,11 @@ What
     Every conv, linear, add, multiplication, pooling and concatenation is quantized, with what moves data between them:
     uint8 affine activations, int8 symmetric weights per output channel, int32 bias. The file is QDQ ONNX (opset 18);
     the runtime fuses it into QLinearConv, QLinearAdd, QGemm and their like.
+Source
+    Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference";
+    the QDQ form and the fusions are ONNX Runtime's, section "Quantize ONNX models" of its documentation.
+Defaults
+    `reduce_range: auto` reads the CPU's flags; `quantize_outputs: true` keeps the last layer in one int8 kernel too.
 Limits
     On x86 CPUs without VNNI the uint8 x int8 kernels add pairs of products in 16 bits and saturate; there weights keep
     to -63..63 (`reduce_range`).

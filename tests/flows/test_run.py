@@ -82,7 +82,7 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
     assert student["bytes"] / int8["bytes"] >= 3.7
     assert int8["weight_bytes_float"] == 0
     assert int8["latency_p50_ms"] > 0
-    assert result["models"]["teacher"]["top1"] > 0.5
+    assert result["models"]["teacher"]["top1"] > 0.2  # one epoch; a guess gives 0.1
     file = Path(result["artifact"]["path"])
     assert hashlib.sha256(file.read_bytes()).hexdigest() == result["artifact"]["sha256"]
     assert file.stat().st_size == result["artifact"]["bytes"] == int8["bytes"]
@@ -218,13 +218,16 @@ def workers(home: Path) -> list[psutil.Process]:
     return found
 
 
-def in_the_middle_of_qat(home: Path, besides: int | None = None) -> psutil.Process:
+def in_the_middle_of_qat(
+    home: Path, run: subprocess.Popen[bytes], besides: psutil.Process | None = None
+) -> psutil.Process:
     """The worker of the quantize stage, once its first epoch is kept."""
 
     def found() -> psutil.Process | None:
+        assert run.poll() is None, (home.parent / "out").read_text()
         logs = list(home.glob("logs/tiny-*/quantize.log"))
         kept = list(home.glob("scratch/*/fit.safetensors"))
-        alive = [w for w in workers(home) if w.pid != besides]
+        alive = [w for w in workers(home) if w != besides]
         return alive[0] if logs and kept and alive else None
 
     return until(found, "a worker in the middle of QAT")
@@ -258,15 +261,15 @@ def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
     recipe.write_text(RECIPE)
     try:
         with begun(home, recipe) as run:
-            worker = in_the_middle_of_qat(home)
+            worker = in_the_middle_of_qat(home, run)
             worker.kill()
-            again = in_the_middle_of_qat(home, besides=worker.pid)
+            again = in_the_middle_of_qat(home, run, besides=worker)
             run.kill()
             run.wait()
             until(lambda: not again.is_running() or again.status() == psutil.STATUS_ZOMBIE, "the worker dies with kdq")
         assert running_in_prefect(home)
         with begun(home, recipe) as run:
-            worker = in_the_middle_of_qat(home)
+            worker = in_the_middle_of_qat(home, run)
             os.kill(run.pid, signal.SIGKILL)
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
@@ -297,6 +300,7 @@ def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
 
 def test_a_deployed_recipe_fires_twice_by_itself_and_says_no_news(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, recipe, _ = finished
+    before = versions(home)
     with (home.parent / "serve.log").open("ab") as out:
         serve = subprocess.Popen([KDQ, "serve"], env=environment(home), cwd=home.parent, stdout=out, stderr=out)
         try:
@@ -306,7 +310,7 @@ def test_a_deployed_recipe_fires_twice_by_itself_and_says_no_news(finished: tupl
             quiet = {"flow_runs": {"state": {"name": {"any_": ["NoNews"]}}}}
             runs = until(lambda: (found := ask_prefect(home, "flow_runs", quiet))[1:] and found, "two runs", 180)
             assert all(run["auto_scheduled"] for run in runs)
-            assert versions(home) == 1
+            assert versions(home) == before
         finally:
             serve.send_signal(signal.SIGTERM)
             serve.wait(60)
