@@ -105,8 +105,7 @@ NOTES = {
     "register.name": "name of the registered model; without it the recipe's name",
 }
 FIT = """\
-`teacher`, `distill` and `quantize` each have a `fit`. A `fit` that is written replaces the default one whole: what it
-leaves out takes the values of the first table, also in `quantize`.
+`teacher`, `distill` and `quantize` each have a `fit`. What a `fit` leaves out takes the default of its section.
 """
 
 
@@ -174,10 +173,10 @@ def _whole_fits(schema: Schema) -> str:
     usual = {name: field.get("default") for name, field in schema["$defs"]["FitSpec"]["properties"].items()}
     rows = []
     for name, owner in (("teacher", "TeacherSpec"), ("distill", "DistillSpec"), ("quantize", "QuantizeSpec")):
-        whole = schema["$defs"][owner]["properties"]["fit"]["default"]
+        whole = schema["$defs"][owner]["properties"]["fit"]["default"]  # as validated: every field is there
         other = ", ".join(f"{key}: {value}" for key, value in whole.items() if value != usual[key])
         rows.append((f"`{name}.fit`", f"`{other}`, else as above" if other else "as above"))
-    return _markdown(("left out altogether", "is"), rows)
+    return _markdown(("section", "defaults"), rows)
 
 
 def _plugins(catalog: Catalog) -> Iterator[str]:

@@ -61,7 +61,7 @@ def kdq_stage_finished(recipe: str, stage: str, key: str, digest: str, seconds: 
 
 @hookspec
 def kdq_stage_failed(recipe: str, stage: str, key: str, error: str) -> None:
-    """A stage failed for good."""
+    """A try of a stage failed; after a transient error another try may follow."""
 
 
 @hookspec

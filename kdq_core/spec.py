@@ -42,6 +42,13 @@ class FitSpec(Frozen):
     clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; none means no clipping")
 
 
+class QatFitSpec(FitSpec):
+    """How the quantized student is trained: a tenth of the learning rate, for a few epochs."""
+
+    epochs: int = Field(default=3, ge=1, le=10_000)
+    learning_rate: float = Field(default=2e-4, gt=0, le=10)
+
+
 class TeacherSpec(Frozen):
     """The teacher comes from the workload and is trained on hard labels."""
 
@@ -61,7 +68,7 @@ class QuantizeSpec(Frozen):
 
     use: str = Field(default="minmax-qat", description="name of the quantizer")
     options: dict[str, JsonValue] = Field(default={}, description="the quantizer's own fields")
-    fit: FitSpec = FitSpec(epochs=3, learning_rate=2e-4)
+    fit: QatFitSpec = QatFitSpec()
     freeze_observers: float = Field(
         default=0.5, ge=0, le=1, description="share of the epochs after which the ranges stand still"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # otherwise importing onnxruntime writes to the user's home folder
 settings.register_profile("kdq", deadline=None)  # a busy machine is no failure
 settings.load_profile("kdq")
 

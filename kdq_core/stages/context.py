@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdq_core.catalog import Catalog
+from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.spec import FitSpec, Recipe, Site
@@ -81,6 +82,7 @@ class StageContext:
 
     def accelerator(self) -> Accelerator:
         """Device, precision and processes of this site."""
+        check_device(self.site.device)
         bf16 = self.site.precision == "bf16" and self.site.device != "cpu"
         return Accelerator(cpu=self.site.device == "cpu", mixed_precision="bf16" if bf16 else "no")
 
@@ -142,3 +144,16 @@ class StageContext:
         assert isinstance(entry.record, Checkpoint)
         model.load_state_dict(load_file(entry.file(entry.record.weights)))
         return model.eval()
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there: falling back to the CPU would store its results under the GPU's key.
+
+    Raises:
+        StageError: torch sees no such device.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise StageError(
+            f"the device {device!r} was asked for, but torch {torch.__version__} sees no CUDA device here; "
+            "set KDQ_DEVICE=cpu, or install a CUDA build of torch and a driver"
+        )
