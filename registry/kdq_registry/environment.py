@@ -76,6 +76,9 @@ def local_database(uri: str) -> Path | None:
 def read_only(database: Path) -> sqlite3.Connection:
     """Open an existing SQLite file for reading, without importing MLflow.
 
+    The file itself is opened for writing where that is possible: what a killed process left half-written in it can only
+    be rolled back by a connection that may write.
+
     Raises:
         StageError: the file is unreadable or no database.
     """
@@ -83,7 +86,8 @@ def read_only(database: Path) -> sqlite3.Connection:
 
     connection = None
     try:
-        connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=20)
+        connection = sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=20)
+        connection.execute("pragma query_only = 1")
         connection.execute("select name from sqlite_master limit 1").fetchall()
     except sqlite3.Error as error:
         if connection is not None:

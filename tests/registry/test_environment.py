@@ -1,4 +1,5 @@
 import sqlite3
+import subprocess
 import sys
 import time
 from contextlib import closing
@@ -8,7 +9,7 @@ import pytest
 
 from kdq_core.errors import StageError, TransientError
 from kdq_core.spec import Recipe, Site
-from kdq_registry.environment import client, local_database, mlflow_environment, redacted
+from kdq_registry.environment import client, local_database, mlflow_environment, read_only, redacted
 from kdq_registry.promotion import list_models
 from kdq_registry.tracking import Tracker
 
@@ -107,3 +108,24 @@ def test_a_killed_migration_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "mlflow" / "mlflow.db.new").write_bytes(b"half a schema")
     client(site)
     assert [path.name for path in sorted((tmp_path / "mlflow").iterdir())] == [".migrate.lock", "mlflow.db"]
+
+
+def test_a_database_whose_writer_was_killed_is_read_as_before_its_last_transaction(tmp_path: Path) -> None:
+    """A read-only connection cannot roll back the journal that the dead process left."""
+    database = tmp_path / "mlflow.db"
+    script = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "connection.execute('create table runs (text)')\n"
+        "connection.execute('insert into runs values (1)')\n"
+        "connection.execute('pragma cache_size = 1')\n"
+        "connection.execute('begin')\n"
+        "connection.executemany('insert into runs values (?)', [('x' * 1000,)] * 1000)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(database)], check=False, timeout=60)
+    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    with closing(read_only(database)) as connection:
+        assert connection.execute("select count(*) from runs").fetchall() == [(1,)]
+        with pytest.raises(sqlite3.OperationalError, match="attempt to write a readonly database"):
+            connection.execute("insert into runs values (2)")
