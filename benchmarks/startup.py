@@ -10,15 +10,15 @@ python benchmarks/startup.py > benchmarks/startup.md
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 KDQ = Path(sys.executable).with_name("kdq")
@@ -53,15 +53,6 @@ def measure() -> dict[str, list[float]]:
     return {name: sorted(values) for name, values in times.items()}
 
 
-def cpu() -> str:
-    """The CPU's model as the kernel names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def page(times: dict[str, list[float]]) -> str:
     """The result as Markdown."""
     unit = statistics.median(times[UNIT])
@@ -70,7 +61,6 @@ def page(times: dict[str, list[float]]) -> str:
         f"| {statistics.median(values) / unit:.1f} |"
         for name, values in times.items()
     ]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return "\n".join(
         (
             "# Start-up times",
@@ -81,7 +71,7 @@ def page(times: dict[str, list[float]]) -> str:
             "|---|---:|---:|---:|---:|",
             *rows,
             "",
-            f"Machine: {cpu()}, {os.cpu_count()} cores; Python {platform.python_version()}; {versions}.",
+            machine(PACKAGES),
             "",
             f"Wall time from start to end of the process, output thrown away, {TURNS} runs of each command, the",
             "commands taking turns. One turn before fills the file cache and is not counted, so bytecode is compiled",
