@@ -1,11 +1,13 @@
 """The house plug-ins pass the kits, and each kit sees each broken promise."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
 from kdq_core.api import Batch, Distiller, Field, LossTerms
+from kdq_core.catalog import Catalog
 from kdq_core.testing import check_distiller, check_workload
-from kdq_distillers.logit_kd import LogitKd
 from kdq_workloads.digits import Digits
 
 
@@ -14,9 +16,31 @@ def test_digits_keeps_the_promises_of_a_workload(augment):
     check_workload(Digits(augment=augment, teacher_width=8, student_width=8))
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha": 0}, {"alpha": 1}, {"temperature": 1}, {"temperature": 100}])
-def test_logit_kd_keeps_the_promises_of_a_distiller(options):
-    check_distiller(LogitKd(**options))
+DISTILLERS = sorted(Catalog.load().names("distiller"))
+OPTIONS = [
+    ("dist", {"temperature": 0.01}),
+    ("dist", {"temperature": 100}),
+    ("dkd", {"temperature": 0.01}),
+    ("dkd", {"alpha": 0, "beta": 0}),
+    ("hard-label", {"alpha": 0}),
+    ("logit-kd", {"alpha": 0}),
+    ("logit-kd", {"alpha": 1, "temperature": 1}),
+    ("logit-kd", {"temperature": 100}),
+    ("logit-kd", {"standardize": True}),
+    ("logistic", {"alpha": 1}),
+    ("mse-logits", {"on": "probabilities"}),
+    ("multi-label-kd", {"temperature": 0.01}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in DISTILLERS), *OPTIONS])
+def test_every_installed_distiller_keeps_its_promises(name, options):
+    check_distiller(Catalog.load().build("distiller", name, options))
+
+
+def test_the_distillers_that_are_checked_are_those_the_catalog_names():
+    assert {name for name, _ in OPTIONS} <= set(DISTILLERS)
+    assert len(DISTILLERS) >= 7
 
 
 class Squared(Distiller):
@@ -34,6 +58,18 @@ class Squared(Distiller):
 class NeverZero(Squared):
     def terms(self, student, teacher):
         return LossTerms({"soft": (student - teacher).square().mean() + 1})
+
+
+class CrossEntropy(Squared):
+    zero_for_equal_models: ClassVar[bool] = False
+
+    def terms(self, student, teacher):
+        return LossTerms({"soft": torch.nn.functional.cross_entropy(student, teacher.argmax(1))})
+
+
+class BelowZero(CrossEntropy):
+    def terms(self, student, teacher):
+        return LossTerms({"soft": (student - teacher).square().mean() - 1})
 
 
 class Vector(Squared):
@@ -65,6 +101,7 @@ class Jumps(Squared):
     ("broken", "sentence"),
     [
         (NeverZero, "equal models should give zero soft loss, but term 'soft' is 1"),
+        (BelowZero, "equal models should give a finite soft loss of at least zero, but term 'soft' is -1"),
         (Vector, "a soft term should be a scalar, but 'soft' has shape (8,)"),
         (Explodes, "the loss should be finite, but it is inf for 8 samples, 10 classes, logits of about 10000"),
         (Leaks, "no gradient should reach the teacher, but one did; detach its tensors"),
@@ -74,6 +111,7 @@ class Jumps(Squared):
 )
 def test_the_distiller_kit_names_the_broken_promise(broken, sentence):
     check_distiller(Squared())
+    check_distiller(CrossEntropy())
     with pytest.raises(AssertionError) as caught:
         check_distiller(broken())
     assert str(caught.value).startswith(sentence)

@@ -1,0 +1,110 @@
+"""What the distillers on logits share: checks, and the divergence most of them are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdq_core.api import Batch, Outputs, StageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def comparable(name: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    """Logits of both models in float32, the teacher's without gradient.
+
+    Args:
+        name: of the distiller, for messages.
+        student: logits `[B, C]`, any floating type.
+        teacher: logits `[B, C]`, any floating type.
+
+    Returns:
+        Logits `[B, C]` of the student, and of the teacher.
+
+    Raises:
+        StageError: the shapes differ or are not `[B, C]`, or the teacher's logits are not finite.
+    """
+    ours, theirs = student.logits, teacher.logits.detach()
+    if ours.shape != theirs.shape:
+        raise StageError(
+            f"distiller {name!r} compares logits of one shape, but the student's are {tuple(ours.shape)} and the "
+            f"teacher's {tuple(theirs.shape)}; give both models the same classes and the same batch"
+        )
+    if ours.ndim != 2:
+        raise StageError(
+            f"distiller {name!r} needs logits [samples, classes], but those of student and teacher are "
+            f"{tuple(ours.shape)}; give one row of logits a sample"
+        )
+    if not theirs.isfinite().all():
+        wrong = int((~theirs.isfinite()).sum())
+        raise StageError(
+            f"distiller {name!r} needs finite teacher logits, but {wrong} of {theirs.numel()} are NaN or infinite; "
+            "train the teacher with a lower learning rate or with 'clip_norm'"
+        )
+    return ours.float(), theirs.float()
+
+
+def class_labels(name: str, batch: Batch, logits: Tensor) -> Tensor:
+    """The label of each sample.
+
+    Args:
+        name: of the distiller, for messages.
+        batch: one class number a sample.
+        logits: `[B, C]`; tells how many samples and classes there are.
+
+    Returns:
+        int64 `[B]`, each from 0 to C - 1.
+
+    Raises:
+        StageError: the batch has no labels, or other labels than one class number a sample.
+    """
+    samples, classes = logits.shape
+    labels, instead = batch.targets, "use a distiller that needs none, such as 'logit-kd'"
+    if labels is None:
+        raise StageError(
+            f"distiller {name!r} needs a label for each sample, but the batch of {samples} samples has none; "
+            f"label the data, or {instead}"
+        )
+    if labels.shape != (samples,) or labels.is_floating_point():
+        raise StageError(
+            f"distiller {name!r} needs one class number a sample, shape ({samples},), but the labels have shape "
+            f"{tuple(labels.shape)} and type {str(labels.dtype).removeprefix('torch.')}; {instead}"
+        )
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise StageError(
+            f"distiller {name!r} needs labels from 0 to {classes - 1}, because the models give {classes} logits, but "
+            f"the labels go from {low} to {high}; correct the workload's labels, or {instead}"
+        )
+    return labels.long()
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """`sum of p * (log p - log q) / B`, a scalar: Kullback-Leibler, summed over all but the batch, mean over the batch.
+
+    Args:
+        log_p: logarithms of the teacher's probabilities, `[B, ...]`.
+        log_q: logarithms of the student's, the same shape.
+    """
+    return (log_p.exp() * (log_p - log_q)).sum() / len(log_p)
+
+
+def others(logits: Tensor, index: Tensor) -> Tensor:
+    """Each row without one of its entries.
+
+    Args:
+        logits: `[B, C]`.
+        index: int64 `[B]`, the entry to leave out.
+
+    Returns:
+        `[B, C - 1]`, in the order of the classes.
+    """
+    import torch
+
+    kept = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, kept + (kept >= index[:, None]))
+
+
+def nothing(logits: Tensor) -> Tensor:
+    """A loss of zero with a gradient of zero, where there is nothing to compare."""
+    return 0 * logits.sum()

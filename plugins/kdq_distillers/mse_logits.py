@@ -1,0 +1,50 @@
+"""Distiller `mse-logits`: the student's logits, or its probabilities, are those of the teacher.
+
+What: squared difference of logits or of class probabilities, beside the workload's own loss on hard labels.
+Formula: L = alpha * mean over the batch of (sum over the classes of (y_s - y_t)^2) + (1 - alpha) * L_hard, with y = z
+    for `on: logits` and y = softmax(z) for `on: probabilities`. The sum over the classes is not divided by their
+    number: [.9, .1, 0] and [.8, .2, .1] give .03, [.9, .1, 0] and [.6, .3, .1] give .14.
+Source: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?", arXiv:1312.6184 (without its factor 1/2).
+    Kim et al. 2021, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge
+    Distillation", arXiv:2105.08919, compare it with `logit-kd`. On probabilities it is the Brier score, Brier 1950.
+Defaults and where they come from: `on: logits` as in both papers. alpha 0.5, an equal share, is our own; Ba and
+    Caruana have no hard loss at all (alpha 1).
+Costs: one pass over `[B, C]` in float32, and one wait for the device to see that the teacher is finite.
+Limits: the same classes in the same order in teacher and student. On logits the loss grows with the number of classes
+    and with the square of the teacher's logits, so alpha may have to be smaller for many classes; a constant added to
+    all logits of a sample changes nothing in the answer but counts here. On probabilities the gradient vanishes where
+    the student is sure, and wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs
+from kdq_distillers.logits import comparable
+
+
+class MseLogits(Distiller):
+    """Regression on the teacher's outputs (Ba and Caruana 2014)."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
+    on: Literal["logits", "probabilities"] = Field(
+        default="logits", description="what is compared: outputs of the last layer, or their softmax"
+    )
+
+    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
+        """The soft term `mse`, and `1 - alpha` for the hard loss.
+
+        Args:
+            student: logits `[B, C]`, any floating type.
+            teacher: logits `[B, C]`, any floating type.
+            batch: not needed here.
+
+        Raises:
+            StageError: the shapes differ, or the teacher's logits are not finite.
+        """
+        ours, theirs = comparable("mse-logits", student, teacher)
+        if self.on == "probabilities":
+            ours, theirs = ours.softmax(dim=1), theirs.softmax(dim=1)
+        soft = (ours - theirs).square().sum() / len(ours)
+        return LossTerms(terms={"mse": self.alpha * soft}, hard_weight=1 - self.alpha)

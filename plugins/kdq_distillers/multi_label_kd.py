@@ -1,0 +1,55 @@
+"""Distiller `multi-label-kd`: each class is a question of its own, and the student follows the teacher's yes or no.
+
+What: divergence between the sigmoids of teacher and student at temperature T, each class by itself, beside the
+    workload's own loss on hard labels. Any number of classes may be true of a sample.
+Formula: L = alpha * T^2 * mean over the batch of (sum over the classes of KL(Bernoulli(p_t) || Bernoulli(p_s)))
+    + (1 - alpha) * L_hard, with p = sigmoid(z / T), and
+    KL = p_t * log(p_t / p_s) + (1 - p_t) * log((1 - p_t) / (1 - p_s)).
+Source: Yang et al. 2023, "Multi-Label Knowledge Distillation", arXiv:2308.06453 (its loss on logits, without the terms
+    on label embeddings); temperature and its square after Hinton et al. 2015, arXiv:1503.02531.
+Defaults and where they come from: temperature 1, because the paper has none. alpha 0.5, an equal share, is our own.
+Costs: four log-sigmoids of `[B, C]` in float32, and one wait for the device to see that the teacher is finite.
+Limits: models trained with a sigmoid a class (binary cross entropy), and the same classes in the same order in teacher
+    and student; for one label a sample use `logit-kd` or `logistic`. The loss grows with the number of classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs
+from kdq_distillers.logits import comparable, divergence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MultiLabelKd(Distiller):
+    """Distillation of independent labels (Yang et al. 2023)."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
+    temperature: float = Field(default=1.0, ge=0.01, le=100, description="softens all sigmoids; 1 leaves them")
+
+    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
+        """The soft term `multi_label`, and `1 - alpha` for the hard loss.
+
+        Args:
+            student: logits `[B, C]`, any floating type.
+            teacher: logits `[B, C]`, any floating type.
+            batch: not needed here.
+
+        Raises:
+            StageError: the shapes differ, or the teacher's logits are not finite.
+        """
+        ours, theirs = comparable("multi-label-kd", student, teacher)
+        log_p, log_q = (log_yes_and_no(z / self.temperature) for z in (theirs, ours))
+        soft = self.temperature**2 * divergence(log_p, log_q)
+        return LossTerms(terms={"multi_label": self.alpha * soft}, hard_weight=1 - self.alpha)
+
+
+def log_yes_and_no(logits: Tensor) -> Tensor:
+    """`log sigmoid(z)` and `log(1 - sigmoid(z))`: `[B, C]` gives `[B, 2, C]`."""
+    import torch
+    import torch.nn.functional as F
+
+    return torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), dim=1)
