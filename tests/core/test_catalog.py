@@ -322,7 +322,8 @@ def test_a_plugin_that_is_missing_is_named_with_its_line(tmp_path: Path, monkeyp
     with pytest.raises(PluginError) as caught:
         check_recipe(recipe, house(), lines=lines)
     assert str(caught.value) == (
-        "r.yaml:4: no distiller named 'logit_kd'; did you mean 'logit-kd'? Installed: logit-kd."
+        "r.yaml:4: no distiller named 'logit_kd'; did you mean 'logit-kd'? "
+        "Installed: dist, dkd, hard-label, logistic, logit-kd, mse-logits, multi-label-kd."
     )
 
 

@@ -85,7 +85,8 @@ def test_validate_says_what_the_recipe_names(call) -> None:
         (RECIPE + "distill:\n  options: {alpha: 2}",
          "error: r.yaml:4: option 'alpha' of distiller 'logit-kd' is 2; allowed: a number, 0 to 1\n"),
         (RECIPE + "distill: {use: logit_kd}",
-         "error: r.yaml:3: no distiller named 'logit_kd'; did you mean 'logit-kd'? Installed: logit-kd.\n"),
+         "error: r.yaml:3: no distiller named 'logit_kd'; did you mean 'logit-kd'? "
+         "Installed: dist, dkd, hard-label, logistic, logit-kd, mse-logits, multi-label-kd.\n"),
         ("", "error: recipe 'r.yaml' is empty; it needs at least 'name' and 'workload'\n"),
     ],
 )  # fmt: skip
@@ -195,9 +196,9 @@ def test_plugins_show_gives_the_method_card_and_the_options(call) -> None:
     assert code == 0
     assert "Source: Hinton" in out
     code, out, _ = call("plugins", "show", "logit-kd", "--kind", "distiller", "--json")
-    (alpha, temperature) = json.loads(out)["options"]
+    alpha, *others = json.loads(out)["options"]
     assert alpha["bounds"] == "0 to 1"
-    assert temperature["option"] == "temperature"
+    assert [one["option"] for one in others] == ["temperature", "standardize"]
     assert call("plugins", "show", "logit")[::2] == (
         2,
         "error: no plug-in named 'logit'; did you mean 'logit-kd'? Installed: "
