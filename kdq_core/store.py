@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from kdq_core.records import FileRef, Manifest, Record
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
+DRAFT = re.compile(r"[0-9a-f]+\.([0-9]+)\.[0-9a-f]+")
+"""Name of a draft: key, process, chance."""
 
 
 def canonical(value: Any) -> bytes:
@@ -170,8 +173,9 @@ class Store:
                     yield manifest
 
     def sweep(self) -> list[str]:
-        """Remove drafts of processes that are gone; give their names."""
-        gone = [d for d in self.root.glob("drafts/*") if not psutil.pid_exists(int(d.name.split(".")[1]))]
+        """Remove drafts of processes that are gone; give their names. What is not named like a draft stays."""
+        named = [(d, DRAFT.fullmatch(d.name)) for d in self.root.glob("drafts/*")]
+        gone = [d for d, match in named if match and not psutil.pid_exists(int(match[1]))]
         for draft in gone:
             shutil.rmtree(draft, ignore_errors=True)
         return [draft.name for draft in gone]

@@ -116,5 +116,12 @@ def test_drafts_of_dead_processes_are_swept_and_others_kept(tmp_path: Path) -> N
         assert mine.is_dir()
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "notes", f"{KEY}.x.aa", f"{KEY}.999999999", "a.b.c"])
+def test_what_is_not_named_like_a_draft_is_not_swept(tmp_path: Path, name: str) -> None:
+    (tmp_path / "drafts" / name).mkdir(parents=True)
+    assert Store(tmp_path).sweep() == []
+    assert (tmp_path / "drafts" / name).is_dir()
+
+
 def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
     assert canonical({"b": [1, 2.5], "a": None}) == canonical({"a": None, "b": [1, 2.5]}) == b'{"a":null,"b":[1,2.5]}'
