@@ -130,10 +130,10 @@ class Store:
         folder = self.root / "drafts" / f"{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         with explained(self.root, "write to the store"):
             folder.mkdir(parents=True)
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, draft: Path, *, stage: str, key: str, parts: dict[str, JsonValue], record: Record) -> Entry:
         """Seal `draft` as the entry of `key`; where another process was first, its entry is given."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -46,21 +47,24 @@ def main() -> int:
             entry = run_stage(request, emit)
         except BaseException as error:
             traceback.print_exc()
-            emit({"event": "error", "error": ErrorRecord.of(_named(error)).model_dump()})
+            emit({"event": "error", "error": ErrorRecord.of(named(error)).model_dump()})
             return 1
         emit({"event": "result", "key": entry.manifest.key, "digest": entry.digest})
         return 0
 
 
-def _named(error: BaseException) -> BaseException:
-    """What is worth another try becomes a `TransientError`; a full disk becomes a `StoreError`."""
+def named(error: BaseException) -> KdqError:
+    """`error` as KDQ's own: what the machine or the network did is worth another try, a full disk is the store's."""
+    text = f"{type(error).__name__}: {error}"
     if isinstance(error, KdqError):
         return error
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return TransientError(f"the device ran out of memory: {error}; lower batch_size or free the device")
-    if isinstance(error, OSError) and error.errno in (28, 122):
+        return TransientError(f"the device ran out of memory: {text}; lower batch_size or free the device")
+    if isinstance(error, ConnectionError | TimeoutError):
+        return TransientError(f"a connection failed: {text}; check the network, then run again")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError("the disk is full; free some space or set KDQ_HOME to a larger disk, then run again")
-    return StageError(f"{type(error).__name__}: {error}")
+    return StageError(text)
 
 
 if __name__ == "__main__":

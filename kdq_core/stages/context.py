@@ -81,7 +81,7 @@ class StageContext:
         return tuple(cast("Evaluator", plugin) for plugin in built)
 
     def accelerator(self) -> Accelerator:
-        """Device, precision and processes of this site."""
+        """Device and precision of this site."""
         check_device(self.site.device)
         bf16 = self.site.precision == "bf16" and self.site.device != "cpu"
         return Accelerator(cpu=self.site.device == "cpu", mixed_precision="bf16" if bf16 else "no")

@@ -56,7 +56,8 @@ def fit(
     Args:
         model: any module; its parameters with `requires_grad` are trained.
         loss: gives the weighted terms of one batch.
-        batches: gives the batches of one epoch, from 0; the same epoch must give the same batches.
+        batches: gives the batches of one epoch, from 0; the same epoch must give the same batches. Of several
+            processes each takes its share of every batch, so that steps and batch size stay what `spec` says.
         spec: epochs, optimizer, schedule.
         samples: number of samples of one epoch, for the learning-rate schedule.
         accelerator: device, precision and processes.
@@ -75,7 +76,7 @@ def fit(
     history: list[EpochRecord] = []
     if resume is not None and resume.exists():
         history = load_state(resume, accelerator.unwrap_model(model), optimizer)
-    per_epoch = math.ceil(samples / (spec.batch_size * accelerator.num_processes))
+    per_epoch = math.ceil(samples / spec.batch_size)
     for epoch in range(len(history), spec.epochs):
         hooks.before_epoch(epoch)
         values = _epoch(model, loss, batches(epoch), optimizer, spec, epoch, per_epoch, accelerator, hooks)
@@ -143,7 +144,9 @@ def _epoch(
         rate = learning_rate(spec, done - 1, total)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        values = _step(model, loss, to_device(batch, accelerator.device), optimizer, spec, accelerator)
+        values = _step(
+            model, loss, to_device(share(batch, accelerator), accelerator.device), optimizer, spec, accelerator
+        )
         if not math.isfinite(values["loss"]):
             raise StageError(
                 f"the loss became {values['loss']!r} in epoch {epoch + 1}, step {steps} ({_terms(values)}); "
@@ -176,7 +179,8 @@ def _step(
     if spec.clip_norm is not None:
         accelerator.clip_grad_norm_(model.parameters(), spec.clip_norm)
     optimizer.step()
-    return {"loss": total.item(), **({n: t.item() for n, t in terms.items()} if len(terms) > 1 else {})}
+    told = {"loss": total, **(terms if len(terms) > 1 else {})}
+    return {name: accelerator.reduce(value.detach(), "mean").item() for name, value in told.items()}
 
 
 def _scored(model: nn.Module, score: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
@@ -187,6 +191,16 @@ def _scored(model: nn.Module, score: Callable[[nn.Module], Mapping[str, float]])
     if buffers_digest(model) != before:
         raise StageError("scoring changed a buffer of the model, so test data leaked into it; switch its observers off")
     return values
+
+
+def share(batch: Batch, accelerator: Accelerator) -> Batch:
+    """This process's rows of `batch`: every n-th of n processes; where rows run out, the first ones serve again."""
+    world, rows = accelerator.num_processes, len(batch.ids)
+    if world == 1:
+        return batch
+    mine = (torch.arange(math.ceil(rows / world)) * world + accelerator.process_index) % rows
+    targets = None if batch.targets is None else batch.targets[mine]
+    return Batch(inputs=tuple(x[mine] for x in batch.inputs), targets=targets, ids=batch.ids[mine])
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
