@@ -1,4 +1,8 @@
 import math
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,3 +143,53 @@ def test_vectors_are_not_decayed() -> None:
     fit(m, nothing, batches, spec, samples=48, accelerator=Accelerator(cpu=True))
     assert torch.all(m.weight < 0.9)
     assert torch.equal(m.bias, torch.ones(2))
+
+
+DISTRIBUTED = """
+import sys, torch
+from accelerate import Accelerator
+from torch import nn
+from kdq_core.spec import FitSpec
+from kdq_core.tensors import Batch
+from kdq_core.training.fit import fit
+
+def batches(epoch):
+    x = torch.randn(48, 4, generator=torch.Generator().manual_seed(epoch))
+    for at in range(0, 48, 16):
+        part = x[at:at + 16]
+        yield Batch(inputs=(part,), targets=(part.sum(1) > 0).long(), ids=torch.arange(at, at + 16))
+
+def hard(model, batch):
+    return {"hard": nn.functional.cross_entropy(model(*batch.inputs), batch.targets)}
+
+torch.manual_seed(3)
+model, accelerator = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Accelerator(cpu=True)
+spec = FitSpec(epochs=3, batch_size=16, learning_rate=0.05, optimizer="sgd")
+history = fit(model, hard, batches, spec, samples=48, accelerator=accelerator)
+if accelerator.is_main_process:
+    torch.save({"world": accelerator.num_processes, "weights": model.state_dict(),
+                "loss": [record.values["train/loss"] for record in history]}, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_fit_of_one(tmp_path: Path) -> None:
+    """Each takes half of every batch; steps, learning rates, gradients and curves stay those of one process."""
+    (tmp_path / "fit.py").write_text(DISTRIBUTED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    groups: list[list[dict[str, str]]] = [[{}], [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in (0, 1)]]
+    results = []
+    for group in groups:
+        words = [sys.executable, str(tmp_path / "fit.py"), str(tmp_path / "out.pt")]
+        base = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        processes = [subprocess.Popen(words, env=base | env) for env in group]
+        assert [process.wait(100) for process in processes] == [0] * len(group)
+        results.append(torch.load(tmp_path / "out.pt", weights_only=True))
+    one, two = results
+    assert [one["world"], two["world"]] == [1, 2]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, rtol=1e-4, atol=1e-6)
