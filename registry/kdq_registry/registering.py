@@ -1,4 +1,7 @@
-"""Register the int8 file as an MLflow model version. The same bytes are never registered twice."""
+"""Register the int8 file as an MLflow model version.
+
+The same bytes are never registered twice; asked for again, their version gets the gates and the report of today.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,9 @@ def register(
 ) -> ModelVersion:
     """Make a version of the recipe's model from the int8 file, or give back the one that has the same bytes.
 
+    A version that is given back gets the tags of this call, so that a promotion checks the recipe's gates of today
+    against the newest report.
+
     Args:
         site: where MLflow is.
         recipe: names the model, and holds the gates its promotion must meet.
@@ -70,9 +76,11 @@ def register(
     }
     with mlflow_errors(site), file_lock(folder(site) / ".register.lock"):
         known = find_version(site, recipe.model_name, sha256)
-        if known is not None:
-            return known
         mlflow = client(site)
+        if known is not None:
+            for tag, value in tags.items():
+                mlflow.set_model_version_tag(known.name, str(known.version), tag, value)
+            return known
         experiment = experiment_id(mlflow, site, recipe.name)
         run = run_id or _own_run(mlflow, experiment, recipe)
         shown = recipe.model_name.replace(".", "-")  # MLflow allows no dots in this name, which is only shown

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdq_core.records import Artifact, EvaluationReport, Metric, ModelVersion, TensorSpec
-from kdq_core.spec import Recipe, Site
+from kdq_core.spec import DEFAULT_GATES, Gate, Recipe, Site
 from kdq_registry.environment import client
 from kdq_registry.registering import register
 
@@ -99,12 +99,12 @@ def registered(
     report_of: Callable[..., EvaluationReport],
     onnx_file: Callable[[int], Path],
 ) -> Callable[..., ModelVersion]:
-    """Registers the model of a seed, with a report as `report_of` makes it."""
+    """Registers the model of a seed, with a report as `report_of` makes it; `gates` stand in for the recipe's."""
 
-    def make(seed: int = 0, **figures: float) -> ModelVersion:
+    def make(seed: int = 0, gates: tuple[Gate, ...] = DEFAULT_GATES, **figures: float) -> ModelVersion:
         return register(
             site,
-            recipe=recipe,
+            recipe=recipe.model_copy(update={"gates": gates}),
             artifact_file=onnx_file(seed),
             artifact=artifact,
             report=report_of(**figures),

@@ -138,6 +138,25 @@ def test_a_report_too_long_for_a_tag_keeps_what_gates_and_lists_read(
     assert [metric.name for metric in kept] == ["top1", "bytes", "coverage_macs"]
 
 
+def test_the_same_bytes_from_elsewhere_get_the_new_lineage(
+    site: Site, recipe: Recipe, artifact: Artifact, report_of: Callable[..., EvaluationReport],
+    registered: Callable[..., ModelVersion], onnx_file: Callable[[int], Path],
+) -> None:  # fmt: skip
+    first = registered()
+    again = register(
+        site,
+        recipe=recipe,
+        artifact_file=onnx_file(0),
+        artifact=artifact,
+        report=report_of(),
+        lineage={"teacher": "c" * 64},
+        run_id=None,
+        example={"image": BATCH},
+    )
+    assert again == first
+    assert client(site).get_model_version("digits", "1").tags["kdq.lineage.teacher"] == "c" * 64
+
+
 REGISTER = """
 import sys
 from pathlib import Path
