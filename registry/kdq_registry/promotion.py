@@ -40,7 +40,7 @@ class GateVerdict(Frozen):
 
 
 class PromotionResult(Frozen):
-    """Whether the alias moved, and why or why not."""
+    """Whether the version may be `champion`, and why or why not; the alias moved if `previous` is another one."""
 
     name: str
     version: int
@@ -48,6 +48,11 @@ class PromotionResult(Frozen):
     previous: int | None
     verdicts: tuple[GateVerdict, ...]
     vetoes: tuple[str, ...] = ()
+
+    @property
+    def already(self) -> bool:
+        """Whether the version was `champion` before."""
+        return self.previous == self.version
 
 
 def gates_table(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
@@ -58,7 +63,8 @@ def gates_table(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVe
 def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None) -> PromotionResult:
     """Move the alias `champion` of model `name` to `version`, if its gates are met.
 
-    The move is written to `KDQ_HOME/mlflow/promotions.jsonl` and into a tag of the version.
+    The move is written to `KDQ_HOME/mlflow/promotions.jsonl` and into a tag of the version. A version that is
+    `champion` already is not moved, and nothing is written.
 
     Args:
         site: where MLflow is.
@@ -89,7 +95,7 @@ def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None
             verdicts=verdicts,
             vetoes=reasons,
         )
-        if promoted:
+        if promoted and not result.already:
             _move(site, mlflow, result)
     return result
 

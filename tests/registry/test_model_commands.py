@@ -45,6 +45,16 @@ def test_a_refused_promotion_lists_every_gate_and_fails(
     assert out.splitlines()[-1] == "not promoted: 'champion' of 'digits' stays at nothing"
 
 
+def test_promoting_the_champion_says_that_it_is(
+    registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]]
+) -> None:
+    registered()
+    assert kdq("promote", "digits", "1")[1].endswith("'champion' of 'digits' is now version 1; before: nothing\n")
+    code, out = kdq("promote", "digits", "1")
+    assert code == 0
+    assert out.splitlines()[-1] == "'champion' of 'digits' is version 1 already; nothing was changed"
+
+
 def test_models_are_shown_as_a_table(
     registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]]
 ) -> None:

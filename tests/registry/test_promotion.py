@@ -59,6 +59,34 @@ def test_an_unmet_gate_leaves_the_alias(site: Site, registered: Callable[..., Mo
     assert len((site.home / "mlflow" / "promotions.jsonl").read_text().splitlines()) == 1
 
 
+def test_the_champion_is_not_promoted_again(site: Site, registered: Callable[..., ModelVersion]) -> None:
+    registered()
+    assert not promote(site, "digits", 1).already
+    audit = (site.home / "mlflow" / "promotions.jsonl").read_text()
+    tags = client(site).get_model_version("digits", "1").tags
+    again = promote(site, "digits", 1)
+    assert (again.promoted, again.already, again.previous) == (True, True, 1)
+    assert (site.home / "mlflow" / "promotions.jsonl").read_text() == audit
+    assert client(site).get_model_version("digits", "1").tags == tags
+
+
+def test_tightened_gates_stand_against_bytes_that_are_registered_already(
+    site: Site, registered: Callable[..., ModelVersion]
+) -> None:
+    first = registered()
+    assert registered(gates=(Gate(metric="top1", at_least=0.975),)) == first
+    refused = promote(site, "digits", 1)
+    assert [(verdict.rule, verdict.met) for verdict in refused.verdicts] == [("int8 top1 ≥ 0.975", False)]
+    assert not refused.promoted
+
+
+def test_a_newer_report_of_the_same_bytes_is_the_one_that_is_judged(
+    site: Site, registered: Callable[..., ModelVersion]
+) -> None:
+    assert registered(top1=0.5) == registered(top1=0.97)
+    assert promote(site, "digits", 1).promoted
+
+
 def test_a_veto_leaves_the_alias(site: Site, registered: Callable[..., ModelVersion]) -> None:
     registered()
     asked = []

@@ -65,7 +65,9 @@ def _tell(result: PromotionResult) -> None:
     if rows:
         common.show(rows, title=f"Gates of {result.name} version {result.version}", as_json=False)
     before = f"version {result.previous}" if result.previous else "nothing"
-    if result.promoted:
+    if result.promoted and result.already:
+        typer.echo(f"'champion' of {result.name!r} is version {result.version} already; nothing was changed")
+    elif result.promoted:
         typer.echo(f"'champion' of {result.name!r} is now version {result.version}; before: {before}")
     else:
         typer.echo(f"not promoted: 'champion' of {result.name!r} stays at {before}")
