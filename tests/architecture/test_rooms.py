@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -92,6 +93,21 @@ def test_importing_the_house_plugins_imports_nothing_heavy() -> None:
     code = f"import importlib, sys; [importlib.import_module(m) for m in {modules}]; print({HEAVY} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "set()\n"
+
+
+def test_mlflows_fluent_and_process_global_calls_are_banned() -> None:
+    calls = [
+        "active_run", "autolog", "end_run", "log_artifact", "log_artifacts", "log_dict", "log_figure",
+        "log_metric", "log_metrics", "log_param", "log_params", "log_text", "register_model",
+        "set_experiment", "set_registry_uri", "set_tag", "set_tags", "set_tracking_uri", "start_run",
+        "onnx.log_model", "pyfunc.log_model", "pytorch.log_model",
+    ]  # fmt: skip
+    code = "import mlflow\n" + "".join(f"mlflow.{call}()\n" for call in calls)
+    command = [sys.executable, "-m", "ruff", "check", "--select", "TID251", "--output-format", "json", "-"]
+    done = subprocess.run(command, cwd=ROOT, input=code, capture_output=True, text=True, timeout=60)
+    assert sorted({found["message"].split("`")[1] for found in json.loads(done.stdout)}) == sorted(
+        f"mlflow.{call}" for call in calls
+    )
 
 
 def test_every_test_is_a_function_and_none_is_skipped() -> None:
