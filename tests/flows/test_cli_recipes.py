@@ -164,19 +164,9 @@ def test_a_table_shows_text_as_it_is_and_json_is_an_array(capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out) == rows
 
 
-def test_the_sites_values_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_environment_variable_is_one_line_and_exit_code_2(call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDQ_THREADS", "many")
-    with pytest.raises(common_error()) as caught:
-        common.site()
-    assert str(caught.value) == (
-        "the site's 'threads' is 'many': input should be a valid integer, unable to parse string as an integer"
-    )
-
-
-def common_error() -> type[Exception]:
-    from kdq_core.errors import RecipeError
-
-    return RecipeError
+    assert call("models") == (2, "", "error: KDQ_THREADS is 'many'; allowed: a whole number, 1 to 1024\n")
 
 
 def test_plugins_list_filters_by_kind(call) -> None:
