@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(BIN)/kdq run recipes/digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue, PydanticUserError, ValidationError
 
 from kdq_core.code_version import kdq_code_version, package_version
-from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean
+from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean, listing
 from kdq_core.explain import Where, problems, summary
-from kdq_core.kinds import BASES, Kind, Plugin
+from kdq_core.kinds import BASES, Evaluator, Kind, Plugin
 from kdq_core.plugin_loading import (
     CatalogEntry,
     LoadedPlugin,
@@ -217,16 +217,33 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
         RecipeError: an option is unknown or out of range.
         PluginError: a plug-in is missing or broken.
     """
+    built: list[Plugin] = []
     for kind, name, options, loc in named_plugins(recipe):
 
         def where(inside: Loc, at: Loc = loc) -> str:
             return lines.where((*at, "options", *inside)) if lines else ""
 
         try:
-            catalog.build(kind, name, options, where=where)
+            built.append(catalog.build(kind, name, options, where=where))
         except PluginError as error:
             place = lines.where((*loc, "use")) if lines else ""
             raise PluginError(f"{place}: {error}" if place else str(error)) from error
+    _check_gates(recipe, [p for p in built if isinstance(p, Evaluator)], lines)
+
+
+def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | None) -> None:
+    """Refuse a gate on a metric that no evaluator of the recipe gives, where all of them say what they give."""
+    if not all(evaluator.metrics for evaluator in evaluators):
+        return
+    given = {name for evaluator in evaluators for name in evaluator.metrics}
+    for index, gate in enumerate(recipe.gates):
+        if gate.metric not in given:
+            place = lines.where(("gates", index, "metric")) if lines else ""
+            near = did_you_mean(gate.metric, given)
+            raise RecipeError(
+                f"{place + ': ' if place else ''}no evaluator of the recipe gives the metric {gate.metric!r} of a gate"
+                f"{near}; given: {listing(given)}"
+            )
 
 
 def named_plugins(recipe: Recipe) -> list[tuple[Kind, str, Mapping[str, JsonValue], Loc]]:

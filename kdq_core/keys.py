@@ -17,7 +17,7 @@ from kdq_core.spec import Recipe, Site
 
 _SHOWN_AS = {"soft": "distill", "grid": "quantize"}
 """Use and options of a section without how its own stage trains, for the stages that only call the plug-in."""
-LIBRARIES = ("torch", "onnx", "onnxruntime")
+LIBRARIES = ("torch", "numpy", "accelerate", "onnx", "onnxscript", "onnxruntime")
 _ISA = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 
 

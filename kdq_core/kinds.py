@@ -78,6 +78,8 @@ class Distiller(Plugin, abc.ABC):
     """
 
     kind: ClassVar[Kind] = "distiller"
+    zero_for_equal_models: ClassVar[bool] = True
+    """False for a loss that equal models do not bring to zero, such as hard labels; the method card says why."""
 
     @abc.abstractmethod
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
@@ -195,6 +197,8 @@ class Evaluator(Plugin, abc.ABC):
     """Measures a shipped file. Promise: never changes the model; every metric has a unit and a direction."""
 
     kind: ClassVar[Kind] = "evaluator"
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names of the metrics it may give. Where all evaluators of a recipe say them, a gate on another is an error."""
 
     @abc.abstractmethod
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:

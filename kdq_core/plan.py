@@ -12,7 +12,7 @@ from kdq_core.errors import StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.keys import KeyParts
 from kdq_core.spec import Recipe, Site
-from kdq_core.store import Entry, Store, canonical, sha256_of
+from kdq_core.store import Store, canonical, sha256_of
 
 StageName = Literal["train_teacher", "distill", "quantize", "export", "evaluate", "register"]
 
@@ -50,7 +50,7 @@ class Forecast(Frozen):
     """What a run would do with one stage, and why."""
 
     stage: str
-    state: Literal["cached", "run"]
+    state: Literal["cached", "run", "damaged"]
     key: str | None
     why: str
 
@@ -98,26 +98,18 @@ def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:
         if waiting:
             yield Forecast(stage=node.name, state="run", key=None, why=_why(node, None, store, waiting))
             continue
-        key, entry = node.key(digests), None
+        key = node.key(digests)
         try:
             entry = store.lookup(key)
-            why = "" if entry else _why(node, node.full_parts(digests), store, [])
         except StoreError as error:
-            why = str(error)
-        if entry:
-            digests[node.name] = entry.digest
-        yield Forecast(stage=node.name, state="cached" if entry else "run", key=key, why=why)
-
-
-def lookup_all(plan: Plan, store: Store) -> dict[str, Entry] | None:
-    """The entries of all stages, or `None` if one is missing."""
-    entries: dict[str, Entry] = {}
-    for node in plan.nodes:
-        entry = store.lookup(node.key({name: entries[name].digest for name in node.parents}))
+            yield Forecast(stage=node.name, state="damaged", key=key, why=str(error))
+            continue
         if entry is None:
-            return None
-        entries[node.name] = entry
-    return entries
+            why = _why(node, node.full_parts(digests), store, [])
+            yield Forecast(stage=node.name, state="run", key=key, why=why)
+        else:
+            digests[node.name] = entry.digest
+            yield Forecast(stage=node.name, state="cached", key=key, why="")
 
 
 def _why(node: StageNode, parts: dict[str, JsonValue] | None, store: Store, waiting: list[str]) -> str:

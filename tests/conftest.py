@@ -25,3 +25,9 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = [str(ROOT / "tests" / "guest" / name) for name in ("kdq-guest-rounding", "kdq-guest-broken")]
     subprocess.run([*pip, "--no-build-isolation", "--target", str(target), *folders], check=True, timeout=120)
     return target
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name not in ("test_run.py", "test_demo.py"), item.path not in slow))

@@ -6,6 +6,7 @@ only after `kdq_flows.environment.apply_environment`, because Prefect reads its 
 
 import logging
 import uuid
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, tags, task
@@ -92,11 +93,14 @@ def compress_flow(
 
 
 def run_as_flow(pipeline: Pipeline) -> None:
-    """Run the pipeline as a flow of the configured server; its `errors` tell how it ended."""
+    """Run the pipeline as a flow of the configured server; its `errors` tell how it ended.
+
+    Where the server is lost on the way, the run goes on without it: the store knows what is done.
+    """
     token = uuid.uuid4().hex
     _PIPELINES[token] = pipeline
     named = compress_flow.with_options(flow_run_name=pipeline.name)
-    _hush()
+    _log_to(pipeline.logs / "prefect.log")
     try:
         with tags(prefect_tag(), pipeline.plan.recipe.name):
             named(
@@ -105,6 +109,10 @@ def run_as_flow(pipeline: Pipeline) -> None:
                 token=token,
                 return_state=True,
             )
+    except Exception as error:
+        if not pipeline.errors:
+            pipeline.observer.message(f"the Prefect server was lost ({type(error).__name__}); going on without it")
+            pipeline.run_inline()
     except BaseException:
         pipeline.cancelled.set()
         raise
@@ -112,13 +120,19 @@ def run_as_flow(pipeline: Pipeline) -> None:
         del _PIPELINES[token]
 
 
-def _hush() -> None:
-    """Take Prefect's log off this process's terminal, where the observer speaks; the server still gets it."""
+def _log_to(file: Path) -> None:
+    """Send Prefect's log to a file instead of this process's terminal, where the observer speaks."""
     setup_logging()
-    for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.extra"):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in ("", *logging.Logger.manager.loggerDict):
         logger = logging.getLogger(name)
-        for handler in [h for h in logger.handlers if isinstance(h, PrefectConsoleHandler)]:
-            logger.removeHandler(handler)
+        console = [h for h in logger.handlers if isinstance(h, PrefectConsoleHandler) or name == "prefect._internal"]
+        for old in console:
+            logger.removeHandler(old)
+        if console:
+            logger.addHandler(handler)
 
 
 def _drive(token: str) -> State:

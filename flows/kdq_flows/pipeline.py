@@ -45,13 +45,16 @@ class Pipeline:
         self.cancelled = threading.Event()
         self.errors: dict[str, KdqError] = {}
         self.name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.logs = site.home / "logs" / self.name
         self.tracking = RunTracking(self.plan, self.name)
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
 
     def run_inline(self) -> None:
-        """Run all stages in the order of the plan, with retries; `errors` tells how it ended."""
+        """Run all stages that are not done in the order of the plan, with retries; `errors` tells how it ended."""
         for node in self.plan.nodes:
+            if node.name in self.entries:
+                continue
             digests = {name: self.entries[name].digest for name in node.parents}
             try:
                 call_with_retries(
@@ -106,7 +109,7 @@ class Pipeline:
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """What is true of the run so far."""
-        failed = bool(self.errors)
+        failed = bool(self.errors) or len(self.entries) < len(self.plan.nodes)
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
@@ -117,7 +120,7 @@ class Pipeline:
             models=models_of(self.entries),
             artifact=artifact_of(self.entries),
             version=version_of(self.entries),
-            error=str(self.error) if failed else None,
+            error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
         )
 
@@ -176,7 +179,7 @@ class Pipeline:
                 lease_fd=lease,
                 timeout_seconds=self.plan.recipe.retry.stage_timeout_seconds,
                 on_event=heard,
-                log=site.home / "logs" / self.name / f"{node.name}.log",
+                log=self.logs / f"{node.name}.log",
                 cancelled=self.cancelled,
             )
         return self.store.get(key)

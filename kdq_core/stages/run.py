@@ -53,6 +53,7 @@ def run_stage(request: StageRequest, emit: Emit) -> Entry:
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     parents = {name: store.get(key) for name, key in request.parents.items()}
     scratch = request.site.home / "scratch" / request.key
+    scratch.parent.mkdir(parents=True, exist_ok=True)
     with store.draft(request.key) as draft:
         context = StageContext(
             stage=request.stage,

@@ -11,7 +11,7 @@ Limits: says nothing of a float model, and has no share where a model has no suc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batches, Evaluator, Metric, OperatorCoverage, Subject
 
@@ -23,6 +23,8 @@ COMPUTING = ("conv", "linear")
 
 class Coverage(Evaluator):
     """Share of the work in int8 kernels."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("coverage_macs", "coverage_weight_bytes", "float_operators")
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
         """`coverage_macs` and `coverage_weight_bytes` from 0 to 1, and `float_operators`; `()` for a float file."""

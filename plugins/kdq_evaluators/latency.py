@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batches, Evaluator, Field, Metric, Session, StageError, Subject
 
@@ -27,6 +27,8 @@ LEAST_TURNS = 10
 
 class Latency(Evaluator):
     """Wall time of one call, and the speed-up over the float student."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("latency_p50_ms", "latency_p95_ms", "speedup")
 
     batch_size: int = Field(default=1, ge=1, le=65_536, description="samples in a call")
     threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of the runtime")

@@ -16,7 +16,7 @@ Limits: says nothing of a float model. Samples the test split does not have may 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
 from kdq_evaluators.answers import answers
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 class Parity(Evaluator):
     """Flips and differences between the file and its simulation."""
+
+    metrics: ClassVar[tuple[str, ...]] = (
+        "parity_flips",
+        "parity_ties",
+        "parity_p50_lsb",
+        "parity_p99_lsb",
+        "parity_max_lsb",
+    )
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
         """Counts of `parity_flips` and `parity_ties`, and quantiles of the difference in LSBs; `()` without simulation.

@@ -13,7 +13,7 @@ Limits: single-label classification with logits `[B, C]` as the first output; no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batches, Evaluator, Metric, Subject
 from kdq_evaluators.answers import answers, labels, paired, wilson
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 class Quality(Evaluator):
     """Accuracy, precision, recall and F1 of a classifier."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("top1", "precision", "recall", "f1", "top1_difference", "agreement")
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
         """Metrics in fractions; with the difference from the baseline where the candidate is another file."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
 
@@ -31,6 +31,14 @@ SCALES = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
 
 class Size(Evaluator):
     """Bytes of the file, of its weights by type, and compression against the float student."""
+
+    metrics: ClassVar[tuple[str, ...]] = (
+        "bytes",
+        "weight_bytes_int8",
+        "weight_bytes_float",
+        "parameters",
+        "compression",
+    )
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
         """Metrics in bytes and counts; nothing is run.

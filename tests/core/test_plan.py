@@ -98,7 +98,7 @@ def test_a_damaged_entry_is_told_before_the_run(catalog: Catalog, tmp_path: Path
     stored(made, store)
     (store.folder(made.node("train_teacher").key({})) / "weights").write_text("changed")
     state, why = told(made, store)["train_teacher"]
-    assert state == "run"
+    assert state == "damaged"
     assert "is damaged" in why
     assert why.endswith("delete that folder and run again: only its stage is computed anew")
 

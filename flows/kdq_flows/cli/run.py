@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,12 +90,20 @@ def register_commands(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
     ) -> None:
         """Run a recipe: teach, distil, quantize, export, measure, register."""
-        recipe, site = common.load_recipe(file), common.site()
-        from kdq_flows.running import run_recipe
+        from kdq_core.errors import KdqError
 
-        observer = Progressing(bars=sys.stderr.isatty())
-        with observer.live():
-            result, error = run_recipe(recipe, site, server=not no_server, observer=observer)
+        began = time.monotonic()
+        try:
+            recipe, site = common.load_recipe(file), common.site()
+            from kdq_flows.running import run_recipe
+
+            observer = Progressing(bars=sys.stderr.isatty())
+            with observer.live():
+                result, error = run_recipe(recipe, site, server=not no_server, observer=observer)
+        except KdqError as refused:
+            if as_json:
+                typer.echo(_refused(file, refused, time.monotonic() - began).model_dump_json())
+            raise
         if as_json:
             typer.echo(result.model_dump_json())
         elif error is None:
@@ -122,6 +131,13 @@ def register_commands(app: typer.Typer) -> None:
             for line in forecast(made, Store(site.store))
         ]
         common.show(rows, title=f"Plan of {recipe.name!r}", as_json=as_json)
+
+
+def _refused(file: Path, error: Exception, seconds: float) -> RunResult:
+    """The facts of a run that never began."""
+    from kdq_flows.result import RunResult
+
+    return RunResult(run=file.stem, status="failed", seconds=round(seconds, 3), stages=(), models={}, error=str(error))
 
 
 def _closing(result: RunResult) -> None:
