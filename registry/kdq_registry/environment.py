@@ -6,13 +6,15 @@ MLflow takes two seconds to import, so it is imported inside functions, after `m
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from kdq_core.errors import KdqError, StageError, TransientError
+from kdq_core.errors import KdqError, StageError, StoreError, TransientError
+from kdq_core.store import explained
 
 if TYPE_CHECKING:
     import sqlite3
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from kdq_core.spec import Site
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+_SQLITE_DISK = {"database or disk is full": errno.ENOSPC, "attempt to write a readonly database": errno.EROFS}
 
 _ready: set[str] = set()
 _ready_lock = threading.Lock()
@@ -56,6 +61,7 @@ def client(site: Site) -> MlflowClient:
     Raises:
         TransientError: the server cannot be reached.
         StageError: the database is unreadable, or a Python package is missing.
+        StoreError: the disk is full or not writable.
     """
     for name, value in mlflow_environment(site).items():
         os.environ.setdefault(name, value)
@@ -176,7 +182,7 @@ def _knock(uri: str) -> None:
         engine.dispose()
 
 
-def _told(site: Site, error: Exception) -> StageError:
+def _told(site: Site, error: Exception) -> KdqError:
     address = redacted(site.mlflow_uri)
     detail = " ".join(str(error).replace(site.mlflow_uri, address).split())[:300]
     if _unreachable(error):
@@ -184,6 +190,10 @@ def _told(site: Site, error: Exception) -> StageError:
             f"the tracking server at {address!r} does not answer ({detail}); start it, or name another one in "
             "KDQ_TRACKING_URI"
         )
+    database = local_database(site.mlflow_uri)
+    disk = _disk(database or folder(site), error)
+    if disk is not None:
+        return disk
     if "is locked" in detail:
         return TransientError(f"the tracking database {address!r} is busy ({detail}); try again")
     if "out-of-date database schema" in detail:
@@ -191,7 +201,6 @@ def _told(site: Site, error: Exception) -> StageError:
             f"the tracking database {address!r} was made by another version of MLflow; back it up, then run "
             f"`mlflow db upgrade {address}`"
         )
-    database = local_database(site.mlflow_uri)
     if database is not None and type(error).__name__ in {"DatabaseError", "OperationalError"}:
         return _unreadable(database, error)
     return StageError(f"MLflow at {address!r} refused: {detail}")
@@ -211,9 +220,32 @@ def _unreachable(error: BaseException | None) -> bool:
     return False
 
 
-def _unreadable(database: Path, error: Exception) -> StageError:
+def _unreadable(database: Path, error: Exception) -> KdqError:
     detail = " ".join(str(error).split())[:200]
-    return StageError(
+    return _disk(database, error) or StageError(
         f"the tracking database {str(database)!r} cannot be read ({detail}); restore it from a backup, or move it "
         "away to begin a new one"
     )
+
+
+def _disk(path: Path, error: BaseException | None) -> StoreError | None:
+    """What is to be said where a full or read-only disk is among the causes of `error`, else `None`.
+
+    Args:
+        path: the database or folder that was written; a file that the cause names stands in for it.
+        error: what was raised.
+    """
+    import sqlite3
+
+    while error is not None:
+        cause = error
+        if isinstance(error, sqlite3.OperationalError) and str(error) in _SQLITE_DISK:
+            cause = OSError(_SQLITE_DISK[str(error)], str(error))
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            try:
+                with explained(Path(cause.filename) if isinstance(cause.filename, str) else path, "write"):
+                    raise cause
+            except StoreError as told:
+                return told
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,3 +1,5 @@
+import errno
+import os
 import sqlite3
 import subprocess
 import sys
@@ -7,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kdq_core.errors import StageError, TransientError
+from kdq_core.errors import StageError, StoreError, TransientError
 from kdq_core.spec import Recipe, Site
-from kdq_registry.environment import client, local_database, mlflow_environment, read_only, redacted
+from kdq_registry.environment import client, local_database, mlflow_environment, mlflow_errors, read_only, redacted
 from kdq_registry.promotion import list_models
 from kdq_registry.tracking import Tracker
 
@@ -29,8 +31,6 @@ def test_the_environment_turns_telemetry_and_long_retries_off(tmp_path: Path) ->
 
 
 def test_a_client_leaves_a_variable_of_the_user_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     client(site)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
@@ -69,6 +69,57 @@ def test_a_damaged_database_is_one_paragraph(site: Site) -> None:
     assert str(caught.value) == (
         f"the tracking database {str(database)!r} cannot be read (file is not a database); restore it from a backup, "
         "or move it away to begin a new one"
+    )
+
+
+FULL = (
+    "the disk is full; free some space or set KDQ_HOME to a larger disk, then run again. "
+    "Nothing was half-written: finished stages are kept"
+)
+
+
+def test_a_full_database_is_a_full_disk_not_a_damaged_file(site: Site) -> None:
+    """SQLite's own limit on the pages of a file gives the error of a full disk."""
+    import sqlalchemy
+
+    mlflow = client(site)
+
+    def cap(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute("pragma max_page_count = 1")
+
+    sqlalchemy.event.listen(mlflow._tracking_client.store.engine, "checkout", cap)
+    with pytest.raises(StoreError) as caught, mlflow_errors(site):
+        list(map(mlflow.create_experiment, ("x" * 200 + str(number) for number in range(500))))
+    assert str(caught.value) == f"cannot write {str(site.home / 'mlflow' / 'mlflow.db')!r}: {FULL}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_below_mlflow_is_told_with_the_file(site: Site, number: int) -> None:
+    with pytest.raises(StoreError) as caught, mlflow_errors(site):
+        raise OSError(number, os.strerror(number), "/srv/model.onnx")
+    assert str(caught.value) == f"cannot write '/srv/model.onnx': {FULL}"
+    with pytest.raises(StoreError) as caught, mlflow_errors(site):
+        raise RuntimeError("wrapped") from OSError(number, os.strerror(number))
+    assert str(caught.value) == f"cannot write {str(site.home / 'mlflow' / 'mlflow.db')!r}: {FULL}"
+
+
+def test_reading_a_database_on_a_full_or_read_only_disk_advises_no_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(text: str) -> str:
+        def connect(*_: object, **__: object) -> sqlite3.Connection:
+            raise sqlite3.OperationalError(text)
+
+        monkeypatch.setattr(sqlite3, "connect", connect)
+        with pytest.raises(StoreError) as caught:
+            read_only(tmp_path / "mlflow.db")
+        return str(caught.value)
+
+    subject = f"cannot write {str(tmp_path / 'mlflow.db')!r}: "
+    assert refuse("database or disk is full") == subject + FULL
+    assert refuse("attempt to write a readonly database") == (
+        subject + "it is not writable; make it writable or set KDQ_HOME to a folder that is. "
+        "Nothing was half-written: finished stages are kept"
     )
 
 
