@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdq_core.errors import StoreError, TransientError
+from kdq_core.errors import TransientError
 from kdq_core.spec import Site
+from kdq_core.store import explained
 from kdq_flows.owner import is_alive, owner_tag
 
 _POLL_SECONDS = 0.05
@@ -65,8 +66,9 @@ def device_lease(
     descriptor = _open(_lock_path(site, device))
     try:
         _acquire(descriptor, site, device, timeout, on_wait)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, owner_tag().encode(), 0)
+        with explained(_lock_path(site, device), "write the lock file"):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, owner_tag().encode(), 0)
         yield descriptor
     finally:
         with suppress(OSError):
@@ -78,14 +80,9 @@ def _lock_path(site: Site, device: str) -> Path:
 
 
 def _open(path: Path) -> int:
-    try:
+    with explained(path, "write the lock file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write the lock file {str(path)!r}: {error.strerror}; make the folder writable, "
-            "or choose another one with KDQ_HOME"
-        ) from error
 
 
 def _acquire(

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from kdq_core.errors import StageError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.spec import Site
+from kdq_core.store import explained
 from kdq_flows.owner import boot_id, start_time
 
 LOOPBACK = "127.0.0.1"
@@ -142,14 +143,9 @@ def locked(site: Site, name: str, *, wait: bool = True) -> Iterator[None]:
         StoreError: the home cannot be written.
     """
     path = site.home / "servers" / f"{name}.lock"
-    try:
+    with explained(path, "write the lock file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {str(path)!r}: {error.strerror}; make the folder writable, "
-            "or choose another one with KDQ_HOME"
-        ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -158,8 +154,10 @@ def locked(site: Site, name: str, *, wait: bool = True) -> Iterator[None]:
 def _start(site: Site, managed: Managed, last_port: int | None) -> ProcessRecord:
     port = free_port(last_port) if managed.health else 0
     log = site.home / "logs" / f"{managed.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with explained(log, "write the log"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
+    with output:
         child = subprocess.Popen(
             list(managed.command(port)),
             stdin=subprocess.DEVNULL,
@@ -180,11 +178,23 @@ def _start(site: Site, managed: Managed, last_port: int | None) -> ProcessRecord
         url=f"http://{LOOPBACK}:{port}" if port else None,
         log=str(log),
     )
-    path = _record_path(site, managed.name)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(record.model_dump_json(), encoding="utf-8")
-    fresh.replace(path)
+    _keep(record, _record_path(site, managed.name))
     return record
+
+
+def _keep(record: ProcessRecord, path: Path) -> None:
+    """Write the record; a process without one could never be found again, so it is ended."""
+    fresh = path.with_suffix(".new")
+    try:
+        with explained(path, "write the record"):
+            fresh.write_text(record.model_dump_json(), encoding="utf-8")
+            fresh.replace(path)
+    except StoreError:
+        _end_tree(record)
+        _reap()
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
 
 
 _children: list[int] = []
@@ -219,7 +229,8 @@ def _end(site: Site, name: str) -> bool:
     if record is not None and running:
         _end_tree(record)
     _reap()
-    _record_path(site, name).unlink(missing_ok=True)
+    with explained(_record_path(site, name), "remove the record"):
+        _record_path(site, name).unlink(missing_ok=True)
     return running
 
 

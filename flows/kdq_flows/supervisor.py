@@ -18,12 +18,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdq_core.errors import ErrorRecord, StageError, TransientError
 from kdq_core.spec import Site
+from kdq_core.store import explained
 from kdq_flows.leases import physical_device
 
 TERMINATE_SECONDS = 5.0
@@ -64,8 +65,10 @@ def run_child(
         KdqError: as the child reported it.
         StageError: the limit was reached, or the stage was cancelled.
         TransientError: the child died without a result.
+        StoreError: the log cannot be written.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with explained(log, "write the log"):
+        log.parent.mkdir(parents=True, exist_ok=True)
     before = log.stat().st_size if log.exists() else 0
     reader, writer = os.pipe()
     with _Events(reader) as events:
@@ -106,10 +109,7 @@ def _signal(group: int, number: signal.Signals) -> None:
 def _start(
     argv: Sequence[str], request: dict[str, Any], site: Site, log: Path, descriptors: tuple[int, int]
 ) -> subprocess.Popen[bytes]:
-    # A file, not a pipe: a child that never reads cannot block us.
-    with tempfile.TemporaryFile(dir=log.parent) as stdin, log.open("ab") as output:
-        stdin.write(json.dumps(request).encode())
-        stdin.seek(0)
+    with _request_file(log.parent, request) as stdin, _log_file(log) as output:
         return subprocess.Popen(
             list(argv),
             stdin=stdin,
@@ -119,6 +119,21 @@ def _start(
             env=os.environ | child_environment(site) | {"KDQ_EVENTS_FD": str(descriptors[1])},
             start_new_session=True,
         )
+
+
+def _request_file(folder: Path, request: dict[str, Any]) -> IO[bytes]:
+    """The request, open for reading. A file, not a pipe: a child that never reads cannot block us."""
+    with explained(folder, "write to"), ExitStack() as undo:
+        file = undo.enter_context(tempfile.TemporaryFile(dir=folder))
+        file.write(json.dumps(request).encode())
+        file.seek(0)
+        undo.pop_all()
+        return file
+
+
+def _log_file(log: Path) -> IO[bytes]:
+    with explained(log, "write the log"):
+        return log.open("ab")
 
 
 def child_environment(site: Site) -> dict[str, str]:

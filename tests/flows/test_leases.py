@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -97,6 +98,24 @@ def test_a_home_that_is_a_file_is_told_with_its_remedy(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught, device_lease(Site(home=tmp_path / "home"), "cpu"):
         pass
     assert str(caught.value) == (
-        f"cannot write the lock file {str(tmp_path / 'home/leases/cpu.lock')!r}: Not a directory; "
-        "make the folder writable, or choose another one with KDQ_HOME"
+        f"cannot write the lock file {str(tmp_path / 'home/leases/cpu.lock')!r}: Not a directory; check the folder, "
+        "then run again. Nothing was half-written: finished stages are kept"
     )
+
+
+def test_a_lease_that_finds_the_disk_full_is_explained_and_given_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(StoreError) as caught, device_lease(site, "cpu"):
+            pass
+    assert str(caught.value) == (
+        f"cannot write the lock file {str(site.home / 'leases/cpu.lock')!r}: the disk is full; free some space or set "
+        "KDQ_HOME to a larger disk, then run again. Nothing was half-written: finished stages are kept"
+    )
+    with device_lease(site, "cpu", timeout=1):
+        pass

@@ -1,12 +1,15 @@
+import errno
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdq_core.errors import StageError, StoreError
 from kdq_core.spec import Site
+from kdq_flows import processes
 from kdq_flows.owner import start_time
 from kdq_flows.processes import LOOPBACK, Managed, ensure, free_port, is_running, read_record, stop
 
@@ -112,6 +115,55 @@ def test_a_home_that_cannot_be_written_is_told_with_its_remedy(tmp_path: Path) -
     with pytest.raises(StoreError) as caught:
         ensure(Site(home=tmp_path / "home"), web())
     assert str(caught.value) == (
-        f"cannot write {str(tmp_path / 'home/servers/web.lock')!r}: Not a directory; make the folder writable, "
-        "or choose another one with KDQ_HOME"
+        f"cannot write the lock file {str(tmp_path / 'home/servers/web.lock')!r}: Not a directory; check the folder, "
+        "then run again. Nothing was half-written: finished stages are kept"
     )
+
+
+FULL = (
+    "the disk is full; free some space or set KDQ_HOME to a larger disk, then run again. "
+    "Nothing was half-written: finished stages are kept"
+)
+
+
+def test_a_log_that_finds_the_disk_full_is_explained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "open", ".log")
+    with pytest.raises(StoreError) as caught:
+        ensure(site, web())
+    assert str(caught.value) == f"cannot write the log {str(site.home / 'logs/web.log')!r}: {FULL}"
+
+
+def test_a_process_whose_record_finds_the_disk_full_is_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(processes, "_children", Recorder(started))
+    refuse(monkeypatch, "write_text", ".new")
+    with pytest.raises(StoreError) as caught:
+        ensure(site, web(script="import time; time.sleep(60)"))
+    assert str(caught.value) == f"cannot write the record {str(site.home / 'servers/web.json')!r}: {FULL}"
+    assert [start_time(pid) for pid in started] == [None]
+    assert processes._children == []
+    assert [path.name for path in (site.home / "servers").iterdir()] == ["web.lock"]
+
+
+class Recorder(list[int]):
+    """A list that tells another one what was appended."""
+
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def append(self, pid: int) -> None:
+        self.seen.append(pid)
+        super().append(pid)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, method: str, suffix: str) -> None:
+    """Let `Path.<method>` find the disk full at files with this suffix."""
+    real = getattr(Path, method)
+
+    def full(path: Path, *args: Any, **more: Any) -> Any:
+        if path.suffix == suffix:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Path, method, full)

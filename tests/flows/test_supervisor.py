@@ -1,3 +1,4 @@
+import errno
 import os
 import sys
 import threading
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdq_core.errors import RecipeError, StageError, TransientError
+from kdq_core.errors import RecipeError, StageError, StoreError, TransientError
 from kdq_core.spec import Site
 from kdq_flows import supervisor
 from kdq_flows.leases import device_lease
@@ -181,3 +182,17 @@ def test_a_cuda_child_sees_its_own_device_only(monkeypatch: pytest.MonkeyPatch, 
     assert supervisor.child_environment(Site(home=tmp_path, device="cuda:1"))["CUDA_VISIBLE_DEVICES"] == "6"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert supervisor.child_environment(Site(home=tmp_path, device="cuda"))["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_full_disk_is_explained_before_a_child_is_started(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(supervisor.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(supervisor.subprocess, "Popen", lambda *_, **__: pytest.fail("a child was started"))
+    with pytest.raises(StoreError) as caught:
+        run(site, "")
+    assert str(caught.value) == (
+        f"cannot write to {str(site.home / 'logs')!r}: the disk is full; free some space or set KDQ_HOME to a larger "
+        "disk, then run again. Nothing was half-written: finished stages are kept"
+    )
