@@ -232,8 +232,8 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
 
 
 def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | None) -> None:
-    """Refuse a gate on a metric that no evaluator of the recipe gives, where all of them say what they give."""
-    if not all(evaluator.metrics for evaluator in evaluators):
+    """Refuse a written gate on a metric that no evaluator of the recipe gives, where all say what they give."""
+    if "gates" not in recipe.model_fields_set or not all(evaluator.metrics for evaluator in evaluators):
         return
     given = {name for evaluator in evaluators for name in evaluator.metrics}
     for index, gate in enumerate(recipe.gates):
@@ -242,7 +242,7 @@ def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | 
             near = did_you_mean(gate.metric, given)
             raise RecipeError(
                 f"{place + ': ' if place else ''}no evaluator of the recipe gives the metric {gate.metric!r} of a gate"
-                f"{near}; given: {listing(given)}"
+                f"{near or '.'} Given: {listing(given)}."
             )
 
 

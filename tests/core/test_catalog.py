@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kdq_core.catalog import Catalog, check_recipe, kdq_code_version
+from kdq_core.catalog import Catalog, check_recipe, kdq_code_version, load_recipe
 from kdq_core.errors import PluginError, RecipeError
 from kdq_core.recipe_file import read_recipe_lines
 from kdq_core.records import EvaluationReport
@@ -346,3 +346,14 @@ def test_checking_a_recipe_and_hashing_its_code_imports_no_torch() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_gate_on_a_metric_that_nobody_measures_is_an_error_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("name: x\nworkload: digits\nevaluate: [size]\ngates:\n  - {metric: byte, at_most: 9}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert str(caught.value) == (
+        f"{file}:5: no evaluator of the recipe gives the metric 'byte' of a gate; did you mean 'bytes'? Given: bytes, "
+        "compression, parameters, weight_bytes_float, weight_bytes_int8."
+    )
