@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import threading
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -162,11 +163,22 @@ def _migrate(site: Site, database: Path) -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         database.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = database.with_name(database.name + ".new")
-        unfinished.unlink(missing_ok=True)
-        store = SqlAlchemyStore(f"sqlite:///{unfinished}", (folder(site) / "artifacts").as_uri())
-        store.engine.dispose()
-        unfinished.rename(database)
+        _clear(database)
+        # A name of its own: MLflow keeps the connection to a file it failed on, and would use it again.
+        unfinished = database.with_name(f"{database.name}.new.{uuid.uuid4().hex[:8]}")
+        try:
+            store = SqlAlchemyStore(f"sqlite:///{unfinished}", (folder(site) / "artifacts").as_uri())
+            store.engine.dispose()
+            unfinished.rename(database)
+        except BaseException:
+            _clear(database)
+            raise
+
+
+def _clear(database: Path) -> None:
+    """Remove what a migration left unfinished, with SQLite's journals."""
+    for left in database.parent.glob(f"{database.name}.new*"):
+        left.unlink(missing_ok=True)
 
 
 def _knock(uri: str) -> None:

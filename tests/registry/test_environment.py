@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,9 +157,27 @@ def test_a_folder_as_tracking_address_is_refused(tmp_path: Path) -> None:
 def test_a_killed_migration_is_begun_anew(tmp_path: Path) -> None:
     site = Site(home=tmp_path)
     (tmp_path / "mlflow").mkdir()
-    (tmp_path / "mlflow" / "mlflow.db.new").write_bytes(b"half a schema")
+    (tmp_path / "mlflow" / "mlflow.db.new.1").write_bytes(b"half a schema")
+    (tmp_path / "mlflow" / "mlflow.db.new.1-journal").write_bytes(b"half a journal")
     client(site)
     assert [path.name for path in sorted((tmp_path / "mlflow").iterdir())] == [".migrate.lock", "mlflow.db"]
+
+
+def test_a_migration_that_found_the_disk_full_succeeds_later_in_the_same_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(engine: Any) -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("create table assessments (half text)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._initialize_tables", full)
+        with pytest.raises(StoreError) as caught:
+            client(Site(home=tmp_path))
+    assert str(caught.value) == f"cannot write {str(tmp_path / 'mlflow' / 'mlflow.db')!r}: {FULL}"
+    assert [path.name for path in (tmp_path / "mlflow").iterdir()] == [".migrate.lock"]
+    assert client(Site(home=tmp_path)).search_experiments() != []
 
 
 def test_a_database_whose_writer_was_killed_is_read_as_before_its_last_transaction(tmp_path: Path) -> None:
