@@ -109,6 +109,11 @@ FIT = """\
 """
 
 
+OPTIONS = """\
+All options of a workload are part of the key of every stage: a change of one, also of the student's width, trains the
+teacher again."""
+
+
 def reference() -> str:
     """The page."""
     own = importlib.metadata.distribution("kdq").entry_points.select(group="kdq")
@@ -119,7 +124,7 @@ def reference() -> str:
         section = _section(schema, name)
         parts.append("\n\n".join(filter(None, (f"## {title}", text, _table(section, schema, name)))) + "\n")
     parts.append(f"## `fit`\n\n{FIT}\n{_table(schema['$defs']['FitSpec'], schema, 'fit')}\n\n{_whole_fits(schema)}\n")
-    parts.append("\n\n".join(("## Options of the plug-ins that come with KDQ", *_plugins(catalog))) + "\n")
+    parts.append("\n\n".join(("## Options of the plug-ins that come with KDQ", OPTIONS, *_plugins(catalog))) + "\n")
     return "\n".join(parts)
 
 

@@ -146,8 +146,9 @@ def _drive(token: str) -> State:
             futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents})
         for future in futures.values():
             future.wait()
-    except BaseException:
-        pipeline.cancelled.set()
+    except BaseException as stopped:
+        if not isinstance(stopped, Exception):  # a lost server is no reason to end the workers
+            pipeline.cancelled.set()
         raise
     error = pipeline.error
     if error is not None:

@@ -188,6 +188,10 @@ class Pipeline:
         from kdq_flows.registering import register
 
         record = register(self.plan, self.entries, self.tracking.wait())
+        # The version carries the newest gates and report; an older entry of it would say that nothing is to be done.
+        for manifest in list(self.store.manifests("register")):
+            if manifest.record == record and manifest.key != key:
+                self.store.discard(manifest.key)
         with self.store.draft(key) as draft:
             return self.store.commit(draft, stage=node.name, key=key, parts=node.full_parts(parents), record=record)
 

@@ -58,6 +58,29 @@ def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> li
     return lines
 
 
+def close_unbegun(site: Site) -> list[str]:
+    """Close scheduled runs that a worker took and never began: they would hold their deployment's only slot.
+
+    Call it while no worker of the site is alive; a configured server may have workers elsewhere and is left alone.
+    """
+    api = running_prefect(site) if site.prefect_api is None else None
+    if api is None:
+        return []
+    apply_environment(site, api)
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState
+    from prefect.states import Crashed
+
+    state = FlowRunFilterState.model_validate({"type": {"any_": ["PENDING"]}})
+    lines = []
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), limit=_PAGE):
+            if run.deployment_id is not None and not any(tag.startswith(PREFECT_TAG) for tag in run.tags):
+                client.set_flow_run_state(run.id, Crashed(message="Its worker ended before it began."), force=True)
+                lines.append(f"flow run {run.name!r} is closed: its worker ended before it began")
+    return lines
+
+
 def claim(flow_run_id: UUID | str) -> None:
     """Tag a flow run that a worker started as owned by this process. The environment must be applied."""
     from prefect.client.orchestration import get_client

@@ -16,7 +16,7 @@ from kdq_flows import processes
 from kdq_flows.environment import apply_environment, prefect_environment
 from kdq_flows.owner import host
 from kdq_flows.processes import Managed, ProcessRecord
-from kdq_flows.reconcile import reconcile
+from kdq_flows.reconcile import close_unbegun, reconcile
 from kdq_flows.schedules import POOL, ensure_pool
 from kdq_flows.servers import PREFECT, WORKER, ensure_prefect
 
@@ -55,17 +55,21 @@ def _serve(site: Site, stop: threading.Event, say: Say) -> None:
     api, started = ensure_prefect(site)
     try:
         _prepare(site, api)
-        for line in reconcile(site):
-            say(line)
+        _close(site, say)
         say(f"serving pool {POOL!r} from {api}; Ctrl-C ends it")
         _watch(site, api, stop, say)
     finally:
         processes.stop(site, WORKER)
-        for line in reconcile(site):
-            say(line)
+        _close(site, say)
         if started:
             processes.stop(site, PREFECT)
         say("stopped")
+
+
+def _close(site: Site, say: Say) -> None:
+    """Close what dead processes left open; no worker of this home is alive here."""
+    for line in [*reconcile(site), *close_unbegun(site)]:
+        say(line)
 
 
 def _prepare(site: Site, api: str) -> None:

@@ -2,9 +2,10 @@ import subprocess
 import sys
 from uuid import UUID
 
-from kdq_core.spec import Site
+from kdq_core.spec import Recipe, Site
 from kdq_flows.owner import PREFECT_TAG, host, owner_tag, prefect_tag
-from kdq_flows.reconcile import claim, reconcile_prefect
+from kdq_flows.reconcile import claim, close_unbegun, reconcile_prefect
+from kdq_flows.schedules import deploy
 
 KILLED = """
 import os, signal, sys
@@ -87,3 +88,23 @@ def test_a_run_that_a_worker_started_is_claimed_by_its_process(prefect_site: Sit
 def test_without_a_server_nothing_is_started(site: Site) -> None:
     assert reconcile_prefect(site) == []
     assert not site.home.exists()
+
+
+def test_a_scheduled_run_that_its_worker_never_began_is_closed(prefect_site: Site, tiny_flow: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Pending
+
+    facts = deploy(prefect_site, Recipe(name="unbegun", workload="digits"), interval_seconds=9e5, module_path=tiny_flow)
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(f"tiny/{facts['deployment'].rpartition('/')[2]}").id
+        try:
+            taken = client.create_flow_run_from_deployment(deployment, state=Pending(name="Submitting"), name="taken")
+            begun = client.create_flow_run_from_deployment(deployment, state=Pending(), tags=[prefect_tag()])
+            assert close_unbegun(prefect_site) == ["flow run 'taken' is closed: its worker ended before it began"]
+            assert client.read_flow_run(taken.id).state_type == StateType.CRASHED
+            assert client.read_flow_run(begun.id).state_type == StateType.PENDING
+            configured = prefect_site.model_copy(update={"prefect_api": "http://127.0.0.1:9/api"})
+            assert close_unbegun(configured) == []
+        finally:
+            client.delete_deployment(deployment)

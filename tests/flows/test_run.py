@@ -136,6 +136,20 @@ def test_the_registered_model_and_the_file_give_the_same_numbers(
     assert np.array_equal(np.load(home / "y.npy"), bare)
 
 
+def test_gates_that_change_and_change_back_are_the_versions_gates(
+    finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    home, recipe, first = finished
+    other = tmp_path / "tiny.yaml"
+    other.write_text(RECIPE.replace("gates: [", "gates: [{metric: top1, at_least: 1.0}, "))
+    number = str(first["version"]["version"])
+    for file, exit_code in ((other, 1), (recipe, 0), (other, 1)):
+        result = facts(kdq(home, "run", str(file), "--no-server", "--json"))
+        assert states(result)["register"] == "ran"
+        assert result["version"] == first["version"]
+        assert kdq(home, "promote", "tiny", number).returncode == exit_code
+
+
 def test_a_damaged_file_in_the_store_is_one_paragraph_and_exit_code_1(
     finished: tuple[Path, Path, dict[str, Any]],
 ) -> None:
