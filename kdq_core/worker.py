@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from typing import Any
 
@@ -45,7 +44,6 @@ def main() -> int:
             from kdq_core.stages.run import StageRequest, run_stage
 
             request = StageRequest.model_validate_json(sys.stdin.read())
-            tempfile.tempdir = str(request.site.home / "scratch")  # what libraries write on the way stays in the home
             entry = run_stage(request, emit)
         except BaseException as error:
             traceback.print_exc()

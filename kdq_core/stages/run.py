@@ -1,8 +1,9 @@
-"""Run one heavy stage in this process and commit its entry to the store."""
+"""Run one heavy stage in a worker process and commit its entry to the store."""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 
 import torch
@@ -53,7 +54,8 @@ def run_stage(request: StageRequest, emit: Emit) -> Entry:
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     parents = {name: store.get(key) for name, key in request.parents.items()}
     scratch = request.site.home / "scratch" / request.key
-    scratch.parent.mkdir(parents=True, exist_ok=True)
+    (scratch / "tmp").mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(scratch / "tmp")  # what libraries write on the way stays in the home
     with store.draft(request.key) as draft:
         context = StageContext(
             stage=request.stage,
