@@ -103,13 +103,18 @@ class Pipeline:
         """The first stage's error, in the order of the plan."""
         return next((self.errors[node.name] for node in self.plan.nodes if node.name in self.errors), None)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a stage failed or was never reached."""
+        return bool(self.errors) or len(self.entries) < len(self.plan.nodes)
+
     def finish(self) -> None:
         """Close the tracking run."""
-        self.tracking.end(failed=bool(self.errors))
+        self.tracking.end(failed=self.failed)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """What is true of the run so far."""
-        failed = bool(self.errors) or len(self.entries) < len(self.plan.nodes)
+        failed = self.failed
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
