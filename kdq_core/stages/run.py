@@ -51,7 +51,7 @@ def run_stage(request: StageRequest, emit: Emit) -> Entry:
     if existing is not None:
         return existing
     torch.set_num_threads(request.site.threads)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 2 s
     parents = {name: store.get(key) for name, key in request.parents.items()}
     scratch = request.site.home / "scratch" / request.key
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
