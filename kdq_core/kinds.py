@@ -101,6 +101,9 @@ class Place:
         axis: channel axis for one scale a channel, or `None` for one scale a tensor.
         channels: length of `axis`, or `None` without one.
         shared_with: name of the place whose scale and zero point this one repeats, for operators that only move data.
+        path: module path of the operator that makes the tensor, or whose weight it is; rules match it.
+        operator: type of that operator, such as `conv` or `linear`; rules match it too.
+        bits: how many bits the recipe asks for, 2 to 8. Below 8 the core has narrowed `qmin` and `qmax` accordingly.
     """
 
     name: str
@@ -113,6 +116,9 @@ class Place:
     axis: int | None = None
     channels: int | None = None
     shared_with: str | None = None
+    path: str = ""
+    operator: str = ""
+    bits: int = 8
 
 
 class Quantizer(Plugin, abc.ABC):
