@@ -54,6 +54,13 @@ def operator_kind(node: Node) -> str | None:
     return "concat" if target == aten.cat.default else None
 
 
+def operator_name(node: Node) -> str:
+    """`operator_kind`, else `input`, or the name of the ATen operator such as `sigmoid`."""
+    if node.op == "placeholder":
+        return "input"
+    return operator_kind(node) or str(getattr(node.target, "_opname", node.target))
+
+
 def is_float(node: Node) -> bool:
     """Whether `node` is a float tensor with a batch axis."""
     value = node.meta.get("val")
@@ -140,6 +147,10 @@ class Finder:
             wanted -= {self.source(node) for node in self.graph.graph.output_node().all_input_nodes}
         return {node for node in wanted if is_float(node) and node.op != "get_attr"}
 
+    def makers(self) -> dict[Node, Node]:
+        """For the end of each operator, batch-norm and activation: the operator."""
+        return {self.tail(node): node for node, _, _ in self.operators()}
+
     def weights(self) -> dict[Node, Node]:
         """Parameters to quantize, each with its first operator."""
         found: dict[Node, Node] = {}
@@ -156,8 +167,9 @@ def find_places(
     """Weights int8 symmetric per output channel within ±`weight_limit`; activations uint8 affine."""
     finder = Finder(graph, keep_float, quantize_outputs)
     finder.check_patterns()
-    wanted, weights = finder.wanted(), finder.weights()
+    wanted, weights, makers = finder.wanted(), finder.weights(), finder.makers()
     names: dict[Node, str] = {}
+    made_by: dict[Node, Node] = {}
     places: list[Place] = []
     for node in finder.nodes:
         if node in weights:
@@ -165,6 +177,7 @@ def find_places(
             places.append(Place(
                 name=str(node.target), role="weight", node=node.name, dtype="int8", qmin=-weight_limit,
                 qmax=weight_limit, symmetric=True, axis=0, channels=channels or _channels(graph, node),
+                path=module_path(weights[node]), operator=operator_name(weights[node]),
             ))  # fmt: skip
             continue
         moved = finder.source(cast(Node, node.args[0])) if node.target in MOVERS else None
@@ -173,9 +186,10 @@ def find_places(
             continue
         name = _name(node)
         names[node] = shared or name
+        made_by[node] = made_by[moved] if shared and moved is not None else makers.get(node, node)
         places.append(Place(
             name=name, role="activation", node=node.name, dtype="uint8", qmin=0, qmax=255, symmetric=False,
-            shared_with=shared,
+            shared_with=shared, path=module_path(made_by[node]), operator=operator_name(made_by[node]),
         ))  # fmt: skip
     return tuple(places)
 

@@ -230,6 +230,18 @@ def test_what_moves_data_repeats_the_grid_of_its_input():
     assert OnnxRuntimeCpu(reduce_range="on").places(graph)[0].qmax == 63
 
 
+def test_a_place_says_which_operator_made_it(resnet):
+    places = {place.node: place for place in resnet.target.places(resnet.graph)}
+    said = [(p.path, p.operator) for p in places.values() if p.role == "activation"]
+    assert said[:3] == [("", "input"), ("stem.0", "conv"), ("blocks.0.one.0", "conv")]
+    assert ("blocks.0", "add") in said
+    assert said[-1] == ("head", "linear")
+    weights = {p.name: (p.path, p.operator) for p in places.values() if p.role == "weight"}
+    assert weights["blocks.1.short.0.weight"] == ("blocks.1.short.0", "conv")
+    flat = next(p for p in places.values() if p.shared_with)
+    assert (flat.path, flat.operator) == (places["adaptive_avg_pool2d"].path, "pool")
+
+
 @pytest.mark.parametrize(
     ("text", "machine", "saturates"),
     [
