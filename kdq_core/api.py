@@ -16,7 +16,7 @@ from kdq_core.errors import PluginError, StageError, TransientError
 from kdq_core.hookspecs import PluginSpec, hookimpl
 from kdq_core.kinds import Distiller, Evaluator, Place, Plugin, Quantizer, Session, Subject, Target, Workload
 from kdq_core.records import EvaluationReport, Metric, OperatorCoverage, TensorSpec
-from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split
+from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
     from kdq_core.quantization.capture import BatchNorm, Dropout
@@ -41,7 +41,7 @@ __all__ = [
     "API_VERSION", "Batch", "BatchNorm", "Batches", "Distiller", "Dropout", "EvaluationReport", "Evaluator",
     "FakeQuantize", "Field", "Grid", "LossTerms", "Metric", "MinMaxFakeQuantize", "OperatorCoverage", "Outputs",
     "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer", "Session", "Split", "StageError", "Subject",
-    "Target", "TensorSpec", "TransientError", "Workload", "dequantize", "hookimpl", "quantize",
+    "Target", "TensorSpec", "TransientError", "View", "Workload", "dequantize", "hookimpl", "quantize",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Importable without torch: plug-in modules that import torch only inside their me
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from kdq_core.frozen import Frozen
 from kdq_core.records import Metric, OperatorCoverage, TensorSpec
-from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split
+from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +37,12 @@ class Plugin(Frozen):
 class Workload(Plugin, abc.ABC):
     """Data, models and hard loss of a learning problem.
 
-    Promise: the same seed and epoch give the same batches; the splits are disjoint.
+    Promise: the same seed, epoch and view give the same batches; the splits are disjoint.
     """
 
     kind: ClassVar[Kind] = "workload"
+    student_options: ClassVar[frozenset[str]] = frozenset()
+    """Names of the options that only `student()` reads: another value of one leaves the teacher cached."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -55,11 +57,14 @@ class Workload(Plugin, abc.ABC):
         """A new, untrained student. Weights come from torch's global generator, which the stage has seeded."""
 
     @abc.abstractmethod
-    def batches(self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0) -> Iterable[Batch]:
+    def batches(
+        self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
+    ) -> Iterable[Batch]:
         """The batches of one pass over `split`.
 
-        `train` is shuffled and augmented as a function of (seed, epoch, sample) alone; `validation` and `test` come
-        in fixed order, unaugmented, and ignore `seed` and `epoch`.
+        `train` is shuffled as a function of (seed, epoch) and augmented as a function of (view, sample) alone, so that
+        what a teacher said of a view can be kept; without `view` it is `View(seed, epoch)`. `validation` and `test`
+        come in fixed order, unaugmented, and ignore all three.
         """
 
     def samples(self, split: Split) -> int:
@@ -130,6 +135,11 @@ class Quantizer(Plugin, abc.ABC):
 
     kind: ClassVar[Kind] = "quantizer"
     tolerance_lsb: ClassVar[float] = 1.0
+    trains: ClassVar[bool] = True
+    """False for post-training quantization: the ranges see calibration data, and no weight is trained."""
+    activations: ClassVar[Literal["static", "dynamic", "none"]] = "static"
+    """`static`: ranges are fixed before the file is shipped; `dynamic`: measured by the runtime for each batch;
+    `none`: activations stay float and only weights are stored as integers."""
 
     @abc.abstractmethod
     def fake_quantizer(self, place: Place) -> FakeQuantize:
@@ -156,8 +166,13 @@ class Target(Plugin, abc.ABC):
         """What `auto` options mean on this machine, as plain values; part of the keys. Imports no torch."""
 
     @abc.abstractmethod
-    def places(self, graph: GraphModule) -> tuple[Place, ...]:
-        """Where quantizers go in an exported (ATen) graph; weights and activations."""
+    def places(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Place, ...]:
+        """Where quantizers go in an exported (ATen) graph; weights and activations, at the runtime's full width.
+
+        Args:
+            graph: from `capture`.
+            keep_float: module paths of operators that the recipe's rules leave in float.
+        """
 
     @abc.abstractmethod
     def export(self, model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
@@ -172,8 +187,16 @@ class Target(Plugin, abc.ABC):
         """Load the file into the runtime."""
 
     @abc.abstractmethod
-    def coverage(self, path: Path, graph: GraphModule) -> tuple[OperatorCoverage, ...]:
-        """Per conv, linear and other operator of `graph`: int8 or float in the runtime's own optimised graph."""
+    def coverage(
+        self, path: Path, graph: GraphModule, *, keep_float: Sequence[str] = ()
+    ) -> tuple[OperatorCoverage, ...]:
+        """Per conv, linear and other operator of `graph`: int8 or float in the runtime's own optimised graph.
+
+        Args:
+            path: the exported file.
+            graph: from `capture`.
+            keep_float: as given to `places`.
+        """
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,19 +13,35 @@ Split = Literal["train", "validation", "test"]
 Batches = Callable[[], "Iterable[Batch]"]
 
 
+class View(NamedTuple):
+    """One augmentation of the whole training split: sample i of a view looks the same whenever it is drawn.
+
+    Attributes:
+        seed: of the views.
+        number: from 0; each is an augmentation of its own.
+    """
+
+    seed: int
+    number: int
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch of samples.
 
     Attributes:
-        inputs: what the model is called with, each of shape `[B, ...]`.
+        inputs: what the student is called with, each of shape `[B, ...]`.
         targets: hard labels of shape `[B, ...]`, or `None` where the data is unlabelled.
         ids: int64 sample numbers within the split, shape `[B]`.
+        extra: named inputs beside those, each of shape `[B, ...]`: what a teacher of another modality reads.
+        view: number of the view the inputs are; the stage fills it in, a workload need not.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor | None
     ids: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    view: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdq_core.kinds import Workload
-from kdq_core.tensors import Batch, Outputs, Split
+from kdq_core.tensors import Batch, Outputs, Split, View
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,9 +24,11 @@ def check_workload(workload: Workload) -> None:
 
     The fingerprint is a stable sha256; each pass gives every sample number 0..N-1 once; the same seed and epoch give
     the same batches, whatever torch's global generator holds, and the same view of a sample whatever batch it is in;
-    another epoch or seed gives another order of `train`; `validation` and `test` ignore both; no sample of one split is
-    in another (as far as inputs are unaugmented); teacher and student give finite logits of one shape `[B, C]`, have
-    the same weights for the same seed, and can be exported; the loss is a finite scalar with a gradient.
+    another epoch or seed gives another order of `train`; a view gives each sample the same content whatever seed and
+    epoch order them, and is `View(seed, epoch)` where it is not given; `validation` and `test` ignore all three; no
+    sample of one split is in another (as far as inputs are unaugmented); teacher and student give finite logits of one
+    shape `[B, C]`, have the same weights for the same seed, and can be exported; the loss is a finite scalar with a
+    gradient.
 
     It goes through all the data several times: give it a small instance of the workload.
 
@@ -39,18 +42,28 @@ def check_workload(workload: Workload) -> None:
         check(workload)
 
 
-def collect(workload: Workload, split: Split, *, size: int = BATCH, seed: int = 0, epoch: int = 0) -> list[Batch]:
+def collect(
+    workload: Workload,
+    split: Split,
+    *,
+    size: int = BATCH,
+    seed: int = 0,
+    epoch: int = 0,
+    view: View | None = None,
+) -> list[Batch]:
     """All batches of one pass; the global generator is moved first, since batches must not depend on it."""
+    asked = {"batch_size": size, "seed": seed, "epoch": epoch} | ({} if view is None else {"view": view})
     with torch.random.fork_rng(devices=[]):
         torch.seed()
-        return list(workload.batches(split, batch_size=size, seed=seed, epoch=epoch))
+        return list(workload.batches(split, **asked))  # type: ignore[arg-type]
 
 
 def samples(batches: list[Batch]) -> dict[int, bytes]:
-    """The bytes of inputs and target of each sample, by its number, in the order they came."""
+    """The bytes of inputs, extra inputs and target of each sample, by its number, in the order they came."""
     found = {}
     for batch in batches:
-        tensors = (*batch.inputs, *(() if batch.targets is None else (batch.targets,)))
+        extra = (batch.extra[name] for name in sorted(batch.extra))
+        tensors = (*batch.inputs, *extra, *(() if batch.targets is None else (batch.targets,)))
         for row, number in enumerate(batch.ids.tolist()):
             found[number] = b"".join(content(t[row]) for t in tensors)
     return found
@@ -99,6 +112,24 @@ def same_seed_same_batches(workload: Workload) -> None:
         assert list(other.items()) == list(test.items()), f"the test split should ignore the {name}, but it does not"
 
 
+def a_view_decides_what_a_sample_looks_like(workload: Workload) -> None:
+    """Seed and epoch decide the order, the view the content: a teacher's outputs for a view can then be kept."""
+    assert "view" in inspect.signature(workload.batches).parameters, (
+        "batches() should take `view: View | None = None`, which decides how train samples are augmented"
+    )
+    view = View(3, 1)
+    first = samples(collect(workload, "train", view=view))
+    later = samples(collect(workload, "train", view=view, seed=5, epoch=2))
+    moved = sum(first[number] != later[number] for number in first)
+    assert not moved, f"a sample of a view should look the same in every epoch, but {moved} samples do not"
+    assert list(first) == list(samples(collect(workload, "train"))), "another view should not change the order of train"
+    alone = samples(collect(workload, "train", seed=3, epoch=1))
+    moved = sum(first[number] != alone[number] for number in first)
+    assert not moved, f"without a view it should be View(seed, epoch), but {moved} samples look different"
+    test = [list(samples(collect(workload, "test", view=at)).items()) for at in (None, view)]
+    assert test[0] == test[1], "the test split should ignore the view, but it does not"
+
+
 def disjoint_splits(workload: Workload) -> None:
     """No sample of one split is in another."""
     found = {split: set(samples(collect(workload, split)).values()) for split in SPLITS}
@@ -139,6 +170,7 @@ CHECKS: tuple[Callable[[Workload], None], ...] = (
     stable_fingerprint,
     every_sample_once,
     same_seed_same_batches,
+    a_view_decides_what_a_sample_looks_like,
     disjoint_splits,
     usable_models,
 )

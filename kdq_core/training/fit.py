@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -199,17 +199,25 @@ def share(batch: Batch, accelerator: Accelerator) -> Batch:
     if world == 1:
         return batch
     mine = (torch.arange(math.ceil(rows / world)) * world + accelerator.process_index) % rows
-    targets = None if batch.targets is None else batch.targets[mine]
-    return Batch(inputs=tuple(x[mine] for x in batch.inputs), targets=targets, ids=batch.ids[mine])
+    return replace(
+        batch,
+        inputs=tuple(x[mine] for x in batch.inputs),
+        targets=None if batch.targets is None else batch.targets[mine],
+        ids=batch.ids[mine],
+        extra={name: x[mine] for name, x in batch.extra.items()},
+    )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on `device`."""
+    """The same batch on `device`; the numbers of the samples stay on the CPU."""
     if device.type == "cpu":
         return batch
-    targets = None if batch.targets is None else batch.targets.to(device, non_blocking=True)
-    inputs = tuple(x.to(device, non_blocking=True) for x in batch.inputs)
-    return Batch(inputs=inputs, targets=targets, ids=batch.ids)
+    return replace(
+        batch,
+        inputs=tuple(x.to(device, non_blocking=True) for x in batch.inputs),
+        targets=None if batch.targets is None else batch.targets.to(device, non_blocking=True),
+        extra={name: x.to(device, non_blocking=True) for name, x in batch.extra.items()},
+    )
 
 
 def _terms(values: Mapping[str, float]) -> str:

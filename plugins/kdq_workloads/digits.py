@@ -5,8 +5,9 @@ What: 1,797 grey images in 10 classes, from a file that comes with scikit-learn:
 Formula: hard loss = mean cross entropy. Inputs are `pixel / 16`, float32 `[B, 1, 8, 8]` in [0, 1].
     Split, stratified: within each class samples are ordered by sha256 of their number; sample of rank r among n gets
     the place (r + 1/2) / n; by place, the first 300 are test, the next 300 validation, the other 1,197 train.
-    View of a train sample in an epoch: scaled by 0.9-1.1 and shifted by at most one pixel in each direction (bilinear,
-    zero outside), then normal noise of 0.03, clipped to [0, 1]. It depends on (seed, epoch, sample) alone.
+    View of a train sample: scaled by 0.9-1.1 and shifted by at most one pixel in each direction (bilinear,
+    zero outside), then normal noise of 0.03, clipped to [0, 1]. It depends on (seed and number of the view,
+    sample) alone; the order of samples depends on (seed, epoch).
 Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits" (UCI), its test part as bundled with
     scikit-learn. Counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox).
 Defaults and where they come from: widths chosen so that the teacher (480,450 parameters) passes 98 % on validation
@@ -23,9 +24,9 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Field, Outputs, PluginError, Split, StageError, Workload
+from kdq_core.api import Batch, Field, Outputs, PluginError, Split, StageError, View, Workload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,8 @@ SHIFT, SCALE, NOISE = 1.0, 0.1, 0.03
 
 class Digits(Workload):
     """Handwritten digits, 8x8 pixels, 10 classes; train 1,197, validation 300, test 300."""
+
+    student_options: ClassVar[frozenset[str]] = frozenset({"student_width"})
 
     teacher_width: int = Field(default=40, ge=4, le=256, description="channels of the teacher's first block")
     student_width: int = Field(default=56, ge=4, le=256, description="channels of the student's first block")
@@ -59,7 +62,9 @@ class Digits(Workload):
 
         return student(self.student_width)
 
-    def batches(self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
+    ) -> Iterator[Batch]:
         """Batches of images `[B, 1, 8, 8]` and labels `[B]`; the last one may be smaller."""
         import numpy as np
         import torch
@@ -68,7 +73,7 @@ class Digits(Workload):
         order = np.arange(len(labels))
         if split == "train":
             order = stream(seed, epoch, 0).permutation(len(labels))
-            images = views(images, seed, epoch) if self.augment else images
+            images = augmented(images, view or View(seed, epoch)) if self.augment else images
         for start in range(0, len(order), batch_size):
             ids = order[start : start + batch_size]
             inputs, targets = torch.from_numpy(images[ids]), torch.from_numpy(labels[ids])
@@ -130,18 +135,18 @@ def split_ids(labels: list[int]) -> dict[Split, list[int]]:
     return {"train": sorted(train), "validation": sorted(validation), "test": sorted(test)}
 
 
-def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
-    """A Philox stream of its own for (seed, epoch, purpose)."""
+def stream(seed: int, number: int, purpose: int) -> np.random.Generator:
+    """A Philox stream of its own for (seed, number, purpose)."""
     import numpy as np
 
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, purpose]))
+    return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
-def views(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The views of all train samples in one epoch, `[N, 1, 8, 8]`; row i is that of sample i, however it is batched."""
+def augmented(images: np.ndarray, view: View) -> np.ndarray:
+    """All train samples in one view, `[N, 1, 8, 8]`; row i is that of sample i, however it is batched."""
     import numpy as np
 
-    random = stream(seed, epoch, 1)
+    random = stream(view.seed, view.number, 1)
     scale, down, right = random.uniform(-1, 1, (3, len(images))).astype(np.float32)
     rows = resampling(1 + SCALE * scale, SHIFT * down)
     columns = resampling(1 + SCALE * scale, SHIFT * right)

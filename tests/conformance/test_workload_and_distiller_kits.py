@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms
+from kdq_core.api import Batch, Distiller, Field, LossTerms, View
 from kdq_core.catalog import Catalog
 from kdq_core.testing import check_distiller, check_workload
 from kdq_workloads.digits import Digits
@@ -124,7 +124,7 @@ class Small(Digits):
     student_width: int = 4
     augment: bool = False
 
-    def batches(self, split, *, batch_size, seed=0, epoch=0):
+    def batches(self, split, *, batch_size, seed=0, epoch=0, view=None):
         (batch,) = super().batches(split, batch_size=2000)
         order = batch.ids[batch.ids < 40]
         if split == "train":
@@ -132,13 +132,36 @@ class Small(Digits):
         rows = {int(n): row for row, n in enumerate(batch.ids)}
         for ids in self.order(order, split).split(batch_size):
             at = torch.tensor([rows[int(n)] for n in ids])
-            yield Batch((self.view(batch.inputs[0][at], ids),), batch.targets[at], ids)
+            moved = self.noise(view or View(seed, epoch), epoch) if split == "train" else 0.0
+            yield Batch((self.view(batch.inputs[0][at], ids) + moved,), batch.targets[at], ids)
 
     def order(self, order, split):
         return order
 
     def view(self, images, ids):
         return images
+
+    def noise(self, view, epoch):
+        return 0.0
+
+
+class EpochDependent(Small):
+    def noise(self, view, epoch):
+        return float(epoch)
+
+
+class ViewIgnored(Small):
+    def batches(self, split, *, batch_size, seed=0, epoch=0):
+        return super().batches(split, batch_size=batch_size, seed=seed, epoch=epoch)
+
+
+class Unnumbered(Small):
+    def batches(self, split, *, batch_size, seed=0, epoch=0, view=None):
+        view = view or (View(9, 9) if split == "train" else None)
+        return super().batches(split, batch_size=batch_size, seed=seed, epoch=epoch, view=view)
+
+    def noise(self, view, epoch):
+        return view.number / 8 if view.number in (1, 9) else 0.0
 
 
 class Unstable(Small):
@@ -167,9 +190,9 @@ class BatchDependent(Small):
 
 
 class Leaky(Small):
-    def batches(self, split, *, batch_size, seed=0, epoch=0):
+    def batches(self, split, *, batch_size, seed=0, epoch=0, view=None):
         return super().batches(
-            "test" if split == "validation" else split, batch_size=batch_size, seed=seed, epoch=epoch
+            "test" if split == "validation" else split, batch_size=batch_size, seed=seed, epoch=epoch, view=view
         )
 
 
@@ -187,6 +210,9 @@ class Unseeded(Small):
         (Twice, "split 'train' should give each sample number from 0 to N-1 once, but it does not"),
         (GlobalNoise, "the same seed should give the same batches of 'train'"),
         (BatchDependent, "a sample of 'train' should look the same whatever batch it is in, but it does not"),
+        (EpochDependent, "a sample of a view should look the same in every epoch, but 40 samples do not"),
+        (ViewIgnored, "batches() should take `view: View | None = None`, which decides how train samples are"),
+        (Unnumbered, "without a view it should be View(seed, epoch), but 40 samples look different"),
         (Leaky, "splits should be disjoint, but 40 samples of 'validation' are in 'test' too"),
         (Unseeded, "the same seed should give the same student: 'conv.weight'"),
     ],
