@@ -6,7 +6,7 @@ Importable without torch: plug-in modules that import torch only inside their me
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from kdq_core.quantization.fake import FakeQuantize
 
+Shapes = Mapping[str, tuple[int, ...]]
 Kind = Literal["workload", "distiller", "quantizer", "target", "evaluator"]
 KINDS: tuple[Kind, ...] = ("workload", "distiller", "quantizer", "target", "evaluator")
 
@@ -85,10 +86,26 @@ class Distiller(Plugin, abc.ABC):
     kind: ClassVar[Kind] = "distiller"
     zero_for_equal_models: ClassVar[bool] = True
     """False for a loss that equal models do not bring to zero, such as hard labels; the method card says why."""
+    needs_labels: ClassVar[bool] = False
+    """True for a loss that cannot do without hard labels; a batch without them is then an error."""
+    features: ClassVar[Literal["none", "pairs"]] = "none"
+    """`pairs`: `Outputs.features` of student and teacher hold the tapped tensors, under the same names on both sides."""
 
     @abc.abstractmethod
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
         """The soft terms, and the weight of the hard loss beside them. Teacher tensors carry no gradient."""
+
+    def projectors(self, student: Shapes, teacher: Shapes) -> Mapping[str, nn.Module]:  # noqa: ARG002
+        """Maps that the student's features go through before `loss` sees them, by name of the pair.
+
+        They are trained with the student, and are no part of what is shipped. Pairs without one are compared as they
+        are. Weights come from torch's global generator, which the stage has seeded.
+
+        Args:
+            student: shape of each of the student's features, such as `(C, H, W)`: without the batch.
+            teacher: the same of the teacher's.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Importable without torch. Defaults are stated here and nowhere else.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,20 +58,203 @@ class TeacherSpec(Frozen):
     fit: FitSpec = FitSpec()
 
 
+SCHEDULE_EXAMPLE = "{schedule: linear, start: 1.0, end: 0.0}"
+MAX_WEIGHT = 1000.0
+
+
+class Schedule(Frozen):
+    """A number that changes over the steps of a fit. A bare number in YAML means one that does not."""
+
+    schedule: Literal["constant", "linear", "cosine", "gap"] = Field(
+        default="linear", description="over the share of the fit's steps; gap: over what student and teacher disagree in"
+    )
+    start: float = Field(allow_inf_nan=False, description="at the first step; for gap, where the models share nothing")
+    end: float | None = Field(
+        default=None, allow_inf_nan=False, description="at the last step; for gap, where they agree; needed but for constant"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"schedule": "constant", "start": value}
+        if isinstance(value, cls | dict):
+            return value
+        raise ValueError(f"{value!r} is neither a number nor a schedule; write one as {SCHEDULE_EXAMPLE}")
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Schedule:
+        if self.schedule != "constant" and self.end is None:
+            raise ValueError(f"schedule {self.schedule!r} needs an 'end'; write it as {SCHEDULE_EXAMPLE}")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The values between which all others lie."""
+        return (self.start,) if self.schedule == "constant" or self.end is None else (self.start, self.end)
+
+    def at(self, share: float, gap: float) -> float:
+        """The value in force.
+
+        Args:
+            share: of the fit's steps, 0 at the first and 1 at the last.
+            gap: between student and teacher, 1 where they share nothing and 0 where they agree.
+        """
+        if self.schedule == "constant" or self.end is None:
+            return self.start
+        left = {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "gap": gap}[self.schedule]
+        return self.end + (self.start - self.end) * left
+
+
+def _schedules(options: Mapping[str, JsonValue]) -> dict[str, Schedule]:
+    """Options that change over a fit.
+
+    Raises:
+        ValueError: one of them is no schedule.
+    """
+    found = {}
+    for name, option in options.items():
+        if isinstance(option, dict) and "schedule" in option:
+            try:
+                found[name] = Schedule.model_validate(option)
+            except ValidationError as error:
+                reason = str(error.errors()[0].get("ctx", {}).get("error") or error.errors()[0]["msg"]).rstrip(".")
+                raise ValueError(f"the schedule of {name!r} is wrong: {reason}; write it as {SCHEDULE_EXAMPLE}") from None
+    return found
+
+
+class DistillerUse(Frozen):
+    """One distiller among several, with its weight. A bare string in YAML means the distiller with its defaults."""
+
+    use: str = Field(description="name of the distiller")
+    name: Name | None = Field(default=None, description="names its curves and tells twins apart; default: `use`")
+    options: dict[str, JsonValue] = Field(
+        default={}, description="the distiller's own fields; one that is a real number may have a schedule"
+    )
+    weight: Schedule = Field(
+        default=Schedule(schedule="constant", start=1.0), description="0 to 1000, or a schedule; of all its terms"
+    )
+    taps: Literal["auto"] | tuple[tuple[str, str], ...] = Field(
+        default="auto",
+        description="pairs [path in the student, path in the teacher] of modules whose outputs are compared; globs allowed",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"use": value} if isinstance(value, str) else value
+
+    @field_validator("options")
+    @classmethod
+    def _good_schedules(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        _schedules(value)
+        return value
+
+    @field_validator("weight")
+    @classmethod
+    def _weight_in_range(cls, value: Schedule) -> Schedule:
+        wrong = [end for end in value.ends if not 0 <= end <= MAX_WEIGHT]
+        if wrong:
+            raise ValueError(f"a weight is {wrong[0]}; allowed: a number, 0 to {MAX_WEIGHT:g}, also at both ends of a schedule")
+        return value
+
+    @field_validator("taps")
+    @classmethod
+    def _some_taps(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("there is no pair in 'taps'; list some, or write taps: auto")
+        return value
+
+    @property
+    def title(self) -> str:
+        """What its curves are called."""
+        return self.name or self.use.rpartition("/")[2]
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """Options that change over the fit."""
+        return _schedules(self.options)
+
+    def options_at(self, end: int) -> dict[str, JsonValue]:
+        """The options as numbers, at the start (0) or the end (-1) of the fit."""
+        return self.options | {name: schedule.ends[end] for name, schedule in self.schedules.items()}
+
+
 class DistillSpec(Frozen):
-    """The float student, trained with the teacher's outputs."""
+    """The float student, trained with the teacher's outputs: by one distiller (`use`), or by several (`losses`)."""
 
     use: str = Field(default="logit-kd", description="name of the distiller")
     options: dict[str, JsonValue] = Field(default={}, description="the distiller's own fields")
+    losses: tuple[DistillerUse, ...] | None = Field(
+        default=None, min_length=1, description="several distillers, in place of 'use' and 'options'"
+    )
     fit: FitSpec = FitSpec()
+
+    @field_validator("options")
+    @classmethod
+    def _good_schedules(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        _schedules(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> DistillSpec:
+        both = sorted({"use", "options"} & self.model_fields_set)
+        if self.losses is not None and both:
+            raise ValueError(f"{both[0]!r} and 'losses' are two forms of one thing; move {both[0]!r} into 'losses'")
+        names = [use.title for use in self.losses or ()]
+        twins = sorted({name for name in names if names.count(name) > 1})
+        if twins:
+            raise ValueError(f"distiller {twins[0]!r} is listed twice in 'losses'; give each a 'name' of its own")
+        return self
+
+    @property
+    def distillers(self) -> tuple[DistillerUse, ...]:
+        """The distillers, in whichever form they are written."""
+        return self.losses or (DistillerUse(use=self.use, options=self.options),)
+
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+
+class Rule(Frozen):
+    """What some layers get instead of the common bits; of several rules that match, the last one wins."""
+
+    match: str = Field(min_length=1, description="module path with * and ?, or a type of operator such as conv")
+    weights: Bits | None = Field(default=None, description="bits of the weights")
+    activations: Bits | None = Field(default=None, description="bits of what the operator gives")
+    skip: bool = Field(default=False, description="leave the operator in float")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Rule:
+        if not self.skip and self.weights is None and self.activations is None:
+            raise ValueError("a rule says 'weights', 'activations' or 'skip'")
+        return self
 
 
 class QuantizeSpec(Frozen):
-    """Quantization-aware training with the same distillation loss: the teacher is still teaching."""
+    """Quantization of the distilled student. Where the quantizer trains, the teacher is still teaching."""
 
     use: str = Field(default="minmax-qat", description="name of the quantizer")
     options: dict[str, JsonValue] = Field(default={}, description="the quantizer's own fields")
-    fit: QatFitSpec = QatFitSpec()
+    weights: Bits = Field(default=8, description="bits of the weights, 2 to 8")
+    activations: Bits = Field(default=8, description="bits of the activations, 2 to 8")
+    edges: Bits = Field(default=8, description="least bits of the first and the last layer: weights, input and output")
+    rules: tuple[Rule, ...] = Field(default=(), description="exceptions for layers; the last one that matches wins")
+    calibration_batches: int = Field(
+        default=8, ge=1, le=100_000, description="training batches the ranges see before anything is rounded"
+    )
+    equalize: bool = Field(default=False, description="cross-layer equalization before anything is rounded")
+    bias_correction: bool = Field(default=False, description="correct biases for the mean error of rounded weights")
+    reestimate_batch_norm: bool = Field(
+        default=False, description="measure batch-norm statistics anew with rounding on, at the end"
+    )
+    weight_loss: float = Field(
+        default=0.0, ge=0, le=1e6, description="weight of the quantization loss, mean (W - W_q)^2, beside the others"
+    )
+    round_bias: Literal["auto", "on", "off"] = Field(
+        default="auto", description="round biases as the integers will be, once batch norm stands still; auto: below 8 bits"
+    )
+    fit: QatFitSpec = Field(default=QatFitSpec(), description="for quantizers that train")
     freeze_observers: float = Field(
         default=0.5, ge=0, le=1, description="share of the epochs after which the ranges stand still"
     )

@@ -6,7 +6,10 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
+
+from kdq_core.quantization.rounding import round_to_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +39,15 @@ class Grid:
 class FakeQuantize(nn.Module, abc.ABC):
     """Rounds a tensor to the grid in float arithmetic, with a gradient.
 
-    Ranges live in buffers or parameters, so that they are saved with the model. Both switches are host-side bools:
-    `observing` lets ranges follow the data (training and calibration only), `quantizing` turns rounding on.
+    The usual case gives `observe` and `scale_and_zero`; the rounding itself is `round_to_grid` for all. Levels that are
+    not evenly spaced override `forward` and `integers`. Ranges live in buffers or parameters that exist from the start,
+    so that they are saved with the model. The switches are host-side bools: `observing` lets ranges follow the data
+    (training and calibration only), `quantizing` turns rounding on. While `observing` without `quantizing` the model
+    is being calibrated.
+
+    Attributes:
+        place: where it stands.
+        relu: a relu before this place was merged into it: `x` comes without it. Only `forward` needs to know.
     """
 
     def __init__(self, place: Place) -> None:
@@ -45,15 +55,46 @@ class FakeQuantize(nn.Module, abc.ABC):
         self.place = place
         self.observing = True
         self.quantizing = True
+        self.relu = False
 
     @abc.abstractmethod
     def observe(self, x: Tensor) -> None:
         """Let the ranges follow `x`; called with no gradient."""
 
-    @abc.abstractmethod
-    def grid(self) -> Grid:
-        """The grid in force, detached."""
+    def scale_and_zero(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point in force: float32 `[]`, or `[C]` with `place.axis`; the zero point in whole numbers.
 
-    @abc.abstractmethod
+        They carry a gradient where they are learned.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives neither scale_and_zero() nor forward() and grid()")
+
+    def grid(self) -> Grid:
+        """The grid in force, detached.
+
+        Raises:
+            StageError: no data was observed, or it was not finite.
+        """
+        scale, zero = self.scale_and_zero()
+        place = self.place
+        return Grid(scale.detach(), zero.detach().to(torch.int32), place.qmin, place.qmax, place.axis)
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers of a weight `x`, less the zero point, as float32 of its shape; what is shipped."""
+        grid = self.grid()
+        shape = [-1 if dim == grid.axis else 1 for dim in range(x.dim())] if grid.axis is not None else []
+        return x.to(torch.float32).div(grid.scale.reshape(shape)).round_().clamp_(grid.qmin, grid.qmax)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Observe if `observing`, round if `quantizing`."""
+        """Observe if `observing`, round if `quantizing`; `x` keeps its shape and type."""
+        if self.observing:
+            with torch.no_grad():
+                self.watch(x.detach())
+        if not self.quantizing:
+            return x.relu() if self.relu else x
+        scale, zero = self.scale_and_zero()
+        place = self.place
+        return round_to_grid(x, scale, zero, place.qmin, place.qmax, place.axis, relu=self.relu)
+
+    def watch(self, x: Tensor) -> None:
+        """Observe what the place holds: `x` behind the merged relu, if there is one."""
+        self.observe(x.relu() if self.relu else x)

@@ -6,7 +6,7 @@ and largest value, starting from the first batch (Jacob et al. 2018, https://arx
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,32 +19,6 @@ if TYPE_CHECKING:
 
 LEAST_SCALE = torch.finfo(torch.float32).eps
 """Scale of a tensor that is constantly zero."""
-
-
-class RoundToGrid(torch.autograd.Function):
-    """`scale * clamp(round(x / scale), low, high)`, with the straight-through gradient inside the clipping range.
-
-    Four vectorised operations forward; one backward. Bengio et al. 2013, https://arxiv.org/abs/1308.3432.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Round `x`; `scale`, `low`, `high` (float32, in integers less the zero point) broadcast against it."""
-        ctx.save_for_backward(x, scale, low, high)
-        y = x.to(torch.float32).div(scale).round_()
-        y = y.clamp_(low, high) if low.dim() else y.clamp_(float(low), float(high))
-        return y.mul_(scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """Pass the gradient where nothing was clipped."""
-        x, scale, low, high = ctx.saved_tensors
-        grad = grads[0]
-        if scale.dim():
-            q = x.div(scale).round_()
-            return grad * (q.ge(low) & q.le(high)), None, None, None
-        least, largest = float((low - 0.5) * scale), float((high + 0.5) * scale)
-        return torch.ops.aten.hardtanh_backward(grad, x, least, largest), None, None, None
 
 
 class MinMaxFakeQuantize(FakeQuantize):
@@ -65,15 +39,21 @@ class MinMaxFakeQuantize(FakeQuantize):
         self.register_buffer("low", torch.full(shape, float("inf")))
         self.register_buffer("high", torch.full(shape, float("-inf")))
 
-    @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Let the range follow `x`.
 
         Raises:
             StageError: `x` holds a value that is not finite (checked at once on the CPU, in `grid` elsewhere).
         """
-        low, high = self._range(x.detach())
-        if x.device.type == "cpu" and not bool((low.isfinite() & high.isfinite()).all()):
+        self._follow(*self._range(x), x.device.type)
+
+    def watch(self, x: Tensor) -> None:
+        """Observe `x`; behind a merged relu the range needs no pass of its own."""
+        low, high = self._range(x)
+        self._follow(*((low.relu(), high.relu()) if self.relu else (low, high)), x.device.type)
+
+    def _follow(self, low: Tensor, high: Tensor, device: str) -> None:
+        if device == "cpu" and not bool((low.isfinite() & high.isfinite()).all()):
             raise self._not_finite()
         if self.place.role == "activation":
             rate = torch.where(self.low.isinf(), 1.0, self.averaging)
@@ -98,7 +78,8 @@ class MinMaxFakeQuantize(FakeQuantize):
             "or lower the learning rate"
         )
 
-    def _scale_and_zero(self) -> tuple[Tensor, Tensor]:
+    def scale_and_zero(self) -> tuple[Tensor, Tensor]:
+        """From the range, which is widened to hold zero."""
         place = self.place
         low, high = self.low.clamp(max=0.0), self.high.clamp(min=0.0)
         if place.symmetric:
@@ -117,18 +98,4 @@ class MinMaxFakeQuantize(FakeQuantize):
             raise StageError(f"place {self.place.name!r} has seen no data; observe at least one batch before rounding")
         if not bool((self.low.isfinite() & self.high.isfinite()).all()):
             raise self._not_finite()
-        scale, zero = self._scale_and_zero()
-        return Grid(scale, zero.to(torch.int32), self.place.qmin, self.place.qmax, self.place.axis)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Observe if `observing`, round if `quantizing`; `x` keeps its shape and dtype."""
-        if self.observing:
-            self.observe(x)
-        if not self.quantizing:
-            return x
-        scale, zero = self._scale_and_zero()
-        low, high = self.place.qmin - zero, self.place.qmax - zero
-        if self.place.axis is not None:
-            shape = [-1 if dim == self.place.axis else 1 for dim in range(x.dim())]
-            scale, low, high = scale.reshape(shape), low.reshape(shape), high.reshape(shape)
-        return cast(Tensor, RoundToGrid.apply(x, scale, low, high))  # type: ignore[no-untyped-call]
+        return super().grid()

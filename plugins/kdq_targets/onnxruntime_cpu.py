@@ -17,6 +17,7 @@ Limits
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,25 +46,18 @@ class OnnxRuntimeCpu(Target):
         default="auto", description="7-bit weights, for CPUs whose 8-bit products saturate; auto reads the CPU's flags"
     )
     quantize_outputs: bool = Field(default=True, description="whether the model's outputs get an 8-bit grid too")
-    keep_float: tuple[str, ...] = Field(
-        default=(), description="module paths of layers that stay float, such as 'head' or 'layer1.*'"
-    )
 
     def resolved(self) -> dict[str, str | int | bool]:
         """`reduce_range` as it is on this machine."""
         return {"reduce_range": cpu_saturates() if self.reduce_range == "auto" else self.reduce_range == "on"}
 
-    def places(self, graph: GraphModule) -> tuple[Place, ...]:
-        """Where quantizers go in a captured graph.
-
-        Raises:
-            StageError: a pattern of `keep_float` matches no layer.
-        """
+    def places(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Place, ...]:
+        """Where quantizers go in a captured graph; none at the module paths of `keep_float`."""
         from kdq_targets.ort_places import find_places
 
         return find_places(
             graph,
-            keep_float=self.keep_float,
+            keep_float=keep_float,
             quantize_outputs=self.quantize_outputs,
             weight_limit=63 if self.resolved()["reduce_range"] else 127,
         )
@@ -94,7 +88,9 @@ class OnnxRuntimeCpu(Target):
 
         return OrtSession(path, threads=threads)
 
-    def coverage(self, path: Path, graph: GraphModule) -> tuple[OperatorCoverage, ...]:
+    def coverage(
+        self, path: Path, graph: GraphModule, *, keep_float: Sequence[str] = ()
+    ) -> tuple[OperatorCoverage, ...]:
         """One row for each operator of the captured graph, read from the runtime's optimised graph.
 
         Raises:
@@ -103,4 +99,4 @@ class OnnxRuntimeCpu(Target):
         from kdq_targets.ort_coverage import cover
         from kdq_targets.ort_places import Finder
 
-        return cover(path, Finder(graph, self.keep_float, self.quantize_outputs))
+        return cover(path, Finder(graph, keep_float, self.quantize_outputs))

@@ -7,7 +7,6 @@ and activation along: only what comes out at the end gets a place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatch
 from typing import Any, cast
 
 import torch
@@ -78,7 +77,7 @@ class Finder:
 
     Args:
         graph: from `capture`.
-        keep_float: module-path patterns of layers that stay float.
+        keep_float: module paths of operators that stay float.
         quantize_outputs: whether the model's outputs get a grid.
     """
 
@@ -95,20 +94,11 @@ class Finder:
 
     def _reason(self, node: Node, kind: str) -> str:
         path = module_path(node)
-        pattern = next((p for p in self.keep_float if fnmatch(path, p)), None)
-        if pattern is not None:
-            return f"kept float by option keep_float ({pattern!r})"
+        if path in self.keep_float:
+            return "left in float by a rule of the recipe"
         if kind in ("conv", "linear") and weight_of(node) is None:
             return "its weight is computed, not a parameter"
         return ""
-
-    def check_patterns(self) -> None:
-        """Raise `StageError` for a pattern of `keep_float` that matches no operator."""
-        paths = sorted({module_path(node) for node, _, _ in self.operators()} - {""})
-        for pattern in self.keep_float:
-            if not any(fnmatch(path, pattern) for path in paths):
-                known = ", ".join(paths) or "none"
-                raise StageError(f"option keep_float: pattern {pattern!r} matches no layer; the model has {known}")
 
     def source(self, node: Node) -> Node:
         """What `node` holds, before dropout and copies."""
@@ -166,7 +156,6 @@ def find_places(
 ) -> tuple[Place, ...]:
     """Weights int8 symmetric per output channel within ±`weight_limit`; activations uint8 affine."""
     finder = Finder(graph, keep_float, quantize_outputs)
-    finder.check_patterns()
     wanted, weights, makers = finder.wanted(), finder.weights(), finder.makers()
     names: dict[Node, str] = {}
     made_by: dict[Node, Node] = {}
