@@ -12,6 +12,7 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.records import Checkpoint
 from kdq_core.stages.context import StageContext
+from kdq_core.teachers.source import OnlineTeacher, TeacherSource
 from kdq_core.training.fit import to_device
 from kdq_core.training.losses import distillation_loss, hard_loss
 
@@ -78,8 +79,8 @@ def quantized_student(context: StageContext) -> GraphModule:
     return model
 
 
-def _teacher(context: StageContext, device: torch.device) -> nn.Module:
-    return context.load_into(context.workload.teacher(), "train_teacher").to(device)
+def _teacher(context: StageContext, device: torch.device) -> TeacherSource:
+    return OnlineTeacher(context.load_into(context.workload.teacher(), "train_teacher").to(device))
 
 
 def _calibrate(context: StageContext, model: GraphModule, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from kdq_core.kinds import Distiller, Workload
 from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import Loss, to_device
+
+if TYPE_CHECKING:
+    from kdq_core.teachers.source import TeacherSource
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
@@ -34,18 +38,12 @@ def hard_loss(workload: Workload) -> Loss:
     return loss
 
 
-def distillation_loss(workload: Workload, distiller: Distiller, teacher: nn.Module) -> Loss:
-    """The distiller's soft terms, and the workload's loss at the distiller's weight where there are labels.
-
-    The teacher runs in eval mode without gradients.
-    """
-    teacher.eval().requires_grad_(requires_grad=False)
+def distillation_loss(workload: Workload, distiller: Distiller, teacher: TeacherSource) -> Loss:
+    """The distiller's soft terms, and the workload's loss at the distiller's weight where there are labels."""
 
     def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         student = outputs_of(model, batch)
-        with torch.no_grad():
-            soft = outputs_of(teacher, batch)
-        given = distiller.loss(student, soft, batch)
+        given = distiller.loss(student, teacher(batch), batch)
         terms = dict(given.terms)
         if given.hard_weight and batch.targets is not None:
             terms["hard"] = given.hard_weight * workload.loss(student, batch)
