@@ -66,11 +66,14 @@ class Schedule(Frozen):
     """A number that changes over the steps of a fit. A bare number in YAML means one that does not."""
 
     schedule: Literal["constant", "linear", "cosine", "gap"] = Field(
-        default="linear", description="over the share of the fit's steps; gap: over what student and teacher disagree in"
+        default="linear",
+        description="over the share of the fit's steps; gap: over what student and teacher disagree in",
     )
     start: float = Field(allow_inf_nan=False, description="at the first step; for gap, where the models share nothing")
     end: float | None = Field(
-        default=None, allow_inf_nan=False, description="at the last step; for gap, where they agree; needed but for constant"
+        default=None,
+        allow_inf_nan=False,
+        description="at the last step; for gap, where they agree; needed but for constant",
     )
 
     @model_validator(mode="before")
@@ -116,10 +119,10 @@ def _schedules(options: Mapping[str, JsonValue]) -> dict[str, Schedule]:
     for name, option in options.items():
         if isinstance(option, dict) and "schedule" in option:
             try:
-                found[name] = Schedule.model_validate(option)
+                found[name] = Schedule.model_validate(option, strict=True)
             except ValidationError as error:
                 reason = str(error.errors()[0].get("ctx", {}).get("error") or error.errors()[0]["msg"]).rstrip(".")
-                raise ValueError(f"the schedule of {name!r} is wrong: {reason}; write it as {SCHEDULE_EXAMPLE}") from None
+                raise ValueError(f"the schedule of {name!r} is wrong: {reason[0].lower()}{reason[1:]}") from None
     return found
 
 
@@ -136,7 +139,7 @@ class DistillerUse(Frozen):
     )
     taps: Literal["auto"] | tuple[tuple[str, str], ...] = Field(
         default="auto",
-        description="pairs [path in the student, path in the teacher] of modules whose outputs are compared; globs allowed",
+        description="`auto`, or pairs `[path in student, path in teacher]` of modules whose outputs are compared",
     )
 
     @model_validator(mode="before")
@@ -155,14 +158,18 @@ class DistillerUse(Frozen):
     def _weight_in_range(cls, value: Schedule) -> Schedule:
         wrong = [end for end in value.ends if not 0 <= end <= MAX_WEIGHT]
         if wrong:
-            raise ValueError(f"a weight is {wrong[0]}; allowed: a number, 0 to {MAX_WEIGHT:g}, also at both ends of a schedule")
+            raise ValueError(
+                f"a weight is {wrong[0]}; allowed: a number, 0 to {MAX_WEIGHT:g}, also at both ends of a schedule"
+            )
         return value
 
-    @field_validator("taps")
+    @field_validator("taps", mode="before")
     @classmethod
-    def _some_taps(cls, value: Any) -> Any:
-        if not value:
-            raise ValueError("there is no pair in 'taps'; list some, or write taps: auto")
+    def _pairs(cls, value: Any) -> Any:
+        pairs = value if isinstance(value, list | tuple) else ()
+        good = [p for p in pairs if isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(x, str) for x in p)]
+        if value != "auto" and not (good and len(good) == len(pairs)):
+            raise ValueError(f"{value!r} are no pairs; write taps: auto, or taps: [[path in student, path in teacher]]")
         return value
 
     @property
@@ -185,8 +192,8 @@ class DistillSpec(Frozen):
 
     use: str = Field(default="logit-kd", description="name of the distiller")
     options: dict[str, JsonValue] = Field(default={}, description="the distiller's own fields")
-    losses: tuple[DistillerUse, ...] | None = Field(
-        default=None, min_length=1, description="several distillers, in place of 'use' and 'options'"
+    losses: tuple[DistillerUse, ...] = Field(
+        default=(), description="several distillers, in place of `use` and `options`"
     )
     fit: FitSpec = FitSpec()
 
@@ -199,9 +206,11 @@ class DistillSpec(Frozen):
     @model_validator(mode="after")
     def _one_form(self) -> DistillSpec:
         both = sorted({"use", "options"} & self.model_fields_set)
-        if self.losses is not None and both:
+        if self.losses and both:
             raise ValueError(f"{both[0]!r} and 'losses' are two forms of one thing; move {both[0]!r} into 'losses'")
-        names = [use.title for use in self.losses or ()]
+        if "losses" in self.model_fields_set and not self.losses:
+            raise ValueError("'losses' is empty; name at least one distiller, or leave it out")
+        names = [use.title for use in self.losses]
         twins = sorted({name for name in names if names.count(name) > 1})
         if twins:
             raise ValueError(f"distiller {twins[0]!r} is listed twice in 'losses'; give each a 'name' of its own")
@@ -252,7 +261,8 @@ class QuantizeSpec(Frozen):
         default=0.0, ge=0, le=1e6, description="weight of the quantization loss, mean (W - W_q)^2, beside the others"
     )
     round_bias: Literal["auto", "on", "off"] = Field(
-        default="auto", description="round biases as the integers will be, once batch norm stands still; auto: below 8 bits"
+        default="auto",
+        description="round biases as the integers will be, once batch norm stands still; auto: below 8 bits",
     )
     fit: QatFitSpec = Field(default=QatFitSpec(), description="for quantizers that train")
     freeze_observers: float = Field(

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule, Node
 
-from kdq_core.api import BatchNorm, Dropout, Place, StageError
+from kdq_core.api import BatchNorm, Dropout, Place
 
 aten = torch.ops.aten
 
