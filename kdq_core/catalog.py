@@ -18,7 +18,7 @@ from pydantic import JsonValue, PydanticUserError, ValidationError
 from kdq_core.code_version import kdq_code_version, package_version
 from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean, listing
 from kdq_core.explain import Where, problems, summary
-from kdq_core.kinds import BASES, Evaluator, Kind, Plugin
+from kdq_core.kinds import BASES, Distiller, Evaluator, Kind, Plugin
 from kdq_core.plugin_loading import (
     CatalogEntry,
     LoadedPlugin,
@@ -217,18 +217,32 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
         RecipeError: an option is unknown or out of range.
         PluginError: a plug-in is missing or broken.
     """
-    built: list[Plugin] = []
+    built: dict[Loc, Plugin] = {}
     for kind, name, options, loc in named_plugins(recipe):
 
         def where(inside: Loc, at: Loc = loc) -> str:
             return lines.where((*at, "options", *inside)) if lines else ""
 
         try:
-            built.append(catalog.build(kind, name, options, where=where))
+            built[loc] = catalog.build(kind, name, options, where=where)
         except PluginError as error:
             place = lines.where((*loc, "use")) if lines else ""
             raise PluginError(f"{place}: {error}" if place else str(error)) from error
-    _check_gates(recipe, [p for p in built if isinstance(p, Evaluator)], lines)
+    _check_taps(recipe, built, lines)
+    _check_gates(recipe, [p for p in built.values() if isinstance(p, Evaluator)], lines)
+
+
+def _check_taps(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:
+    """Refuse taps of a distiller that looks at no features: the user expects something of them."""
+    for index, use in enumerate(recipe.distill.losses):
+        loc: Loc = ("distill", "losses", index)
+        distiller = built[loc]
+        if "taps" in use.model_fields_set and isinstance(distiller, Distiller) and distiller.features == "none":
+            place = lines.where((*loc, "taps")) if lines else ""
+            raise RecipeError(
+                f"{place + ': ' if place else ''}distiller {use.use!r} compares no features, so 'taps' mean nothing to "
+                "it; leave them out, or use a distiller of features, such as 'fitnet'"
+            )
 
 
 def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | None) -> None:
@@ -247,10 +261,17 @@ def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | 
 
 
 def named_plugins(recipe: Recipe) -> list[tuple[Kind, str, Mapping[str, JsonValue], Loc]]:
-    """Kind, name, options and location of every plug-in a recipe names."""
+    """Kind, name, options and location of every plug-in a recipe names.
+
+    A distiller whose options have schedules comes twice: as it is at the start of a fit, and as it is at the end.
+    """
+    distillers: list[tuple[Kind, str, Mapping[str, JsonValue], Loc]] = []
+    for index, use in enumerate(recipe.distill.distillers):
+        loc: Loc = ("distill", "losses", index) if recipe.distill.losses else ("distill",)
+        distillers += [("distiller", use.use, use.options_at(end), loc) for end in ((0, -1) if use.schedules else (0,))]
     return [
         ("workload", recipe.workload.use, recipe.workload.options, ("workload",)),
-        ("distiller", recipe.distill.use, recipe.distill.options, ("distill",)),
+        *distillers,
         ("quantizer", recipe.quantize.use, recipe.quantize.options, ("quantize",)),
         ("target", recipe.target.use, recipe.target.options, ("target",)),
         *(("evaluator", use.use, use.options, ("evaluate", index)) for index, use in enumerate(recipe.evaluate)),

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdq_core.catalog import Catalog, kdq_code_version, named_plugins
 from kdq_core.kinds import Kind, Plugin, Target, Workload
-from kdq_core.spec import Recipe, Site
+from kdq_core.spec import DistillerUse, Recipe, Site
 
 _SHOWN_AS = {"soft": "distill", "grid": "quantize"}
 """Use and options of a section without how its own stage trains, for the stages that only call the plug-in."""
@@ -27,11 +27,12 @@ class KeyParts:
     def __init__(self, recipe: Recipe, site: Site, catalog: Catalog) -> None:
         named = named_plugins(recipe)
         built = {(kind, name): catalog.build(kind, name, options) for kind, name, options, _ in named}
+        losses = {use.title: _loss(use, catalog) for use in recipe.distill.distillers}
         self._code = {
             kind: {name: catalog.code_version(catalog.find(k, name)) for k, name, _, _ in named if k == kind}
             for kind, _, _, _ in named
         }
-        self._sections = _resolved(recipe, built)
+        self._sections = _resolved(recipe, built, losses)
         workload = built["workload", recipe.workload.use]
         assert isinstance(workload, Workload)
         self._shared = {
@@ -48,7 +49,14 @@ class KeyParts:
         return {"code": {"kdq": kdq_code_version(), **code}, "recipe": read, **self._shared}
 
 
-def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin]) -> dict[str, Any]:
+def _loss(use: DistillerUse, catalog: Catalog) -> dict[str, Any]:
+    """A distiller with all its options, those with a schedule as they are written."""
+    options = catalog.build("distiller", use.use, use.options_at(0)).model_dump(mode="json")
+    changing = {name: schedule.model_dump(mode="json") for name, schedule in use.schedules.items()}
+    return {**use.model_dump(mode="json", exclude={"name"}), "options": options | changing}
+
+
+def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dict[str, Any]) -> dict[str, Any]:
     """The recipe's sections, with the defaults of the plug-ins filled in."""
     whole = recipe.model_dump(mode="json")
 
@@ -57,12 +65,13 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin]) -> dict[str
 
     target = built["target", recipe.target.use]
     assert isinstance(target, Target)
-    soft = {"use": recipe.distill.use, "options": options("distiller", recipe.distill.use)}
+    several = {"losses": losses, "order": list(losses)}
+    soft = several if len(losses) > 1 else next(iter(losses.values()))
     grid = {"use": recipe.quantize.use, "options": options("quantizer", recipe.quantize.use)}
     return {
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
         "teacher": whole["teacher"],
-        "distill": whole["distill"] | soft,
+        "distill": {"fit": whole["distill"]["fit"], **soft},
         "soft": soft,
         "quantize": whole["quantize"] | grid,
         "grid": grid,

@@ -33,6 +33,8 @@ class Plugin(Frozen):
     """Base of every plug-in. Fields are options; give each a bound and a description."""
 
     kind: ClassVar[Kind]
+    late_imports: ClassVar[tuple[str, ...]] = ()
+    """Modules its methods import that take long, such as `torchmetrics`: a run imports them once for all stages."""
 
 
 class Workload(Plugin, abc.ABC):
@@ -89,7 +91,7 @@ class Distiller(Plugin, abc.ABC):
     needs_labels: ClassVar[bool] = False
     """True for a loss that cannot do without hard labels; a batch without them is then an error."""
     features: ClassVar[Literal["none", "pairs"]] = "none"
-    """`pairs`: `Outputs.features` of student and teacher hold the tapped tensors, under the same names on both sides."""
+    """`pairs`: `Outputs.features` of both models hold the tapped tensors, under the same names on both sides."""
 
     @abc.abstractmethod
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:

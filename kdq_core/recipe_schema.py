@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import PluginError
-from kdq_core.spec import DistillSpec, QuantizeSpec, Recipe
+from kdq_core.spec import MAX_WEIGHT, DistillSpec, QuantizeSpec, Recipe
 
 if TYPE_CHECKING:
     from kdq_core.catalog import Catalog
@@ -25,12 +25,33 @@ def recipe_schema(catalog: Catalog) -> Schema:
     defs["Workload"] = _use(catalog, "workload", defs)
     defs["Target"] = _use(catalog, "target", defs)
     defs["Evaluator"] = _use(catalog, "evaluator", defs)
-    _refine(defs["DistillSpec"], catalog, "distiller", DistillSpec().use, defs)
+    _distill(catalog, defs)
     _refine(defs["QuantizeSpec"], catalog, "quantizer", QuantizeSpec().use, defs)
     fields["workload"] = {"$ref": "#/$defs/Workload"}
     fields["target"] = {"$ref": "#/$defs/Target"}
     fields["evaluate"]["items"] = {"$ref": "#/$defs/Evaluator"}
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+
+
+def _distill(catalog: Catalog, defs: Schema) -> None:
+    """One distiller, or several in `losses`; a number may be a schedule."""
+    several, schedule = defs["DistillerUse"], {"$ref": "#/$defs/Schedule"}
+    weight = several["properties"]["weight"]
+    number = {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}
+    several["properties"]["weight"] = {
+        "anyOf": [number, schedule], "default": 1.0, "description": weight["description"]
+    }  # fmt: skip
+    section = defs["DistillSpec"]
+    for one, default in ((section, DistillSpec().use), (several, None)):
+        _refine(one, catalog, "distiller", default, defs)
+        for rule in one["allOf"]:
+            options = rule["then"]["properties"]["options"]["properties"]
+            for name, option in options.items():
+                if option.get("type") == "number":
+                    options[name] = {"anyOf": [option, schedule]}
+    defs["DistillerUse"] = {"anyOf": [{"enum": sorted(catalog.names("distiller"))}, several]}
+    section["properties"]["losses"] |= {"minItems": 1}
+    section["not"] = {"anyOf": [{"required": ["losses", "use"]}, {"required": ["losses", "options"]}]}
 
 
 def _use(catalog: Catalog, kind: Kind, defs: Schema) -> Schema:
