@@ -37,6 +37,28 @@ class Checkpoint(Frozen):
     history: tuple[EpochRecord, ...] = ()
 
 
+class StoredTensor(Frozen):
+    """One flat, memory-mapped file of rows: that of sample i in view v is row v * samples + i."""
+
+    name: str = Field(description="'logits', or what stands for them under 'top_k'")
+    path: str = Field(description="file in the entry: values in little-endian order, nothing else")
+    dtype: str = Field(description="as NumPy writes it, such as '<f2'")
+    shape: tuple[int, ...] = Field(description="of one row")
+
+
+class TeacherOutputs(Frozen):
+    """What a teacher says of every training sample, in each of some views."""
+
+    type: Literal["teacher_outputs"] = "teacher_outputs"
+    teacher: Digest = Field(description="of the teacher's entry")
+    data: Digest = Field(description="fingerprint of the data")
+    seed: int = Field(description="of the views")
+    views: int = Field(ge=1)
+    samples: int = Field(ge=1, description="of one view")
+    classes: int = Field(ge=1, description="length of the last axis of the logits")
+    tensors: tuple[StoredTensor, ...]
+
+
 class TensorSpec(Frozen):
     """One input or output of a shipped file; -1 stands for the free batch size."""
 
@@ -106,7 +128,9 @@ class ModelVersion(Frozen):
     file_sha256: Digest
 
 
-Record = Annotated[Checkpoint | Artifact | EvaluationReport | ModelVersion, Field(discriminator="type")]
+Record = Annotated[
+    Checkpoint | TeacherOutputs | Artifact | EvaluationReport | ModelVersion, Field(discriminator="type")
+]
 
 
 class Manifest(Frozen):

@@ -7,6 +7,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from kdq_core.errors import StageError
+from kdq_core.records import TeacherOutputs
+from kdq_core.store import Entry
+from kdq_core.teachers.encoding import decode
+from kdq_core.teachers.rows import Rows
 from kdq_core.tensors import Batch, Outputs, View
 from kdq_core.training.losses import outputs_of
 
@@ -46,6 +51,62 @@ class OnlineTeacher:
         device = batch.inputs[0].device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.half):
             return in_float32(outputs_of(self.model, batch))
+
+
+class CachedTeacher:
+    """What the teacher said before, read from the rows of a store entry.
+
+    Attributes:
+        record: what is kept: views, samples, form.
+    """
+
+    def __init__(self, entry: Entry, *, teacher: str, data: str) -> None:
+        """Open the entry.
+
+        Args:
+            entry: of a stage that keeps teacher outputs.
+            teacher: digest of the teacher the student is to learn from.
+            data: fingerprint of the student's data.
+
+        Raises:
+            StageError: it is of another teacher or other data.
+        """
+        assert isinstance(entry.record, TeacherOutputs)
+        self.record = record = entry.record
+        for what, asked, kept in (("teacher", teacher, record.teacher), ("data", data, record.data)):
+            if asked != kept:
+                raise StageError(
+                    f"the kept teacher outputs in {str(entry.folder)!r} are of the {what} {kept[:12]}, but the student "
+                    f"learns from the {what} {asked[:12]}; delete that folder and run again: they are computed anew"
+                )
+        count = record.views * record.samples
+        self._rows = {tensor.name: Rows(entry.file(tensor.path), tensor, count) for tensor in record.tensors}
+
+    def view(self, epoch: int) -> View:
+        """The views in turn."""
+        return View(self.record.seed, epoch % self.record.views)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Outputs in float32.
+
+        Raises:
+            StageError: a sample, or the view, is not among those kept.
+        """
+        ids = batch.ids.cpu().numpy()
+        outside = ids[(ids < 0) | (ids >= self.record.samples)]
+        if len(outside):
+            raise StageError(
+                f"there is no kept teacher output for sample {outside[0]}: the samples are 0 to "
+                f"{self.record.samples - 1}; the workload must number its training samples the same way in each pass"
+            )
+        if not 0 <= batch.view < self.record.views:
+            raise StageError(
+                f"there is no kept teacher output for view {batch.view}: the views are 0 to {self.record.views - 1}; "
+                "take the batches of the view that `view(epoch)` names"
+            )
+        at = batch.view * self.record.samples + ids
+        read = {name: rows.read(at) for name, rows in self._rows.items()}
+        return Outputs(decode(read, self.record.classes, batch.inputs[0].device))
 
 
 def in_float32(outputs: Outputs) -> Outputs:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kdq_core.errors import RecipeError
-from kdq_core.spec import ENVIRONMENT, Site
+from kdq_core.site import ENVIRONMENT, Site
 
 
 @pytest.fixture(autouse=True)

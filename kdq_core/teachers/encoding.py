@@ -1,0 +1,69 @@
+"""How a teacher's logits become rows of a file, and logits again.
+
+What: whole rows in fp16 or fp32; or the k largest logits of a row with the probability left for all others.
+Formula: with top-k, `rest = logsumexp(the other C - k logits) - log(C - k)` stands for each of the others, so that the
+    softmax of a row keeps the probabilities of the k largest and the sum of the others.
+Limits: with top-k, temperatures other than 1 see the others as equal; fp16 has 11 bits, a relative error of 2^-11.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdq_core.errors import StageError
+from kdq_core.records import StoredTensor
+from kdq_core.teachers.spec import CacheSpec
+
+LOGITS, TOP, INDEX, REST = "logits", "top", "top_index", "top_rest"
+DTYPES = {"fp16": "<f2", "fp32": "<f4"}
+
+
+def layout(shape: tuple[int, ...], spec: CacheSpec) -> tuple[StoredTensor, ...]:
+    """The files for logits of which a row has `shape`, `[..., C]`.
+
+    Raises:
+        StageError: `top_k` leaves no other class.
+    """
+    *outer, classes = shape
+    kind = DTYPES[spec.form]
+    if spec.top_k is None:
+        return (_stored(LOGITS, kind, shape),)
+    if spec.top_k >= classes:
+        raise StageError(
+            f"'teacher.cache.top_k' is {spec.top_k}, but the teacher's logits have {classes} classes; "
+            "ask for fewer, or leave top_k out"
+        )
+    kept = (*outer, spec.top_k)
+    index = "<u2" if classes <= 1 << 16 else "<i4"
+    return (_stored(TOP, kind, kept), _stored(INDEX, index, kept), _stored(REST, kind, tuple(outer)))
+
+
+def encode(logits: Tensor, spec: CacheSpec) -> dict[str, np.ndarray]:
+    """Rows by name of the file, for float32 logits `[B, ..., C]`."""
+    kind = DTYPES[spec.form]
+    with np.errstate(over="ignore"):  # the caller looks for infinities
+        if spec.top_k is None:
+            return {LOGITS: logits.cpu().numpy().astype(kind)}
+        top, index = logits.topk(spec.top_k, dim=-1)
+        others = logits.scatter(-1, index, -math.inf)
+        rest = others.logsumexp(-1) - math.log(logits.shape[-1] - spec.top_k)
+        rows = {TOP: top.cpu().numpy().astype(kind), REST: rest.cpu().numpy().astype(kind)}
+    return rows | {INDEX: index.cpu().numpy()}
+
+
+def decode(rows: Mapping[str, np.ndarray], classes: int, device: torch.device) -> Tensor:
+    """Float32 logits `[B, ..., C]` on `device`."""
+    if LOGITS in rows:
+        return torch.from_numpy(rows[LOGITS]).to(device, non_blocking=True).float()
+    top, rest = (torch.from_numpy(rows[name]).to(device).float() for name in (TOP, REST))
+    index = torch.from_numpy(rows[INDEX].astype(np.int64)).to(device)
+    return rest[..., None].repeat(*[1] * rest.ndim, classes).scatter_(-1, index, top)
+
+
+def _stored(name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
+    return StoredTensor(name=name, path=f"{name}.bin", dtype=dtype, shape=shape)
