@@ -75,6 +75,15 @@ class BatchNorm(nn.Module):
             x, self.running_mean, self.running_var, self.weight, self.bias, learning, self.momentum, self.eps
         )
 
+    def factor(self) -> Tensor:
+        """What it multiplies by in eval mode: gamma / sigma, float64 `[C]`."""
+        gamma = torch.ones_like(self.running_mean) if self.weight is None else self.weight.detach()
+        return gamma.double() / (self.running_var.double() + self.eps).sqrt()
+
+    def offset(self) -> Tensor | float:
+        """beta, float64 `[C]`."""
+        return 0.0 if self.bias is None else self.bias.detach().double()
+
 
 class Dropout(nn.Module):
     """Dropout by elements, or by channels."""
