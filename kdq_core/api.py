@@ -14,34 +14,41 @@ from pydantic import Field
 
 from kdq_core.errors import PluginError, StageError, TransientError
 from kdq_core.hookspecs import PluginSpec, hookimpl
-from kdq_core.kinds import Distiller, Evaluator, Place, Plugin, Quantizer, Session, Subject, Target, Workload
+from kdq_core.kinds import Distiller, Evaluator, Place, Plugin, Quantizer, Session, Shapes, Subject, Target, Workload
 from kdq_core.records import EvaluationReport, Metric, OperatorCoverage, TensorSpec
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
-    from kdq_core.quantization.capture import BatchNorm, Dropout
+    from kdq_core.quantization.capture import Attention, BatchNorm, Dropout
     from kdq_core.quantization.fake import FakeQuantize, Grid
     from kdq_core.quantization.minmax import MinMaxFakeQuantize
     from kdq_core.quantization.ops import dequantize, quantize
+    from kdq_core.quantization.recurrent import Recurrent, recurrent
+    from kdq_core.quantization.rounding import round_to_grid
 
 API_VERSION = 1
 """A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; outside that range it is quarantined."""
 
 _LAZY = {
+    "Attention": "kdq_core.quantization.capture",
     "BatchNorm": "kdq_core.quantization.capture",
     "Dropout": "kdq_core.quantization.capture",
     "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
     "dequantize": "kdq_core.quantization.ops",
     "quantize": "kdq_core.quantization.ops",
     "FakeQuantize": "kdq_core.quantization.fake",
+    "round_to_grid": "kdq_core.quantization.rounding",
     "Grid": "kdq_core.quantization.fake",
+    "Recurrent": "kdq_core.quantization.recurrent",
+    "recurrent": "kdq_core.quantization.recurrent",
 }
 
 __all__ = [
-    "API_VERSION", "Batch", "BatchNorm", "Batches", "Distiller", "Dropout", "EvaluationReport", "Evaluator",
+    "API_VERSION", "Attention", "Batch", "BatchNorm", "Batches", "Distiller", "Dropout", "EvaluationReport", "Evaluator",
     "FakeQuantize", "Field", "Grid", "LossTerms", "Metric", "MinMaxFakeQuantize", "OperatorCoverage", "Outputs",
-    "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer", "Session", "Split", "StageError", "Subject",
+    "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer", "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject",
     "Target", "TensorSpec", "TransientError", "View", "Workload", "dequantize", "hookimpl", "quantize",
+    "recurrent", "round_to_grid",
 ]  # fmt: skip
 
 

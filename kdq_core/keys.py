@@ -15,7 +15,8 @@ from kdq_core.catalog import Catalog, kdq_code_version, named_plugins
 from kdq_core.kinds import Kind, Plugin, Target, Workload
 from kdq_core.spec import DistillerUse, Recipe, Site
 
-_SHOWN_AS = {"soft": "distill", "grid": "quantize"}
+_PLACING = ("weights", "activations", "edges", "rules", "round_bias")
+_SHOWN_AS = {"soft": "distill", "grid": "quantize", "taught": "workload", "outputs": "teacher", "views": "teacher"}
 """Use and options of a section without how its own stage trains, for the stages that only call the plug-in."""
 LIBRARIES = ("torch", "numpy", "accelerate", "onnx", "onnxscript", "onnxruntime")
 _ISA = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
@@ -35,6 +36,7 @@ class KeyParts:
         self._sections = _resolved(recipe, built, losses)
         workload = built["workload", recipe.workload.use]
         assert isinstance(workload, Workload)
+        self.workload = workload
         self._shared = {
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
             "data": workload.fingerprint(),
@@ -42,11 +44,21 @@ class KeyParts:
             "device": device_class(site),
         }
 
-    def of(self, *sections: str, plugins: tuple[Kind, ...] = ()) -> dict[str, Any]:
-        """Parts of a stage that reads the workload, the given sections, and calls plug-ins of the given kinds."""
+    def of(
+        self, *sections: str, plugins: tuple[Kind, ...] = (), workload: str = "workload", seeded: bool = True
+    ) -> dict[str, Any]:
+        """Parts of a stage that reads the given sections and calls plug-ins of the given kinds.
+
+        Args:
+            *sections: of the recipe.
+            plugins: kinds whose code the stage runs, beside the workload.
+            workload: `taught`, to leave out the options that only the student reads.
+            seeded: whether the result depends on the recipe's seed other than through its parents.
+        """
         code = {f"{kind} {name}": v for kind in ("workload", *plugins) for name, v in self._code[kind].items()}
-        read = {_SHOWN_AS.get(name, name): self._sections[name] for name in ("workload", *sections)}
-        return {"code": {"kdq": kdq_code_version(), **code}, "recipe": read, **self._shared}
+        read = {_SHOWN_AS.get(name, name): self._sections[name] for name in (workload, *sections)}
+        shared = {name: value for name, value in self._shared.items() if seeded or name != "seed"}
+        return {"code": {"kdq": kdq_code_version(), **code}, "recipe": read, **shared}
 
 
 def _loss(use: DistillerUse, catalog: Catalog) -> dict[str, Any]:
@@ -63,18 +75,24 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
     def options(kind: Kind, name: str) -> Any:
         return built[kind, name].model_dump(mode="json")
 
-    target = built["target", recipe.target.use]
+    target, workload = built["target", recipe.target.use], built["workload", recipe.workload.use]
     assert isinstance(target, Target)
+    assert isinstance(workload, Workload)
+    cache = whole["teacher"]["cache"]
+    teachers_options = workload.model_dump(mode="json", exclude=set(workload.student_options))
     several = {"losses": losses, "order": list(losses)}
     soft = several if len(losses) > 1 else next(iter(losses.values()))
     grid = {"use": recipe.quantize.use, "options": options("quantizer", recipe.quantize.use)}
     return {
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
-        "teacher": whole["teacher"],
+        "taught": {"use": recipe.workload.use, "options": teachers_options},
+        "teacher": {name: value for name, value in whole["teacher"].items() if name != "cache"},
+        "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}},
+        "views": {"cache": {"seed": cache["seed"]}},
         "distill": {"fit": whole["distill"]["fit"], **soft},
         "soft": soft,
         "quantize": whole["quantize"] | grid,
-        "grid": grid,
+        "grid": grid | {name: whole["quantize"][name] for name in _PLACING},
         "target": {
             "use": recipe.target.use,
             "options": options("target", recipe.target.use),

@@ -235,7 +235,7 @@ class Rule(Frozen):
 
     @model_validator(mode="after")
     def _says_something(self) -> Rule:
-        if not self.skip and self.weights is None and self.activations is None:
+        if not self.model_fields_set & {"weights", "activations", "skip"}:
             raise ValueError("a rule says 'weights', 'activations' or 'skip'")
         return self
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor, fx, nn
 from kdq_core.errors import StageError
 from kdq_core.kinds import Place
 from kdq_core.quantization import ops  # noqa: F401  (registers kdq::quantize and kdq::dequantize)
+from kdq_core.quantization.bias import RoundBias
 from kdq_core.quantization.capture import BatchNorm, Dropout
+from kdq_core.quantization.convert_recurrent import convert_recurrent
 from kdq_core.quantization.fake import FakeQuantize, Grid
-from kdq_core.quantization.prepare import PLACES
+from kdq_core.quantization.prepare import PLACES, RELU
 
 QUANTIZE = torch.ops.kdq.quantize.default
 DEQUANTIZE = torch.ops.kdq.dequantize.default
+EMBEDDING = torch.ops.aten.embedding.default
 BIAS_LIMIT = 2**30
 """Largest bias in integers: half of int32, the other half is room for the products."""
 LEAST_SCALE = torch.finfo(torch.float32).tiny * 2**24
@@ -49,7 +53,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
         raise StageError("the model to convert is not prepared; call prepare() on its captured graph first")
     model = copy.deepcopy(prepared).eval()
     model.add_module("grids", Grids())
-    _drop_dropout(model)
+    _drop_training_only(model)
     _Converter(model).run()
     model.graph.eliminate_dead_code()
     result = fx.GraphModule(model, model.graph, class_name=type(prepared).__name__)
@@ -59,17 +63,25 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     return result.eval()
 
 
-def _drop_dropout(model: fx.GraphModule) -> None:
+def _drop_training_only(model: fx.GraphModule) -> None:
+    """Take out dropout and bias rounding, and give merged relus their node back, under its old name."""
     for node in list(model.graph.nodes):
-        if node.op == "call_module" and isinstance(model.get_submodule(node.target), Dropout):
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, Dropout | RoundBias):
             node.replace_all_uses_with(node.args[0])
             model.graph.erase_node(node)
+        elif isinstance(module, FakeQuantize) and module.relu:
+            with model.graph.inserting_before(node):
+                relu = model.graph.call_function(RELU, node.args)
+            relu.meta, relu.name = dict(node.meta), module.place.node
+            node.args, module.relu = (relu,), False
 
 
 class _Converter:
     def __init__(self, model: fx.GraphModule) -> None:
         self.model, self.graph = model, model.graph
         self.places: tuple[Place, ...] = model.meta[PLACES]
+        self.weight_only = all(place.role == "weight" for place in self.places)
         self.nodes = {node.name: node for node in self.graph.nodes}
         self.scales: dict[fx.Node, Tensor] = {}
         self.roots: dict[str, tuple[Place, fx.Node, fx.Node]] = {}
@@ -79,8 +91,9 @@ class _Converter:
             if place.role == "activation":
                 self._activation(place)
         for place in self.places:
-            if place.role == "weight":
+            if place.role == "weight" and place.operator not in ("lstm", "gru"):
                 self._weight(place)
+        convert_recurrent(self.model, self._buffer)
 
     def _call_of(self, place: Place) -> tuple[fx.Node, FakeQuantize]:
         for user in self.nodes[place.node].users:
@@ -132,14 +145,22 @@ class _Converter:
         call, module = self._call_of(place)
         grid, weight = _checked(place, module), self._value(self.nodes[place.node])
         channels = [-1 if dim == (place.axis or 0) else 1 for dim in range(weight.dim())]
-        scale = grid.scale.reshape(channels)
         for op in list(call.users):
-            q = weight.div(scale).round_().clamp_(grid.qmin, grid.qmax)
-            self._operator(place, op, grid, q, channels)
+            self._operator(place, op, grid, module.integers(weight), channels)
         self.graph.erase_node(call)
 
     def _operator(self, place: Place, op: fx.Node, grid: Grid, q: Tensor, channels: list[int]) -> None:
+        if grid.axis is None:  # a table that is a linear's weight too: one scale for all
+            count = int(q.shape[1 if op.target is EMBEDDING else 0])
+            grid = replace(grid, scale=grid.scale.expand(count), zero_point=grid.zero_point.expand(count))
+        if op.target is EMBEDDING:
+            self._table(op, grid, q)
+            return
         input_scale = self.scales.get(cast(fx.Node, op.args[0]))
+        if input_scale is None and self.weight_only:
+            scale, bias = self._folded(op, grid, q, channels)
+            self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, None)
+            return
         if input_scale is None:
             raise StageError(
                 f"operator {op.name!r} has a quantized weight and a float input; the target must place both"
@@ -148,6 +169,17 @@ class _Converter:
         if bias is not None:
             scale, q = _fit_bias(scale, q, bias, input_scale, channels, grid)
         self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, input_scale)
+
+    def _table(self, op: fx.Node, grid: Grid, q: Tensor) -> None:
+        """An embedding looks up integers; they are dequantized behind it, with a scale a column."""
+        table = self._buffer(f"{op.name}_weight", q.to(torch.int8))
+        scales = self._buffer(f"{op.name}_weight_scale", grid.scale.float().clone())
+        zeros = self._buffer(f"zeros_{grid.scale.numel()}", torch.zeros_like(grid.scale, dtype=torch.int8))
+        op.args = (table, *op.args[1:])
+        last = op.meta["val"].dim() - 1
+        with self.graph.inserting_after(op):
+            wide = self.graph.call_function(DEQUANTIZE, (op, scales, zeros, last, op.name))
+        op.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
 
     def _value(self, node: Any) -> Tensor:
         return cast(Tensor, operator.attrgetter(node.target)(self.model)).detach()
@@ -161,17 +193,15 @@ class _Converter:
         module = self.model.get_submodule(cast(str, after.target)) if after and after.op == "call_module" else None
         if after is None or not isinstance(module, BatchNorm):
             return scale, bias
-        gamma = torch.ones_like(module.running_mean) if module.weight is None else module.weight
-        factor = gamma.double() / (module.running_var.double() + module.eps).sqrt()
-        beta = 0.0 if module.bias is None else module.bias.double()
-        bias = beta + ((0.0 if bias is None else bias) - module.running_mean.double()) * factor
+        factor = module.factor()
+        bias = module.offset() + ((0.0 if bias is None else bias) - module.running_mean.double()) * factor
         q.mul_(factor.sign().reshape(channels))
         after.replace_all_uses_with(op)
         self.graph.erase_node(after)
         return scale * factor.abs(), bias
 
     def _write(
-        self, place: Place, op: fx.Node, q: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor
+        self, place: Place, op: fx.Node, q: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None
     ) -> None:
         weight = self._buffer(f"{op.name}_weight", q.to(torch.int8))
         scales = self._buffer(f"{op.name}_weight_scale", scale.float())
@@ -179,7 +209,9 @@ class _Converter:
         with self.graph.inserting_before(op):
             wide = self.graph.call_function(DEQUANTIZE, (weight, scales, zeros, place.axis or 0, op.name))
         args = [op.args[0], wide, *op.args[2:]]
-        if bias is not None:
+        if bias is not None and input_scale is None:
+            args[2:3] = [self._buffer(f"{op.name}_bias", bias.float())]
+        elif bias is not None and input_scale is not None:
             step = input_scale.float() * scale.float()
             integers = bias.div(step.double()).round().clamp(-BIAS_LIMIT, BIAS_LIMIT).to(torch.int32)
             bias_q = self._buffer(f"{op.name}_bias", integers)

@@ -39,6 +39,7 @@ class MinMaxFakeQuantize(FakeQuantize):
         self.register_buffer("low", torch.full(shape, float("inf")))
         self.register_buffer("high", torch.full(shape, float("-inf")))
 
+    @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Let the range follow `x`.
 

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
+import torch
 from torch import fx, nn
 
 from kdq_core.errors import StageError
+from kdq_core.quantization.bias import RoundBias, insert_bias_rounding
 from kdq_core.quantization.capture import BatchNorm
 from kdq_core.quantization.fake import FakeQuantize
+from kdq_core.quantization.recurrent import Recurrent
 
 if TYPE_CHECKING:
     from kdq_core.kinds import Place, Quantizer
 
 HOLDER = "fake_quantizers"
 PLACES = "kdq_places"
+RELU = torch.ops.aten.relu.default
 
 
-def prepare(graph: fx.GraphModule, places: Sequence[Place], quantizer: Quantizer) -> fx.GraphModule:
+def prepare(
+    graph: fx.GraphModule, places: Sequence[Place], quantizer: Quantizer, *, round_bias: bool = False
+) -> fx.GraphModule:
     """Insert fake-quantizers into a copy of a captured graph.
 
     Places that share another's grid get no module of their own: moving data leaves it on the grid. `convert` repeats
-    the grid there.
+    the grid there. A relu that only feeds a fake-quantizer becomes part of it.
 
     Args:
         graph: from `capture`.
         places: from `Target.places` of the same graph.
         quantizer: gives one fake-quantizer for each place.
+        round_bias: biases are rounded as the integers will be, while batch norm is frozen.
 
     Returns:
         A graph module that trains; its ranges are buffers or parameters, present from the start.
@@ -49,10 +57,23 @@ def prepare(graph: fx.GraphModule, places: Sequence[Place], quantizer: Quantizer
         if place.shared_with is None:
             key = _key(place, holder)
             holder[key] = quantizer.fake_quantizer(place)
-            _insert(prepared.graph, nodes[place.node], key)
+            _insert(prepared.graph, nodes[place.node], key, holder[key])
+    if round_bias:
+        insert_bias_rounding(prepared, places)
+    for node in prepared.graph.nodes:
+        module = prepared.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, Recurrent):
+            module.rounds_state = _is_rounded(prepared, node.args[0])
     prepared.meta[PLACES] = tuple(places)
     prepared.recompile()
     return prepared.train(graph.training)
+
+
+def _is_rounded(prepared: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is on a grid: a fake-quantizer, or data moved from behind one."""
+    while node.op == "call_function" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node.op == "call_module" and isinstance(prepared.get_submodule(str(node.target)), FakeQuantize)
 
 
 def _key(place: Place, holder: nn.ModuleDict) -> str:
@@ -62,13 +83,25 @@ def _key(place: Place, holder: nn.ModuleDict) -> str:
     return key
 
 
-def _insert(graph: fx.Graph, node: fx.Node, key: str) -> None:
+def _insert(graph: fx.Graph, node: fx.Node, key: str, module: FakeQuantize) -> None:
     users = list(node.users)
     with graph.inserting_after(node):
         call = graph.call_module(f"{HOLDER}.{key}", (node,))
-    call.meta["val"] = node.meta.get("val")
+    call.meta = dict(node.meta)
     for user in users:
         user.replace_input_with(node, call)
+    if node.target == RELU:
+        module.relu = True
+        call.args = node.args
+        graph.erase_node(node)
+
+
+def weights_of(prepared: fx.GraphModule) -> Iterator[tuple[nn.Parameter, FakeQuantize]]:
+    """The quantized parameters of a prepared graph, each with its fake-quantizer."""
+    for node in prepared.graph.nodes:
+        module = prepared.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, FakeQuantize) and module.place.role == "weight":
+            yield attrgetter(node.args[0].target)(prepared), module
 
 
 def set_phase(model: nn.Module, *, observe: bool, quantize: bool, freeze_batch_norm: bool) -> None:
@@ -85,3 +118,5 @@ def set_phase(model: nn.Module, *, observe: bool, quantize: bool, freeze_batch_n
             module.observing, module.quantizing = observe, quantize
         elif isinstance(module, BatchNorm):
             module.frozen = freeze_batch_norm
+        elif isinstance(module, RoundBias):
+            module.rounding = quantize and freeze_batch_norm

@@ -1,22 +1,18 @@
-"""The stages that train: teacher, student, quantized student."""
+"""The stages that train in float: teacher and student."""
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import nn
-from torch.fx import GraphModule
 
-from kdq_core.quantization.capture import capture
-from kdq_core.quantization.prepare import prepare, set_phase
+from kdq_core.distillation.combining import DistillationLoss
+from kdq_core.distillation.taught import taught as prepared
 from kdq_core.records import Checkpoint
 from kdq_core.stages.context import StageContext
-from kdq_core.teachers.source import OnlineTeacher, TeacherSource
+from kdq_core.stages.teaching import online_teacher, teacher_source
+from kdq_core.teachers.source import TeacherSource
 from kdq_core.training.fit import to_device
-from kdq_core.training.losses import distillation_loss, hard_loss
-
-CALIBRATION_BATCHES = 8
+from kdq_core.training.losses import hard_loss
 
 
 def train_teacher(context: StageContext) -> Checkpoint:
@@ -32,64 +28,32 @@ def distill(context: StageContext) -> Checkpoint:
     """Train the workload's student with the teacher's outputs."""
     accelerator = context.accelerator()
     context.seeded("student")
-    student = context.workload.student()
-    loss = distillation_loss(context.workload, context.distiller, _teacher(context, accelerator.device))
-    history = context.trained(student, loss, context.recipe.distill.fit, accelerator)
+    student = context.workload.student().to(accelerator.device)
+    model, loss = taught(context, student, accelerator.device)
+    spec = context.recipe.distill.fit
+    history = context.trained(model, loss, spec, accelerator, before_step=loss.before_step)
     return context.checkpoint("student", student, history)
 
 
-def quantize(context: StageContext) -> Checkpoint:
-    """Quantization-aware training of the distilled student, the teacher still teaching.
+def taught(
+    context: StageContext, student: nn.Module, device: torch.device, plain: nn.Module | None = None
+) -> tuple[nn.Module, DistillationLoss]:
+    """What is fitted when a student is taught, and its loss.
 
-    Phases: observe some training batches; then train while ranges follow; then with ranges still; then with
-    batch-norm statistics still.
+    Args:
+        context: of the stage.
+        student: on `device`; a module, or its captured graph.
+        device: of the fit.
+        plain: the module that a graph was captured from.
+
+    Returns:
+        The student, or a module around it where a distiller compares features; the distillers' terms, and the hard
+        loss where there are labels. The loss wants `before_step` called.
     """
-    accelerator, spec = context.accelerator(), context.recipe.quantize
-    student = context.load_into(context.workload.student(), "distill")
-    context.seeded("quantize")
-    model = prepared_student(context, student).to(accelerator.device)
-    _calibrate(context, model, accelerator.device)
-
-    def before_epoch(epoch: int) -> None:
-        share = epoch / spec.fit.epochs
-        set_phase(
-            model,
-            observe=share < spec.freeze_observers,
-            quantize=True,
-            freeze_batch_norm=share >= spec.freeze_batch_norm,
-        )
-
-    loss = distillation_loss(context.workload, context.distiller, _teacher(context, accelerator.device))
-    history = context.trained(model, loss, spec.fit, accelerator, before_epoch=before_epoch)
-    return context.checkpoint("quantized", model, history)
-
-
-def prepared_student(context: StageContext, student: nn.Module) -> GraphModule:
-    """The student's graph with fake-quantizers where the target wants them."""
-    graph = capture(student, context.example())
-    return prepare(graph, context.target.places(graph), context.quantizer)
-
-
-def quantized_student(context: StageContext) -> GraphModule:
-    """The prepared student with the weights and ranges of the `quantize` stage; eval mode, observers off."""
-    student = context.load_into(context.workload.student(), "distill")
-    model = prepared_student(context, student)
-    context.load_into(model, "quantize")
-    set_phase(model, observe=False, quantize=True, freeze_batch_norm=True)
-    return model
-
-
-def _teacher(context: StageContext, device: torch.device) -> TeacherSource:
-    return OnlineTeacher(context.load_into(context.workload.teacher(), "train_teacher").to(device))
-
-
-def _calibrate(context: StageContext, model: GraphModule, device: torch.device) -> None:
-    """Let the observers see some training batches in float, so that the first step has ranges."""
-    set_phase(model, observe=True, quantize=False, freeze_batch_norm=True)
-    batches = context.workload.batches(
-        "train", batch_size=context.recipe.quantize.fit.batch_size, seed=context.seed_of("calibration")
-    )
-    model.eval()
-    with torch.no_grad():
-        for batch in itertools.islice(batches, CALIBRATION_BATCHES):
-            model(*to_device(batch, device).inputs)
+    parts = context.distillers
+    if any(part.distiller.features != "none" for part, _ in parts):
+        teacher: TeacherSource = online_teacher(context, device, half=True)
+    else:
+        teacher = teacher_source(context, device)
+    batch = to_device(next(iter(context.workload.batches("validation", batch_size=2))), device)
+    return prepared(context.workload, parts, teacher, student, batch, plain=plain)

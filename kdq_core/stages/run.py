@@ -15,12 +15,15 @@ from kdq_core.plan import StageName
 from kdq_core.records import Record
 from kdq_core.spec import Recipe, Site
 from kdq_core.stages.context import Emit, StageContext
-from kdq_core.stages.learning import distill, quantize, train_teacher
+from kdq_core.stages.learning import distill, train_teacher
+from kdq_core.stages.quantizing import quantize
 from kdq_core.stages.shipping import evaluate, export
+from kdq_core.stages.teaching import cache_teacher
 from kdq_core.store import Entry, Store
 
 STAGES: Mapping[str, Callable[[StageContext], Record]] = {
     "train_teacher": train_teacher,
+    "cache_teacher": cache_teacher,
     "distill": distill,
     "quantize": quantize,
     "export": export,

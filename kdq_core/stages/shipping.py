@@ -13,7 +13,7 @@ from kdq_core.quantization.convert import convert, output_scales
 from kdq_core.records import Artifact, EvaluationReport, Metric
 from kdq_core.spec import Role
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
-from kdq_core.stages.learning import quantized_student
+from kdq_core.stages.quantizing import placement, quantized_student
 
 INT8, STUDENT, TEACHER, EXAMPLE = "int8.onnx", "student.onnx", "teacher.onnx", "example.safetensors"
 
@@ -28,6 +28,7 @@ def export(context: StageContext) -> Artifact:
     for done, (name, model) in enumerate(models, start=1):
         target.export(model, example, context.draft / name)
         context.emit({"event": "progress", "stage": context.stage, "done": done, "total": 4, "note": name})
+    graph = capture(student, example)
     inputs, outputs = target.signature(context.draft / INT8)
     save_file({spec.name: x.contiguous() for spec, x in zip(inputs, example)}, context.draft / EXAMPLE)
     return Artifact(
@@ -38,7 +39,7 @@ def export(context: StageContext) -> Artifact:
         outputs=outputs,
         output_scales=output_scales(converted),
         weight_bits_used=weight_bits(target.resolved()),
-        operators=target.coverage(context.draft / INT8, capture(student, example)),
+        operators=target.coverage(context.draft / INT8, graph, keep_float=placement(context, graph).keep_float),
     )
 
 

@@ -1,7 +1,7 @@
 """Quantizer `minmax-qat`: quantization-aware training with ranges from the least and largest value seen.
 
 What
-    Every place rounds to an 8-bit grid in the forward pass, and the gradient passes straight through where nothing was
+    Every place rounds to its grid in the forward pass, and the gradient passes straight through where nothing was
     clipped. Weights: symmetric, one scale a channel, from the current absolute maximum. Activations: affine, one scale
     a tensor, from a moving average of each batch's minimum and maximum; zero is always on the grid.
 Formula
@@ -19,13 +19,14 @@ Costs
     Four vectorised operations forward and one backward a place, and one pass for minimum and maximum while observing.
     On CUDA each step reads the clipping bounds back to the host.
 Limits
-    One outlier widens a range for some batches. 8 bits; the target may narrow weights to 7 where its kernels saturate.
+    One outlier widens a range for some batches. Below 4 bits learned steps (`lsq`) keep more quality. 2-bit weights use
+    three of their four levels, -1, 0 and 1.
     Weights that grow after the ranges stand still are clipped.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kdq_core.api import Field, Place, Quantizer
 
@@ -34,10 +35,8 @@ if TYPE_CHECKING:
 
 
 class MinMaxQat(Quantizer):
-    """W8A8 training with min-max ranges."""
+    """Training with min-max ranges."""
 
-    weight_bits: Literal[8] = Field(default=8, description="bits of the weights' container; the target says its range")
-    activation_bits: Literal[8] = Field(default=8, description="bits of the activations' container")
     averaging: float = Field(
         default=0.05, gt=0, le=1, description="weight of the newest batch in an activation's range; 1 keeps no past"
     )

@@ -14,7 +14,7 @@ def test_the_averaging_constant_reaches_the_fake_quantizer():
     assert MinMaxQat(averaging=0.5).fake_quantizer(PLACE).averaging == 0.5
 
 
-@pytest.mark.parametrize("options", [{"averaging": 0}, {"averaging": 1.1}, {"weight_bits": 4}, {"bits": 8}])
+@pytest.mark.parametrize("options", [{"averaging": 0}, {"averaging": 1.1}, {"bits": 8}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValidationError):
         MinMaxQat(**options)

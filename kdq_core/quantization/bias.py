@@ -1,0 +1,107 @@
+"""Biases as the integers will be: rounded to the step of the int32 accumulator, with batch norm folded.
+
+The runtime adds an int32 bias of step `input scale * weight scale`. At 2 bits that step is coarse, so the last phase of
+training rounds the bias to it, and the other parameters learn around the error.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from kdq_core.quantization.capture import BatchNorm
+from kdq_core.quantization.fake import FakeQuantize
+
+if TYPE_CHECKING:
+    from kdq_core.kinds import Place
+
+
+class RoundBias(nn.Module):
+    """Adds what rounding changes of the bias of the operator before it, `[C]` along axis 1 (the last for a linear).
+
+    It has no state of its own; while `rounding` is off it does nothing.
+    """
+
+    def __init__(
+        self, x: FakeQuantize, weight: FakeQuantize, bias: nn.Parameter | None, norm: BatchNorm | None, last: bool
+    ) -> None:
+        super().__init__()
+        self._parts = (x, weight, bias, norm)  # in a tuple: they are registered elsewhere
+        self.last = last
+        self.rounding = False
+
+    @torch.no_grad()
+    def correction(self) -> Tensor:
+        """Rounded bias less bias, float32 `[C]`."""
+        x, weight, bias, norm = self._parts
+        scale = weight.scale_and_zero()[0].double()
+        whole = torch.zeros_like(scale) if bias is None else bias.double()
+        if norm is not None:
+            factor = norm.factor()
+            whole = norm.offset() + (whole - norm.running_mean.double()) * factor
+            scale = scale * factor.abs()
+        step = (x.scale_and_zero()[0].double() * scale).clamp(min=torch.finfo(torch.float32).tiny)
+        return (whole.div(step).round().mul(step) - whole).float()
+
+    def forward(self, y: Tensor) -> Tensor:
+        """`y` with its bias rounded, if `rounding`; the gradient passes."""
+        if not self.rounding:
+            return y
+        shape = [1] * y.dim()
+        shape[-1 if self.last else 1] = -1
+        return y + self.correction().to(y.dtype).reshape(shape)
+
+
+def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> None:
+    """Put a `RoundBias` behind every operator whose weight and input are quantized, and its batch norm."""
+    modules = dict(prepared.named_modules())
+    calls = {
+        node: modules[node.target]
+        for node in prepared.graph.nodes
+        if node.op == "call_module" and isinstance(modules[node.target], FakeQuantize)
+    }
+    names = {place.name for place in places if place.role == "weight" and place.operator in ("conv", "linear")}
+    holder = nn.ModuleDict()
+    prepared.add_module("bias_rounding", holder)
+    for call, weight in calls.items():
+        if weight.place.name not in names:
+            continue
+        for op in list(call.users):
+            x = _source(cast(fx.Node, op.args[0]), calls)
+            bias, norm, tail = _bias(prepared, op), None, op
+            after = next(iter(op.users)) if len(op.users) == 1 else None
+            if after is not None and after.op == "call_module" and isinstance(modules[after.target], BatchNorm):
+                norm, tail = cast(BatchNorm, modules[after.target]), after
+            if x is None or (bias is None and norm is None):
+                continue
+            key = f"{op.name}_bias"
+            holder[key] = RoundBias(x, weight, bias, norm, last=weight.place.operator == "linear")
+            _behind(prepared.graph, tail, f"bias_rounding.{key}")
+
+
+def _source(node: fx.Node, calls: dict[fx.Node, Any]) -> FakeQuantize | None:
+    """The fake-quantizer whose grid `node` is on, through operators that only move data."""
+    while node not in calls:
+        inputs = node.all_input_nodes
+        if len(inputs) != 1:
+            return None
+        node = inputs[0]
+    return cast(FakeQuantize, calls[node])
+
+
+def _bias(model: fx.GraphModule, op: fx.Node) -> nn.Parameter | None:
+    node = op.args[2] if len(op.args) > 2 else None
+    return operator.attrgetter(str(node.target))(model) if isinstance(node, fx.Node) else None
+
+
+def _behind(graph: fx.Graph, node: fx.Node, target: str) -> None:
+    users = list(node.users)
+    with graph.inserting_after(node):
+        call = graph.call_module(target, (node,))
+    call.meta = dict(node.meta)
+    for user in users:
+        user.replace_input_with(node, call)

@@ -1,0 +1,125 @@
+"""Places with their bits.
+
+The target says where; the `quantize` section of the recipe says how many bits, and what stays float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from kdq_core.errors import RecipeError, did_you_mean, listing
+from kdq_core.spec import QuantizeSpec, Rule
+
+if TYPE_CHECKING:
+    from kdq_core.kinds import Place, Quantizer, Target
+
+SHOWN = 12
+"""Names an error lists."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where quantizers go, and which operators the recipe's rules leave in float (module paths)."""
+
+    places: tuple[Place, ...]
+    keep_float: tuple[str, ...] = ()
+
+
+def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: QuantizeSpec) -> Placement:
+    """The places of a captured graph under a recipe.
+
+    Args:
+        graph: from `capture`.
+        target: says where a quantizer may go.
+        quantizer: says whether activations get one.
+        spec: bits and rules.
+
+    Raises:
+        RecipeError: a rule matches nothing.
+    """
+    places = target.places(graph)
+    check_rules(spec.rules, places)
+    keep = tuple(sorted({place.path for place in places if place.path and _stated(place, spec.rules, "skip", False)}))
+    if keep:
+        places = target.places(graph, keep_float=keep)
+    if quantizer.activations != "static":
+        places = tuple(place for place in places if place.role == "weight")
+    edges = set(_edges(graph, places))
+    bits: dict[str, int] = {}
+    for place in places:
+        asked = "weights" if place.role == "weight" else "activations"
+        common: int = getattr(spec, asked)
+        default = max(common, spec.edges) if place.name in edges else common
+        bits[place.name] = _stated(place, spec.rules, asked, default)
+    narrowed = [narrow(place, bits[place.shared_with or place.name]) for place in places]
+    return Placement(places=tuple(narrowed), keep_float=keep)
+
+
+def narrow(place: Place, bits: int) -> Place:
+    """The same place with `bits` bits, never beyond what the kernels take."""
+    if bits >= 8:
+        return replace(place, bits=8)
+    if place.dtype == "int8":
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    else:
+        low, high = 0, 2**bits - 1
+    return replace(place, bits=bits, qmin=max(place.qmin, low), qmax=min(place.qmax, high))
+
+
+def check_rules(rules: Sequence[Rule], places: Sequence[Place]) -> None:
+    """Refuse a rule that matches nothing.
+
+    Raises:
+        RecipeError: with near names.
+    """
+    paths = sorted({place.path for place in places} - {""})
+    operators = sorted({place.operator for place in places} - {""})
+    for index, rule in enumerate(rules):
+        if not any(_matches(rule, place) for place in places):
+            more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+            near = did_you_mean(rule.match, [*paths, *operators]) or "."
+            raise RecipeError(
+                f"quantize.rules[{index}]: no operator matches {rule.match!r}{near} "
+                f"The model has {listing(paths[:SHOWN])}{more}; types of operator: {listing(operators)}."
+            )
+
+
+def _matches(rule: Rule, place: Place) -> bool:
+    return rule.match == place.operator or (bool(place.path) and fnmatchcase(place.path, rule.match))
+
+
+def _stated(place: Place, rules: Sequence[Rule], field: str, default: Any) -> Any:
+    """What the last matching rule that states `field` says of it."""
+    for rule in reversed(rules):
+        if field in rule.model_fields_set and getattr(rule, field) is not None and _matches(rule, place):
+            return getattr(rule, field)
+    return default
+
+
+def _edges(graph: fx.GraphModule, places: Sequence[Place]) -> Iterator[str]:
+    """Names of the places at the ends: first and last weight, the inputs and outputs, the last layer's input."""
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
+    nodes = {node.name: node for node in order}
+    by_node = {place.node: place for place in places}
+    layers = sorted(
+        ((min(nodes[p.node].users, key=order.__getitem__), p) for p in places if p.role == "weight"),
+        key=lambda pair: order[pair[0]],
+    )
+    for _, place in layers[:1] + layers[-1:]:
+        yield place.name
+    ends: list[fx.Node] = [node for node in order if node.op == "placeholder"]
+    ends += graph.graph.output_node().all_input_nodes
+    if layers:
+        ends += [node for node in layers[-1][0].all_input_nodes if node.name != layers[-1][1].node]
+    for end in ends:
+        node: fx.Node | None = end
+        while node is not None and node.name not in by_node:  # behind dropout and copies
+            node = node.all_input_nodes[0] if node.all_input_nodes and node.op != "get_attr" else None
+        if node is not None:
+            place = by_node[node.name]
+            yield place.shared_with or place.name

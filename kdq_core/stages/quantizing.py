@@ -1,0 +1,127 @@
+"""The stage that quantizes: calibration alone, or training with the teacher still teaching."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from kdq_core.quantization.capture import capture
+from kdq_core.quantization.placing import Placement, placed
+from kdq_core.quantization.prepare import prepare, set_phase, weights_of
+from kdq_core.quantization.refine import correct_biases, equalize, reestimate_batch_norm
+from kdq_core.records import Checkpoint, EpochRecord
+from kdq_core.stages.context import EVALUATION_BATCH, StageContext
+from kdq_core.stages.learning import taught
+from kdq_core.tensors import Batch
+from kdq_core.training.fit import Loss, to_device
+from kdq_core.training.losses import validation
+
+
+def quantize(context: StageContext) -> Checkpoint:
+    """Quantize the distilled student.
+
+    Equalize where the recipe asks for it; let the ranges see calibration batches; correct biases. A quantizer that
+    trains goes on with the teacher still teaching: first while ranges follow, then with ranges still, then with
+    batch-norm statistics still and biases rounded as the integers will be.
+    """
+    accelerator, spec, quantizer = context.accelerator(), context.recipe.quantize, context.quantizer
+    device = accelerator.device
+    student = context.load_into(context.workload.student(), "distill")
+    context.seeded("quantize")
+    graph = capture(student, context.example())
+    if spec.equalize:
+        equalize(graph)
+    model = _prepared(context, graph).to(device)
+    _calibrate(context, model, device)
+    if spec.bias_correction:
+        set_phase(model, observe=False, quantize=False, freeze_batch_norm=True)
+        correct_biases(model, _calibration(context, device))
+    if quantizer.trains:
+        module, soft = taught(context, model, device, plain=student)
+        loss = with_weight_loss(soft, model, spec.weight_loss)
+        hooks: dict[str, Callable[..., None]] = {"before_epoch": _phases(context, model), "before_step": soft.before_step}
+        history = context.trained(module, loss, spec.fit, accelerator, **hooks)
+    else:
+        history = ()
+    if spec.reestimate_batch_norm:
+        set_phase(model, observe=False, quantize=True, freeze_batch_norm=False)
+        reestimate_batch_norm(model, _calibration(context, device))
+    set_phase(model, observe=False, quantize=True, freeze_batch_norm=True)
+    if not history:
+        score = validation(context.workload, device, EVALUATION_BATCH)
+        history = (EpochRecord(epoch=1, values=dict(score(model.eval()))),)
+    return context.checkpoint("quantized", model, history)
+
+
+def placement(context: StageContext, graph: GraphModule) -> Placement:
+    """Where quantizers go in the captured student under the recipe's rules."""
+    return placed(graph, context.target, context.quantizer, context.recipe.quantize)
+
+
+def quantized_student(context: StageContext) -> GraphModule:
+    """The prepared student with the weights and ranges of the `quantize` stage; eval mode, observers off."""
+    student = context.load_into(context.workload.student(), "distill")
+    model = _prepared(context, capture(student, context.example()))
+    context.load_into(model, "quantize")
+    set_phase(model, observe=False, quantize=True, freeze_batch_norm=True)
+    return model
+
+
+def with_weight_loss(loss: Loss, model: GraphModule, weight: float) -> Loss:
+    """`loss` with the quantization loss beside it: `weight` * mean (W - W_q)^2 over all quantized weights.
+
+    W_q is taken as a constant, so that the gradient pulls each weight to its level.
+    """
+    if not weight:
+        return loss
+    pairs = tuple(weights_of(model))
+    count = sum(parameter.numel() for parameter, _ in pairs)
+
+    def both(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        terms = loss(module, batch)
+        errors = [(parameter - fake(parameter).detach()).square().sum() for parameter, fake in pairs]
+        return {**terms, "quantization": weight / count * torch.stack(errors).sum()}
+
+    return both
+
+
+def _prepared(context: StageContext, graph: GraphModule) -> GraphModule:
+    spec, places = context.recipe.quantize, placement(context, graph).places
+    low = any(place.bits < 8 for place in places) if spec.round_bias == "auto" else spec.round_bias == "on"
+    return prepare(graph, places, context.quantizer, round_bias=low)
+
+
+def _phases(context: StageContext, model: GraphModule) -> Callable[[int], None]:
+    spec = context.recipe.quantize
+
+    def before_epoch(epoch: int) -> None:
+        share = epoch / spec.fit.epochs
+        set_phase(
+            model,
+            observe=share < spec.freeze_observers,
+            quantize=True,
+            freeze_batch_norm=share >= spec.freeze_batch_norm,
+        )
+
+    return before_epoch
+
+
+def _calibrate(context: StageContext, model: GraphModule, device: torch.device) -> None:
+    """Let the observers see some training batches in float, so that the first step has ranges."""
+    set_phase(model, observe=True, quantize=False, freeze_batch_norm=True)
+    model.eval()
+    with torch.no_grad():
+        for inputs in _calibration(context, device):
+            model(*inputs)
+
+
+def _calibration(context: StageContext, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs of the first training batches."""
+    spec, seed = context.recipe.quantize, context.seed_of("calibration")
+    batches = context.workload.batches("train", batch_size=spec.fit.batch_size, seed=seed)
+    for batch in itertools.islice(batches, spec.calibration_batches):
+        yield to_device(batch, device).inputs

@@ -1,0 +1,98 @@
+"""Bits and rules: which place gets what."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kdq_core.errors import RecipeError
+from kdq_core.quantization.capture import capture
+from kdq_core.quantization.placing import placed
+from kdq_core.spec import QuantizeSpec
+from kdq_quantizers.minmax_qat import MinMaxQat
+from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.hidden, self.head = nn.Linear(128, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.max_pool2d(x + F.relu(self.body(x)), 2).flatten(1)
+        return self.head(F.relu(self.hidden(x)))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return capture(Net(), (torch.randn(2, 1, 8, 8),))
+
+
+def bits(graph, reduce_range="off", **section):
+    target = OnnxRuntimeCpu(reduce_range=reduce_range)
+    return placed(graph, target, MinMaxQat(), QuantizeSpec.model_validate(section))
+
+
+def by_path(placement, role):
+    return {
+        p.path or p.name: (p.bits, p.qmin, p.qmax) for p in placement.places if p.role == role and not p.shared_with
+    }
+
+
+def test_the_first_and_the_last_layer_keep_8_bits(graph):
+    placement = bits(graph, weights=4, activations=4)
+    assert by_path(placement, "weight") == {
+        "stem": (8, -127, 127), "body": (4, -8, 7), "hidden": (4, -8, 7), "head": (8, -127, 127),
+    }  # fmt: skip
+    kept = {p.name: p.bits for p in placement.places if p.role == "activation"}
+    assert kept["x:input"] == 8
+    assert [p.bits for p in placement.places if p.path in ("stem", "body") and p.role == "activation"] == [4, 4]
+    assert [p.bits for p in placement.places if p.path in ("hidden", "head") and p.role == "activation"] == [8, 8]
+
+
+def test_what_moves_data_has_the_bits_of_what_it_moves(graph):
+    places = {p.name: p for p in bits(graph, weights=4, activations=3).places}
+    movers = [p for p in places.values() if p.shared_with]
+    assert movers
+    assert all((p.bits, p.qmax) == (places[p.shared_with].bits, places[p.shared_with].qmax) for p in movers)
+
+
+def test_edges_may_be_lowered(graph):
+    assert {p.bits for p in bits(graph, weights=2, activations=2, edges=2).places} == {2}
+
+
+def test_narrow_kernels_stay_narrow(graph):
+    assert by_path(bits(graph, reduce_range="on", weights=7, edges=2), "weight")["body"] == (7, -63, 63)
+
+
+def test_the_last_rule_that_states_a_field_wins(graph):
+    rules = [{"match": "conv", "weights": 2}, {"match": "b*", "weights": 3}, {"match": "body", "activations": 5}]
+    placement = bits(graph, weights=4, rules=rules)
+    assert {path: b for path, (b, _, _) in by_path(placement, "weight").items()} == {
+        "stem": 2, "body": 3, "hidden": 4, "head": 8,
+    }  # fmt: skip
+    assert [p.bits for p in placement.places if p.path == "body" and p.role == "activation"] == [5]
+
+
+def test_a_skipped_layer_has_no_place_and_a_later_rule_takes_it_back(graph):
+    rules = [{"match": "linear", "skip": True}, {"match": "head", "skip": False}]
+    placement = bits(graph, rules=rules)
+    assert placement.keep_float == ("hidden",)
+    assert set(by_path(placement, "weight")) == {"stem", "body", "head"}
+
+
+def test_a_rule_that_matches_nothing_lists_near_names(graph):
+    with pytest.raises(RecipeError) as caught:
+        bits(graph, rules=[{"match": "conv", "weights": 4}, {"match": "hiden", "skip": True}])
+    assert str(caught.value) == (
+        "quantize.rules[1]: no operator matches 'hiden'; did you mean 'hidden'? "
+        "The model has body, head, hidden, stem; types of operator: add, conv, input, linear."
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"weights": 1}, {"weights": 9}, {"activations": 1}, {"rules": [{"match": "conv"}]}])
+def test_bits_out_of_range_and_empty_rules_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"greater than or equal to 2|less than or equal to 8|a rule says"):
+        QuantizeSpec.model_validate(wrong)
