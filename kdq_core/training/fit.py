@@ -29,12 +29,14 @@ class FitHooks:
 
     Attributes:
         before_epoch: called with the epoch, from 0, before its first step (phases of QAT).
+        before_step: called before each step with the steps done and the steps in all (schedules of the loss).
         score: curves to add after an epoch, measured in eval mode; must change no buffer of the model.
         on_step: called with steps done, steps in all and the loss, a few times a second.
         on_epoch: called with each finished epoch's record.
     """
 
     before_epoch: Callable[[int], None] = lambda _epoch: None
+    before_step: Callable[[int, int], None] = lambda _done, _total: None
     score: Callable[[nn.Module], Mapping[str, float]] = lambda _model: {}
     on_step: Callable[[int, int, float], None] = lambda _done, _total, _loss: None
     on_epoch: Callable[[EpochRecord], None] = lambda _record: None
@@ -141,6 +143,7 @@ def _epoch(
     told, steps, total = time.monotonic(), 0, spec.epochs * per_epoch
     for steps, batch in enumerate(batches, start=1):
         done = epoch * per_epoch + steps
+        hooks.before_step(done - 1, total)
         rate = learning_rate(spec, done - 1, total)
         for group in optimizer.param_groups:
             group["lr"] = rate

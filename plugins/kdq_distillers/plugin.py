@@ -45,3 +45,8 @@ def kdq_distillers() -> Iterator[PluginSpec]:
         target="kdq_distillers.multi_label_kd:MultiLabelKd",
         summary="independent sigmoids, several labels a sample (Yang et al. 2023)",
     )
+    yield PluginSpec(
+        name="fitnet",
+        target="kdq_distillers.fitnet:Fitnet",
+        summary="hints: hidden layers reproduce the teacher's (Romero et al. 2015)",
+    )

@@ -1,0 +1,150 @@
+"""Several distillers make one loss.
+
+The loss of a step is `sum_i w_i * soft_i + H * hard` with `H = prod_i (1 - min(w_i, 1) * (1 - h_i))`, where `h_i` is
+the weight distiller i gives the hard loss beside itself. With one distiller of weight 1 that is its own loss. At weight
+0 a distiller is as if it were not there; H is continuous in every weight. The product is our own convention: the papers
+have one distiller each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from kdq_core.distillation.gap import gap
+from kdq_core.distillation.pairs import Pair
+from kdq_core.distillation.taps import tapping
+from kdq_core.errors import StageError
+from kdq_core.kinds import Distiller, Workload
+from kdq_core.spec import Schedule
+from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.losses import outputs_of
+
+if TYPE_CHECKING:
+    from kdq_core.distillation.taught import Taught
+    from kdq_core.teachers.source import TeacherSource
+
+
+CONSTANT = Schedule(schedule="constant", start=1.0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One distiller at work.
+
+    Attributes:
+        name: of its curves.
+        distiller: as it is at the start of the fit.
+        weight: of all its soft terms.
+        options: its options that change over the fit.
+        pairs: layers it compares.
+    """
+
+    name: str
+    distiller: Distiller
+    weight: Schedule = CONSTANT
+    options: Mapping[str, Schedule] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def follows_the_gap(self) -> bool:
+        """Whether a schedule asks how far student and teacher are apart."""
+        return any(schedule.schedule == "gap" for schedule in (self.weight, *self.options.values()))
+
+    def at(self, share: float, distance: float) -> tuple[float, Distiller]:
+        """Weight and distiller in force; both ends of every schedule were validated with the recipe."""
+        changed = {name: schedule.at(share, distance) for name, schedule in self.options.items()}
+        return self.weight.at(share, distance), self.distiller.model_copy(update=changed)
+
+
+class DistillationLoss:
+    """The loss `fit()` minimises. Terms are called `<term>` with one distiller, `<name>/<term>` with several.
+
+    Attributes:
+        taught: the module being fitted, where a distiller compares features.
+    """
+
+    def __init__(
+        self, workload: Workload, parts: Iterable[Part], teacher: TeacherSource, taught: Taught | None = None
+    ) -> None:
+        self.workload = workload
+        self.parts = tuple(parts)
+        self.teacher = teacher
+        self.taught = taught
+        self._share = 0.0
+
+    def before_step(self, done: int, total: int) -> None:
+        """Tell the schedules where the fit is.
+
+        Args:
+            done: steps done before this one.
+            total: steps of the whole fit.
+        """
+        self._share = min(1.0, done / max(1, total - 1))
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Weighted terms of one batch. An unlabelled batch has no hard term.
+
+        Raises:
+            StageError: a distiller needs labels that are not there, or features that the teacher does not give.
+        """
+        student, (teacher, theirs) = outputs_of(model, batch), self._asked(batch)
+        distance = gap(student.logits, teacher.logits) if any(p.follows_the_gap for p in self.parts) else 0.0
+        terms: dict[str, Tensor] = {}
+        hard = 1.0
+        for index, part in enumerate(self.parts):
+            weight, distiller = part.at(self._share, distance)
+            _check_labels(distiller, part, batch)
+            ours = self.taught.features(index) if self.taught is not None else {}
+            given = distiller.loss(
+                Outputs(student.logits, ours),
+                Outputs(teacher.logits, {pair.name: theirs[pair.teacher] for pair in part.pairs}),
+                batch,
+            )
+            prefix = f"{part.name}/" if len(self.parts) > 1 else ""
+            terms |= {f"{prefix}{name}": weight * term for name, term in given.terms.items()}
+            hard *= 1 - min(weight, 1.0) * (1 - given.hard_weight)
+        if hard and batch.targets is not None:
+            terms["hard"] = hard * self.workload.loss(student, batch)
+        return terms
+
+    def teacher_shapes(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+        """Shape of each tapped tensor of the teacher without the batch, by path."""
+        return {path: tuple(value.shape[1:]) for path, value in self._asked(batch)[1].items()}
+
+    def _asked(self, batch: Batch) -> tuple[Outputs, Mapping[str, Tensor]]:
+        """The teacher's outputs, and its tapped features by path."""
+        paths = [pair.teacher for part in self.parts for pair in part.pairs]
+        if not paths:
+            return self.teacher(batch), {}
+        model = teacher_model(self.teacher, self.parts)
+        with tapping(model, paths, "teacher") as seen:
+            outputs = self.teacher(batch)
+        return outputs, {path: value.detach().float() for path, value in seen.items()}
+
+
+def teacher_model(teacher: TeacherSource, parts: Iterable[Part]) -> nn.Module:
+    """The module behind a teacher, for its features.
+
+    Raises:
+        StageError: it has none: its outputs were kept, or it is no PyTorch module.
+    """
+    model = getattr(teacher, "model", None)
+    if not isinstance(model, nn.Module):
+        names = ", ".join(repr(part.name) for part in parts if part.distiller.features != "none")
+        raise StageError(
+            f"distiller {names} compares features, but the teacher ({type(teacher).__name__}) gives outputs alone; use "
+            "one PyTorch teacher that runs beside the student, or a distiller of outputs, such as 'logit-kd'"
+        )
+    return model
+
+
+def _check_labels(distiller: Distiller, part: Part, batch: Batch) -> None:
+    if distiller.needs_labels and batch.targets is None:
+        raise StageError(
+            f"distiller {part.name!r} needs a label for each sample, but the workload gave a batch of {len(batch.ids)} "
+            "samples without labels; label the data, or use a distiller that needs none, such as 'logit-kd'"
+        )

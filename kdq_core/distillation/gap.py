@@ -1,0 +1,28 @@
+"""How far student and teacher are apart, as one number from 0 to 1, for schedules that follow it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def gap(student: Tensor, teacher: Tensor) -> float:
+    """What student and teacher disagree in: 0 where they agree, 1 where they share nothing.
+
+    For class logits `[B, ..., C]` with C > 1 it is the mean total variation distance of their softmax,
+    `sum |p - q| / 2`. For one number a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared
+    difference e and the teacher's variance v: 1/2 for a student that gives the teacher's mean. The definition is our
+    own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one that was never
+    stopped.
+
+    Args:
+        student: logits, any floating type.
+        teacher: logits of the same shape.
+    """
+    ours, theirs = student.detach().float(), teacher.detach().float()
+    if ours.ndim > 1 and ours.shape[-1] > 1:
+        distance = (ours.softmax(-1) - theirs.softmax(-1)).abs().sum(-1).mean() / 2
+        return float(distance.clamp(0, 1))
+    error = (ours - theirs).square().mean()
+    return float(error / (error + theirs.var(correction=0)).clamp(min=1e-12))

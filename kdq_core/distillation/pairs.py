@@ -1,0 +1,92 @@
+"""Which layers of student and teacher are compared: as the recipe lists them, or the last of each resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from kdq_core.distillation.taps import Layer, layers, matching
+from kdq_core.errors import RecipeError
+
+Taps = Literal["auto"] | Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A module of the student and one of the teacher; `name` stands for both in features and projectors."""
+
+    student: str
+    teacher: str
+
+    @property
+    def name(self) -> str:
+        """Readable, unique among pairs, and a key that a `ModuleDict` takes."""
+        return f"{self.student}~{self.teacher}".replace(".", "/")
+
+
+def resolved(
+    taps: Taps, student: nn.Module, teacher: nn.Module, run: tuple[Callable[[], Any], Callable[[], Any]], user: str
+) -> tuple[Pair, ...]:
+    """The pairs that the recipe asks for.
+
+    Args:
+        taps: `auto`, or pairs of patterns; both patterns of a pair must match equally many modules.
+        student: a plain module, before it is captured.
+        teacher: a plain module.
+        run: a function that runs the student on some samples, and one for the teacher.
+        user: the distiller, for messages.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or the two sides do not fit.
+    """
+    if taps == "auto":
+        return automatic(layers(student, run[0]), layers(teacher, run[1]), user)
+    pairs: list[Pair] = []
+    for ours, theirs in taps:
+        left, right = matching(student, ours, "student"), matching(teacher, theirs, "teacher")
+        if len(left) != len(right):
+            raise RecipeError(
+                f"the taps [{ours!r}, {theirs!r}] of distiller {user!r} match {len(left)} modules of the student "
+                f"({', '.join(left)}) and {len(right)} of the teacher ({', '.join(right)}); write them as pairs"
+            )
+        pairs += [Pair(a, b) for a, b in zip(left, right, strict=True)]
+    return tuple(dict.fromkeys(pairs))
+
+
+def automatic(student: Sequence[Layer], teacher: Sequence[Layer], user: str) -> tuple[Pair, ...]:
+    """Pair the last layer of each resolution that both models have.
+
+    The resolution of maps `[B, C, H, W]` is `(H, W)`, that of a sequence `[B, L, C]` its length L, and vectors `[B, C]`
+    have none, so that the last hidden vector of both is a pair. Maps of one pixel are left out: they have no places.
+
+    Raises:
+        RecipeError: there is no common resolution.
+    """
+    ours, theirs = last_of_each(student), last_of_each(teacher)
+    pairs = tuple(Pair(path, theirs[key]) for key, path in ours.items() if key in theirs)
+    if not pairs:
+        raise RecipeError(
+            f"taps: auto of distiller {user!r} finds no layers to pair: the student has {_listed(ours)}, the teacher "
+            f"has {_listed(theirs)}; write the pairs, as taps: [[path in student, path in teacher]]"
+        )
+    return pairs
+
+
+def last_of_each(found: Iterable[Layer]) -> dict[tuple[int, ...], str]:
+    """The path of the last layer of each resolution; the key is the number of dimensions, then the resolution."""
+    last: dict[tuple[int, ...], str] = {}
+    for layer in found:
+        dims = len(layer.shape)
+        places = layer.shape[:1] if dims == 2 else layer.shape[1:]
+        if dims and (dims == 1 or any(size > 1 for size in places)):
+            last.pop((dims, *places), None)  # moves it to the end: the order is that of the last layers
+            last[dims, *places] = layer.path
+    return last
+
+
+def _listed(last: dict[tuple[int, ...], str]) -> str:
+    words = [f"{path!r} {'x'.join(map(str, key[1:])) or 'a vector'}" for key, path in last.items()]
+    return ", ".join(words) or "none"

@@ -1,0 +1,139 @@
+"""The student as it is fitted: itself, the taps that read it, and the projectors that are trained with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from kdq_core.distillation.combining import DistillationLoss, Part, teacher_model
+from kdq_core.distillation.pairs import Taps, resolved
+from kdq_core.distillation.taps import graph_forward, tapping
+from kdq_core.errors import StageError
+from kdq_core.tensors import Batch
+
+if TYPE_CHECKING:
+    from kdq_core.kinds import Workload
+    from kdq_core.teachers.source import TeacherSource
+
+
+class Taught(nn.Module):
+    """Student and projectors as one module, so that one optimizer trains both and one file resumes both.
+
+    In training mode its forward keeps the projected features of that call; in eval mode it is the student. Only
+    `student` is a checkpoint.
+    """
+
+    def __init__(self, student: nn.Module, parts: Sequence[Part]) -> None:
+        """Read `student` at the student's paths of all `parts`; projectors come by `add_projectors`."""
+        super().__init__()
+        self.student = student
+        self.projectors = nn.ModuleDict({str(index): nn.ModuleDict() for index in range(len(parts))})
+        self.parts = tuple(parts)
+        self._paths = tuple(dict.fromkeys(pair.student for part in parts for pair in part.pairs))
+        self._graph = graph_forward(student, self._paths) if isinstance(student, fx.GraphModule) else None
+        self._features: dict[int, dict[str, Tensor]] = {}
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the student gives."""
+        if not self.training:
+            return self.student(*inputs)
+        given, seen = self._read(inputs)
+        self._features = {
+            index: {pair.name: self._projected(index, pair.name, seen[pair.student]) for pair in part.pairs}
+            for index, part in enumerate(self.parts)
+        }
+        return given
+
+    def features(self, index: int) -> Mapping[str, Tensor]:
+        """The projected features of part `index` from the last call in training mode, by name of the pair."""
+        return self._features.get(index, {})
+
+    def shapes(self, *inputs: Tensor) -> dict[str, tuple[int, ...]]:
+        """Shape of each tapped tensor without the batch, by path; nothing is trained and no statistic moves."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            _, seen = self._read(inputs)
+        self.train(training)
+        return {path: tuple(value.shape[1:]) for path, value in seen.items()}
+
+    def add_projectors(self, index: int, made: Mapping[str, nn.Module]) -> None:
+        """Let the features of part `index` go through `made`, by name of the pair."""
+        self.projectors[str(index)] = nn.ModuleDict(dict(made))
+
+    def _read(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Mapping[str, Tensor]]:
+        if self._graph is not None:
+            given, values = self._graph(self.student, *inputs)
+            return given, dict(zip(self._paths, values, strict=True))
+        with tapping(self.student, self._paths, "student") as seen:
+            given = self.student(*inputs)
+        return given, seen
+
+    def _projected(self, index: int, name: str, value: Tensor) -> Tensor:
+        made = cast("Mapping[str, nn.Module]", self.projectors[str(index)])
+        return cast("Tensor", made[name](value)) if name in made else value
+
+
+def taught(
+    workload: Workload,
+    parts: Sequence[tuple[Part, Taps]],
+    teacher: TeacherSource,
+    student: nn.Module,
+    batch: Batch,
+    *,
+    plain: nn.Module | None = None,
+) -> tuple[nn.Module, DistillationLoss]:
+    """The module to fit, and its loss.
+
+    Args:
+        workload: gives the hard loss.
+        parts: the distillers, each with its taps; pairs are found here.
+        teacher: on the device of `batch`.
+        student: what is trained, on the device of `batch`; a module, or its captured graph.
+        batch: some samples, to learn shapes from.
+        plain: the module that `student` was captured from, on any device.
+
+    Returns:
+        `student` itself where no distiller compares features, else a `Taught`.
+
+    Raises:
+        RecipeError: a tap fits nothing.
+        StageError: a distiller compares features that the teacher cannot give.
+    """
+    if all(part.distiller.features == "none" for part, _ in parts):
+        return student, DistillationLoss(workload, (part for part, _ in parts), teacher)
+    source = teacher_model(teacher, (part for part, _ in parts))
+    ours = student if plain is None else plain
+    inputs = tuple(x.to(_device(ours, batch)) for x in batch.inputs)
+    run = (lambda: ours(*inputs)), (lambda: teacher(batch))
+    found = [
+        replace(part, pairs=resolved(taps, ours, source, run, part.name)) if part.distiller.features != "none" else part
+        for part, taps in parts
+    ]
+    module = Taught(student, found)
+    loss = DistillationLoss(workload, found, teacher, module)
+    _project(module, found, module.shapes(*batch.inputs), loss.teacher_shapes(batch))
+    return module.to(batch.inputs[0].device), loss
+
+
+def _project(
+    module: Taught, parts: Sequence[Part], ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]
+) -> None:
+    for index, part in enumerate(parts):
+        mine = {pair.name: ours[pair.student] for pair in part.pairs}
+        made = part.distiller.projectors(mine, {pair.name: theirs[pair.teacher] for pair in part.pairs})
+        strange = sorted(set(made) - set(mine))
+        if strange:
+            raise StageError(
+                f"distiller {part.name!r} gives a projector for {strange[0]!r}, which is no pair of its taps; "
+                f"it has {', '.join(mine)}"
+            )
+        module.add_projectors(index, made)
+
+
+def _device(model: nn.Module, batch: Batch) -> torch.device:
+    return next((p.device for p in model.parameters()), batch.inputs[0].device)
