@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdq_core.catalog import Catalog
+from kdq_core.distillation.combining import Part
+from kdq_core.distillation.pairs import Taps
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload
 from kdq_core.records import Checkpoint, EpochRecord
@@ -58,10 +60,20 @@ class StageContext:
         return cast("Workload", plugin)
 
     @property
-    def distiller(self) -> Distiller:
-        """The recipe's distiller."""
-        plugin = self.catalog.build("distiller", self.recipe.distill.use, self.recipe.distill.options)
-        return cast("Distiller", plugin)
+    def distillers(self) -> tuple[tuple[Part, Taps], ...]:
+        """The recipe's distillers with their weights and schedules, each with the taps it asks for."""
+        return tuple(
+            (
+                Part(
+                    name=use.title,
+                    distiller=cast("Distiller", self.catalog.build("distiller", use.use, use.options_at(0))),
+                    weight=use.weight,
+                    options=use.schedules,
+                ),
+                use.taps,
+            )
+            for use in self.recipe.distill.distillers
+        )
 
     @property
     def quantizer(self) -> Quantizer:

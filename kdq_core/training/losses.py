@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError
-from kdq_core.kinds import Distiller, Workload
+from kdq_core.kinds import Workload
 from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import Loss, to_device
-
-if TYPE_CHECKING:
-    from kdq_core.teachers.source import TeacherSource
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
@@ -34,20 +30,6 @@ def hard_loss(workload: Workload) -> Loss:
 
     def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"hard": workload.loss(outputs_of(model, batch), batch)}
-
-    return loss
-
-
-def distillation_loss(workload: Workload, distiller: Distiller, teacher: TeacherSource) -> Loss:
-    """The distiller's soft terms, and the workload's loss at the distiller's weight where there are labels."""
-
-    def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        student = outputs_of(model, batch)
-        given = distiller.loss(student, teacher(batch), batch)
-        terms = dict(given.terms)
-        if given.hard_weight and batch.targets is not None:
-            terms["hard"] = given.hard_weight * workload.loss(student, batch)
-        return terms
 
     return loss
 
