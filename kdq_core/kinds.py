@@ -6,6 +6,7 @@ Importable without torch: plug-in modules that import torch only inside their me
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,11 @@ class Workload(Plugin, abc.ABC):
     @abc.abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss of `outputs` against the hard labels of `batch` (a scalar tensor)."""
+
+
+def takes_views(workload: Workload) -> bool:
+    """Whether `batches` of this workload can be told which view to give; one written for older versions cannot."""
+    return "view" in inspect.signature(workload.batches).parameters
 
 
 class Distiller(Plugin, abc.ABC):

@@ -8,13 +8,14 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from kdq_core.catalog import Catalog, kdq_code_version
-from kdq_core.errors import StoreError
+from kdq_core.errors import PluginError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.keys import KeyParts
+from kdq_core.kinds import Distiller, takes_views
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Store, canonical, sha256_of
 
-StageName = Literal["train_teacher", "distill", "quantize", "export", "evaluate", "register"]
+StageName = Literal["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
 
 
 class StageNode(Frozen):
@@ -58,13 +59,17 @@ class Forecast(Frozen):
 def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     """Build every plug-in the recipe names once, and make the DAG. Imports no torch for house plug-ins."""
     parts = KeyParts(recipe, site, catalog)
+    kept = _kept(recipe, parts, catalog)
+    taught: tuple[StageName, ...] = ("train_teacher", *(node.name for node in kept))
+    views = () if kept else ("views",)
     nodes = (
-        StageNode(name="train_teacher", parents=(), parts=parts.of("teacher")),
-        StageNode(name="distill", parents=("train_teacher",), parts=parts.of("distill", plugins=("distiller",))),
+        StageNode(name="train_teacher", parents=(), parts=parts.of("teacher", workload="taught")),
+        *kept,
+        StageNode(name="distill", parents=taught, parts=parts.of("distill", *views, plugins=("distiller",))),
         StageNode(
             name="quantize",
-            parents=("train_teacher", "distill"),
-            parts=parts.of("quantize", "soft", "target", plugins=("distiller", "quantizer", "target")),
+            parents=(*taught, "distill"),
+            parts=parts.of("quantize", "soft", "target", *views, plugins=("distiller", "quantizer", "target")),
         ),
         StageNode(
             name="export",
@@ -88,6 +93,26 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
         ),
     )
     return Plan(recipe=recipe, site=site, nodes=nodes)
+
+
+def _kept(recipe: Recipe, parts: KeyParts, catalog: Catalog) -> tuple[StageNode, ...]:
+    """The stage that keeps the teacher's outputs, where the recipe wants it and no distiller reads its features.
+
+    Raises:
+        PluginError: the workload cannot give the same view of a sample twice.
+    """
+    classes = [catalog.load_class(catalog.find("distiller", use.use)) for use in recipe.distill.distillers]
+    features = any(issubclass(found, Distiller) and found.features != "none" for found in classes)
+    if features or not recipe.teacher.cache.enabled:
+        return ()
+    if not takes_views(parts.workload):
+        raise PluginError(
+            f"workload {recipe.workload.use!r} cannot be asked for the same view of a sample twice, so a teacher's "
+            "outputs cannot be kept: its batches() takes no 'view'; add `view: View | None = None`, which decides the "
+            "augmentation, or write teacher: {cache: {enabled: false}}"
+        )
+    made_of = parts.of("outputs", workload="taught", seeded=False)
+    return (StageNode(name="cache_teacher", parents=("train_teacher",), parts=made_of),)
 
 
 def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,11 @@ from kdq_core.catalog import Catalog
 from kdq_core.distillation.combining import Part
 from kdq_core.distillation.pairs import Taps
 from kdq_core.errors import StageError
-from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload
+from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload, takes_views
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.spec import FitSpec, Recipe, Site
 from kdq_core.store import Entry
+from kdq_core.tensors import Batch, View
 from kdq_core.training.fit import FitHooks, Loss, fit
 from kdq_core.training.losses import validation
 from kdq_core.training.resume import tensors_of
@@ -110,6 +111,25 @@ class StageContext:
         """Two validation samples, to trace a model with."""
         return next(iter(self.workload.batches("validation", batch_size=2))).inputs
 
+    def view(self, epoch: int) -> View | None:
+        """What training samples look like in an epoch; `None` leaves it to the order's seed and the epoch.
+
+        With kept teacher outputs the kept views come in turn; a teacher that runs beside the student sees a new one
+        in each epoch.
+        """
+        if self.stage == "train_teacher" or not takes_views(self.workload):
+            return None
+        spec, kept = self.recipe.teacher.cache, "cache_teacher" in self.parents
+        return View(spec.seed, epoch % spec.views if kept else epoch)
+
+    def batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """The training batches of one epoch of this stage, each with the number of its view."""
+        asked: dict[str, Any] = {"seed": self.seed_of(f"{self.stage}/batches"), "epoch": epoch}
+        view = self.view(epoch)
+        asked |= {} if view is None else {"view": view}
+        for batch in self.workload.batches("train", batch_size=batch_size, **asked):
+            yield replace(batch, view=epoch if view is None else view.number)
+
     def trained(
         self, model: nn.Module, loss: Loss, spec: FitSpec, accelerator: Accelerator, **hooks: Callable[..., None]
     ) -> tuple[EpochRecord, ...]:
@@ -117,11 +137,11 @@ class StageContext:
 
         The state of an unfinished fit stays in `scratch`; after the commit it is removed.
         """
-        workload, seed = self.workload, self.seed_of(f"{self.stage}/batches")
+        workload = self.workload
         return fit(
             model,
             loss,
-            lambda epoch: workload.batches("train", batch_size=spec.batch_size, seed=seed, epoch=epoch),
+            lambda epoch: self.batches(epoch, spec.batch_size),
             spec,
             samples=workload.samples("train"),
             accelerator=accelerator,

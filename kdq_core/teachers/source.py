@@ -12,39 +12,28 @@ from kdq_core.records import TeacherOutputs
 from kdq_core.store import Entry
 from kdq_core.teachers.encoding import decode
 from kdq_core.teachers.rows import Rows
-from kdq_core.tensors import Batch, Outputs, View
+from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.losses import outputs_of
 
 
 class TeacherSource(Protocol):
-    """Gives the teacher's outputs for a batch of a view, without gradients."""
-
-    def view(self, epoch: int) -> View:
-        """The view whose batches it can answer for in this epoch."""
+    """Gives the teacher's outputs for a batch, without gradients."""
 
     def __call__(self, batch: Batch) -> Outputs:
         """Its outputs, on the device of the batch's inputs."""
 
 
 class OnlineTeacher:
-    """The model, asked anew for every batch; each epoch has a view of its own.
-
-    It runs in eval mode without gradients.
+    """The model, asked anew for every batch, in eval mode without gradients.
 
     Attributes:
         model: the teacher, on the device of the fit.
-        seed: of the views.
         half: run it in bf16 (autocast), for devices that have it.
     """
 
-    def __init__(self, model: nn.Module, *, seed: int = 0, half: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, half: bool = False) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
-        self.seed = seed
         self.half = half
-
-    def view(self, epoch: int) -> View:
-        """View number `epoch`."""
-        return View(self.seed, epoch)
 
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs in float32."""
@@ -82,10 +71,6 @@ class CachedTeacher:
         count = record.views * record.samples
         self._rows = {tensor.name: Rows(entry.file(tensor.path), tensor, count) for tensor in record.tensors}
 
-    def view(self, epoch: int) -> View:
-        """The views in turn."""
-        return View(self.record.seed, epoch % self.record.views)
-
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs in float32.
 
@@ -102,7 +87,7 @@ class CachedTeacher:
         if not 0 <= batch.view < self.record.views:
             raise StageError(
                 f"there is no kept teacher output for view {batch.view}: the views are 0 to {self.record.views - 1}; "
-                "take the batches of the view that `view(epoch)` names"
+                "keep more, or train on those in turn"
             )
         at = batch.view * self.record.samples + ids
         read = {name: rows.read(at) for name, rows in self._rows.items()}

@@ -4,12 +4,14 @@ from typing import Any
 import pytest
 
 from kdq_core.catalog import Catalog
+from kdq_core.errors import PluginError
 from kdq_core.plan import Plan, forecast, make_plan
 from kdq_core.records import Checkpoint
 from kdq_core.spec import FitSpec, Recipe, Site
 from kdq_core.store import Store
+from kdq_workloads.digits import Digits
 
-STAGES = ["train_teacher", "distill", "quantize", "export", "evaluate", "register"]
+STAGES = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_another_option_of_an_evaluator_runs_evaluation_and_nothing_above_it(cat
     stored(plan(catalog, tmp_path), store)
     evaluate = ["quality", "size", {"use": "latency", "options": {"batch_size": 2}}, "coverage", "parity"]
     lines = told(plan(catalog, tmp_path, evaluate=evaluate), store)
-    assert [lines[name] for name in STAGES[:4]] == [("cached", "")] * 4
+    assert [lines[name] for name in STAGES[:5]] == [("cached", "")] * 5
     assert lines["evaluate"][0] == "run"
     assert lines["evaluate"][1] == "recipe.evaluate.latency.batch_size changed"
     assert lines["register"] == ("run", "after evaluate")
@@ -107,8 +109,13 @@ def test_a_damaged_entry_is_told_before_the_run(catalog: Catalog, tmp_path: Path
     ("change", "first"),
     [
         ({"seed": 1}, "train_teacher"),
-        ({"workload": {"use": "digits", "options": {"student_width": 32}}}, "train_teacher"),
+        ({"workload": {"use": "digits", "options": {"teacher_width": 32}}}, "train_teacher"),
+        ({"workload": {"use": "digits", "options": {"student_width": 32}}}, "distill"),
         ({"teacher": {"fit": FitSpec(epochs=3)}}, "train_teacher"),
+        ({"teacher": {"cache": {"views": 3}}}, "cache_teacher"),
+        ({"teacher": {"cache": {"seed": 3}}}, "cache_teacher"),
+        ({"teacher": {"cache": {"form": "fp32"}}}, "cache_teacher"),
+        ({"teacher": {"cache": {"top_k": 3}}}, "cache_teacher"),
         ({"distill": {"fit": {"batch_size": 32}}}, "distill"),
         ({"quantize": {"fit": {"epochs": 1}}}, "quantize"),
         ({"quantize": {"freeze_observers": 0.1}}, "quantize"),
@@ -131,3 +138,56 @@ def test_a_name_or_a_retry_is_no_reason_to_train_again(catalog: Catalog, tmp_pat
     digests = dict.fromkeys(STAGES, "0" * 64)
     base, other = plan(catalog, tmp_path), plan(catalog, tmp_path, name="other", retry={"attempts": 1})
     assert [n for n in STAGES if base.node(n).key(digests) != other.node(n).key(digests)] == ["register"]
+
+
+def test_kept_outputs_serve_every_student_and_every_seed_of_it(catalog: Catalog, tmp_path: Path) -> None:
+    """The recipe's seed comes in through the teacher alone, and a limit changes no row."""
+    digests = dict.fromkeys(STAGES, "0" * 64)
+    base = plan(catalog, tmp_path).node("cache_teacher").key(digests)
+    for change in (
+        {"seed": 5},
+        {"workload": {"use": "digits", "options": {"student_width": 32}}},
+        {"distill": {"use": "dkd"}},
+        {"teacher": {"fit": {"epochs": 3}}},
+        {"teacher": {"cache": {"limit_gb": 1}}},
+    ):
+        assert plan(catalog, tmp_path, **change).node("cache_teacher").key(digests) == base
+
+
+def test_a_miss_of_the_kept_outputs_is_told_like_any_other(catalog: Catalog, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stored(plan(catalog, tmp_path), store)
+    lines = told(plan(catalog, tmp_path, teacher={"cache": {"views": 3}}), store)
+    assert lines["train_teacher"] == ("cached", "")
+    assert lines["cache_teacher"] == ("run", "recipe.teacher.cache.views changed")
+    assert lines["distill"] == ("run", "after cache_teacher")
+
+
+def test_without_a_cache_the_students_stand_on_the_teacher_and_on_the_seed_of_the_views(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    off = plan(catalog, tmp_path, teacher={"cache": {"enabled": False}})
+    assert [node.name for node in off.nodes] == [name for name in STAGES if name != "cache_teacher"]
+    assert off.node("distill").parents == ("train_teacher",)
+    assert off.node("quantize").parents == ("train_teacher", "distill")
+    digests = dict.fromkeys(STAGES, "0" * 64)
+    other = plan(catalog, tmp_path, teacher={"cache": {"enabled": False, "seed": 1}})
+    moved = [n.name for n in off.nodes if n.key(digests) != other.node(n.name).key(digests)]
+    assert moved == ["distill", "quantize"]
+
+
+def test_a_workload_that_takes_no_view_is_told_before_the_run(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches(self: Digits, split: str, *, batch_size: int, seed: int = 0, epoch: int = 0) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(Digits, "batches", batches)
+    with pytest.raises(PluginError) as caught:
+        plan(catalog, tmp_path)
+    assert str(caught.value) == (
+        "workload 'digits' cannot be asked for the same view of a sample twice, so a teacher's outputs cannot be kept: "
+        "its batches() takes no 'view'; add `view: View | None = None`, which decides the augmentation, or write "
+        "teacher: {cache: {enabled: false}}"
+    )
+    assert "cache_teacher" not in [n.name for n in plan(catalog, tmp_path, teacher={"cache": {"enabled": False}}).nodes]

@@ -1,0 +1,61 @@
+"""The teacher's outputs: kept once by a stage of its own, and asked for by the stages that are taught."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from kdq_core.records import TeacherOutputs
+from kdq_core.stages.context import EVALUATION_BATCH, StageContext
+from kdq_core.teachers.build import build_outputs
+from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource, half_precision
+from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.fit import to_device
+
+
+def cache_teacher(context: StageContext) -> TeacherOutputs:
+    """Keep what the teacher says of every training sample in each view; a build that was killed goes on."""
+    spec, workload, device = context.recipe.teacher.cache, context.workload, context.accelerator().device
+    teacher = online_teacher(context, device, half=spec.form == "fp16")
+    samples, folder = workload.samples("train"), context.scratch.parent / "outputs"
+
+    def batches(number: int) -> Iterable[Batch]:
+        for batch in workload.batches("train", batch_size=EVALUATION_BATCH, view=context.view(number)):
+            yield replace(batch, view=number)
+
+    def ask(batch: Batch) -> Outputs:
+        return teacher(to_device(batch, device))
+
+    def tell(done: int, total: int) -> None:
+        context.emit({"event": "progress", "stage": context.stage, "done": done, "total": total, "note": "samples"})
+
+    build = build_outputs(ask, batches, spec, samples=samples, folder=folder, on_batch=tell)
+    for tensor in build.tensors:
+        shutil.move(folder / tensor.path, context.draft / tensor.path)
+    return TeacherOutputs(
+        teacher=context.parents["train_teacher"].digest,
+        data=workload.fingerprint(),
+        seed=spec.seed,
+        views=spec.views,
+        samples=samples,
+        classes=build.classes,
+        tensors=build.tensors,
+    )
+
+
+def teacher_source(context: StageContext, device: torch.device) -> TeacherSource:
+    """What answers for the teacher: its kept outputs where the plan has them, or the model itself."""
+    kept = context.parents.get("cache_teacher")
+    if kept is None:
+        return online_teacher(context, device, half=True)
+    teacher = context.parents["train_teacher"].digest
+    return CachedTeacher(kept, teacher=teacher, data=context.workload.fingerprint())
+
+
+def online_teacher(context: StageContext, device: torch.device, *, half: bool) -> OnlineTeacher:
+    """The teacher itself, in bf16 where `half` allows it and the device has it."""
+    model = context.load_into(context.workload.teacher(), "train_teacher").to(device)
+    return OnlineTeacher(model, half=half and half_precision(device))
