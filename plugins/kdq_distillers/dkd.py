@@ -18,7 +18,7 @@ Limits: single-label classification, the same classes in the same order in teach
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs
 from kdq_distillers.logits import class_labels, comparable, divergence, nothing, others
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 class Dkd(Distiller):
     """Decoupled knowledge distillation (Zhao et al. 2022)."""
 
+    needs_labels: ClassVar[bool] = True
     alpha: float = Field(default=1.0, ge=0, le=1000, description="weight of the true class against the others")
     beta: float = Field(default=8.0, ge=0, le=1000, description="weight of the distribution among the other classes")
     temperature: float = Field(default=4.0, ge=0.01, le=100, description="softens all distributions; 1 leaves them")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kdq_core.api import Outputs, StageError
+from kdq_core.api import Outputs, Shapes, StageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+LEAST_SQUARE = 1e-12
 
 
 def pairs(name: str, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -64,6 +66,33 @@ def same_places(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         return ours, theirs
     size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
     return F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1 along the last axis; those shorter than 1e-6 become zero, with a gradient of zero."""
+    import torch
+
+    square = vectors.square().sum(dim=-1, keepdim=True)
+    long = square > LEAST_SQUARE
+    return vectors * torch.where(long, square.clamp(min=LEAST_SQUARE).rsqrt(), torch.zeros_like(square))
+
+
+def channels(shape: tuple[int, ...]) -> int:
+    """Channels of maps `(C, H, W)`, sequences `(L, C)` and vectors `(C,)`."""
+    return shape[-1] if len(shape) < 3 else shape[0]
+
+
+def channel_maps(student: Shapes, teacher: Shapes) -> dict[str, nn.Module]:
+    """A linear map of the student's channels at each position, for each pair whose channels differ."""
+    from torch import nn
+
+    made: dict[str, nn.Module] = {}
+    for name, shape in student.items():
+        ours, theirs = channels(shape), channels(teacher[name])
+        if ours != theirs:
+            kernels = {3: nn.Conv2d, 4: nn.Conv3d}
+            made[name] = nn.Linear(ours, theirs) if len(shape) < 3 else kernels[len(shape)](ours, theirs, 1)
+    return made
 
 
 def _listed(outputs: Outputs) -> str:

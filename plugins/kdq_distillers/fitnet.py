@@ -1,9 +1,9 @@
-"""Distiller `fitnet`: hidden layers of the student are hints' pupils: they reproduce the teacher's.
+"""Distiller `fitnet`: hints: hidden layers of the student reproduce those of the teacher.
 
 What: mean squared difference between hidden layers of student and teacher. Where they differ in channels, a linear map
     of the student's channels (a 1x1 convolution; for sequences and vectors a linear layer) is trained with the student
     and thrown away afterwards. Beside the workload's own loss on hard labels.
-Formula: L = beta / P * sum over the P pairs of mean over all elements of (r(f_s) - f_t)^2 + hard_weight * L_hard, with
+Formula: L = beta * sum over the pairs of mean over all elements of (r(f_s) - f_t)^2 + hard_weight * L_hard, with
     r the projector, or the identity where the shapes agree. Maps of different sizes are averaged to the smaller one.
 Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, equation 3 (a sum with the factor
     1/2; the mean keeps the size of the loss independent of the layer's). They train on hints first and on labels
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, Shapes, StageError
-from kdq_distillers.features import pairs, same_places
+from kdq_distillers.features import channel_maps, pairs, same_places
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,16 +32,12 @@ class Fitnet(Distiller):
     """Hints from hidden layers (Romero et al. 2015)."""
 
     features: ClassVar[Literal["none", "pairs"]] = "pairs"
-    beta: float = Field(default=1.0, ge=0, le=100_000, description="weight of the difference, a mean over pairs")
+    beta: float = Field(default=1.0, ge=0, le=100_000, description="weight of the difference, a sum over pairs")
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
     def projectors(self, student: Shapes, teacher: Shapes) -> Mapping[str, nn.Module]:
         """A linear map of channels for each pair whose channels differ."""
-        return {
-            name: channel_map(shape, teacher[name])
-            for name, shape in student.items()
-            if channels(shape) != channels(teacher[name])
-        }
+        return channel_maps(student, teacher)
 
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The soft term `hint`, and `hard_weight` for the hard loss.
@@ -65,20 +61,4 @@ class Fitnet(Distiller):
                     f"{tuple(given.shape)} and the teacher's {tuple(wanted.shape)}; tap layers with the same positions"
                 )
             found.append((ours - theirs).square().mean())
-        return LossTerms(terms={"hint": self.beta * torch.stack(found).mean()}, hard_weight=self.hard_weight)
-
-
-def channels(shape: tuple[int, ...]) -> int:
-    """Channels of maps `(C, H, W)`, sequences `(L, C)` and vectors `(C,)`."""
-    return shape[-1] if len(shape) < 3 else shape[0]
-
-
-def channel_map(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
-    """A linear map of channels at each position."""
-    from torch import nn
-
-    ours, theirs = channels(student), channels(teacher)
-    if len(student) < 3:
-        return nn.Linear(ours, theirs)
-    kernel = {3: nn.Conv2d, 4: nn.Conv3d}[len(student)]
-    return kernel(ours, theirs, 1)
+        return LossTerms(terms={"hint": self.beta * torch.stack(found).sum()}, hard_weight=self.hard_weight)

@@ -50,3 +50,38 @@ def kdq_distillers() -> Iterator[PluginSpec]:
         target="kdq_distillers.fitnet:Fitnet",
         summary="hints: hidden layers reproduce the teacher's (Romero et al. 2015)",
     )
+    yield PluginSpec(
+        name="attention-transfer",
+        target="kdq_distillers.attention_transfer:AttentionTransfer",
+        summary="where hidden layers are active (Zagoruyko and Komodakis 2017)",
+    )
+    yield PluginSpec(
+        name="rkd",
+        target="kdq_distillers.rkd:Rkd",
+        summary="distances and angles between samples (Park et al. 2019)",
+    )
+    yield PluginSpec(
+        name="similarity",
+        target="kdq_distillers.similarity:Similarity",
+        summary="which samples are alike (Tung and Mori 2019)",
+    )
+    yield PluginSpec(
+        name="crd",
+        target="kdq_distillers.crd:Crd",
+        summary="contrast with the negatives of the batch (Tian et al. 2020)",
+    )
+    yield PluginSpec(
+        name="token-kd",
+        target="kdq_distillers.token_kd:TokenKd",
+        summary="softened logits at each position of a sequence (Kim and Rush 2016)",
+    )
+    yield PluginSpec(
+        name="regression-kd",
+        target="kdq_distillers.regression_kd:RegressionKd",
+        summary="squared or Huber difference of numbers, such as ratings",
+    )
+    yield PluginSpec(
+        name="mixed-kd",
+        target="kdq_distillers.mixed_kd:MixedKd",
+        summary="groups of exclusive classes beside independent labels",
+    )
