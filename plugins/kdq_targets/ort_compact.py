@@ -1,4 +1,4 @@
-"""Bytes that say nothing: attributes at their default, and bias scales that follow from two other scales."""
+"""What says nothing: attributes at their default, bias scales that follow from two other scales, repeated clips."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+MOVERS = {"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
+"""Operators that give values of their first input, unchanged."""
 
 
 def drop_defaults(graph: Any) -> None:
@@ -73,3 +76,36 @@ def _product(node: Any, makers: dict[str, Any], tensors: dict[str, Any]) -> Any:
     if bias.size < 8 or not np.array_equal(np.asarray(x * weight, dtype=np.float32), bias):
         return None
     return onnx.helper.make_node("Mul", names[:2], [names[2]])
+
+
+def drop_repeated_clips(graph: Any) -> None:
+    """Remove a clip of integers that were clipped alike before and have only been moved since.
+
+    Behind max pooling, flatten and their like the same grid is written again; its values are in range already.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    values = {tensor.name: numpy_helper.to_array(tensor).item() for tensor in graph.initializer if not tensor.dims}
+    ranges: dict[str, tuple[Any, ...]] = {}
+    instead: dict[str, str] = {}
+    for node in graph.node:
+        second = makers.get(node.input[0]) if node.op_type == "Clip" else None
+        if second is None or second.op_type != "QuantizeLinear":
+            continue
+        kept = tuple(values.get(name) for name in (*second.input[1:], *node.input[1:]))
+        if ranges.get(_moved_from(second.input[0], makers)) == kept:
+            instead[node.output[0]] = node.input[0]
+        ranges[node.output[0]] = kept
+    nodes = [node for node in graph.node if node.output[0] not in instead]
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = instead.get(name, name)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _moved_from(value: str, makers: dict[str, Any]) -> str:
+    """Name of the integers that `value` holds after dequantizing and moving; empty where it is something else."""
+    maker = makers.get(value)
+    while maker is not None and maker.op_type in MOVERS:
+        maker = makers.get(maker.input[0])
+    return str(maker.input[0]) if maker is not None and maker.op_type == "DequantizeLinear" else ""

@@ -101,9 +101,24 @@ def _label(value: Any, label: str) -> Any:
 
 
 def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, label: str) -> Any:
-    if (qmin, qmax) not in ((0, 255), (-128, 127)):
-        raise ValueError(f"the range {qmin}..{qmax} of {label!r} is not that of its 8-bit integer")
-    return _label(op.QuantizeLinear(x, scale, zero_point), label)
+    """Quantize; a range narrower than the container is clipped on the integers, where the kernels before it stay int8.
+
+    A float Clip before the quantization would make every conv float.
+    """
+    signed = zero_point.dtype.name == "INT8"
+    least, greatest = (-128, 127) if signed else (0, 255)
+    if not least <= qmin < qmax <= greatest:
+        raise ValueError(f"the range {qmin}..{qmax} of {label!r} is not within its integers {least}..{greatest}")
+    q = _label(op.QuantizeLinear(x, scale, zero_point), label)
+    if (qmin, qmax) == (least, greatest):
+        return q
+    low, high = (_integer(value, signed) if value != end else None for value, end in ((qmin, least), (qmax, greatest)))
+    return op.Clip(q, low, high)
+
+
+def _integer(value: int, signed: bool) -> Any:
+    kind = onnx.TensorProto.INT8 if signed else onnx.TensorProto.UINT8
+    return op.Constant(value=onnx.helper.make_tensor("limit", kind, [], [value]))
 
 
 def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, label: str) -> Any:

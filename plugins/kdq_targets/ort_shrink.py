@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from kdq_targets.ort_compact import derive_bias_scales, drop_defaults
+from kdq_targets.ort_compact import derive_bias_scales, drop_defaults, drop_repeated_clips
 
 LABEL = "kdq"
 WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
@@ -42,6 +42,7 @@ def shrink(proto: Any) -> None:
     _name_nodes(graph)
     _guard_float(graph)
     drop_defaults(graph)
+    drop_repeated_clips(graph)
     derive_bias_scales(graph)
     _strip(proto)
     _rename_values(graph)
