@@ -283,6 +283,7 @@ class Gate(Frozen):
     relative_to: Role | None = Field(
         default=None, description="the bound is a factor of this model's value of the same metric"
     )
+    required: bool = Field(default=False, description="a run that does not meet it fails and registers nothing")
 
     @model_validator(mode="after")
     def _one_bound(self) -> Gate:
@@ -308,7 +309,7 @@ class RetrySpec(Frozen):
 DEFAULT_EVALUATORS = ("quality", "size", "latency", "coverage", "parity")
 DEFAULT_GATES = (
     Gate(metric="top1", of="int8", at_least=0.95, relative_to="teacher"),
-    Gate(metric="coverage_macs", of="int8", at_least=1.0),
+    Gate(metric="coverage_macs", of="int8", at_least=1.0, required=True),
     Gate(metric="parity_flips", of="int8", at_most=0),
 )
 

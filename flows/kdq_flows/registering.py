@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdq_core.gates import check_required
 from kdq_core.plan import Plan
 from kdq_core.records import Artifact, EvaluationReport, ModelVersion
 from kdq_core.store import Entry, canonical, sha256_of
 
 
 def register(plan: Plan, entries: Mapping[str, Entry], run_id: str | None) -> ModelVersion:
-    """Register the int8 file of the `export` entry; the same bytes are never registered twice."""
+    """Register the int8 file of the `export` entry; the same bytes are never registered twice.
+
+    Raises:
+        StageError: a required gate of the recipe is not met.
+    """
     from safetensors.numpy import load_file
 
     from kdq_registry.registering import register as register_model
@@ -19,6 +24,7 @@ def register(plan: Plan, entries: Mapping[str, Entry], run_id: str | None) -> Mo
     artifact, report = exported.record, evaluated.record
     assert isinstance(artifact, Artifact)
     assert isinstance(report, EvaluationReport)
+    check_required(plan.recipe.gates, report, artifact.operators)
     return register_model(
         plan.site,
         recipe=plan.recipe,

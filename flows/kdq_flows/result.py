@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from kdq_core.frozen import Frozen
+from kdq_core.gates import GateVerdict, judge
 from kdq_core.records import Artifact, EvaluationReport, ModelVersion
+from kdq_core.spec import Gate
 from kdq_core.store import Entry
 
 MODELS = ("teacher", "student", "int8")
@@ -47,6 +49,7 @@ class RunResult(Frozen):
         seconds: wall-clock time.
         stages: in the order of the plan; stages that were never reached are missing.
         models: per model its metrics by name.
+        gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
         artifact: the int8 file, once exported.
         version: the model version, once registered.
         error: the error of a failed run.
@@ -58,6 +61,7 @@ class RunResult(Frozen):
     seconds: float
     stages: tuple[StageFacts, ...]
     models: dict[str, dict[str, float]]
+    gates: tuple[GateVerdict, ...] = ()
     artifact: ArtifactFacts | None = None
     version: VersionFacts | None = None
     error: str | None = None
@@ -70,6 +74,12 @@ def models_of(entries: Mapping[str, Entry]) -> dict[str, dict[str, float]]:
     if not isinstance(report, EvaluationReport):
         return {}
     return {role: {m.name: m.value for m in report.models.get(role, ())} for role in MODELS}  # type: ignore[call-overload]
+
+
+def gates_of(gates: Sequence[Gate], entries: Mapping[str, Entry]) -> tuple[GateVerdict, ...]:
+    """The verdicts on the evaluation report, if there is one."""
+    report = entries["evaluate"].record if "evaluate" in entries else None
+    return judge(gates, report) if isinstance(report, EvaluationReport) else ()
 
 
 def artifact_of(entries: Mapping[str, Entry]) -> ArtifactFacts | None:

@@ -7,13 +7,14 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from kdq_core.errors import RecipeError, StageError, did_you_mean, listing
 from kdq_core.frozen import Frozen
+from kdq_core.gates import GateVerdict, judge
 from kdq_core.records import EvaluationReport
 from kdq_core.spec import Gate
 from kdq_registry.environment import client, file_lock, folder, local_database, mlflow_errors
@@ -30,15 +31,6 @@ PROMOTION_TAG = "kdq.promotion"
 Vetoes = Callable[[str, int, EvaluationReport], Iterable[str]]
 
 
-class GateVerdict(Frozen):
-    """One gate with what was measured. `bound` is absolute: a relative gate's factor is already applied."""
-
-    rule: str
-    value: float | None
-    bound: float | None
-    met: bool
-
-
 class PromotionResult(Frozen):
     """Whether the version may be `champion`, and why or why not; the alias moved if `previous` is another one."""
 
@@ -53,11 +45,6 @@ class PromotionResult(Frozen):
     def already(self) -> bool:
         """Whether the version was `champion` before."""
         return self.previous == self.version
-
-
-def gates_table(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
-    """Judge every gate; a metric that was not measured does not meet its gate."""
-    return tuple(_verdict(gate, report) for gate in gates)
 
 
 def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None) -> PromotionResult:
@@ -82,7 +69,7 @@ def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None
     with mlflow_errors(site):
         mlflow = client(site)
         gates, report = _claims(name, version, _version(mlflow, name, version).tags)
-    verdicts = gates_table(gates, report)
+    verdicts = judge(gates, report)
     reasons = tuple(vetoes(name, version, report)) if vetoes else ()
     promoted = all(verdict.met for verdict in verdicts) and not reasons
     with mlflow_errors(site), file_lock(folder(site) / ".promote.lock"):
@@ -113,18 +100,6 @@ def list_models(site: Site) -> list[dict[str, Any]]:
         mlflow = client(site)
         models = sorted(_models(mlflow), key=lambda model: str(model.name))
         return [_row(model, version) for model in models for version in _versions(mlflow, model.name)]
-
-
-def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
-    sign, limit = ("≥", gate.at_least) if gate.at_least is not None else ("≤", gate.at_most)
-    value, bound = report.value(gate.of, gate.metric), limit
-    text = f"{limit:g}"
-    if gate.relative_to is not None:
-        base = report.value(gate.relative_to, gate.metric)
-        bound = None if base is None or limit is None else limit * base
-        text += f" x {gate.relative_to} {gate.metric}"
-    met = value is not None and bound is not None and (value >= bound if sign == "≥" else value <= bound)
-    return GateVerdict(rule=f"{gate.of} {gate.metric} {sign} {text}", value=value, bound=bound, met=met)
 
 
 def _claims(name: str, version: int, tags: dict[str, str]) -> tuple[tuple[Gate, ...], EvaluationReport]:

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 
 from kdq_core.errors import RecipeError
+from kdq_core.gates import judge
 from kdq_core.records import EvaluationReport, ModelVersion
 from kdq_core.spec import DEFAULT_GATES, Gate, Site
 from kdq_registry.environment import client
-from kdq_registry.promotion import gates_table, list_models, promote
+from kdq_registry.promotion import list_models, promote
 
 
 def test_gates_tell_rule_value_bound_and_verdict(report_of: Callable[..., EvaluationReport]) -> None:
     gates = (*DEFAULT_GATES, Gate(metric="latency_p50_ms", at_most=1.5))
-    told = [v.model_dump() for v in gates_table(gates, report_of(top1=0.9, coverage=1.0, flips=2.0))]
+    told = [v.model_dump() for v in judge(gates, report_of(top1=0.9, coverage=1.0, flips=2.0))]
     assert told == [
         {"rule": "int8 top1 ≥ 0.95 x teacher top1", "value": 0.9, "bound": 0.95 * 0.98, "met": False},
         {"rule": "int8 coverage_macs ≥ 1", "value": 1.0, "bound": 1.0, "met": True},
@@ -23,14 +24,12 @@ def test_gates_tell_rule_value_bound_and_verdict(report_of: Callable[..., Evalua
 
 
 def test_a_gate_on_what_is_no_number_is_not_met(report_of: Callable[..., EvaluationReport]) -> None:
-    verdicts = gates_table(
-        (Gate(metric="top1", at_least=0.0), Gate(metric="top1", at_most=9.0)), report_of(float("nan"))
-    )
+    verdicts = judge((Gate(metric="top1", at_least=0.0), Gate(metric="top1", at_most=9.0)), report_of(float("nan")))
     assert [verdict.met for verdict in verdicts] == [False, False]
 
 
 def test_a_gate_relative_to_an_unmeasured_model_is_not_met(report_of: Callable[..., EvaluationReport]) -> None:
-    (verdict,) = gates_table((Gate(metric="top1", at_least=0.5, relative_to="student"),), report_of())
+    (verdict,) = judge((Gate(metric="top1", at_least=0.5, relative_to="student"),), report_of())
     assert (verdict.value, verdict.bound, verdict.met) == (0.97, None, False)
 
 

@@ -150,9 +150,20 @@ def _closing(result: RunResult) -> None:
     if result.artifact:
         typer.echo(f"file      {result.artifact.path}")
         typer.echo(f"          {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")
+    _gates(result)
     if result.version:
         typer.echo(f"version   {result.version.name} {result.version.version}")
     for name, address in result.links.items():
         typer.echo(f"{name:9} {address}")
     if not result.links:
         typer.echo("pages     none is up; 'kdq up' starts them")
+
+
+def _gates(result: RunResult) -> None:
+    """Whether the version may be promoted, and which gates stand against it."""
+    unmet = [verdict for verdict in result.gates if not verdict.met]
+    if result.gates and not unmet:
+        typer.echo(f"gates     all {len(result.gates)} met")
+    for verdict in unmet:
+        value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
+        typer.echo(f"gates     not met: {verdict.rule} (it is {value})")

@@ -1,0 +1,63 @@
+"""Gates: the rules of a recipe that a model must meet, judged by its evaluation report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdq_core.errors import StageError
+from kdq_core.frozen import Frozen
+from kdq_core.records import EvaluationReport, OperatorCoverage
+from kdq_core.spec import Gate
+
+
+class GateVerdict(Frozen):
+    """One gate with what was measured. `bound` is absolute: a relative gate's factor is already applied."""
+
+    rule: str
+    value: float | None
+    bound: float | None
+    met: bool
+
+
+def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
+    """Judge every gate; a metric that was not measured does not meet its gate."""
+    return tuple(_verdict(gate, report) for gate in gates)
+
+
+def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: Sequence[OperatorCoverage]) -> None:
+    """Refuse to go on with a model that does not meet a gate marked `required`.
+
+    Args:
+        gates: of the recipe.
+        report: of the evaluation.
+        operators: coverage of the int8 file, to name what runs in float.
+
+    Raises:
+        StageError: with each gate that is not met, its value and bound.
+    """
+    failed = [v for gate, v in zip(gates, judge(gates, report), strict=True) if gate.required and not v.met]
+    if not failed:
+        return
+    said = "; ".join(f"{v.rule}: {_number(v.value)}, bound {_number(v.bound)}" for v in failed)
+    slow = [f"{row.path} ({row.reason})" for row in operators if row.macs and not row.int8]
+    floats = f"; in float: {', '.join(slow)}" if slow and any("coverage" in v.rule for v in failed) else ""
+    raise StageError(
+        f"required gates are not met: {said}{floats}; nothing was registered. "
+        "Mend the model or the recipe, or drop 'required' from the gate"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.6g}"
+
+
+def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
+    sign, limit = ("≥", gate.at_least) if gate.at_least is not None else ("≤", gate.at_most)
+    value, bound = report.value(gate.of, gate.metric), limit
+    text = f"{limit:g}"
+    if gate.relative_to is not None:
+        base = report.value(gate.relative_to, gate.metric)
+        bound = None if base is None or limit is None else limit * base
+        text += f" x {gate.relative_to} {gate.metric}"
+    met = value is not None and bound is not None and (value >= bound if sign == "≥" else value <= bound)
+    return GateVerdict(rule=f"{gate.of} {gate.metric} {sign} {text}", value=value, bound=bound, met=met)

@@ -1,0 +1,43 @@
+"""A required gate stops a run, and names what runs in float."""
+
+import pytest
+
+from kdq_core.errors import StageError
+from kdq_core.gates import check_required
+from kdq_core.records import EvaluationReport, Metric, OperatorCoverage
+from kdq_core.spec import Gate
+
+
+def report(coverage):
+    metric = Metric(name="coverage_macs", value=coverage, unit="fraction", direction="higher")
+    return EvaluationReport(models={"int8": (metric,)})
+
+
+def row(path, int8, reason="", macs=10):
+    kernel = "QLinearConv" if int8 else "Conv"
+    return OperatorCoverage(
+        path=path, operator="conv", kernel=kernel, int8=int8, reason=reason, macs=macs, weight_bytes=1
+    )
+
+
+FLOATS = (row("stem", True), row("body", False, "left in float by a rule of the recipe"), row("pool", False, "x", 0))
+
+
+def test_a_required_gate_that_is_not_met_names_what_runs_in_float():
+    gates = (Gate(metric="coverage_macs", at_least=1.0, required=True), Gate(metric="top1", at_least=0.9))
+    with pytest.raises(StageError) as caught:
+        check_required(gates, report(0.75), FLOATS)
+    assert str(caught.value) == (
+        "required gates are not met: int8 coverage_macs ≥ 1: 0.75, bound 1; in float: body (left in float by a rule "
+        "of the recipe); nothing was registered. Mend the model or the recipe, or drop 'required' from the gate"
+    )
+
+
+def test_gates_that_are_met_or_not_required_let_the_run_go_on():
+    check_required((Gate(metric="coverage_macs", at_least=1.0, required=True),), report(1.0), FLOATS)
+    check_required((Gate(metric="top1", at_least=0.9),), report(0.5), FLOATS)
+
+
+def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():
+    with pytest.raises(StageError, match=r"int8 top1 ≥ 0.9: not measured, bound 0.9; nothing was registered"):
+        check_required((Gate(metric="top1", at_least=0.9, required=True),), report(1.0), FLOATS)
