@@ -117,6 +117,18 @@ class Store:
                 self._verify(folder, ref)
         return entry
 
+    def peek(self, key: str) -> str | None:
+        """Digest of the entry of `key` as its manifest says, or `None`; its files are not read.
+
+        Raises:
+            StoreError: the manifest cannot be read.
+        """
+        folder = self.folder(key)
+        if not folder.is_dir():
+            return None
+        with explained(folder, "read the store entry"):
+            return Entry(folder, self._manifest(folder)).digest
+
     def get(self, key: str) -> Entry:
         """The verified entry of `key`, which must exist."""
         entry = self.lookup(key)

@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow, get_run_logger, runtime, tags, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.context import TagsContext
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelled, Completed, State
@@ -75,7 +76,8 @@ def compress_flow(
     if token is None and allowed_lag_seconds is not None and too_late(expected, allowed_lag_seconds):
         return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
     if token is not None:
-        return _drive(token)
+        with TagsContext(current_tags=set()):  # a task with tags would ask for concurrency slots first, 2 s
+            return _drive(token)
     from kdq_flows.reconcile import claim, reconcile
 
     claim(runtime.flow_run.id)
@@ -85,6 +87,7 @@ def compress_flow(
     token = uuid.uuid4().hex
     _PIPELINES[token] = pipeline
     try:
+        pipeline.warm_up()
         state = _drive(token)
     finally:
         del _PIPELINES[token]

@@ -9,20 +9,22 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from kdq_core.catalog import Catalog
-from kdq_core.errors import KdqError, StageError
+from kdq_core.errors import KdqError, StageError, StoreError
 from kdq_core.plan import Plan, StageNode, make_plan
 from kdq_core.records import EvaluationReport, ModelVersion
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Entry, Store
 from kdq_flows.leases import device_lease
 from kdq_flows.observer import Observer, Silent
-from kdq_flows.result import RunResult, StageFacts, artifact_of, models_of, version_of
+from kdq_flows.result import RunResult, StageFacts, artifact_of, gates_of, models_of, version_of
 from kdq_flows.retrying import call_with_retries
 from kdq_flows.supervisor import run_child
 from kdq_flows.tracking import RunTracking
+from kdq_flows.warm import WarmWorker, for_recipe
 
 
 class Pipeline:
@@ -47,8 +49,15 @@ class Pipeline:
         self.name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.logs = site.home / "logs" / self.name
         self.tracking = RunTracking(self.plan, self.name)
+        self._warm: WarmWorker | None = None
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
+
+    def warm_up(self) -> None:
+        """Begin to import what the stages need, in a process they are forked from, if one of them has yet to run."""
+        if self._warm is None and self._work_ahead():
+            log = self.logs / "warm-worker.log"
+            self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
 
     def run_inline(self) -> None:
         """Run all stages that are not done in the order of the plan, with retries; `errors` tells how it ended."""
@@ -109,7 +118,10 @@ class Pipeline:
         return bool(self.errors) or len(self.entries) < len(self.plan.nodes)
 
     def finish(self) -> None:
-        """Close the tracking run."""
+        """Close the tracking run, and end the warm worker."""
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
         self.tracking.end(failed=self.failed)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
@@ -123,11 +135,24 @@ class Pipeline:
             seconds=round(time.monotonic() - self._began, 3),
             stages=stages,
             models=models_of(self.entries),
+            gates=gates_of(self.plan.recipe.gates, self.entries),
             artifact=artifact_of(self.entries),
             version=version_of(self.entries),
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
         )
+
+    def _work_ahead(self) -> bool:
+        """Whether a heavy stage is not in the store. What is damaged there is told when it is that stage's turn."""
+        digests: dict[str, str] = {}
+        with suppress(StoreError):
+            for node in self.plan.nodes:
+                if node.heavy:
+                    digest = self.store.peek(node.key(digests))
+                    if digest is None:
+                        return True
+                    digests[node.name] = digest
+        return False
 
     def _cached(self, key: str) -> Entry | None:
         entry = self.store.lookup(key)
@@ -186,6 +211,8 @@ class Pipeline:
                 on_event=heard,
                 log=self.logs / f"{node.name}.log",
                 cancelled=self.cancelled,
+                starter=self._warm,
+                measures=node.name == "evaluate",
             )
         return self.store.get(key)
 

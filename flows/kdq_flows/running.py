@@ -31,32 +31,36 @@ def run_recipe(
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     check_home(site)
     Store(site.store).sweep()
-    if not server:
-        _reconcile(site)
-        pipeline = Pipeline(checked, site, observer)
-        try:
+    pipeline = Pipeline(checked, site, observer)
+    links: dict[str, str] = {}
+    try:
+        pipeline.warm_up()
+        if server:
+            links = _run_with_server(pipeline)
+        else:
+            _reconcile(site)
             pipeline.run_inline()
-        finally:
-            pipeline.finish()
-        return pipeline.facts(), pipeline.error
+    finally:
+        pipeline.finish()
+    return pipeline.facts(links), pipeline.error
+
+
+def _run_with_server(pipeline: Pipeline) -> dict[str, str]:
+    """Run as a Prefect flow; the addresses of the pages."""
     from kdq_flows.servers import ensure_mlflow_ui, ensure_prefect
 
+    site = pipeline.plan.site
     api, started = ensure_prefect(site)
     if started:
-        observer.message(
+        pipeline.observer.message(
             f"started the site's Prefect server at {api}; it stays up for the next run, `kdq down` ends it"
         )
     apply_environment(site, api)
     _reconcile(site)
-    pipeline = Pipeline(checked, site, observer)
     from kdq_flows.flow import run_as_flow
 
-    try:
-        run_as_flow(pipeline)
-    finally:
-        pipeline.finish()
-    links = {"prefect": api.removesuffix("/api"), "mlflow": ensure_mlflow_ui(site)}
-    return pipeline.facts(links), pipeline.error
+    run_as_flow(pipeline)
+    return {"prefect": api.removesuffix("/api"), "mlflow": ensure_mlflow_ui(site)}
 
 
 def check_home(site: Site) -> None:

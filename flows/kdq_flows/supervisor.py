@@ -3,7 +3,8 @@
 Native code does not listen to Python's time limits, may crash, and keeps a device's memory until its process ends.
 So a heavy stage is a child in its own session; at the limit, on cancel, and when anything passes through here, its
 whole process group is ended. The child reads one JSON request from stdin, writes JSON lines to the descriptor in
-KDQ_EVENTS_FD, and everything it prints goes to the log.
+KDQ_EVENTS_FD, and everything it prints goes to the log. It is forked by a starter, the warm worker of `kdq_flows.warm`,
+or started anew where there is none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from kdq_core.errors import ErrorRecord, StageError, TransientError
 from kdq_core.spec import Site
@@ -38,6 +39,33 @@ WORKER = (sys.executable, "-m", "kdq_core.worker")
 Event = dict[str, Any]
 
 
+class Child(Protocol):
+    """What is needed of `subprocess.Popen`; the child leads a session of its own."""
+
+    @property
+    def pid(self) -> int:
+        """Number of the process and of its group."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Negative for a signal; `None` while it runs, or while nobody has asked."""
+
+    def poll(self) -> int | None:
+        """The return code, without waiting."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The return code; `subprocess.TimeoutExpired` after `timeout` seconds."""
+
+
+class Starter(Protocol):
+    """Starts a stage's child faster than a new process does."""
+
+    def start(
+        self, files: Sequence[IO[bytes]], descriptors: Sequence[int], *, check: Callable[[], None], complete: bool
+    ) -> Child | None:
+        """The child, or `None` where it cannot; see `kdq_flows.warm.WarmWorker.start`."""
+
+
 def run_child(
     request: dict[str, Any],
     *,
@@ -48,6 +76,8 @@ def run_child(
     log: Path,
     cancelled: threading.Event | None = None,
     argv: Sequence[str] = WORKER,
+    starter: Starter | None = None,
+    measures: bool = False,
 ) -> Event:
     """Run one stage in a child process and return its last event, `{"event": "result", ...}`.
 
@@ -59,7 +89,9 @@ def run_child(
         on_event: called with every other event, in order, in this thread.
         log: what the child prints is appended here.
         cancelled: when set, the child is ended.
-        argv: the child's command.
+        argv: the child's command, where it is started anew.
+        starter: is asked for the child first.
+        measures: the stage measures time, so that the starter must be at rest while it runs.
 
     Raises:
         KdqError: as the child reported it.
@@ -70,28 +102,28 @@ def run_child(
     with explained(log, "write the log"):
         log.parent.mkdir(parents=True, exist_ok=True)
     before = log.stat().st_size if log.exists() else 0
+    check = _checker(timeout_seconds, log, cancelled)
     reader, writer = os.pipe()
     with _Events(reader) as events:
         try:
-            child = _start(argv, request, site, log, (lease_fd, writer))
+            with _request_file(log.parent, request) as stdin, _log_file(log) as output:
+                files, descriptors = (stdin, output), (writer, lease_fd)
+                warm = starter.start(files, descriptors, check=check, complete=measures) if starter else None
+                child = warm or _start(argv, site, files, descriptors)
         finally:
             os.close(writer)
         try:
-            last = _listen(child, events, on_event, time.monotonic() + timeout_seconds, cancelled)
-        except TimeoutError:
-            raise StageError(_too_long(timeout_seconds, log)) from None
-        except InterruptedError:
-            raise StageError("the stage was cancelled and its worker ended") from None
+            last = _listen(child, events, on_event, check)
         finally:
             end_group(child)
     if last is None:
-        raise TransientError(_death(child.returncode, log, before))
+        raise TransientError(_death(child.wait(), log, before))
     if last["event"] == "error":
         raise ErrorRecord(**last["error"]).to_error()
     return last
 
 
-def end_group(child: subprocess.Popen[bytes]) -> None:
+def end_group(child: Child) -> None:
     """End the child and all of its session: SIGTERM, some seconds, SIGKILL; then reap it."""
     if child.poll() is None:
         _signal(child.pid, signal.SIGTERM)
@@ -107,18 +139,17 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 
 def _start(
-    argv: Sequence[str], request: dict[str, Any], site: Site, log: Path, descriptors: tuple[int, int]
+    argv: Sequence[str], site: Site, files: tuple[IO[bytes], IO[bytes]], descriptors: tuple[int, int]
 ) -> subprocess.Popen[bytes]:
-    with _request_file(log.parent, request) as stdin, _log_file(log) as output:
-        return subprocess.Popen(
-            list(argv),
-            stdin=stdin,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=descriptors,
-            env=os.environ | child_environment(site) | {"KDQ_EVENTS_FD": str(descriptors[1])},
-            start_new_session=True,
-        )
+    return subprocess.Popen(
+        list(argv),
+        stdin=files[0],
+        stdout=files[1],
+        stderr=subprocess.STDOUT,
+        pass_fds=descriptors,
+        env=os.environ | child_environment(site) | {"KDQ_EVENTS_FD": str(descriptors[0])},
+        start_new_session=True,
+    )
 
 
 def _request_file(folder: Path, request: dict[str, Any]) -> IO[bytes]:
@@ -188,30 +219,38 @@ class _Events:
 
 
 def _listen(
-    child: subprocess.Popen[bytes],
-    events: _Events,
-    on_event: Callable[[Event], None],
-    deadline: float,
-    cancelled: threading.Event | None,
+    child: Child, events: _Events, on_event: Callable[[Event], None], check: Callable[[], None]
 ) -> Event | None:
     """Pass events on until the child is gone; its result or error, or `None`."""
     last: Event | None = None
+    leave = float("inf")
     while True:
         gone = child.poll() is not None
         for event in events.read(0 if gone else _POLL_SECONDS):
             if event["event"] in ("result", "error"):
                 last = event
-                deadline = time.monotonic() + EXIT_SECONDS
+                leave = time.monotonic() + EXIT_SECONDS
             else:
                 on_event(event)
         if gone:
             return last
-        if last is None and cancelled is not None and cancelled.is_set():
-            raise InterruptedError
+        if last is None:
+            check()
+        elif time.monotonic() >= leave:
+            return last
+
+
+def _checker(seconds: float, log: Path, cancelled: threading.Event | None) -> Callable[[], None]:
+    """Raises once the stage was cancelled, or `seconds` from now have passed."""
+    deadline = time.monotonic() + seconds
+
+    def check() -> None:
+        if cancelled is not None and cancelled.is_set():
+            raise StageError("the stage was cancelled and its worker ended")
         if time.monotonic() >= deadline:
-            if last is not None:
-                return last
-            raise TimeoutError
+            raise StageError(_too_long(seconds, log))
+
+    return check
 
 
 def _too_long(seconds: float, log: Path) -> str:

@@ -26,6 +26,7 @@ class Quality(Evaluator):
     """Accuracy, precision, recall and F1 of a classifier."""
 
     metrics: ClassVar[tuple[str, ...]] = ("top1", "precision", "recall", "f1", "top1_difference", "agreement")
+    late_imports: ClassVar[tuple[str, ...]] = ("torchmetrics.functional.classification",)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
         """Metrics in fractions; with the difference from the baseline where the candidate is another file."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from kdq_core.api import Field, OperatorCoverage, Place, Session, Target, TensorSpec
 
@@ -42,6 +42,12 @@ def cpu_saturates(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = N
 class OnnxRuntimeCpu(Target):
     """Quantizes for, writes for and runs in ONNX Runtime's CPU provider."""
 
+    late_imports: ClassVar[tuple[str, ...]] = (
+        "kdq_targets.ort_export",
+        "kdq_targets.ort_session",
+        "torch.onnx._internal.exporter._core",
+        "onnxscript.function_libs.torch_lib.ops",
+    )
     reduce_range: Literal["auto", "on", "off"] = Field(
         default="auto", description="7-bit weights, for CPUs whose 8-bit products saturate; auto reads the CPU's flags"
     )

@@ -18,6 +18,10 @@ import numpy as np
 import psutil
 import pytest
 
+from kdq_core.catalog import load_recipe
+from kdq_core.spec import Site
+from kdq_flows.pipeline import Pipeline
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KDQ = Path(sys.executable).with_name("kdq")
@@ -91,12 +95,27 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
 
 def test_a_second_run_is_no_news_and_registers_nothing(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, recipe, first = finished
+    warmed = sorted(home.glob("logs/*/warm-worker.log"))
     result = facts(kdq(home, "run", str(recipe), "--no-server", "--json"))
     assert result["status"] == "no-news"
+    assert sorted(home.glob("logs/*/warm-worker.log")) == warmed  # nothing is imported for nothing
     assert states(result) == dict.fromkeys(STAGES, "cached")
     assert result["version"] == first["version"]
     assert result["models"] == first["models"]
     assert versions(home) == 1
+
+
+def test_a_forked_stage_gave_the_bytes_that_one_started_anew_gives(
+    finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    home, recipe, result = finished
+    assert (home / "logs" / result["run"] / "warm-worker.log").read_text() == ""
+    forked, anew = (Pipeline(load_recipe(recipe), Site(home=at, threads=1)) for at in (home, tmp_path / "home"))
+    digest, cached = anew.run_stage("train_teacher", {})
+    assert (forked.run_stage("train_teacher", {}), cached) == ((digest, True), False)
+    for pipeline in (forked, anew):
+        pipeline.finish()
+    assert not (anew.logs / "warm-worker.log").exists()
 
 
 def test_an_evaluators_option_runs_evaluation_alone_as_the_plan_says(

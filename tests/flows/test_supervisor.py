@@ -3,6 +3,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,70 @@ from kdq_core.spec import Site
 from kdq_flows import supervisor
 from kdq_flows.leases import device_lease
 from kdq_flows.owner import start_time
+from kdq_flows.warm import WarmWorker
 
-HEAD = """
-import json, os, signal, subprocess, sys, time
-request = json.load(sys.stdin)
-events = os.fdopen(int(os.environ["KDQ_EVENTS_FD"]), "w", buffering=1)
-def emit(event, **more): events.write(json.dumps({"event": event, **more}) + "\\n")
-"""
+Run = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
+
+MODULES = str(Path(__file__).parent / "modules")
 
 
-def run(site: Site, body: str, *, limit: float = 30.0, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run `body` as the child; its result and the events before it."""
-    heard: list[dict[str, Any]] = []
-    log = site.home / "logs" / "stage.log"
-    more = {"on_event": heard.append} | more
-    with device_lease(site, "cpu") as lease:
-        result = supervisor.run_child(
-            {"stage": "fit", "big": "x" * 200_000},
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmWorker]:
+    """A warm worker whose children do what the tests write."""
+    site = Site(home=tmp_path_factory.mktemp("warm"), threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", MODULES, prepend=os.pathsep)
+        worker = WarmWorker(site, site.home / "warm.log", [], [], "stage_body:main")
+    with device_lease(site, "cpu") as lease:  # returns when it is warm, so that no test's limit is spent on that
+        supervisor.run_child(
+            {"body": "emit('result')"},
             site=site,
             lease_fd=lease,
-            timeout_seconds=limit,
-            log=log,
-            argv=[sys.executable, "-c", HEAD + body],
-            **more,
+            timeout_seconds=120,
+            on_event=print,
+            log=site.home / "first.log",
+            starter=worker,
         )
-    return result, heard
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(params=["anew", "forked"])
+def starter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> WarmWorker | None:
+    """How the child is started; every test that runs one holds for both."""
+    monkeypatch.setenv("PYTHONPATH", MODULES, prepend=os.pathsep)
+    if request.param == "anew":
+        return None
+    worker: WarmWorker = request.getfixturevalue("warm")
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("the child was not forked")
+
+    monkeypatch.setattr(supervisor, "_start", refused)
+    return worker
+
+
+@pytest.fixture
+def run(site: Site, starter: WarmWorker | None) -> Run:
+    """Runs a body as the child; gives its result and the events before it."""
+
+    def call(body: str, *, limit: float = 30.0, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        heard: list[dict[str, Any]] = []
+        more = {"on_event": heard.append} | more
+        with device_lease(site, "cpu") as lease:
+            result = supervisor.run_child(
+                {"stage": "fit", "big": "x" * 200_000, "body": body},
+                site=site,
+                lease_fd=lease,
+                timeout_seconds=limit,
+                log=log_of(site),
+                argv=[sys.executable, "-m", "stage_body"],
+                starter=starter,
+                **more,
+            )
+        return result, heard
+
+    return call
 
 
 def gone(pid: int) -> bool:
@@ -52,9 +92,8 @@ def log_of(site: Site) -> Path:
     return site.home / "logs" / "stage.log"
 
 
-def test_a_child_gets_the_request_and_its_events_and_result_come_back_in_order(site: Site) -> None:
+def test_a_child_gets_the_request_and_its_events_and_result_come_back_in_order(run: Run, site: Site) -> None:
     result, heard = run(
-        site,
         "for n in range(3000): emit('epoch', n=n)\n"
         "print('to the log')\n"
         "emit('result', stage=request['stage'], size=len(request['big']), threads=os.environ['OMP_NUM_THREADS'],"
@@ -67,9 +106,8 @@ def test_a_child_gets_the_request_and_its_events_and_result_come_back_in_order(s
     assert log_of(site).read_text() == "to the log\n"
 
 
-def test_the_child_inherits_the_lease(site: Site) -> None:
+def test_the_child_inherits_the_lease(run: Run) -> None:
     result, _ = run(
-        site,
         "def path(fd):\n"
         "    try: return os.readlink(f'/proc/self/fd/{fd}')\n"
         "    except OSError: return ''\n"
@@ -78,42 +116,43 @@ def test_the_child_inherits_the_lease(site: Site) -> None:
     assert result["held"] is True
 
 
-def test_a_reported_error_is_raised_as_what_it_was(site: Site) -> None:
+def test_a_reported_error_is_raised_as_what_it_was(run: Run) -> None:
     with pytest.raises(RecipeError, match=r"^the option is wrong$"):
-        run(site, "emit('error', error={'type': 'RecipeError', 'message': 'the option is wrong'}); sys.exit(1)")
+        run("emit('error', error={'type': 'RecipeError', 'message': 'the option is wrong'}); sys.exit(1)")
 
 
-def test_a_child_killed_by_a_signal_is_transient_and_its_last_words_are_told(site: Site) -> None:
+def test_a_child_killed_by_a_signal_is_transient_and_its_last_words_are_told(run: Run, site: Site) -> None:
     with pytest.raises(TransientError) as caught:
-        run(site, "print('epoch 3 of 9', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
+        run("print('epoch 3 of 9', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
     assert str(caught.value) == (
         "the stage's worker was killed by SIGKILL before it gave a result; the machine may be out of memory; "
         f"its last words: 'epoch 3 of 9'; its log is {str(log_of(site))!r}"
     )
 
 
-def test_a_child_that_leaves_without_a_result_is_transient_and_shows_no_traceback(site: Site) -> None:
+def test_a_child_that_leaves_without_a_result_is_transient_and_shows_no_traceback(run: Run, site: Site) -> None:
     with pytest.raises(TransientError) as caught:
-        run(site, "raise KeyError('x')")
+        run("raise KeyError('x')")
     assert str(caught.value) == (
         "the stage's worker exited with code 1 before it gave a result; "
         f"its last words: \"KeyError: 'x'\"; its log is {str(log_of(site))!r}"
     )
 
 
-def test_the_words_of_an_earlier_try_are_not_repeated(site: Site) -> None:
+def test_the_words_of_an_earlier_try_are_not_repeated(run: Run) -> None:
     for words in ("first", "second"):
         with pytest.raises(TransientError, match=f"its last words: '{words}';"):
-            run(site, f"print('{words}', flush=True); os._exit(7)")
+            run(f"print('{words}', flush=True); os._exit(7)")
 
 
-def test_a_child_that_ignores_sigterm_is_ended_at_its_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_ignores_sigterm_is_ended_at_its_limit(
+    run: Run, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor, "TERMINATE_SECONDS", 0.3)
     pids: list[int] = []
     began = time.monotonic()
     with pytest.raises(StageError) as caught:
         run(
-            site,
             "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
             "other = subprocess.Popen([sys.executable, '-c', 'import signal, time;"
             "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'])\n"
@@ -131,7 +170,7 @@ def test_a_child_that_ignores_sigterm_is_ended_at_its_limit(site: Site, monkeypa
     assert all(gone(pid) for pid in pids)
 
 
-def test_cancelling_ends_the_child_and_gives_the_device_back(site: Site) -> None:
+def test_cancelling_ends_the_child_and_gives_the_device_back(run: Run, site: Site) -> None:
     cancelled = threading.Event()
     pids: list[int] = []
 
@@ -140,13 +179,13 @@ def test_cancelling_ends_the_child_and_gives_the_device_back(site: Site) -> None
         cancelled.set()
 
     with pytest.raises(StageError, match=r"^the stage was cancelled and its worker ended$"):
-        run(site, "emit('pid', pid=os.getpid()); time.sleep(60)", on_event=heard, cancelled=cancelled)
+        run("emit('pid', pid=os.getpid()); time.sleep(60)", on_event=heard, cancelled=cancelled)
     assert gone(pids[0])
     with device_lease(site, "cpu", timeout=0.5):
         pass
 
 
-def test_an_interrupt_that_passes_through_ends_the_child(site: Site) -> None:
+def test_an_interrupt_that_passes_through_ends_the_child(run: Run) -> None:
     pids: list[int] = []
 
     def heard(event: dict[str, Any]) -> None:
@@ -154,13 +193,12 @@ def test_an_interrupt_that_passes_through_ends_the_child(site: Site) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(site, "emit('pid', pid=os.getpid()); time.sleep(60)", on_event=heard)
+        run("emit('pid', pid=os.getpid()); time.sleep(60)", on_event=heard)
     assert gone(pids[0])
 
 
-def test_what_a_finished_child_left_behind_is_ended_too(site: Site) -> None:
+def test_what_a_finished_child_left_behind_is_ended_too(run: Run) -> None:
     result, _ = run(
-        site,
         "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
         " pass_fds=[int(os.environ['KDQ_EVENTS_FD'])])\n"
         "emit('result', other=other.pid)",
@@ -168,12 +206,12 @@ def test_what_a_finished_child_left_behind_is_ended_too(site: Site) -> None:
     assert gone(result["other"])
 
 
-def test_no_descriptor_is_left_open(site: Site) -> None:
-    run(site, "emit('result')")
+def test_no_descriptor_is_left_open(run: Run) -> None:
+    run("emit('result')")
     before = len(os.listdir("/proc/self/fd"))
-    run(site, "emit('result')")
+    run("emit('result')")
     with pytest.raises(TransientError):
-        run(site, "os.kill(os.getpid(), signal.SIGSEGV)")
+        run("os.kill(os.getpid(), signal.SIGSEGV)")
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -184,14 +222,16 @@ def test_a_cuda_child_sees_its_own_device_only(monkeypatch: pytest.MonkeyPatch, 
     assert supervisor.child_environment(Site(home=tmp_path, device="cuda"))["CUDA_VISIBLE_DEVICES"] == "0"
 
 
-def test_a_full_disk_is_explained_before_a_child_is_started(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_explained_before_a_child_is_started(
+    run: Run, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(supervisor.tempfile, "TemporaryFile", full)
     monkeypatch.setattr(supervisor.subprocess, "Popen", lambda *_, **__: pytest.fail("a child was started"))
     with pytest.raises(StoreError) as caught:
-        run(site, "")
+        run("")
     assert str(caught.value) == (
         f"cannot write to {str(site.home / 'logs')!r}: the disk is full; free some space or set KDQ_HOME to a larger "
         "disk, then run again. Nothing was half-written: finished stages are kept"
