@@ -11,13 +11,14 @@ import inspect
 import traceback
 import warnings
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from kdq_core.errors import StageError
+from kdq_core.quantization.recurrent import Recurrent
 
 aten = torch.ops.aten
 
@@ -43,6 +44,7 @@ VIEWS = {
 }  # fmt: skip
 RECURRENT = {aten.lstm.input: 5, aten.gru.input: 5, aten.rnn_tanh.input: 5, aten.rnn_relu.input: 5}
 """Position of the dropout probability."""
+GATED: dict[Any, Literal["lstm", "gru"]] = {aten.lstm.input: "lstm", aten.gru.input: "gru"}
 DROPOUTS = {aten.dropout.default: F.dropout, aten.feature_dropout.default: F.dropout2d}
 
 
@@ -221,6 +223,11 @@ def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:
                 f"{node.name!r} drops out between its recurrent layers, which cannot be switched off in a graph; "
                 "set its dropout to 0 and put nn.Dropout behind it"
             )
+        elif node.target in GATED:
+            biases, layers, _, _, bidirectional, batch_first = cast(Any, node.args[3:9])
+            module = Recurrent(GATED[node.target], biases, layers, bidirectional, batch_first)
+            states = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]
+            _replace(root, graph, node, module, (node.args[0], list(states), node.args[2]))
 
 
 def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
