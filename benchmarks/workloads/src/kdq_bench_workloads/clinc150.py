@@ -1,0 +1,136 @@
+"""Workload `clinc150`: which of 150 intents a short English sentence has.
+
+What: the in-scope sentences of CLINC150: 15,000 train, 3,000 validation, 4,500 test, 100 / 20 / 30 an intent.
+Formula: hard loss = mean cross entropy. Input: numbers of lower-case words, int64 `[B, 24]`, 0 for padding and 1 for
+    words that the training split has fewer than twice; longer sentences are cut. No augmentation.
+Source: Larson et al. 2019, https://aclanthology.org/D19-1131 (CC BY 3.0).
+Defaults and where they come from: a teacher of two encoder layers, 128 wide; the student is one layer, 64 wide, or with
+    `student: bag` the mean of word vectors, the model that intent classifiers on a CPU often are.
+Costs: the file is read once a process.
+Limits: the file must be there; nothing is downloaded. Out-of-scope sentences are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from kdq_core.api import Batch, Field, Outputs, PluginError, Split, StageError, View, Workload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+LENGTH, CLASSES = 24, 150
+NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+class Clinc150(Workload):
+    """Sentences with 150 intents."""
+
+    student_options: ClassVar[frozenset[str]] = frozenset({"student_net", "student_width"})
+
+    folder: str = Field(min_length=1, description="where clinc150.csv.gz is")
+    student_net: Literal["transformer", "bag"] = Field(default="transformer", description="kind of the student")
+    student_width: int = Field(default=64, ge=32, le=512, multiple_of=32, description="width of the student")
+    teacher_width: int = Field(default=128, ge=32, le=512, multiple_of=32, description="width of the teacher")
+
+    def fingerprint(self) -> str:
+        """sha256 of the file and of how it is read."""
+        return hashlib.sha256(b"clinc150 1" + self._file().read_bytes()).hexdigest()
+
+    def teacher(self) -> nn.Module:
+        """Transformer of two layers, `[B, 24] -> [B, 150]`."""
+        from kdq_bench_workloads.nets import TextTransformer
+
+        return TextTransformer(words(self._file()), CLASSES, self.teacher_width, 2, LENGTH)
+
+    def student(self) -> nn.Module:
+        """Transformer of one layer, or mean of word vectors, `[B, 24] -> [B, 150]`."""
+        from kdq_bench_workloads.nets import BagOfWords, TextTransformer
+
+        if self.student_net == "bag":
+            return BagOfWords(words(self._file()), CLASSES, self.student_width)
+        return TextTransformer(words(self._file()), CLASSES, self.student_width, 1, LENGTH)
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        view: View | None = None,  # noqa: ARG002 - the kind's signature
+    ) -> Iterator[Batch]:
+        """Batches of word numbers `[B, 24]` and labels `[B]`; `view` changes nothing."""
+        import numpy as np
+        import torch
+
+        tokens, labels = read(self._file())[split]
+        order = np.arange(len(labels))
+        if split == "train":
+            order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(labels))
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            inputs, targets = torch.from_numpy(tokens[ids]), torch.from_numpy(labels[ids])
+            yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean cross entropy, in float32.
+
+        Raises:
+            StageError: the batch has no labels.
+        """
+        import torch.nn.functional as F
+
+        if batch.targets is None:
+            raise StageError("the loss of workload 'clinc150' needs labels; this batch has none")
+        return F.cross_entropy(outputs.logits.float(), batch.targets)
+
+    def _file(self) -> Path:
+        path = Path(self.folder).expanduser() / "clinc150.csv.gz"
+        if not path.is_file():
+            raise PluginError(f"workload 'clinc150' found no {path.name!r} in {self.folder!r}; put it there")
+        return path
+
+
+def rows(path: Path) -> Iterator[tuple[str, list[str], str]]:
+    """Split, words and label of each in-scope sentence."""
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["label"] != "oos" and row["split"] in NAMES:
+                yield NAMES[row["split"]], re.findall(r"[a-z0-9']+", row["text"].lower()), row["label"]
+
+
+@functools.cache
+def vocabulary(path: Path) -> dict[str, int]:
+    """Number of each word that the training split has at least twice, from 2."""
+    counts = Counter(word for split, text, _ in rows(path) if split == "train" for word in text)
+    return {word: number for number, word in enumerate(sorted(w for w, n in counts.items() if n > 1), start=2)}
+
+
+def words(path: Path) -> int:
+    """How many word numbers there are."""
+    return len(vocabulary(path)) + 2
+
+
+@functools.cache
+def read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Word numbers int64 `[N, 24]` and labels int64 `[N]` of each split."""
+    import numpy as np
+
+    known = vocabulary(path)
+    labels = {label: number for number, label in enumerate(sorted({label for _, _, label in rows(path)}))}
+    splits: dict[str, tuple[list[list[int]], list[int]]] = {name: ([], []) for name in set(NAMES.values())}
+    for split, text, label in rows(path):
+        numbers = [known.get(word, 1) for word in text[:LENGTH]] or [1]
+        splits[split][0].append(numbers + [0] * (LENGTH - len(numbers)))
+        splits[split][1].append(labels[label])
+    return {name: (np.array(tokens, np.int64), np.array(given, np.int64)) for name, (tokens, given) in splits.items()}

@@ -1,0 +1,22 @@
+"""What this distribution brings."""
+
+from collections.abc import Iterator
+
+from kdq_core.api import PluginSpec, hookimpl
+
+KDQ_PLUGIN_API = ">=1,<2"
+
+
+@hookimpl
+def kdq_workloads() -> Iterator[PluginSpec]:
+    """Name them; each class is loaded when a recipe needs it."""
+    yield PluginSpec(
+        name="fashion-mnist",
+        target="kdq_bench_workloads.fashion_mnist:FashionMnist",
+        summary="28x28 grey images of clothes, 10 classes, ResNet-14 and ResNet-8",
+    )
+    yield PluginSpec(
+        name="clinc150",
+        target="kdq_bench_workloads.clinc150:Clinc150",
+        summary="short English sentences, 150 intents, transformers or mean of word vectors",
+    )
