@@ -1,6 +1,6 @@
 """The house plug-ins pass the kits, and each kit sees each broken promise."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -30,6 +30,14 @@ OPTIONS = [
     ("logistic", {"alpha": 1}),
     ("mse-logits", {"on": "probabilities"}),
     ("multi-label-kd", {"temperature": 0.01}),
+    ("attention-transfer", {"power": 1}),
+    ("attention-transfer", {"power": 8}),
+    ("crd", {"tau": 0.001}),
+    ("fitnet", {"beta": 0}),
+    ("regression-kd", {"delta": 0.5}),
+    ("rkd", {"angle": 0}),
+    ("similarity", {"gamma": 1}),
+    ("token-kd", {"temperature": 100}),
 ]
 
 
@@ -38,9 +46,14 @@ def test_every_installed_distiller_keeps_its_promises(name, options):
     check_distiller(Catalog.load().build("distiller", name, options))
 
 
+@pytest.mark.parametrize("options", [{}, {"alpha": 1, "temperature": 4}])
+def test_token_kd_keeps_its_promises_on_sequences(options):
+    check_distiller(Catalog.load().build("distiller", "token-kd", options), places=5)
+
+
 def test_the_distillers_that_are_checked_are_those_the_catalog_names():
     assert {name for name, _ in OPTIONS} <= set(DISTILLERS)
-    assert len(DISTILLERS) >= 7
+    assert len(DISTILLERS) >= 15
 
 
 class Squared(Distiller):
@@ -97,6 +110,73 @@ class Jumps(Squared):
         return LossTerms({"soft": (self.alpha > 0) * (student - teacher).square().mean()}, 1.0)
 
 
+class JumpsAtZero(Squared):
+    beta: float = Field(default=1.0, ge=0, le=50)
+
+    def terms(self, student, teacher):
+        return LossTerms({"soft": (self.beta > 0) * (student - teacher).square().mean()}, 1.0)
+
+
+class WantsLabels(Squared):
+    def loss(self, student, teacher, batch):
+        assert batch.targets.ndim == 1
+        return super().loss(student, teacher, batch)
+
+
+class HasLabels(WantsLabels):
+    needs_labels: ClassVar[bool] = True
+
+
+class NeedsFloat32(Squared):
+    def loss(self, student, teacher, batch):
+        given = super().loss(student, teacher, batch)
+        wide = student.logits.dtype == torch.float64
+        return LossTerms({name: term / (0.0 if wide else 1.0) for name, term in given.terms.items()}, given.hard_weight)
+
+
+class Vectors(Squared):
+    """A correct distiller of features."""
+
+    features: ClassVar[Literal["none", "pairs"]] = "pairs"
+
+    def loss(self, student, teacher, batch):
+        ours, theirs = student.features["vector"].float(), teacher.features["vector"].detach().float()
+        return self.terms(ours, theirs)
+
+    def projectors(self, student, teacher):
+        return {"vector": torch.nn.Linear(*student["vector"], *teacher["vector"])}
+
+
+class LeaksFeatures(Vectors):
+    def loss(self, student, teacher, batch):
+        return self.terms(student.features["vector"].float(), teacher.features["vector"].float())
+
+
+class StrangeProjector(Vectors):
+    def projectors(self, student, teacher):
+        return super().projectors(student, teacher) | {"other": torch.nn.Identity()}
+
+
+class IdleProjector(Vectors):
+    def loss(self, student, teacher, batch):
+        return self.terms(student.logits.float(), teacher.logits.detach().float() + 1 - 1)
+
+    zero_for_equal_models: ClassVar[bool] = False
+
+    def terms(self, student, teacher):
+        return LossTerms({"soft": (student - teacher).square().mean() + 1}, 1.0)
+
+
+class Wild(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + (0 * self.weight).sum().sqrt()
+
+
+class WildProjector(Vectors):
+    def projectors(self, student, teacher):
+        return {"vector": Wild(*student["vector"], *teacher["vector"])}
+
+
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
@@ -104,14 +184,23 @@ class Jumps(Squared):
         (BelowZero, "equal models should give a finite soft loss of at least zero, but term 'soft' is -1"),
         (Vector, "a soft term should be a scalar, but 'soft' has shape (8,)"),
         (Explodes, "the loss should be finite, but it is inf for 8 samples, 10 classes, logits of about 10000"),
-        (Leaks, "no gradient should reach the teacher, but one did; detach its tensors"),
+        (Leaks, "no gradient should reach the teacher, but one did reach its logits; detach its tensors"),
         (LooksAtOrder, "the order of samples should not matter, but term 'soft' moves by"),
         (Jumps, "the loss should be continuous in 'alpha', but it jumps by"),
+        (JumpsAtZero, "the loss should be continuous in 'beta', but it jumps by"),
+        (WantsLabels, "a batch without labels should work, or the class should say needs_labels = True, but it raises"),
+        (NeedsFloat32, "the loss should be finite, but it is inf for a student in torch.float64"),
+        (LeaksFeatures, "no gradient should reach the teacher, but one did reach its vector; detach its tensors"),
+        (StrangeProjector, "projectors should be for the pairs map, sequence, vector, but one is for 'other'"),
+        (IdleProjector, "the projector of 'vector' should get a gradient that is not zero, but it gets none"),
+        (WildProjector, "the projector of 'vector' should get finite gradients"),
     ],
 )
 def test_the_distiller_kit_names_the_broken_promise(broken, sentence):
     check_distiller(Squared())
     check_distiller(CrossEntropy())
+    check_distiller(Vectors())
+    check_distiller(HasLabels())
     with pytest.raises(AssertionError) as caught:
         check_distiller(broken())
     assert str(caught.value).startswith(sentence)
