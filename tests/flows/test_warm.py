@@ -28,6 +28,7 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture
 def warm(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[WarmWorker]:
     monkeypatch.setenv("PYTHONPATH", MODULES, prepend=os.pathsep)
+    monkeypatch.setenv("TEST_EARLY", "set before the worker began")
     then = ["no_such_module", "slow_to_import"]
     with closing(WarmWorker(site, site.home / "logs" / "warm.log", ["wave"], then, "stage_body:main")) as worker:
         yield worker
@@ -59,6 +60,7 @@ def gone(pid: int) -> bool:
 LOOK = """
 emit('result', parent=os.getppid(), session=os.getsid(0) == os.getpid(), warm='wave' in sys.modules,
      all='slow_to_import' in sys.modules, marked=hasattr(sys, 'mark'), late=os.environ.get('TEST_LATE'),
+     early=os.environ.get('TEST_EARLY'),
      open=sorted(os.readlink(f'/proc/self/fd/{n}').partition(':')[0] for n in range(3, 64)
                  if os.path.exists(f'/proc/self/fd/{n}')))
 """
@@ -68,9 +70,10 @@ def test_a_child_is_forked_warm_with_todays_environment_and_only_its_own_descrip
     site: Site, warm: WarmWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_LATE", "set after the worker began")
+    monkeypatch.delenv("TEST_EARLY")
     seen = run(site, warm, LOOK)
     assert (seen["parent"], seen["session"], seen["warm"]) == (warm.pid, True, True)
-    assert seen["late"] == "set after the worker began"
+    assert (seen["late"], seen["early"]) == ("set after the worker began", None)
     assert [name for name in seen["open"] if not name.startswith("/")] == ["pipe"]
     assert [Path(name).name for name in seen["open"] if name.startswith("/")] == ["cpu.lock"]
 
