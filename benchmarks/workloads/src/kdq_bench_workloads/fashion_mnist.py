@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 VALIDATION = 55_000
 SHIFT = 2
+UNLABELLED = -100
 
 
 class FashionMnist(Workload):
@@ -74,26 +75,25 @@ class FashionMnist(Workload):
     def batches(
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
     ) -> Iterator[Batch]:
-        """Batches of images `[B, 1, 28, 28]` and labels `[B]`; without labels for the unlabelled part."""
+        """Batches of images `[B, 1, 28, 28]` and labels `[B]`, -100 where unlabelled; none where all are."""
         import numpy as np
         import torch
 
-        images, labels = self.images(split)
-        pixels, groups = images, [np.arange(len(labels))]
+        pixels, labels = self.images(split)
+        order = np.arange(len(labels))
         if split == "train":
-            pixels = seen(images, view or View(seed, epoch))
+            pixels = seen(pixels, view or View(seed, epoch))
             order = stream(seed, epoch, 0).permutation(len(labels))
-            known = self.labelled or len(labels)
-            groups = [order[order < known], order[order >= known]]
-        for number, group in enumerate(groups):
-            for start in range(0, len(group), batch_size):
-                ids = group[start : start + batch_size]
-                x = (pixels[ids].astype(np.float32) / np.float32(255) - np.float32(0.286)) / np.float32(0.353)
-                targets = torch.from_numpy(labels[ids]) if number == 0 else None
-                yield Batch(inputs=(torch.from_numpy(x[:, None]),), targets=targets, ids=torch.from_numpy(ids))
+            if self.labelled is not None:
+                labels = np.where(np.arange(len(labels)) < self.labelled, labels, UNLABELLED)
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            x = (pixels[ids].astype(np.float32) / np.float32(255) - np.float32(0.286)) / np.float32(0.353)
+            targets = torch.from_numpy(labels[ids]) if (labels[ids] != UNLABELLED).any() else None
+            yield Batch(inputs=(torch.from_numpy(x[:, None]),), targets=targets, ids=torch.from_numpy(ids))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean cross entropy, in float32.
+        """Mean cross entropy over the labelled samples, in float32.
 
         Raises:
             StageError: the batch has no labels.
@@ -102,7 +102,7 @@ class FashionMnist(Workload):
 
         if batch.targets is None:
             raise StageError("the loss of workload 'fashion-mnist' needs labels; this batch has none")
-        return F.cross_entropy(outputs.logits.float(), batch.targets)
+        return F.cross_entropy(outputs.logits.float(), batch.targets, ignore_index=UNLABELLED)
 
     def _file(self, name: str) -> Path:
         path = Path(self.folder).expanduser() / name
