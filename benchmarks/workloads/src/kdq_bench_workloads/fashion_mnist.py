@@ -75,7 +75,7 @@ class FashionMnist(Workload):
     def batches(
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
     ) -> Iterator[Batch]:
-        """Batches of images `[B, 1, 28, 28]` and labels `[B]`, -100 where unlabelled; none where all are."""
+        """Batches of images `[B, 1, 28, 28]` and labels `[B]`, -100 where unlabelled."""
         import numpy as np
         import torch
 
@@ -89,8 +89,8 @@ class FashionMnist(Workload):
         for start in range(0, len(order), batch_size):
             ids = order[start : start + batch_size]
             x = (pixels[ids].astype(np.float32) / np.float32(255) - np.float32(0.286)) / np.float32(0.353)
-            targets = torch.from_numpy(labels[ids]) if (labels[ids] != UNLABELLED).any() else None
-            yield Batch(inputs=(torch.from_numpy(x[:, None]),), targets=targets, ids=torch.from_numpy(ids))
+            inputs, targets = torch.from_numpy(x[:, None]), torch.from_numpy(labels[ids])
+            yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean cross entropy over the labelled samples, in float32.
@@ -102,7 +102,9 @@ class FashionMnist(Workload):
 
         if batch.targets is None:
             raise StageError("the loss of workload 'fashion-mnist' needs labels; this batch has none")
-        return F.cross_entropy(outputs.logits.float(), batch.targets, ignore_index=UNLABELLED)
+        known = (batch.targets != UNLABELLED).sum().clamp(min=1)
+        total = F.cross_entropy(outputs.logits.float(), batch.targets, ignore_index=UNLABELLED, reduction="sum")
+        return total / known
 
     def _file(self, name: str) -> Path:
         path = Path(self.folder).expanduser() / name
