@@ -5,6 +5,7 @@ state and biases are float. Training runs PyTorch's own layer on rounded weights
 too, step by step, as the runtime does.
 """
 
+# ruff: noqa: ARG001  (torch reads an operator's signature, its fake's too)
 from __future__ import annotations
 
 from typing import Any, Literal, cast

@@ -11,13 +11,31 @@ import onnx
 from torch.fx import Node
 
 from kdq_core.api import OperatorCoverage, StageError
-from kdq_targets.ort_places import Finder, module_path, weight_of
+from kdq_targets.ort_operators import module_path, weight_of
+from kdq_targets.ort_places import Finder
 from kdq_targets.ort_session import OrtSession
 from kdq_targets.ort_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
 
 INT8_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")
 LAYOUT = {"ReorderOutput", "ReorderInput", "Transpose", "Reshape", "Flatten", "Squeeze"}
 FUSABLE = {"Relu", "Clip", "LeakyRelu", "Add"}
+FLOAT_TYPES = {
+    "add": ("Add", "Sum", "SkipLayerNormalization", "BiasGelu"),
+    "attention": ("MultiHeadAttention", "Attention", "FusedMatMul", "MatMul"),
+    "batch_norm": ("BatchNormalization",),
+    "concat": ("Concat",),
+    "embedding": ("Gather",),
+    "gelu": ("Gelu", "BiasGelu", "FastGelu", "Erf"),
+    "hardswish": ("HardSwish", "HardSigmoid"),
+    "layer_norm": ("LayerNormalization", "SkipLayerNormalization"),
+    "matmul": ("FusedMatMul", "MatMul"),
+    "mul": ("Mul", "FusedMatMul"),
+    "mean": ("ReduceMean",),
+    "pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"),
+    "silu": ("QuickGelu", "Sigmoid"),
+}
+"""Types of the runtime's float operators, for those that carry no mark: they have no quantized tensor behind them."""
+COMPUTING = ("conv", "linear")
 
 
 def optimized_graph(path: Path) -> Any:
@@ -29,15 +47,14 @@ def optimized_graph(path: Path) -> Any:
 
 
 def cover(path: Path, finder: Finder) -> tuple[OperatorCoverage, ...]:
-    """One row for each conv, linear, add, mul, pool and concat of the captured graph.
+    """One row for each operator of the captured graph that computes something.
 
     Raises:
         StageError: the file is not one that this target wrote from this graph.
     """
     file = _File(onnx.load(str(path)).graph, optimized_graph(path))
     rows = tuple(_row(node, kind, reason, finder, file) for node, kind, reason in finder.operators())
-    weighted = [row for row in rows if row.operator in ("conv", "linear")]
-    if len(weighted) != file.weighted or any(row.kernel == "none" for row in weighted):
+    if file.weighted - file.found or any(row.kernel == "none" for row in rows if row.operator in COMPUTING):
         raise StageError(f"ONNX file {str(path)!r} was not written from this model; export it again")
     return rows
 
@@ -47,26 +64,51 @@ class _File:
 
     def __init__(self, graph: Any, ran: Any) -> None:
         self.nodes = {node.name: node for node in graph.node if node.name}
-        self.weighted = sum(node.name.startswith("<") and node.op_type in WEIGHTED for node in graph.node)
+        marks = [node.name for node in graph.node if node.op_type in WEIGHTED and node.name.startswith("<")]
+        self.weighted = {name for name in marks if not name.startswith("<@") and not name.endswith(".input>")}
+        self.found: set[str] = set()
         self.makers = {output: node for node in graph.node for output in node.output}
         self.readers: dict[str, list[Any]] = {}
         for node in graph.node:
             for value in node.input:
                 self.readers.setdefault(value, []).append(node)
         self.bytes = {tensor.name: _bytes(tensor) for tensor in graph.initializer}
+        self.ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
         self.ran_names = {node.name: str(node.op_type) for node in ran.node}
         makers = {output: node for node in ran.node for output in node.output}
         self.ran_outputs = {output: _behind_layout(node, makers) for output, node in makers.items()}
 
     def weight_bytes(self, node: Any) -> int:
-        """Bytes of the weight of a conv or linear, as shipped."""
-        value = node.input[1] if len(node.input) > 1 else ""
-        while value not in self.bytes:
-            maker = self.makers.get(value)
-            if maker is None or maker.op_type not in CARRIERS:
-                return 0
-            value = maker.input[0]
-        return self.bytes[value]
+        """Bytes of the weight of a conv, linear or embedding, as shipped."""
+        return self._stored(node.input[0 if node.op_type == "Gather" else 1]) if len(node.input) > 1 else 0
+
+    def recurrent_bytes(self, name: str) -> int:
+        """Bytes of all matrices of a recurrent layer."""
+        total = 0
+        for node in self.nodes.values():
+            if node.name.startswith((f"<{name}>", f"<{name}.")):
+                bodies = [item.g for item in node.attribute if item.HasField("g")]
+                total += sum(_bytes(tensor) for body in bodies for tensor in body.initializer if len(tensor.dims) > 1)
+                total += sum(self._stored(value, least=2) for value in set(node.input))
+        return total
+
+    def _stored(self, value: str, least: int = 0) -> int:
+        """Bytes of the constants that a value is made of: of at least `least` axes."""
+        if value in self.bytes:
+            return self.bytes[value] if self.ranks[value] >= least else 0
+        maker = self.makers.get(value)
+        if maker is None:
+            return 0
+        if maker.op_type in CARRIERS:
+            return self._stored(maker.input[0], least)
+        return sum(self._stored(part, least) for part in maker.input) if maker.op_type in ("Gather", "Mul") else 0
+
+    def like(self, kind: str) -> str:
+        """The type of an unmarked float operator that the runtime's graph has for `kind`."""
+        types = set(self.ran_names.values()) | set(self.ran_outputs.values())
+        known = FLOAT_TYPES.get(kind, ())
+        plain = kind.replace("_", "")
+        return next((t for t in known if t in types), None) or next((t for t in types if t.lower() == plain), "none")
 
     def kernel(self, node: Any) -> str:
         """Type of the operator that runs for `node`: found by its mark, else by the last value it was fused up to."""
@@ -93,34 +135,54 @@ def _bytes(tensor: Any) -> int:
 
 
 def _row(node: Node, kind: str, reason: str, finder: Finder, file: _File) -> OperatorCoverage:
-    weight = weight_of(node) if kind in ("conv", "linear") else None
-    marks = [mark_behind(finder.tail(node).name)]
-    if weight is not None:
-        marks = [mark(node.name), mark_weight(str(weight.target)), *marks]
-    written = next((file.nodes[name] for name in marks if name in file.nodes), None)
+    written = next((file.nodes[name] for name in _marks(node, kind, finder) if name in file.nodes), None)
+    file.found |= set() if written is None else {written.name}
     kernel = "none" if written is None else file.kernel(written)
-    int8 = kernel.startswith(INT8_KERNELS)
+    if kernel == "none" and kind not in COMPUTING:
+        kernel = file.like(kind)
+    weight_bytes = 0
+    if kind in ("lstm", "gru"):
+        weight_bytes = file.recurrent_bytes(node.name)
+    elif kind in ("conv", "linear", "embedding") and written is not None:
+        weight_bytes = file.weight_bytes(written)
+    int8 = kernel.startswith(INT8_KERNELS) or _is_int8(kind, reason, written, file)
     return OperatorCoverage(
         path=module_path(node) or node.name,
         operator=kind,
         kernel=kernel,
         int8=int8,
         reason="" if int8 else reason or _why(kernel),
-        macs=_macs(node, kind),
-        weight_bytes=0 if weight is None or written is None else file.weight_bytes(written),
+        macs=finder.macs(node, kind),
+        weight_bytes=weight_bytes,
     )
+
+
+def _is_int8(kind: str, reason: str, written: Any, file: _File) -> bool:
+    """A look-up of integers is int8; so is a Scan whose products are."""
+    if written is None or reason:
+        return False
+    if kind == "embedding":
+        return written.op_type == "Gather" and f"<%{written.name[1:-1]}>" not in file.nodes
+    bodies = [item.g.node for item in written.attribute if item.HasField("g")]
+    return any(part.op_type.startswith(INT8_KERNELS) for body in bodies for part in body)
+
+
+def _marks(node: Node, kind: str, finder: Finder) -> list[str]:
+    """Names under which the file may have the operator."""
+    behind = [mark_behind(finder.tail(node).name)]
+    if kind in ("lstm", "gru"):
+        return [mark(node.name)]
+    weight = weight_of(node) if kind in ("conv", "linear", "embedding") else None
+    if weight is None:
+        return behind
+    users = [user.name for user in weight.users]
+    shared = [mark(users[0]) + "'" * count for count in range(users.index(node.name), -1, -1)]
+    return [mark(node.name), mark_weight(str(weight.target)), *behind, *shared]
 
 
 def _why(kernel: str) -> str:
     if kernel == "none":
         return "it has no counterpart in the runtime's graph"
+    if kernel in ("LSTM", "GRU"):
+        return f"its input is float: int8 weights, and the runtime's float {kernel}"
     return f"the runtime made no int8 kernel of it and runs {kernel}"
-
-
-def _macs(node: Node, kind: str) -> int:
-    """Multiply-accumulates for one sample."""
-    if kind not in ("conv", "linear"):
-        return 0
-    weight: Any = node.args[1]
-    per_output = math.prod(int(size) for size in weight.meta["val"].shape[1:])
-    return per_output * math.prod(int(size) for size in node.meta["val"].shape[1:])

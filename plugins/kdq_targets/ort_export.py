@@ -17,7 +17,10 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from kdq_core.api import StageError, dequantize, quantize
+from kdq_targets.ort_fuse import fuse
+from kdq_targets.ort_recurrent import expand
 from kdq_targets.ort_shrink import LABEL, shrink
+from kdq_targets.ort_translate import TRANSLATIONS
 
 aten = torch.ops.aten
 
@@ -34,6 +37,8 @@ def write(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
         proto = _export(model, example)
     finally:
         model.train(training)
+    expand(proto)
+    fuse(proto)
     shrink(proto)
     onnx.checker.check_model(proto, full_check=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -88,9 +93,8 @@ def _translations() -> dict[Any, Any]:
     return {
         quantize._opoverload: _quantize,
         dequantize._opoverload: _dequantize,
-        aten.adaptive_avg_pool1d.default: _adaptive_avg_pool,
-        aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
         aten.mean.dim: _mean,
+        **TRANSLATIONS,
     }
 
 
@@ -125,12 +129,6 @@ def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, label: str) -> A
     if zero_point is None:
         return _label(op.DequantizeLinear(q, scale, axis=axis), label)
     return _label(op.DequantizeLinear(q, scale, zero_point, axis=axis), label)
-
-
-def _adaptive_avg_pool(x: Any, output_size: Any) -> Any:
-    if set(output_size) != {1}:
-        raise ValueError(f"adaptive average pooling to {list(output_size)!r} has no ONNX twin; use size 1")
-    return op.GlobalAveragePool(x)
 
 
 def _mean(x: Any, dim: Any, keepdim: bool = False, dtype: int = -1) -> Any:

@@ -1,75 +1,40 @@
 """Which tensors of a graph ONNX Runtime's int8 kernels want quantized.
 
-An int8 kernel runs where all inputs and the output of an operator are quantized. Conv and linear bring their batch-norm
-and activation along: only what comes out at the end gets a place.
+A conv, linear, recurrent layer wants its input quantized, a conv its output too: it has no kernel that gives floats.
+Additions, pooling and their like are int8 where their result is wanted in int8 and one of their inputs comes from an
+int8 operator; between float operators they stay float. Conv and linear bring their batch norm and activation along:
+only what comes out at the end gets a place.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, cast
 
-import torch
 from torch.fx import GraphModule, Node
 
-from kdq_core.api import BatchNorm, Dropout, Place
+from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent
+from kdq_targets.ort_operators import (
+    COPIES,
+    FOLDED,
+    FOLLOWERS,
+    MOVERS,
+    SPLITS,
+    SWALLOWED,
+    inputs_of,
+    is_float,
+    module_path,
+    operator_kind,
+    weight_of,
+    why_float,
+)  # fmt: skip
 
-aten = torch.ops.aten
-
-CONVS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
-LINEARS = {aten.linear.default}
-PAIRS = {aten.add.Tensor: "add", aten.mul.Tensor: "mul"}
-POOLS = {
-    aten.avg_pool1d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default, aten.mean.dim,
-}  # fmt: skip
-ACTIVATIONS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
-MOVERS = {
-    aten.max_pool1d.default, aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
-    aten.permute.default, aten.transpose.int, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.squeeze.default, aten.unflatten.int,
-}  # fmt: skip
-COPIES = {aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default}
-
-
-def module_path(node: Node) -> str:
-    """Path of the module whose forward made `node`; empty for the model itself."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else ""
-
-
-def operator_kind(node: Node) -> str | None:
-    """`conv`, `linear`, `add`, `mul`, `pool`, `concat`, or `None` for what this target leaves alone."""
-    target = cast(Any, node.target)
-    if node.op != "call_function":
-        return None
-    if target in CONVS | LINEARS:
-        return "conv" if target in CONVS else "linear"
-    if target in PAIRS:
-        pair = all(isinstance(arg, Node) and is_float(arg) for arg in node.args[:2])
-        return PAIRS[target] if pair else None
-    if target in POOLS:
-        return "pool"
-    return "concat" if target == aten.cat.default else None
-
-
-def operator_name(node: Node) -> str:
-    """`operator_kind`, else `input`, or the name of the ATen operator such as `sigmoid`."""
-    if node.op == "placeholder":
-        return "input"
-    return operator_kind(node) or str(getattr(node.target, "_opname", node.target))
-
-
-def is_float(node: Node) -> bool:
-    """Whether `node` is a float tensor with a batch axis."""
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.dim() > 0
-
-
-def weight_of(node: Node) -> Node | None:
-    """The parameter of a conv or linear, or `None` where the weight is computed."""
-    weight = node.args[1]
-    return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
+WIDE = ("conv", "linear", "lstm", "gru")
+"""Kinds that multiply matrices."""
+MODULES: dict[type, str] = {Attention: "attention", BatchNorm: "batch_norm"}
 
 
 class Finder:
@@ -85,20 +50,41 @@ class Finder:
         self.graph, self.keep_float, self.quantize_outputs = graph, keep_float, quantize_outputs
         self.nodes = list(graph.graph.nodes)
 
+    def kind(self, node: Node) -> str | None:
+        """The type of an operator, or `None` for what computes nothing."""
+        if node.op != "call_module":
+            return operator_kind(node)
+        module = self.graph.get_submodule(cast(str, node.target))
+        if isinstance(module, Recurrent):
+            return module.kind
+        return next((name for known, name in MODULES.items() if isinstance(module, known)), None)
+
+    @cached_property
+    def kinds(self) -> dict[Node, str]:
+        """Each operator with its type; without the batch norms and activations that others take in."""
+        kinds = {node: kind for node in self.nodes if (kind := self.kind(node)) is not None}
+        taken = {part for node, kind in kinds.items() if kind in ("conv", "linear") for part in self._chain(node)[1:]}
+        taken |= {part for node, kind in kinds.items() if kind in FOLLOWERS for part in self._chain(node)[1:]}
+        return {node: kind for node, kind in kinds.items() if node not in taken}
+
     def operators(self) -> Iterator[tuple[Node, str, str]]:
-        """Each operator with its kind and the reason why it stays float (empty where it is quantized)."""
-        for node in self.nodes:
-            kind = operator_kind(node)
-            if kind is not None:
-                yield node, kind, self._reason(node, kind)
+        """Each operator with its type and the reason why it stays float (empty where it is quantized)."""
+        wanted = self.wanted
+        for node, kind in self.kinds.items():
+            reason = self._reason(node, kind)
+            if not reason and kind in FOLLOWERS and node not in self._int8:
+                reason = "its result goes to float operators only"
+                if self.tail(node) in wanted:
+                    reason = "what it computes with comes from float operators"
+            yield node, kind, reason
 
     def _reason(self, node: Node, kind: str) -> str:
-        path = module_path(node)
-        if path in self.keep_float:
+        if module_path(node) in self.keep_float:
             return "left in float by a rule of the recipe"
-        if kind in ("conv", "linear") and weight_of(node) is None:
-            return "its weight is computed, not a parameter"
-        return ""
+        if kind in ("lstm", "gru"):
+            module = cast(Recurrent, self.graph.get_submodule(cast(str, node.target)))
+            return module.why_float(node)
+        return why_float(node, kind)
 
     def source(self, node: Node) -> Node:
         """What `node` holds, before dropout and copies."""
@@ -106,85 +92,174 @@ class Finder:
             node = node.args[0]
         return node
 
+    def moved(self, node: Node) -> Node | None:
+        """What a mover of data moves, or `None` for another operator."""
+        if node.target in MOVERS:
+            return self.source(cast(Node, node.args[0]))
+        if node.target is operator.getitem and cast(Node, node.args[0]).target in SPLITS:
+            return self.source(cast(Node, cast(Node, node.args[0]).args[0]))
+        return None
+
     def tail(self, node: Node) -> Node:
         """The end of operator, batch-norm and activation where nothing else reads in between."""
+        return self._chain(node)[-1]
+
+    def _chain(self, node: Node) -> list[Node]:
         steps: tuple[Callable[[Node], bool], ...] = (
-            lambda n: self._calls(n, BatchNorm),
-            lambda n: n.target in ACTIVATIONS,
+            lambda n: self._calls(n, BatchNorm) and self.kind(node) in ("conv", "linear"),
+            lambda n: n.target in FOLDED,
         )
+        chain = [node]
         for step in steps:
-            users = list(node.users)
+            users = list(chain[-1].users)
             if len(users) == 1 and step(users[0]):
-                node = users[0]
-        return node
+                chain.append(users[0])
+        return chain
 
     def _calls(self, node: Node, module: type) -> bool:
         return node.op == "call_module" and isinstance(self.graph.get_submodule(cast(str, node.target)), module)
 
-    def wanted(self) -> set[Node]:
-        """The tensors that get a grid of their own."""
-        wanted: set[Node] = set()
-        for node, kind, reason in self.operators():
-            if reason:
-                continue
-            args: Any = node.args[0] if kind == "concat" else node.args[: 2 if kind in PAIRS.values() else 1]
-            wanted |= {self.source(cast(Node, arg)) for arg in args}
-            wanted.add(self.tail(node))
-        for node in reversed(self.nodes):
-            if node in wanted and node.target in MOVERS:
-                wanted.add(self.source(cast(Node, node.args[0])))
-        if not self.quantize_outputs:
-            wanted -= {self.source(node) for node in self.graph.graph.output_node().all_input_nodes}
-        return {node for node in wanted if is_float(node) and node.op != "get_attr"}
-
+    @cached_property
     def makers(self) -> dict[Node, Node]:
         """For the end of each operator, batch-norm and activation: the operator."""
-        return {self.tail(node): node for node, _, _ in self.operators()}
+        return {self.tail(node) if kind in (*WIDE, *FOLLOWERS) else node: node for node, kind in self.kinds.items()}
 
+    @cached_property
+    def wanted(self) -> set[Node]:
+        """The tensors that get a grid of their own or of what they move."""
+        self._int8: set[Node] = set()
+        self._wanted: set[Node] = set()
+        outputs = {self.source(node) for node in self.graph.graph.output_node().all_input_nodes}
+        for node, kind in self.kinds.items():
+            if kind not in WIDE or self._reason(node, kind):
+                continue
+            self._want(inputs_of(node, kind)[0])
+            tail = self.tail(node)
+            swallowed = len(tail.users) == 1 and next(iter(tail.users)).target in SWALLOWED
+            if kind == "conv" or (kind == "linear" and (tail.target in FOLDED or swallowed)):
+                self._want(tail)
+        if self.quantize_outputs:
+            for node in outputs:
+                if self._native(node) and not self._embedded(node):
+                    self._want(node)
+            return self._wanted
+        return self._wanted - outputs
+
+    def _embedded(self, node: Node) -> bool:
+        moved = self.moved(node)
+        return self.kinds.get(node) == "embedding" if moved is None else self._embedded(moved)
+
+    def _want(self, node: Node) -> None:
+        """Want `node` in int8, and with it what its operator computes with."""
+        node = self.source(node)
+        if node in self._wanted or not is_float(node) or node.op == "get_attr":
+            return
+        self._wanted.add(node)
+        moved = self.moved(node)
+        if moved is not None:
+            self._want(moved)
+            return
+        maker = self.makers.get(node)
+        kind = self.kinds.get(maker) if maker is not None else None
+        if maker is None or kind not in FOLLOWERS or self._reason(maker, kind):
+            return
+        if any(self._native(arg) for arg in inputs_of(maker, kind)):
+            self._int8.add(maker)
+            for arg in inputs_of(maker, kind):
+                self._want(arg)
+
+    def _native(self, node: Node) -> bool:
+        """Whether `node` comes from an operator with an int8 kernel, or is an input of the model."""
+        node = self.source(node)
+        if node.op == "placeholder":
+            return is_float(node)
+        moved = self.moved(node)
+        if moved is not None:
+            return self._native(moved)
+        maker = self.makers.get(node)
+        kind = self.kinds.get(maker) if maker is not None else None
+        if maker is None or kind is None or self._reason(maker, kind):
+            return False
+        if kind in FOLLOWERS:
+            return any(self._native(arg) for arg in inputs_of(maker, kind))
+        return kind in ("conv", "linear", "embedding")
+
+    @cached_property
     def weights(self) -> dict[Node, Node]:
         """Parameters to quantize, each with its first operator."""
         found: dict[Node, Node] = {}
-        for node, kind, reason in self.operators():
-            weight = weight_of(node) if kind in ("conv", "linear") and not reason else None
-            if weight is not None:
-                found.setdefault(weight, node)
+        for node, kind in self.kinds.items():
+            if self._reason(node, kind):
+                continue
+            if kind in ("conv", "linear", "embedding"):
+                found.setdefault(cast(Node, weight_of(node)), node)
+            elif kind in ("lstm", "gru"):
+                module = cast(Recurrent, self.graph.get_submodule(cast(str, node.target)))
+                for weight in module.weights(node):
+                    found.setdefault(weight, node)
         return found
+
+    def macs(self, node: Node, kind: str) -> int:
+        """Multiply-accumulates for one sample; 0 for what multiplies no matrices."""
+        if kind in ("conv", "linear"):
+            weight: Any = cast(Node, node.args[1]).meta["val"]
+            per_output = math.prod(int(size) for size in weight.shape[1:])
+            return per_output * _per_sample(node.meta["val"])
+        if kind in ("lstm", "gru"):
+            module = cast(Recurrent, self.graph.get_submodule(cast(str, node.target)))
+            sizes: Any = cast(Node, node.args[0]).meta["val"].shape
+            steps = int(sizes[1 if module.batch_first else 0])
+            return steps * sum(_per_sample(w.meta["val"]) for w in module.weights(node))
+        return 0
+
+    def place_operator(self, node: Node) -> str:
+        """The type of what makes `node`: of an operator, `input`, or the ATen name of a mover of data."""
+        if node.op == "placeholder":
+            return "input"
+        return self.kinds.get(node) or self.kind(node) or str(getattr(node.target, "_opname", node.target))
 
 
 def find_places(
     graph: GraphModule, *, keep_float: Sequence[str], quantize_outputs: bool, weight_limit: int
 ) -> tuple[Place, ...]:
-    """Weights int8 symmetric per output channel within ±`weight_limit`; activations uint8 affine."""
+    """Weights int8 symmetric within ±`weight_limit`, per output channel; activations uint8 affine.
+
+    An embedding's table has a scale for each of its columns: that is one DequantizeLinear behind the Gather. A table
+    that is a linear's weight as well has one scale.
+    """
     finder = Finder(graph, keep_float, quantize_outputs)
-    wanted, weights, makers = finder.wanted(), finder.weights(), finder.makers()
     names: dict[Node, str] = {}
     made_by: dict[Node, Node] = {}
     places: list[Place] = []
     for node in finder.nodes:
-        if node in weights:
-            channels = int(node.meta["val"].shape[0]) if "val" in node.meta else None
-            places.append(Place(
-                name=str(node.target), role="weight", node=node.name, dtype="int8", qmin=-weight_limit,
-                qmax=weight_limit, symmetric=True, axis=0, channels=channels or _channels(graph, node),
-                path=module_path(weights[node]), operator=operator_name(weights[node]),
-            ))  # fmt: skip
+        if node in finder.weights:
+            places.append(_weight(graph, node, finder, weight_limit))
             continue
-        moved = finder.source(cast(Node, node.args[0])) if node.target in MOVERS else None
+        moved = finder.moved(node)
         shared = names.get(moved) if moved is not None else None
-        if node not in wanted and shared is None:
+        if shared is None and (node not in finder.wanted or node.op == "get_attr"):
             continue
         name = _name(node)
         names[node] = shared or name
-        made_by[node] = made_by[moved] if shared and moved is not None else makers.get(node, node)
+        made_by[node] = made_by[moved] if shared and moved is not None else finder.makers.get(node, node)
         places.append(Place(
             name=name, role="activation", node=node.name, dtype="uint8", qmin=0, qmax=255, symmetric=False,
-            shared_with=shared, path=module_path(made_by[node]), operator=operator_name(made_by[node]),
+            shared_with=shared, path=module_path(made_by[node]), operator=finder.place_operator(made_by[node]),
         ))  # fmt: skip
     return tuple(places)
 
 
-def _channels(graph: GraphModule, node: Node) -> int:
-    return int(graph.get_parameter(cast(str, node.target)).shape[0])
+def _weight(graph: GraphModule, node: Node, finder: Finder, limit: int) -> Place:
+    maker = finder.weights[node]
+    kind = finder.kinds[maker]
+    tied = len({finder.kinds.get(user) for user in node.users}) > 1
+    axis = None if tied else 1 if kind == "embedding" else 0
+    value: Any = operator.attrgetter(cast(str, node.target))(graph)
+    return Place(
+        name=str(node.target), role="weight", node=node.name, dtype="int8", symmetric=True, axis=axis,
+        qmin=-limit, qmax=limit, channels=None if axis is None else int(value.shape[axis]),
+        path=module_path(maker), operator=kind,
+    )  # fmt: skip
 
 
 def _name(node: Node) -> str:
@@ -192,3 +267,15 @@ def _name(node: Node) -> str:
         return f"{node.name}:input"
     path = module_path(node)
     return f"{path}.{node.name}:output" if path else f"{node.name}:output"
+
+
+def _per_sample(value: Any) -> int:
+    """Elements of a tensor for one sample: the free sizes, which are multiples of the batch, at batch 1."""
+    return math.prod(_at_batch_1(size) for size in value.shape)
+
+
+def _at_batch_1(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    expression: Any = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))

@@ -63,8 +63,13 @@ def _name_nodes(graph: Any) -> None:
             maker = makers.get(maker.input[0])
         if maker is not None and maker.op_type not in CARRIERS:
             names[id(maker)] = names.get(id(maker)) or mark_behind(behind)
+    taken: set[str] = set()
     for node in graph.node:
-        node.name = names.get(id(node), "")
+        name = names.get(id(node), node.name if node.name.startswith("<") else "")
+        while name in taken:  # operators with one weight
+            name += "'"
+        taken |= {name} - {""}
+        node.name = name
 
 
 def _weight_mark(node: Any, makers: dict[str, Any], initializers: set[str], labels: dict[int, str]) -> str:
@@ -106,7 +111,8 @@ def _strip(proto: Any) -> None:
     graph.ClearField("value_info")
     graph.name = "kdq"
     proto.producer_name, proto.producer_version = "kdq", ""
-    used = {node.domain for node in graph.node} | {""}
+    bodies = [item.g for node in graph.node for item in node.attribute if item.HasField("g")]
+    used = {node.domain for part in (graph, *bodies) for node in part.node} | {""}
     kept = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)

@@ -171,6 +171,7 @@ def test_other_operators_run_in_int8_kernels_too(tmp_path):
     rows = files.target.coverage(files.path, files.graph)
     assert {row.kernel for row in rows} == {
         "QLinearConv", "QLinearMul", "QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool", "QGemm",
+        "QLinearSigmoid",
     }  # fmt: skip
     lsb, flips = compare(files, (3, 8, 8))
     assert np.quantile(lsb, 0.99) <= 1.01

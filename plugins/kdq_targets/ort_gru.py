@@ -1,0 +1,97 @@
+"""A GRU as a Scan over int8 products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from kdq_targets.ort_parts import Parts, find_constant
+from kdq_targets.ort_shrink import LABEL, mark
+
+CONTRIB = "com.microsoft"
+
+
+def gru_scan(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
+    """One layer: one product for the inputs of all steps, then a Scan in each direction."""
+    ways, gates, hidden = r.q.shape
+    b = find_constant(parts, node.input[3]).reshape(ways, 2, gates)
+    shares = _input_part(parts, x, w, b[:, 0])
+    outputs, ends = [], []
+    for way in range(ways):
+        index = parts.constant(f"way_{way}", np.array(way))
+        first = parts.add("Gather", [str(node.input[5]), index], axis=0)
+        body = _step(hidden, r.q[way].T, r.scale[way], b[way, 1], f"{parts.label}.{way}.")
+        last, made = f"{parts.prefix}last_{way}", f"{parts.prefix}made_{way}"
+        parts.nodes.append(helper.make_node(
+            "Scan", [first, shares[way]], [last, made], body=body,
+            name=mark(f"{parts.label}.{way}") if way else parts.mark, num_scan_inputs=1,
+            scan_input_directions=[way], scan_output_directions=[way],
+        ))  # fmt: skip
+        outputs.append(parts.add("Unsqueeze", [made, parts.constant(f"axis_1_{way}", np.array([1]))]))
+        ends.append(parts.add("Unsqueeze", [last, parts.constant(f"axis_0_{way}", np.array([0]))]))
+    for values, name, axis in zip((outputs, ends), node.output, (1, 0), strict=False):
+        if name:
+            parts.add("Concat", values, output=name, axis=axis)
+
+
+def _input_part(parts: Parts, x: Any, w: Any, b: Any) -> list[str]:
+    """What the inputs give to the gates, `[T, B, 3H]` for each direction: one int8 Gemm."""
+    ways, gates, width = w.q.shape
+    step = (find_constant(parts, x.input[1]) * w.scale.reshape(-1)).astype(np.float32)
+    integers = np.rint(b.reshape(-1).astype(np.float64) / step).astype(np.int32)
+    rows = parts.add("Reshape", [str(x.output[0]), parts.constant("rows", np.array([-1, width]))])
+    weight = parts.add("DequantizeLinear", [
+        parts.constant("w", w.q.reshape(-1, width)), parts.constant("w_scale", w.scale.reshape(-1)),
+        parts.constant("w_zero", np.zeros(ways * gates, dtype=np.int8)),
+    ], axis=0)  # fmt: skip
+    entry = parts.nodes[-1].metadata_props.add()
+    entry.key, entry.value = LABEL, f"{parts.label}.input"
+    bias = parts.add("DequantizeLinear", [parts.constant("b", integers), parts.constant("b_scale", step)], axis=0)
+    flat = parts.add("Gemm", [rows, weight, bias], transB=1)
+    shape = parts.add("Shape", [str(x.output[0])], end=2)
+    shape = parts.add("Concat", [shape, parts.constant("width", np.array([ways * gates]))], axis=0)
+    all_ways = parts.add("Reshape", [flat, shape])
+    if ways == 1:
+        return [all_ways]
+    names = [f"{parts.prefix}share_{way}" for way in range(ways)]
+    sizes = parts.constant("shares", np.array([gates] * ways))
+    parts.nodes.append(helper.make_node("Split", [all_ways, sizes], names, axis=2))
+    return names
+
+
+def _step(hidden: int, r: Any, r_scale: Any, b: Any, prefix: str) -> Any:
+    """One step: state `[B, H]` and the input's part `[B, 3H]`, gates r, z, n. Holds its own constants."""
+    names = ("h", "x", "q", "m", "m1", "m2", "x1", "x2", "s", "g", "r", "z", "p", "t", "n", "d", "e", "out", "y")
+    h, x, q, m, m1, m2, x1, x2, s, g, reset, keep, p, t, new, d, e, out, y = (f"{prefix}{name}" for name in names)
+    values = {
+        "R": np.ascontiguousarray(r), "S": np.array(2.0 / 255.0, dtype=np.float32), "RS": np.ascontiguousarray(r_scale),
+        "Z": np.array(128, dtype=np.uint8), "RZ": np.zeros(3 * hidden, dtype=np.int8), "B": np.ascontiguousarray(b),
+        "N": np.array([2 * hidden, hidden]), "H": np.array([hidden, hidden]),
+    }  # fmt: skip
+    tensors = [numpy_helper.from_array(value, f"{prefix}{name}") for name, value in values.items()]
+    weight, scale, r_scales, zero, r_zero, bias, sizes, halves = (tensor.name for tensor in tensors)
+    make = helper.make_node
+    nodes = [
+        make("QuantizeLinear", [h, scale, zero], [q]),
+        make("MatMulIntegerToFloat", [q, weight, scale, r_scales, zero, r_zero, bias], [m], domain=CONTRIB),
+        make("Split", [m, sizes], [m1, m2], axis=1),
+        make("Split", [x, sizes], [x1, x2], axis=1),
+        make("Sum", [m1, x1], [s]),
+        make("Sigmoid", [s], [g]),
+        make("Split", [g, halves], [reset, keep], axis=1),
+        make("Mul", [reset, m2], [p]),
+        make("Sum", [x2, p], [t]),
+        make("Tanh", [t], [new]),
+        make("Sub", [h, new], [d]),
+        make("Mul", [keep, d], [e]),
+        make("Sum", [new, e], [out]),
+        make("Identity", [out], [y]),
+    ]
+    kind = onnx.TensorProto.FLOAT
+    state = helper.make_tensor_value_info(h, kind, ["batch", hidden])
+    share = helper.make_tensor_value_info(x, kind, ["batch", 3 * hidden])
+    made = [helper.make_tensor_value_info(name, kind, ["batch", hidden]) for name in (out, y)]
+    return helper.make_graph(nodes, "step", [state, share], made, tensors)

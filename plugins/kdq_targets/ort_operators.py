@@ -1,0 +1,122 @@
+"""ATen operators as ONNX Runtime sees them: which have an int8 kernel, which only move data, why the rest is float."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+CONVS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
+LINEARS = {aten.linear.default}
+EMBEDDINGS = {aten.embedding.default}
+PAIRS = {aten.add.Tensor: "add", aten.mul.Tensor: "mul"}
+JOINS = {aten.cat.default, aten.stack.default}
+POOLS = {
+    aten.avg_pool1d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default, aten.mean.dim,
+}  # fmt: skip
+LOOKUPS = {aten.relu.default: "relu", aten.leaky_relu.default: "leaky_relu", aten.sigmoid.default: "sigmoid"}
+"""Functions of one tensor for which the runtime has a table of 256 entries."""
+FOLDED = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
+"""Activations that a quantizer behind them does by its own clipping."""
+SWALLOWED = FOLDED | {
+    aten.leaky_relu.default, aten.sigmoid.default, aten.tanh.default, aten.hardsigmoid.default, aten.elu.default,
+}  # fmt: skip
+"""Activations that the runtime would merge into a float linear layer."""
+SPLITS = {
+    aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.unbind.int,
+}  # fmt: skip
+MOVERS = {
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.squeeze.dims, aten.squeeze.default, aten.unflatten.int, aten.slice.Tensor, aten.select.int,
+    aten.expand.default, aten.repeat.default, aten.pixel_shuffle.default,
+}  # fmt: skip
+"""They move data and leave it on its grid; the runtime does so in integers."""
+COPIES = {
+    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
+}  # fmt: skip
+MAKERS = {"zeros", "ones", "full", "arange", "empty", "zeros_like", "ones_like", "full_like", "to", "_to_copy", "where"}
+"""Operators that compute nothing of the model's own."""
+WEIGHTED = ("conv", "linear", "embedding", "lstm", "gru")
+FOLLOWERS = ("add", "mul", "concat", "pool", *LOOKUPS.values())
+"""Kinds that run in int8 between int8 neighbours, and otherwise stay float at no loss."""
+REASONS = {
+    "attention": "products between activations and softmax gain nothing in int8",
+    "matmul": "products between activations gain nothing in int8",
+    "softmax": "softmax between float products stays float",
+    "layer_norm": "ONNX Runtime has no int8 kernel for layer_norm, and it needs the float range",
+    "batch_norm": "no conv or linear stands directly in front of it to take it in",
+    "rnn": "ONNX Runtime has no int8 kernel for plain recurrent layers",
+}
+SAME_AS = {"bmm": "matmul", "baddbmm": "matmul", "einsum": "matmul", "rnn_tanh": "rnn", "rnn_relu": "rnn"}
+
+
+def module_path(node: Node) -> str:
+    """Path of the module whose forward made `node`; empty for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def is_float(node: Node) -> bool:
+    """Whether `node` is a float tensor with a batch axis."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.dim() > 0
+
+
+def weight_of(node: Node) -> Node | None:
+    """The parameter of a conv, linear or embedding, or `None` where the weight is computed."""
+    weight = node.args[0 if node.target in EMBEDDINGS else 1]
+    return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+
+def operator_kind(node: Node) -> str | None:
+    """The type of an ATen call: of `WEIGHTED`, of `FOLLOWERS`, or its own name for one that runs in float.
+
+    `None` for what computes nothing: shapes, constants, movers of data.
+    """
+    target = cast(Any, node.target)
+    if node.op != "call_function" or target in MOVERS | SPLITS | COPIES or not hasattr(target, "_opname"):
+        return None
+    for kind, targets in (("conv", CONVS), ("linear", LINEARS), ("embedding", EMBEDDINGS), ("concat", JOINS)):
+        if target in targets:
+            return kind
+    if target in POOLS:
+        return "pool" if _is_pool(node) else "mean"
+    name = PAIRS.get(target) or LOOKUPS.get(target) or str(target._opname)
+    if not is_float(node) or name in MAKERS:
+        return None
+    return SAME_AS.get(name, name)
+
+
+def _is_pool(node: Node) -> bool:
+    """All but a mean over something other than all positions of `[B, C, ...]`."""
+    if node.target != aten.mean.dim:
+        return True
+    rank = cast(Node, node.args[0]).meta["val"].dim()
+    return rank > 2 and sorted(d % rank for d in cast(Any, node.args[1])) == list(range(2, rank))
+
+
+def inputs_of(node: Node, kind: str) -> list[Node]:
+    """The activations that an operator computes with."""
+    given: Any = node.args[0] if kind == "concat" else node.args[: 2 if kind in PAIRS.values() else 1]
+    return [arg for arg in given if isinstance(arg, Node)]
+
+
+def why_float(node: Node, kind: str) -> str:
+    """Why an operator stays float whatever stands around it; empty where it may be int8."""
+    if kind in ("conv", "linear", "embedding"):
+        return "" if weight_of(node) is not None else "its weight is computed, not a parameter"
+    if kind in PAIRS.values():
+        operands = [arg for arg in node.args[:2] if isinstance(arg, Node)]
+        if len(operands) < 2 or not all(is_float(arg) for arg in operands):
+            return "one operand is a number or a parameter"
+        return "one operand is a number or a parameter" if any(a.op == "get_attr" for a in operands) else ""
+    if kind in FOLLOWERS or kind in WEIGHTED:
+        return ""
+    if kind == "mean":
+        return "only a mean over all positions of [B, C, ...] has an int8 kernel"
+    return REASONS.get(kind, f"ONNX Runtime has no int8 kernel for {kind}")

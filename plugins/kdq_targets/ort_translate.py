@@ -1,0 +1,140 @@
+"""ATen operators written so that ONNX Runtime has an int8 kernel for them.
+
+Recurrent layers are written as ONNX's own, on dequantized weights, with PyTorch's order of gates; `ort_recurrent` turns
+them into what the runtime runs in int8. They carry the mark `RECURRENT` until then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from onnxscript import opset18 as op
+
+from kdq_core.api import recurrent
+
+aten = torch.ops.aten
+RECURRENT = "kdq.recurrent"
+GATES = {"lstm": 4, "gru": 3}
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """A Gemm on rows: with a bias in int32 it is one kernel, which MatMul and Add are not."""
+    rank, out = len(x.shape), weight.shape[0]
+    if rank == 1:
+        x = op.Unsqueeze(x, op.Constant(value_ints=[0]))
+    elif rank > 2:
+        rows = op.Reshape(x, op.Constant(value_ints=[-1, weight.shape[1]]))
+    given = x if rank < 3 else rows
+    y = op.Gemm(given, weight, transB=1) if bias is None else op.Gemm(given, weight, bias, transB=1)
+    if rank == 2:
+        return y
+    if rank == 1:
+        return op.Squeeze(y, op.Constant(value_ints=[0]))
+    free = [index for index, size in enumerate(x.shape[:-1]) if not isinstance(size, int)]
+    if len(free) < 2:
+        sizes = [size if isinstance(size, int) else -1 for size in x.shape[:-1]]
+        return op.Reshape(y, op.Constant(value_ints=[*sizes, out]))
+    return op.Reshape(y, op.Concat(op.Shape(x, end=rank - 1), op.Constant(value_ints=[out]), axis=0))
+
+
+def adaptive_avg_pool(x: Any, output_size: Any) -> Any:
+    """Global pooling, or windows of one size where the positions can be shared out evenly."""
+    given, wanted = list(x.shape[2:]), list(output_size)
+    if set(wanted) == {1}:
+        return op.GlobalAveragePool(x)
+    if not all(isinstance(g, int) and g % w == 0 for g, w in zip(given, wanted, strict=True)):
+        raise ValueError(f"adaptive average pooling of {given!r} to {wanted!r} has no ONNX twin; use sizes that divide")
+    window = [g // w for g, w in zip(given, wanted, strict=True)]
+    return op.AveragePool(x, kernel_shape=window, strides=window)
+
+
+def lstm(
+    x: Any, states: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool,
+    batch_first: bool,
+) -> Any:  # fmt: skip
+    """A float LSTM."""
+    del dropout, train
+    return _float("lstm", x, list(states), list(weights), biases, layers, 1 + bidirectional, batch_first)
+
+
+def gru(
+    x: Any, state: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool,
+    batch_first: bool,
+) -> Any:  # fmt: skip
+    """A float GRU."""
+    del dropout, train
+    return _float("gru", x, [state], list(weights), biases, layers, 1 + bidirectional, batch_first)
+
+
+def _float(
+    kind: str, x: Any, states: list[Any], weights: list[Any], biases: bool, layers: int, ways: int, batch_first: bool
+) -> Any:
+    size = 4 if biases else 2
+    y = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+    ends: list[list[Any]] = [[] for _ in states]
+    for layer in range(layers):
+        parts = weights[layer * ways * size : (layer + 1) * ways * size]
+        w, r = (_stack(parts[index::size]) for index in (0, 1))
+        b = op.Concat(_stack(parts[2::4]), _stack(parts[3::4]), axis=1) if biases else None
+        first = [_slice(state, layer * ways, (layer + 1) * ways) if layers > 1 else state for state in states]
+        y, *last = _layer(kind, y, w, r, b, first, ways, weights[1].shape[1])
+        for ended, state in zip(ends, last, strict=True):
+            ended.append(state)
+    y = op.Transpose(y, perm=[1, 0, 2]) if batch_first else y
+    return (y, *(op.Concat(*ended, axis=0) if len(ended) > 1 else ended[0] for ended in ends))
+
+
+def _stack(values: list[Any]) -> Any:
+    wide = [op.Unsqueeze(value, op.Constant(value_ints=[0])) for value in values]
+    return op.Concat(*wide, axis=0) if len(wide) > 1 else wide[0]
+
+
+def _slice(value: Any, start: int, end: int) -> Any:
+    return op.Slice(value, op.Constant(value_ints=[start]), op.Constant(value_ints=[end]), op.Constant(value_ints=[0]))
+
+
+def _layer(
+    kind: str, x: Any, w: Any, r: Any, b: Any, states: list[Any], ways: int, hidden: int, label: str = "float"
+) -> tuple[Any, ...]:
+    """One layer: outputs `[T, B, D * H]` and the last states."""
+    direction = "bidirectional" if ways == 2 else "forward"
+    if kind == "lstm":
+        made = op.LSTM(x, w, r, b, None, *states, hidden_size=hidden, direction=direction)
+    else:
+        made = op.GRU(x, w, r, b, None, *states, hidden_size=hidden, direction=direction, linear_before_reset=1)
+    made[0].producer().metadata_props[RECURRENT] = label
+    joined = op.Transpose(made[0], perm=[0, 2, 1, 3])
+    y = op.Reshape(joined, op.Constant(value_ints=[0, 0, ways * hidden]))
+    return (y, *made[1 : 1 + len(states)])
+
+
+def int8_layer(
+    x: Any, scale: Any, zero: Any, states: Any, w: Any, w_scale: Any, r: Any, r_scale: Any, b_x: Any, b_h: Any,
+    kind: str, label: str,
+) -> Any:  # fmt: skip
+    """An integer layer of a converted model."""
+    producer = x.producer()
+    if producer is None or producer.op_type != "DequantizeLinear":
+        x = op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
+    b = op.Concat(b_x, b_h, axis=1)
+    hidden = r.shape[2]
+    return _layer(kind, x, _wide(w, w_scale), _wide(r, r_scale), b, list(states), w.shape[0], hidden, label)
+
+
+def _wide(q: Any, scale: Any) -> Any:
+    """Dequantize `[D, C, I]` with scales `[D, C]`."""
+    ways, channels, width = q.shape
+    rows = op.Reshape(q, op.Constant(value_ints=[ways * channels, width]))
+    wide = op.DequantizeLinear(rows, op.Reshape(scale, op.Constant(value_ints=[ways * channels])), axis=0)
+    return op.Reshape(wide, op.Constant(value_ints=[ways, channels, width]))
+
+
+TRANSLATIONS: dict[Any, Any] = {
+    aten.linear.default: linear,
+    aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
+    aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
+    aten.lstm.input: lstm,
+    aten.gru.input: gru,
+    recurrent._opoverload: int8_layer,
+}
