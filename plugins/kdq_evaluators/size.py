@@ -5,12 +5,13 @@ What: bytes of the file (with external data files, if it has any), bytes of its 
 Formula: compression = bytes of the baseline / bytes of the candidate, graph and metadata included on both sides.
     A weight is a constant tensor of two or more dimensions; a parameter is an element of any floating-point, int8,
     uint8 or int32 constant that is no scale or zero point. Constants are initialisers and Constant nodes, in subgraphs
-    too: exporters hide weights in both.
+    too: exporters hide weights in both. Of weights that are packed, several to a byte, the bytes are those in the
+    file, tables included, and the parameters those that come out.
 Source: ONNX IR specification (TensorProto, external data); read from the file, not from the model in PyTorch, since
     exporters have left float weights in the file beside the int8 ones.
 Defaults and where they come from: no options.
 Costs: one read of the file.
-Limits: ONNX files. Packed sub-byte tensors count as the file stores them.
+Limits: ONNX files. Weights count as packed where they are looked up in a table by constant bytes.
 """
 
 from __future__ import annotations
@@ -89,16 +90,19 @@ def read(path: Path) -> Contents:
     int8 = floating = parameters = 0
     external: set[str] = set()
     skipped = set(scales(model.graph))
+    packing, packed_parameters = packed(model.graph)
     for name, tensor in constants(model.graph):
         external |= {entry.value for entry in tensor.external_data if entry.key == "location"}
         kind, elements = tensor_dtype_to_np_dtype(tensor.data_type), math.prod(tensor.dims)
         number, is_int8 = kind.name.startswith(("float", "bfloat")), kind.name in ("int8", "uint8")
-        if name not in skipped and (number or is_int8 or kind.name == "int32"):
+        if name in packing:
+            int8 += elements * is_int8
+        elif name not in skipped and (number or is_int8 or kind.name == "int32"):
             parameters += elements
             int8 += elements * is_int8 * (len(tensor.dims) > 1)
             floating += elements * kind.itemsize * number * (len(tensor.dims) > 1)
     total = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external)
-    return Contents(bytes=total, int8=int8, floating=floating, parameters=parameters)
+    return Contents(bytes=total, int8=int8, floating=floating, parameters=parameters + packed_parameters)
 
 
 def graphs(graph: Any) -> Iterator[Any]:
@@ -124,3 +128,26 @@ def scales(graph: Any) -> Iterator[str]:
     for part in graphs(graph):
         for node in part.node:
             yield from (node.input[i] for i in SCALES.get(node.op_type, ()) if i < len(node.input))
+
+
+def packed(graph: Any) -> tuple[set[str], int]:
+    """Names of the constants that packed weights are decoded from, and how many weights come out."""
+    from onnx import TensorProto, numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    octets = {name for name, tensor in tensors.items() if tensor.data_type == TensorProto.UINT8 and tensor.dims}
+    made_of = {name: {name} for name in tensors}
+    ends: dict[str, int] = {}
+    looked_up: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" or not set(node.input) <= made_of.keys():
+            continue
+        value = node.output[0]
+        made_of[value] = {name for part in node.input for name in made_of[part]}
+        if node.op_type == "Gather" or looked_up & set(node.input):
+            looked_up.add(value)
+        for part in node.input:
+            ends.pop(part, None)
+        if node.op_type == "Reshape" and value in looked_up and made_of[value] & octets and node.input[1] in tensors:
+            ends[value] = math.prod(numpy_helper.to_array(tensors[node.input[1]]).tolist())
+    return {name for value in ends for name in made_of[value]}, sum(ends.values())

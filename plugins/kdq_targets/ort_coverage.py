@@ -15,6 +15,7 @@ from kdq_targets.ort_operators import module_path, weight_of
 from kdq_targets.ort_places import Finder
 from kdq_targets.ort_session import OrtSession
 from kdq_targets.ort_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
+from kdq_targets.ort_unpack import shipped
 
 INT8_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")
 LAYOUT = {"ReorderOutput", "ReorderInput", "Transpose", "Reshape", "Flatten", "Squeeze"}
@@ -72,8 +73,12 @@ class _File:
         for node in graph.node:
             for value in node.input:
                 self.readers.setdefault(value, []).append(node)
+<<<<<<< ours
         self.bytes = {tensor.name: _bytes(tensor) for tensor in graph.initializer}
         self.ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+=======
+        self.bytes = {tensor.name: _bytes(tensor) for tensor in graph.initializer} | shipped(graph)
+>>>>>>> theirs
         self.ran_names = {node.name: str(node.op_type) for node in ran.node}
         makers = {output: node for node in ran.node for output in node.output}
         self.ran_outputs = {output: _behind_layout(node, makers) for output, node in makers.items()}

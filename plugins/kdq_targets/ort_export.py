@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,16 @@ from kdq_targets.ort_translate import TRANSLATIONS
 aten = torch.ops.aten
 
 
-def write(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+def write(
+    model: nn.Module, example: tuple[Tensor, ...], path: Path, rewrites: Sequence[Callable[[Any], None]] = ()
+) -> None:
     """Export `model` in eval mode to `path`, under a temporary name first.
+
+    Args:
+        model: float or converted.
+        example: inputs, each `[B, ...]`.
+        path: the file.
+        rewrites: what a target changes in the ONNX graph, called in this order.
 
     Raises:
         StageError: the model has an operator that cannot be written as ONNX.
@@ -37,9 +45,13 @@ def write(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
         proto = _export(model, example)
     finally:
         model.train(training)
+<<<<<<< ours
     expand(proto)
     fuse(proto)
     shrink(proto)
+=======
+    shrink(proto, rewrites)
+>>>>>>> theirs
     onnx.checker.check_model(proto, full_check=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

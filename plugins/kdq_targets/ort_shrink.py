@@ -8,7 +8,7 @@ node that is quantized behind it), `<%layer.weight>` for a float conv or linear 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -36,14 +36,19 @@ def mark_weight(parameter: str) -> str:
     return f"<%{parameter}>"
 
 
-def shrink(proto: Any) -> None:
-    """Rewrite a fresh ONNX model in place: marks for operators, short names, nothing that is not used."""
+def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = ()) -> None:
+    """Rewrite a fresh ONNX model in place: marks for operators, short names, nothing that is not used.
+
+    The `rewrites` of a target come between: they see the marks, and may name values as they like.
+    """
     graph = proto.graph
     _name_nodes(graph)
     _guard_float(graph)
     drop_defaults(graph)
     drop_repeated_clips(graph)
     derive_bias_scales(graph)
+    for rewrite in rewrites:
+        rewrite(graph)
     _strip(proto)
     _rename_values(graph)
 

@@ -1,0 +1,115 @@
+"""Weights of few levels, packed in the file and decoded by the runtime when it loads it.
+
+A weight of `n` levels is written as digits in base `n`, as many to a byte as fit. `Gather(table, Cast(packed))` gives
+the int8 weights back; the table holds, for each byte, the levels of its digits. Seven levels, or more than 16, are
+split into digits whose bits are joined. All of it stands on constants: the runtime folds it before it looks for
+quantized operators, and runs the same int8 kernels on the same integers. Only the number of levels counts, not what
+they are: codebooks and powers of two are packed like any other. Folding a negative batch-norm factor turns the sign of
+a channel, which can add levels: such channels are turned back in the file and read from a second table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from kdq_targets.ort_unpack import IN_A_BYTE, SPLITS, Decoders
+
+OVERHEAD = 250
+"""Bytes that the nodes and constants of one decoder take, at most."""
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight and how it is packed.
+
+    Attributes:
+        name: of the initialiser.
+        values: int8, two or more dimensions, with the signs of turned channels turned back.
+        turned: bool, one for each channel (first axis), or `None` where no sign is turned.
+        levels: the distinct integers of `values`, ascending.
+        bases: of the digits of a weight, lowest first.
+    """
+
+    name: str
+    values: np.ndarray
+    turned: np.ndarray | None
+    levels: np.ndarray
+    bases: tuple[int, ...]
+
+    @property
+    def joined(self) -> bool:
+        """Whether split digits are the bits of the integers themselves, in two's complement."""
+        half = math.prod(self.bases) // 2
+        return len(self.bases) > 1 and -half <= int(self.levels[0]) and int(self.levels[-1]) < half
+
+    def codes(self) -> np.ndarray:
+        """The numbers that are written in digits: int64, `[N]`."""
+        flat = self.values.reshape(-1).astype(np.int64)
+        return flat % math.prod(self.bases) if self.joined else np.searchsorted(self.levels, flat)
+
+    @property
+    def saved(self) -> int:
+        """Bytes less in the file, tables aside."""
+        packed = sum(math.ceil(self.values.size / IN_A_BYTE[base]) for base in self.bases)
+        channels = 0 if self.turned is None else len(self.turned)
+        return self.values.size - packed - channels - OVERHEAD * len(self.bases)
+
+
+def pack(graph: Any, most_levels: int) -> None:
+    """Pack the int8 weights of at most `most_levels` levels (at most 128), where that makes the file smaller."""
+    groups: dict[tuple[int, ...], list[PackedWeight]] = {}
+    for tensor in graph.initializer:
+        weight = plan(tensor, most_levels)
+        if weight is not None and weight.saved > 0:
+            groups.setdefault(weight.bases, []).append(weight)
+    decoders = Decoders()
+    packed: set[str] = set()
+    for bases, weights in groups.items():
+        tables = sum(base ** IN_A_BYTE[base] * IN_A_BYTE[base] for base in bases)
+        if sum(weight.saved for weight in weights) > tables:
+            packed |= {weight.name for weight in weights}
+            for weight in weights:
+                decoders.add(weight)
+    kept = [tensor for tensor in graph.initializer if tensor.name not in packed]
+    nodes = list(graph.node)
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend([*kept, *decoders.constants.values()])
+    graph.node.extend([*decoders.nodes.values(), *nodes])
+
+
+def plan(tensor: Any, most_levels: int) -> PackedWeight | None:
+    """How `tensor` is packed, or `None` where it is no int8 weight of few levels."""
+    if tensor.data_type != onnx.TensorProto.INT8 or len(tensor.dims) < 2:
+        return None
+    values = numpy_helper.to_array(tensor)
+    turned = turned_channels(values)
+    back = np.where(turned.reshape(-1, *[1] * (values.ndim - 1)), -values, values)
+    size, turned_size = (_size(len(np.unique(each))) for each in (values, back))
+    if turned_size in IN_A_BYTE and turned_size < size and values[0].size % IN_A_BYTE[turned_size] == 0:
+        return PackedWeight(tensor.name, back, turned, np.unique(back), (turned_size,))
+    if size > most_levels:
+        return None
+    return PackedWeight(tensor.name, values, None, np.unique(values), SPLITS.get(size, (size,)))
+
+
+def _size(levels: int) -> int:
+    """The least number of levels that a way of packing has and that is not below `levels`; 256 is none."""
+    return min(size for size in (*IN_A_BYTE, *SPLITS, 256) if levels <= size)
+
+
+def turned_channels(values: np.ndarray) -> np.ndarray:
+    """Which channels (first axis), turned in sign, leave fewer distinct integers: bool, `[C]`. A greedy choice."""
+    turned = np.zeros(len(values), dtype=bool)
+    sets = [{int(value) for value in np.unique(channel)} for channel in values]
+    levels: set[int] = set()
+    for index in sorted(range(len(sets)), key=lambda index: -len(sets[index])):
+        plain, other = sets[index], {-value for value in sets[index]}
+        turned[index] = 128 not in other and len(other - levels) < len(plain - levels)
+        levels |= other if turned[index] else plain
+    return turned
