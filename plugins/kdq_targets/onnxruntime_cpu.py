@@ -26,11 +26,7 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-<<<<<<< ours
-from typing import TYPE_CHECKING, ClassVar, Literal
-=======
-from typing import TYPE_CHECKING, Any, Literal
->>>>>>> theirs
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdq_core.api import Field, OperatorCoverage, Place, Session, Target, TensorSpec
 

@@ -73,12 +73,9 @@ class _File:
         for node in graph.node:
             for value in node.input:
                 self.readers.setdefault(value, []).append(node)
-<<<<<<< ours
-        self.bytes = {tensor.name: _bytes(tensor) for tensor in graph.initializer}
-        self.ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-=======
-        self.bytes = {tensor.name: _bytes(tensor) for tensor in graph.initializer} | shipped(graph)
->>>>>>> theirs
+        packed = shipped(graph)
+        self.bytes = {tensor.name: _bytes(tensor) for tensor in graph.initializer} | packed
+        self.ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer} | dict.fromkeys(packed, 2)
         self.ran_names = {node.name: str(node.op_type) for node in ran.node}
         makers = {output: node for node in ran.node for output in node.output}
         self.ran_outputs = {output: _behind_layout(node, makers) for output, node in makers.items()}

@@ -45,13 +45,9 @@ def write(
         proto = _export(model, example)
     finally:
         model.train(training)
-<<<<<<< ours
     expand(proto)
     fuse(proto)
-    shrink(proto)
-=======
     shrink(proto, rewrites)
->>>>>>> theirs
     onnx.checker.check_model(proto, full_check=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
