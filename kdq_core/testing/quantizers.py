@@ -1,4 +1,4 @@
-"""Conformance kit for quantizers: a small network goes all the way to the runtime."""
+"""Conformance kit for quantizers: small networks go all the way to the runtime."""
 
 from __future__ import annotations
 
@@ -8,89 +8,100 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert, output_scales
+from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
+from kdq_core.spec import QuantizeSpec
+from kdq_core.testing.toys import CONV_NET, Toy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.fx import GraphModule
 
     from kdq_core.kinds import Quantizer, Target
+    from kdq_core.records import OperatorCoverage
 
 SAMPLES = 256
 
 
-class ToyNet(nn.Module):
-    """Conv, depthwise conv, residual add, pooling and linear in 1,300 parameters. Input `[B, 1, 8, 8]`, 10 classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 12, 3, padding=1)
-        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
-        self.norm1 = nn.BatchNorm2d(12)
-        self.pointwise = nn.Conv2d(12, 12, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(12)
-        self.head = nn.Linear(48, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits `[B, 10]`."""
-        x = F.relu(self.stem(x))
-        y = F.relu(self.norm1(self.depthwise(x)))
-        x = F.max_pool2d(F.relu(self.norm2(self.pointwise(y)) + x), 2)
-        logits: Tensor = self.head(torch.flatten(F.avg_pool2d(x, 2), 1))
-        return logits
+COMPUTING = ("conv", "linear", "lstm", "gru")
 
 
-def check_quantizer(quantizer: Quantizer, *, target: Target) -> None:
-    """Check the promises of a quantizer on a small network, through to `target`'s runtime.
+def check_quantizer(
+    quantizer: Quantizer, *, target: Target, bits: tuple[int, int] = (8, 8), toys: Sequence[Toy] = (CONV_NET,)
+) -> None:
+    """Check the promises of a quantizer on small networks, through to `target`'s runtime.
 
     The prepared model trains, with finite gradients that are not all zero; the same seed gives the same model; its
     state survives safetensors bit for bit; scoring changes nothing; the converted model gives the prepared one's
     outputs within `tolerance_lsb` (99 % of the values); the exported file gives the converted model's within one LSB
-    with no other answer except on ties; every conv and linear runs in an int8 kernel.
+    with no other answer except on ties; every conv, linear and recurrent layer runs in an int8 kernel, unless the
+    quantizer leaves activations float.
 
     Args:
         quantizer: the plug-in, with the options to check.
         target: where it is to run.
+        bits: of weights and of activations, as a recipe gives them; first and last layer keep 8.
+        toys: the networks, such as `kdq_core.testing.TOYS`, which stand for all families of operators.
 
     Raises:
         AssertionError: a promise is broken; the text says which.
         StageError: a stage refused the model.
     """
-    prepared = _trained(quantizer, target)
-    x = torch.randn(SAMPLES, 1, 8, 8, generator=torch.Generator().manual_seed(7))
-    _check_determinism(prepared, _trained(quantizer, target))
-    _check_reload(prepared, quantizer, target, x)
+    spec = QuantizeSpec(weights=bits[0], activations=bits[1])
+    for toy in toys:
+        try:
+            _check(quantizer, target, spec, toy)
+        except AssertionError as error:
+            raise AssertionError(f"{toy.name}: {error}" if len(toys) > 1 else str(error)) from error
+
+
+def _check(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -> None:
+    prepared = _trained(quantizer, target, spec, toy)
+    x = toy.inputs(SAMPLES, torch.Generator().manual_seed(7))
+    _check_determinism(prepared, _trained(quantizer, target, spec, toy))
+    _check_reload(prepared, _prepared(quantizer, target, spec, toy), x)
     _check_scoring(prepared, x)
     converted = convert(prepared)
     (scale,) = output_scales(converted)
-    assert scale is not None, "the target should place a quantizer on the output, but it did not"
+    static = quantizer.activations == "static"
+    assert scale is not None or not static, "the target should place a quantizer on the output, but it did not"
     with torch.no_grad():
-        simulated, integers = prepared(x), converted(x)
-    _check_close(simulated, integers, scale, quantizer.tolerance_lsb, "the converted model", "the prepared one")
-    _check_file(converted, target, x, integers, scale)
+        simulated, integers = prepared(*x), converted(*x)
+    lsb = float(integers.abs().max()) / 127 if scale is None else scale
+    _check_close(simulated, integers, lsb, quantizer.tolerance_lsb, "the converted model", "the prepared one")
+    rows = _check_file(converted, target, toy, x, integers, lsb)
+    slow = [f"{row.path} ({row.reason})" for row in rows if row.operator in COMPUTING and not row.int8 and static]
+    assert not slow, f"every conv and linear should run in an int8 kernel, but these do not: {', '.join(slow)}"
 
 
-def _graph() -> GraphModule:
+def _graph(toy: Toy) -> GraphModule:
     torch.manual_seed(0)
-    return capture(ToyNet(), (torch.zeros(2, 1, 8, 8),))
+    return capture(toy.model(), toy.inputs(2, torch.Generator().manual_seed(0)))
 
 
-def _trained(quantizer: Quantizer, target: Target) -> GraphModule:
+def _prepared(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -> GraphModule:
+    graph = _graph(toy)
+    low = min(spec.weights, spec.activations) < 8
+    return prepare(graph, placed(graph, target, quantizer, spec).places, quantizer, round_bias=low)
+
+
+def _trained(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -> GraphModule:
     """A prepared model after a few steps, in eval mode with its ranges standing still."""
-    graph = _graph()
-    prepared = prepare(graph, target.places(graph), quantizer)
+    prepared = _prepared(quantizer, target, spec, toy)
     optimizer = torch.optim.SGD(prepared.parameters(), lr=0.05)
     data = torch.Generator().manual_seed(1)
     seen: dict[str, float] = {}
     for step in range(8):
         set_phase(prepared, observe=step < 6, quantize=True, freeze_batch_norm=False)
-        x, y = torch.randn(32, 1, 8, 8, generator=data), torch.randint(10, (32,), generator=data)
+        x, y = toy.inputs(32, data), torch.randint(toy.classes, (32,), generator=data)
         optimizer.zero_grad()
-        torch.autograd.backward(F.cross_entropy(prepared(x), y))
+        torch.autograd.backward(F.cross_entropy(prepared(*x), y))
         for name, parameter in prepared.named_parameters():
             assert parameter.grad is not None, f"parameter {name!r} should get a gradient, but got none"
             norm = float(parameter.grad.norm())
@@ -118,9 +129,7 @@ def _check_determinism(one: GraphModule, other: GraphModule) -> None:
     assert not moved, f"the same seed should give the same model, but these differ: {', '.join(moved)}"
 
 
-def _check_reload(prepared: GraphModule, quantizer: Quantizer, target: Target, x: Tensor) -> None:
-    graph = _graph()
-    fresh = prepare(graph, target.places(graph), quantizer)
+def _check_reload(prepared: GraphModule, fresh: GraphModule, x: tuple[Tensor, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         save_file({name: value.contiguous() for name, value in prepared.state_dict().items()}, path)
@@ -130,14 +139,14 @@ def _check_reload(prepared: GraphModule, quantizer: Quantizer, target: Target, x
     set_phase(fresh, observe=False, quantize=True, freeze_batch_norm=True)
     fresh.eval()
     with torch.no_grad():
-        same = torch.equal(fresh(x), prepared(x))
+        same = torch.equal(fresh(*x), prepared(*x))
     assert same, "a reloaded model should give the same outputs, but it does not: it keeps state outside its buffers"
 
 
-def _check_scoring(prepared: GraphModule, x: Tensor) -> None:
+def _check_scoring(prepared: GraphModule, x: tuple[Tensor, ...]) -> None:
     before = {name: value.clone() for name, value in prepared.state_dict().items()}
     with torch.no_grad():
-        prepared(3 * x)
+        prepared(*(3 * part if part.is_floating_point() else part for part in x))
     moved = _difference(before, prepared.state_dict())
     assert not moved, f"scoring should change nothing, but it changed {', '.join(moved)}"
 
@@ -147,17 +156,18 @@ def _check_close(one: Tensor, other: Tensor, scale: float, tolerance: float, it:
     assert lsb <= tolerance + 0.01, f"{it} should be within {tolerance} LSB of {its_model}, but p99 is {lsb:.2f} LSB"
 
 
-def _check_file(converted: GraphModule, target: Target, x: Tensor, integers: Tensor, scale: float) -> None:
+def _check_file(
+    converted: GraphModule, target: Target, toy: Toy, x: tuple[Tensor, ...], integers: Tensor, scale: float
+) -> tuple[OperatorCoverage, ...]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        target.export(converted, (x[:2],), path)
-        answers = torch.as_tensor(target.session(path, threads=1).run((x.numpy(),))[0])
-        operators = target.coverage(path, _graph())
+        target.export(converted, tuple(part[:2] for part in x), path)
+        answers = torch.as_tensor(target.session(path, threads=1).run(tuple(part.numpy() for part in x))[0])
+        operators = target.coverage(path, _graph(toy))
     _check_close(integers, answers, scale, 1.0, "the exported file", "the converted model")
     flips = int((integers.argmax(1).ne(answers.argmax(1)) & ~_tied(integers) & ~_tied(answers)).sum())
-    assert flips == 0, f"the exported file should give the converted model's answers, but {flips} of {len(x)} differ"
-    slow = [f"{row.path} ({row.reason})" for row in operators if row.macs and not row.int8]
-    assert not slow, f"every conv and linear should run in an int8 kernel, but these do not: {', '.join(slow)}"
+    assert flips == 0, f"the exported file should give the converted model's answers, but {flips} of {SAMPLES} differ"
+    return operators
 
 
 def _tied(logits: Tensor) -> Tensor:
