@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,9 @@ def _check(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -
     assert not slow, f"every conv and linear should run in an int8 kernel, but these do not: {', '.join(slow)}"
 
 
+@functools.lru_cache(maxsize=16)
 def _graph(toy: Toy) -> GraphModule:
+    """The captured toy; `prepare` copies it, and nobody changes it."""
     torch.manual_seed(0)
     return capture(toy.model(), toy.inputs(2, torch.Generator().manual_seed(0)))
 
@@ -94,6 +97,7 @@ def _prepared(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy
 def _trained(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -> GraphModule:
     """A prepared model after a few steps, in eval mode with its ranges standing still."""
     prepared = _prepared(quantizer, target, spec, toy)
+    torch.manual_seed(0)
     optimizer = torch.optim.SGD(prepared.parameters(), lr=0.05)
     data = torch.Generator().manual_seed(1)
     seen: dict[str, float] = {}
