@@ -25,7 +25,8 @@ def test_the_loss_equals_an_independent_computation_in_float64(feature_terms, ma
 
 def test_the_loss_of_an_example_worked_by_hand(feature_terms):
     # Two positions. Student: squares 9, 16 over one channel: (9, 16) / sqrt(337). Teacher: means of two channels'
-    # squares (0 + 0) / 2, (1 + 7) / 2: (0, 1). Squared differences (81 + (16 - sqrt 337)^2) / 337, mean over two positions.
+    # squares (0 + 0) / 2, (1 + 7) / 2: (0, 1). Squared differences (81 + (16 - sqrt 337)^2) / 337, mean over both
+    # positions.
     student, teacher = [[[[3.0, -4.0]]]], [[[[0.0, 1.0]], [[0.0, 7.0**0.5]]]]
     found = feature_terms(AttentionTransfer(beta=1.0), {"x": student}, {"x": teacher})
     root = 337**0.5

@@ -52,7 +52,7 @@ def test_other_channels_without_a_projector_are_named(feature_terms):
     with pytest.raises(StageError) as caught:
         feature_terms(Crd(), {"x": torch.ones(2, 3)}, {"x": torch.ones(2, 5)})
     assert str(caught.value) == (
-        "distiller 'crd' compares features of the same channels, but for the pair 'x' the student has 3 and the teacher "
-        "5; its projectors map one to the other"
+        "distiller 'crd' compares features of the same channels, but for the pair 'x' the student has 3 and the "
+        "teacher 5; its projectors map one to the other"
     )
     assert set(Crd().projectors({"x": (3,)}, {"x": (5,)})) == {"x"}
