@@ -91,19 +91,19 @@ class _File:
             if node.name.startswith((f"<{name}>", f"<{name}.")):
                 bodies = [item.g for item in node.attribute if item.HasField("g")]
                 total += sum(_bytes(tensor) for body in bodies for tensor in body.initializer if len(tensor.dims) > 1)
-                total += sum(self._stored(value, least=2) for value in set(node.input))
+                total += sum(self._stored(value) for value in node.input[1:3] if value and not bodies)
         return total
 
-    def _stored(self, value: str, least: int = 0) -> int:
-        """Bytes of the constants that a value is made of: of at least `least` axes."""
+    def _stored(self, value: str) -> int:
+        """Bytes of the integers or floats that a weight is made of, without its scales."""
         if value in self.bytes:
-            return self.bytes[value] if self.ranks[value] >= least else 0
+            return self.bytes[value] if self.ranks[value] > 1 else 0
         maker = self.makers.get(value)
         if maker is None:
             return 0
-        if maker.op_type in CARRIERS:
-            return self._stored(maker.input[0], least)
-        return sum(self._stored(part, least) for part in maker.input) if maker.op_type in ("Gather", "Mul") else 0
+        if maker.op_type in CARRIERS | {"Mul"}:
+            return self._stored(maker.input[0])
+        return sum(self._stored(part) for part in maker.input) if maker.op_type == "Gather" else 0
 
     def like(self, kind: str) -> str:
         """The type of an unmarked float operator that the runtime's graph has for `kind`."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdq_core.api import FakeQuantize, Field, Grid, MinMaxFakeQuantize, Quantizer
-from kdq_core.testing import check_quantizer
+from kdq_core.testing import TOYS, check_quantizer
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
@@ -12,6 +12,11 @@ from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 @pytest.mark.parametrize("options", [{}, {"averaging": 1.0}])
 def test_minmax_qat_keeps_the_promises_of_a_quantizer(options):
     check_quantizer(MinMaxQat(**options), target=OnnxRuntimeCpu(reduce_range="on"))
+
+
+@pytest.mark.parametrize("toy", TOYS[1:], ids=lambda toy: toy.name)
+def test_the_promises_hold_for_every_family_of_operators(toy):
+    check_quantizer(MinMaxQat(), target=OnnxRuntimeCpu(reduce_range="on"), toys=(toy,))
 
 
 class Broken(Quantizer):
