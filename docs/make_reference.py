@@ -75,6 +75,11 @@ measured does not meet its gate. The evaluators of KDQ give these metrics:
 SECTIONS = {
     "": ("Top level", ""),
     "teacher": ("`teacher`", "The workload's teacher, trained on hard labels."),
+    "teacher.cache": (
+        "`teacher.cache`",
+        "What is kept of the teacher for every student to read: its logits for each training sample in each view. See\n"
+        "[how it works](how-it-works.md#what-is-kept-of-a-teacher).",
+    ),
     "distill": ("`distill`", "The float student, trained with the teacher's outputs."),
     "quantize": ("`quantize`", "Quantization-aware training of that student; the teacher is still teaching."),
     "gates": ("`gates`", GATES),
@@ -110,8 +115,8 @@ FIT = """\
 
 
 OPTIONS = """\
-All options of a workload are part of the key of every stage: a change of one, also of the student's width, trains the
-teacher again."""
+All options of a workload are part of the key of every stage: a change of one trains the teacher again. Those that only
+the student reads, which the workload names, leave the teacher as it is."""
 
 
 def reference() -> str:
@@ -129,10 +134,11 @@ def reference() -> str:
 
 
 def _section(schema: Schema, name: str) -> Schema:
-    if not name:
-        return schema
-    field = schema["properties"][name]
-    return resolve(field.get("items", field), schema)
+    section = schema
+    for step in name.split(".") if name else ():
+        field = section["properties"][step]
+        section = resolve(field.get("items", field), schema)
+    return section
 
 
 def _table(section: Schema, root: Schema, name: str) -> str:
@@ -157,7 +163,7 @@ def _allowed(field: str, value: Schema, root: Schema) -> str:
 
 def _written(value: Any, field: str) -> str:
     """A default as YAML would have it; long ones are shown in their own section."""
-    if field in ("teacher", "distill", "quantize", "fit", "register", "retry"):
+    if field in ("teacher", "cache", "distill", "quantize", "fit", "register", "retry"):
         return "see below"
     if field == "gates":
         return "three: " + "; ".join(f"`{_gate(gate)}`" for gate in value)

@@ -25,7 +25,7 @@ from kdq_flows.pipeline import Pipeline
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KDQ = Path(sys.executable).with_name("kdq")
-STAGES = ["train_teacher", "distill", "quantize", "export", "evaluate", "register"]
+STAGES = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
 RECIPE = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
@@ -125,7 +125,7 @@ def test_an_evaluators_option_runs_evaluation_alone_as_the_plan_says(
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE.replace("repeats: 20", "repeats: 21"))
     plan = {row["stage"]: row for row in json.loads(kdq(home, "plan", str(recipe), "--json").stdout)}
-    assert [plan[name]["state"] for name in STAGES] == ["cached"] * 4 + ["run"] * 2
+    assert [plan[name]["state"] for name in STAGES] == ["cached"] * 5 + ["run"] * 2
     assert plan["evaluate"]["why"] == "recipe.evaluate.latency.repeats changed"
     result = facts(kdq(home, "run", str(recipe), "--no-server", "--json"))
     assert states(result) == {**dict.fromkeys(STAGES, "cached"), "evaluate": "ran", "register": "ran"}
@@ -214,7 +214,7 @@ def test_the_guests_quantizer_is_used_by_a_recipe(
     done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = facts(done)
-    assert states(result) == {**dict.fromkeys(STAGES, "ran"), "train_teacher": "cached", "distill": "cached"}
+    assert states(result) == {**dict.fromkeys(STAGES, "ran"), **dict.fromkeys(STAGES[:3], "cached")}
     assert result["models"]["int8"]["coverage_macs"] == 1.0
     assert result["models"]["int8"]["parity_flips"] == 0
 
@@ -242,13 +242,27 @@ def until(true: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     raise AssertionError(f"never happened in {seconds} s: {what}")
 
 
-def workers(home: Path) -> list[psutil.Process]:
+def processes(home: Path) -> list[psutil.Process]:
+    """Warm workers and stages of runs in `home`."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "kdq_core.worker" in process.cmdline() and process.environ().get("KDQ_HOME") == str(home):
+            ours = {"kdq_core.worker", "kdq_core.warm_worker"} & set(process.cmdline())
+            if ours and process.environ().get("KDQ_HOME") == str(home):
                 found.append(process)
     return found
+
+
+def workers(home: Path) -> list[psutil.Process]:
+    """Stages at work: forked from a warm worker, or started anew."""
+    found = processes(home)
+    pids = {process.pid for process in found}
+    stages = []
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() in pids or "kdq_core.worker" in process.cmdline():
+                stages.append(process)
+    return stages
 
 
 def in_the_middle_of_qat(
@@ -306,22 +320,22 @@ def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
             os.kill(run.pid, signal.SIGKILL)
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
-        until(lambda: not workers(home), "no worker is left")
+        until(lambda: not processes(home), "no worker is left")
         done = kdq(home, "run", str(recipe), "--json")
         assert done.returncode == 0, done.stderr
         result = facts(done)
         assert states(result) == {
-            **dict.fromkeys(STAGES, "ran"), "train_teacher": "cached", "distill": "cached"
+            **dict.fromkeys(STAGES, "ran"), **dict.fromkeys(STAGES[:3], "cached")
         }  # fmt: skip
         assert result["artifact"]["sha256"] == undisturbed["artifact"]["sha256"]
-        assert workers(home) == []
+        assert processes(home) == []
         assert running_in_prefect(home) == []
         assert running_in_mlflow(home) == 0
         assert list(home.glob("scratch/*")) == []
         assert list(home.glob("store/drafts/*")) == []
         assert sorted(result["links"]) == ["mlflow", "prefect"]
         tasks = ask_prefect(home, "task_runs", {"flow_runs": {"name": {"any_": [result["run"]]}}})
-        shown = dict.fromkeys(STAGES, "Completed") | {"train_teacher": "Cached", "distill": "Cached"}
+        shown = dict.fromkeys(STAGES, "Completed") | dict.fromkeys(STAGES[:3], "Cached")
         assert {task["name"]: task["state_name"] for task in tasks} == shown
         tables = ask_prefect(home, "artifacts", {"artifacts": {"key": {"any_": ["kdq-result"]}}})
         assert [row["model"] for row in json.loads(tables[0]["data"])] == ["teacher", "float student", "int8 student"]
@@ -348,4 +362,4 @@ def test_a_deployed_recipe_fires_twice_by_itself_and_says_no_news(finished: tupl
             serve.send_signal(signal.SIGTERM)
             serve.wait(60)
             kdq(home, "down")
-    assert workers(home) == []
+    assert processes(home) == []
