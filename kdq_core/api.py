@@ -21,8 +21,9 @@ from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 if TYPE_CHECKING:
     from kdq_core.quantization.capture import Attention, BatchNorm, Dropout
     from kdq_core.quantization.fake import FakeQuantize, Grid
+    from kdq_core.quantization.levels import LevelsFakeQuantize
     from kdq_core.quantization.minmax import MinMaxFakeQuantize
-    from kdq_core.quantization.ops import dequantize, quantize
+    from kdq_core.quantization.ops import dequantize, dynamic_linear, quantize
     from kdq_core.quantization.recurrent import Recurrent, recurrent
     from kdq_core.quantization.rounding import round_to_grid
 
@@ -33,8 +34,10 @@ _LAZY = {
     "Attention": "kdq_core.quantization.capture",
     "BatchNorm": "kdq_core.quantization.capture",
     "Dropout": "kdq_core.quantization.capture",
+    "LevelsFakeQuantize": "kdq_core.quantization.levels",
     "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
     "dequantize": "kdq_core.quantization.ops",
+    "dynamic_linear": "kdq_core.quantization.ops",
     "quantize": "kdq_core.quantization.ops",
     "FakeQuantize": "kdq_core.quantization.fake",
     "round_to_grid": "kdq_core.quantization.rounding",
@@ -44,11 +47,11 @@ _LAZY = {
 }
 
 __all__ = [
-    "API_VERSION", "Attention", "Batch", "BatchNorm", "Batches", "Distiller", "Dropout", "EvaluationReport", "Evaluator",
-    "FakeQuantize", "Field", "Grid", "LossTerms", "Metric", "MinMaxFakeQuantize", "OperatorCoverage", "Outputs",
-    "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer", "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject",
-    "Target", "TensorSpec", "TransientError", "View", "Workload", "dequantize", "hookimpl", "quantize",
-    "recurrent", "round_to_grid",
+    "API_VERSION", "Attention", "Batch", "BatchNorm", "Batches", "Distiller", "Dropout", "EvaluationReport",
+    "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize",
+    "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer", "Recurrent",
+    "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError", "View",
+    "Workload", "dequantize", "dynamic_linear", "hookimpl", "quantize", "recurrent", "round_to_grid",
 ]  # fmt: skip
 
 

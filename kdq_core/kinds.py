@@ -134,6 +134,8 @@ class Place:
         path: module path of the operator that makes the tensor, or whose weight it is; rules match it.
         operator: type of that operator, such as `conv` or `linear`; rules match it too.
         bits: how many bits the recipe asks for, 2 to 8. Below 8 the core has narrowed `qmin` and `qmax` accordingly.
+        limits: the integers the kernels take, where `qmin` and `qmax` were narrowed to fewer; see `kernel_range`.
+        shape: of a weight; filled in by `prepare`.
     """
 
     name: str
@@ -149,6 +151,13 @@ class Place:
     path: str = ""
     operator: str = ""
     bits: int = 8
+    limits: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def kernel_range(self) -> tuple[int, int]:
+        """Least and largest integer the kernels take; weights of at most 2 ** bits levels may use all of it."""
+        return self.limits or (self.qmin, self.qmax)
 
 
 class Quantizer(Plugin, abc.ABC):

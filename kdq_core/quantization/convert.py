@@ -20,11 +20,13 @@ from kdq_core.quantization import ops  # noqa: F401  (registers kdq::quantize an
 from kdq_core.quantization.bias import RoundBias
 from kdq_core.quantization.capture import BatchNorm, Dropout
 from kdq_core.quantization.convert_recurrent import convert_recurrent
+from kdq_core.quantization.dynamic import RoundDynamically
 from kdq_core.quantization.fake import FakeQuantize, Grid
 from kdq_core.quantization.prepare import PLACES, RELU
 
 QUANTIZE = torch.ops.kdq.quantize.default
 DEQUANTIZE = torch.ops.kdq.dequantize.default
+DYNAMIC_LINEAR = torch.ops.kdq.dynamic_linear.default
 EMBEDDING = torch.ops.aten.embedding.default
 BIAS_LIMIT = 2**30
 """Largest bias in integers: half of int32, the other half is room for the products."""
@@ -143,10 +145,10 @@ class _Converter:
 
     def _weight(self, place: Place) -> None:
         call, module = self._call_of(place)
-        grid, weight = _checked(place, module), self._value(self.nodes[place.node])
+        grid, weight = _checked(place, module, grouped=self.weight_only), self._value(self.nodes[place.node])
         channels = [-1 if dim == (place.axis or 0) else 1 for dim in range(weight.dim())]
         for op in list(call.users):
-            self._operator(place, op, grid, module.integers(weight), channels)
+            self._operator(place, op, grid, _counted(place, module.integers(weight)), channels)
         self.graph.erase_node(call)
 
     def _operator(self, place: Place, op: fx.Node, grid: Grid, q: Tensor, channels: list[int]) -> None:
@@ -156,7 +158,11 @@ class _Converter:
         if op.target is EMBEDDING:
             self._table(op, grid, q)
             return
-        input_scale = self.scales.get(cast(fx.Node, op.args[0]))
+        source = cast(fx.Node, op.args[0])
+        if source.op == "call_module" and isinstance(self.model.get_submodule(str(source.target)), RoundDynamically):
+            self._dynamic(op, cast(fx.Node, source.args[0]), q, *self._folded(op, grid, q, channels))
+            return
+        input_scale = self.scales.get(source)
         if input_scale is None and self.weight_only:
             scale, bias = self._folded(op, grid, q, channels)
             self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, None)
@@ -169,6 +175,16 @@ class _Converter:
         if bias is not None:
             scale, q = _fit_bias(scale, q, bias, input_scale, channels, grid)
         self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, input_scale)
+
+    def _dynamic(self, op: fx.Node, x: fx.Node, q: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        """A linear layer whose input the runtime rounds to the range it measures."""
+        weight = self._buffer(f"{op.name}_weight", q.to(torch.int8))
+        scales = self._buffer(f"{op.name}_weight_scale", scale.clamp(min=LEAST_SCALE).float())
+        whole = None if bias is None else self._buffer(f"{op.name}_bias", bias.float())
+        with self.graph.inserting_before(op):
+            linear = self.graph.call_function(DYNAMIC_LINEAR, (x, weight, scales, whole, op.name))
+        op.replace_all_uses_with(linear)
+        self.graph.erase_node(op)
 
     def _table(self, op: fx.Node, grid: Grid, q: Tensor) -> None:
         """An embedding looks up integers; they are dequantized behind it, with a scale a column."""
@@ -198,14 +214,16 @@ class _Converter:
         q.mul_(factor.sign().reshape(channels))
         after.replace_all_uses_with(op)
         self.graph.erase_node(after)
-        return scale * factor.abs(), bias
+        return scale * factor.abs().reshape([-1] + [1] * (scale.dim() - 1)), bias
 
     def _write(
         self, place: Place, op: fx.Node, q: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None
     ) -> None:
         weight = self._buffer(f"{op.name}_weight", q.to(torch.int8))
         scales = self._buffer(f"{op.name}_weight_scale", scale.float())
-        zeros = self._buffer(f"zeros_{scale.numel()}", torch.zeros_like(scale, dtype=torch.int8))
+        zeros = None
+        if input_scale is not None:
+            zeros = self._buffer(f"zeros_{scale.numel()}", torch.zeros_like(scale, dtype=torch.int8))
         with self.graph.inserting_before(op):
             wide = self.graph.call_function(DEQUANTIZE, (weight, scales, zeros, place.axis or 0, op.name))
         args = [op.args[0], wide, *op.args[2:]]
@@ -221,8 +239,8 @@ class _Converter:
         op.args = tuple(args)
 
 
-def _checked(place: Place, module: FakeQuantize) -> Grid:
-    """The grid of a place, if it is one: finite, positive, of the right shape, within the place's integers."""
+def _checked(place: Place, module: FakeQuantize, *, grouped: bool = False) -> Grid:
+    """The grid of a place, if it is one: finite, positive, of the right shape, within the kernels' integers."""
     grid = module.grid()
     if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
         raise StageError(
@@ -230,17 +248,32 @@ def _checked(place: Place, module: FakeQuantize) -> Grid:
             "and let it observe at least one batch"
         )
     wanted = () if place.axis is None else (place.channels,)
+    if grouped and tuple(grid.scale.shape[:1]) == wanted and place.axis == 0 and grid.scale.dim() == 2:
+        wanted = tuple(grid.scale.shape)
     if grid.axis != place.axis or tuple(grid.scale.shape) != wanted or grid.scale.shape != grid.zero_point.shape:
         raise StageError(
             f"the quantizer's grid for place {place.name!r} has shape {tuple(grid.scale.shape)!r} "
             f"and axis {grid.axis!r}; the target asks for {wanted!r} and {place.axis!r}"
         )
-    if (grid.qmin, grid.qmax) != (place.qmin, place.qmax):
+    weight = place.role == "weight"
+    low, high = place.kernel_range if weight else (place.qmin, place.qmax)
+    if not (low <= grid.qmin < grid.qmax <= high if weight else (grid.qmin, grid.qmax) == (low, high)):
         raise StageError(
             f"the quantizer's grid for place {place.name!r} has integers {grid.qmin}..{grid.qmax}; "
-            f"the target asks for {place.qmin}..{place.qmax}"
+            f"the target asks for {low}..{high}"
         )
     return grid
+
+
+def _counted(place: Place, q: Tensor) -> Tensor:
+    """The integers of a weight, if they are no more levels than its bits allow."""
+    levels = len(q.unique()) if place.bits < 8 else 0
+    if levels > 2**place.bits:
+        raise StageError(
+            f"the quantizer gives place {place.name!r} {levels} levels; with {place.bits} bits it can have "
+            f"{2**place.bits} at most"
+        )
+    return q
 
 
 def _fit_bias(

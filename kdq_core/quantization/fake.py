@@ -22,7 +22,8 @@ class Grid:
     """Where real numbers meet integers: `q = clamp(round(x / scale) + zero_point, qmin, qmax)`.
 
     Attributes:
-        scale: float32, shape `[]`, or `[C]` with `axis`.
+        scale: float32, shape `[]`, or `[C]` with `axis`; for weights whose activations stay float also `[C, G]`, with
+            axis 0: each channel's values, in the order of the tensor, in G parts of equal length.
         zero_point: int32, same shape as `scale`.
         qmin: least integer.
         qmax: largest integer.
@@ -34,6 +35,13 @@ class Grid:
     qmin: int
     qmax: int
     axis: int | None
+
+    def spread(self, like: Tensor) -> Tensor:
+        """The scales, shaped so that they multiply values of the shape of `like`."""
+        if self.scale.dim() == 2:
+            return self.scale.repeat_interleave(like[0].numel() // self.scale.shape[1], 1).reshape(like.shape)
+        shape = [-1 if dim == self.axis else 1 for dim in range(like.dim())] if self.scale.dim() else []
+        return self.scale.reshape(shape)
 
 
 class FakeQuantize(nn.Module, abc.ABC):
@@ -81,8 +89,7 @@ class FakeQuantize(nn.Module, abc.ABC):
     def integers(self, x: Tensor) -> Tensor:
         """The integers of a weight `x`, less the zero point, as float32 of its shape; what is shipped."""
         grid = self.grid()
-        shape = [-1 if dim == grid.axis else 1 for dim in range(x.dim())] if grid.axis is not None else []
-        return x.to(torch.float32).div(grid.scale.reshape(shape)).round_().clamp_(grid.qmin, grid.qmax)
+        return x.to(torch.float32).div(grid.spread(x)).round_().clamp_(grid.qmin, grid.qmax)
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe if `observing`, round if `quantizing`; `x` keeps its shape and type."""

@@ -1,7 +1,8 @@
-"""Two operators that stand for a runtime's QuantizeLinear and DequantizeLinear in a converted graph.
+"""Operators that stand for a runtime's own in a converted graph.
 
-Both divide, multiply and round exactly as ONNX states it (`x / scale`, round half to even, then the zero point), so
-that the converted model and the exported file break ties alike. A target translates them when it writes its file.
+They are QuantizeLinear, DequantizeLinear, and a linear layer behind DynamicQuantizeLinear. They divide, multiply and
+round exactly as ONNX states it (`x / scale`, round half to even, then the zero point), so that the converted model and
+the exported file break ties alike. A target translates them when it writes its file.
 """
 
 from __future__ import annotations
@@ -40,16 +41,18 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, l
 
     Args:
         q: int8, uint8 or int32, any shape.
-        scale: float32, shape `[]`, or `[C]` along `axis`.
-        zero_point: same shape as `scale` and dtype as `q`; `None` is zero.
+        scale: float32, shape `[]`, or `[C]` along `axis`, or `[C, G]`: each channel of axis 0 in G parts.
+        zero_point: same shape as `scale` and dtype as `q`; `None` is zero, as it is with parts.
         axis: channel axis where `scale` has one value a channel.
         label: for a weight, the name of the FX node of its operator; otherwise empty.
 
     Returns:
         float32 of the shape of `q`.
     """
-    shape = [-1 if dim == axis else 1 for dim in range(q.dim())] if scale.dim() else []
     wide = q.to(torch.float32)
+    if scale.dim() == 2:
+        return wide.reshape(*scale.shape, -1).mul(scale[..., None]).reshape(q.shape)
+    shape = [-1 if dim == axis else 1 for dim in range(q.dim())] if scale.dim() else []
     if zero_point is not None:
         wide = wide - zero_point.to(torch.float32).reshape(shape)
     return wide * scale.reshape(shape)
@@ -58,3 +61,37 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, l
 @dequantize.register_fake
 def _(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, label: str) -> Tensor:  # noqa: ARG001
     return torch.empty_like(q, dtype=torch.float32)
+
+
+def measured_grid(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, float32 `[]` each, that DynamicQuantizeLinear gives `x`: uint8, over all of its values."""
+    low, high = x.aminmax()
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = torch.where(high > low, (high - low) / 255.0, 1.0)
+    return scale, (-low / scale).clamp(0.0, 255.0).round()
+
+
+@torch.library.custom_op("kdq::dynamic_linear", mutates_args=())
+def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, label: str) -> Tensor:  # noqa: ARG001
+    """A linear layer in integers, whose input is rounded to the range it has in this very batch.
+
+    Args:
+        x: float32 `[..., I]`.
+        weight: int8 `[C, I]`.
+        weight_scale: float32 `[C]`.
+        bias: float32 `[C]`, or `None`.
+        label: name of the FX node of the layer; exporters carry it into the file.
+
+    Returns:
+        float32 `[..., C]`: the exact integer product, times both scales, plus the bias.
+    """
+    scale, zero = measured_grid(x)
+    q = x.div(scale).round_().add_(zero).clamp_(0, 255).sub_(zero)
+    product = torch.nn.functional.linear(q.double(), weight.double()).float()  # exact: below 2 ** 53
+    y = product * (scale * weight_scale)
+    return y if bias is None else y + bias
+
+
+@dynamic_linear.register_fake
+def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, label: str) -> Tensor:  # noqa: ARG001
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

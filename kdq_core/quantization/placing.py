@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from kdq_core.errors import RecipeError, did_you_mean, listing
+from kdq_core.errors import RecipeError, StageError, did_you_mean, listing
 from kdq_core.spec import QuantizeSpec, Rule
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: Qu
 
     Raises:
         RecipeError: a rule matches nothing.
+        StageError: the quantizer has nothing to quantize.
     """
     places = target.places(graph)
     check_rules(spec.rules, places)
     keep = tuple(sorted({place.path for place in places if place.path and _stated(place, spec.rules, "skip", False)}))
     if keep:
         places = target.places(graph, keep_float=keep)
-    if quantizer.activations != "static":
-        places = tuple(place for place in places if place.role == "weight")
+    places = _wanted(places, quantizer)
     edges = set(_edges(graph, places))
     bits: dict[str, int] = {}
     for place in places:
@@ -60,15 +60,35 @@ def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: Qu
     return Placement(places=tuple(narrowed), keep_float=keep)
 
 
+def _wanted(places: Sequence[Place], quantizer: Quantizer) -> tuple[Place, ...]:
+    """The places that the quantizer decides about.
+
+    Raises:
+        StageError: there is none.
+    """
+    if quantizer.activations == "static":
+        return tuple(places)
+    weights = tuple(place for place in places if place.role == "weight")
+    if quantizer.activations == "none":
+        return weights
+    if not any(place.operator == "linear" for place in weights):
+        raise StageError(
+            "ranges measured for each batch serve linear layers, and the model has none that can be quantized; "
+            "use a quantizer with static ranges, such as 'minmax-qat'"
+        )
+    return tuple(place for place in weights if place.operator != "conv")
+
+
 def narrow(place: Place, bits: int) -> Place:
-    """The same place with `bits` bits, never beyond what the kernels take."""
+    """The same place with `bits` bits, never beyond what the kernels take; `limits` keeps what they take."""
     if bits >= 8:
         return replace(place, bits=8)
     if place.dtype == "int8":
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     else:
         low, high = 0, 2**bits - 1
-    return replace(place, bits=bits, qmin=max(place.qmin, low), qmax=min(place.qmax, high))
+    limits = place.kernel_range
+    return replace(place, bits=bits, qmin=max(limits[0], low), qmax=min(limits[1], high), limits=limits)
 
 
 def check_rules(rules: Sequence[Rule], places: Sequence[Place]) -> None:

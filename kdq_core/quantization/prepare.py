@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from torch import fx, nn
 from kdq_core.errors import StageError
 from kdq_core.quantization.bias import RoundBias, insert_bias_rounding
 from kdq_core.quantization.capture import BatchNorm
+from kdq_core.quantization.dynamic import RoundDynamically, insert_dynamic_rounding
 from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.recurrent import Recurrent
 
@@ -56,8 +58,11 @@ def prepare(
             raise StageError(f"place {place.name!r} names node {place.node!r}, which is not in the graph")
         if place.shared_with is None:
             key = _key(place, holder)
-            holder[key] = quantizer.fake_quantizer(place)
+            holder[key] = quantizer.fake_quantizer(_shaped(place, nodes[place.node]))
             _insert(prepared.graph, nodes[place.node], key, holder[key])
+    if quantizer.activations == "dynamic":
+        names = {place.node for place in places if place.role == "weight"}
+        insert_dynamic_rounding(prepared, {user for name in names for user in nodes[name].users})
     if round_bias:
         insert_bias_rounding(prepared, places)
     for node in prepared.graph.nodes:
@@ -67,6 +72,11 @@ def prepare(
     prepared.meta[PLACES] = tuple(places)
     prepared.recompile()
     return prepared.train(graph.training)
+
+
+def _shaped(place: Place, node: fx.Node) -> Place:
+    value = node.meta.get("val")
+    return place if place.role == "activation" or value is None else replace(place, shape=tuple(value.shape))
 
 
 def _is_rounded(prepared: fx.GraphModule, node: fx.Node) -> bool:
@@ -116,6 +126,8 @@ def set_phase(model: nn.Module, *, observe: bool, quantize: bool, freeze_batch_n
     for module in model.modules():
         if isinstance(module, FakeQuantize):
             module.observing, module.quantizing = observe, quantize
+        elif isinstance(module, RoundDynamically):
+            module.quantizing = quantize
         elif isinstance(module, BatchNorm):
             module.frozen = freeze_batch_norm
         elif isinstance(module, RoundBias):

@@ -110,7 +110,7 @@ def correct_biases(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> int:
         call = cast(fx.Node, node.args[1])
         module = cast(FakeQuantize, prepared.get_submodule(str(call.target)))
         assert weight is not None
-        error = module.integers(weight) * _shaped(module.grid().scale, weight) - weight
+        error = module.integers(weight) * module.grid().spread(weight) - weight
         groups = int(cast(int, node.args[6])) if node.target in CONVS and len(node.args) > 6 else 1
         per_input = error.flatten(2).sum(2) if node.target in CONVS else error  # [C_out, C_in / groups]
         grouped = mean.reshape(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
@@ -121,10 +121,6 @@ def correct_biases(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> int:
         elif norm is not None:
             norm.running_mean.add_(shift)
     return len(means)
-
-
-def _shaped(scale: Tensor, weight: Tensor) -> Tensor:
-    return scale.reshape(-1, *[1] * (weight.dim() - 1)) if scale.dim() else scale
 
 
 def _norm_behind(prepared: fx.GraphModule, node: fx.Node) -> BatchNorm | None:
