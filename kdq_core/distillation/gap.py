@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdq_core.errors import StageError
+
 
 @torch.no_grad()
 def gap(student: Tensor, teacher: Tensor) -> float:
@@ -19,7 +21,15 @@ def gap(student: Tensor, teacher: Tensor) -> float:
     Args:
         student: logits, any floating type.
         teacher: logits of the same shape.
+
+    Raises:
+        StageError: the shapes differ.
     """
+    if student.shape != teacher.shape:
+        raise StageError(
+            f"the gap of a schedule is between outputs of one shape, but the student's are {tuple(student.shape)} and "
+            f"the teacher's {tuple(teacher.shape)}; give both models the same classes"
+        )
     ours, theirs = student.detach().float(), teacher.detach().float()
     if ours.ndim > 1 and ours.shape[-1] > 1:
         distance = (ours.softmax(-1) - theirs.softmax(-1)).abs().sum(-1).mean() / 2

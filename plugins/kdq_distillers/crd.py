@@ -89,8 +89,8 @@ def contrast(student: Tensor, teacher: Tensor, tau: float, same: Tensor | None) 
 
 
 def same_class(batch: Batch) -> Tensor | None:
-    """Which samples `[B, B]` have one class, or `None` where the batch has no class numbers."""
+    """Which samples `[B, B]` have one class, or `None` where the batch has no class numbers; below 0 is no class."""
     labels = batch.targets
     if labels is None or labels.ndim != 1 or labels.is_floating_point():
         return None
-    return labels[:, None] == labels
+    return (labels[:, None] == labels) & (labels >= 0)

@@ -41,6 +41,13 @@ def test_samples_of_one_class_are_no_negatives(feature_terms):
     assert float(feature_terms(Crd(), {"x": student}, {"x": teacher}, [1] * 8).terms["contrast"]) == 0
 
 
+def test_samples_without_a_class_in_a_mixed_batch_are_negatives_of_all(feature_terms):
+    student, teacher = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    mixed = feature_terms(Crd(), {"x": student}, {"x": teacher}, [-100, -100, 0, 1]).terms["contrast"]
+    apart = feature_terms(Crd(), {"x": student}, {"x": teacher}, [0, 1, 2, 3]).terms["contrast"]
+    assert float(mixed) == float(apart)
+
+
 def test_labels_that_are_no_classes_leave_all_others_as_negatives(feature_terms):
     student, teacher = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
     plain = feature_terms(Crd(), {"x": student}, {"x": teacher}).terms["contrast"]
