@@ -170,7 +170,7 @@ class DistillerUse(Frozen):
         good = [p for p in pairs if isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(x, str) for x in p)]
         if value != "auto" and not (good and len(good) == len(pairs)):
             raise ValueError(f"{value!r} are no pairs; write taps: auto, or taps: [[path in student, path in teacher]]")
-        return value
+        return value if value == "auto" else tuple(map(tuple, value))
 
     @property
     def title(self) -> str:

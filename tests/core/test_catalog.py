@@ -323,7 +323,8 @@ def test_a_plugin_that_is_missing_is_named_with_its_line(tmp_path: Path, monkeyp
         check_recipe(recipe, house(), lines=lines)
     assert str(caught.value) == (
         "r.yaml:4: no distiller named 'logit_kd'; did you mean 'logit-kd'? "
-        "Installed: dist, dkd, hard-label, logistic, logit-kd, mse-logits, multi-label-kd."
+        "Installed: attention-transfer, crd, dist, dkd, fitnet, hard-label, logistic, logit-kd, mixed-kd, mse-logits, "
+        "multi-label-kd, regression-kd, rkd, similarity, token-kd."
     )
 
 

@@ -86,7 +86,8 @@ def test_validate_says_what_the_recipe_names(call) -> None:
          "error: r.yaml:4: option 'alpha' of distiller 'logit-kd' is 2; allowed: a number, 0 to 1\n"),
         (RECIPE + "distill: {use: logit_kd}",
          "error: r.yaml:3: no distiller named 'logit_kd'; did you mean 'logit-kd'? "
-         "Installed: dist, dkd, hard-label, logistic, logit-kd, mse-logits, multi-label-kd.\n"),
+         "Installed: attention-transfer, crd, dist, dkd, fitnet, hard-label, logistic, logit-kd, mixed-kd, mse-logits, "
+         "multi-label-kd, regression-kd, rkd, similarity, token-kd.\n"),
         ("", "error: recipe 'r.yaml' is empty; it needs at least 'name' and 'workload'\n"),
     ],
 )  # fmt: skip

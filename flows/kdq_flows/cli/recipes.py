@@ -34,7 +34,8 @@ def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
     recipe = load_recipe(file)
     named: dict[str, list[str]] = {}
     for kind, name, _, _ in named_plugins(recipe):
-        named.setdefault(kind, []).append(name)
+        if name not in named.setdefault(kind, []):
+            named[kind].append(name)
     if as_json:
         show([{"file": str(file), "recipe": recipe.name, "valid": True, **named}], title="", as_json=True)
         return
