@@ -7,13 +7,17 @@ options resolved, the data's fingerprint, the seed and the device class. The dig
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 from pathlib import Path
 from typing import Any
 
 from kdq_core.catalog import Catalog, kdq_code_version, named_plugins
+from kdq_core.errors import RecipeError
 from kdq_core.kinds import Kind, Plugin, Target, Workload
 from kdq_core.spec import DistillerUse, Recipe, Site
+from kdq_core.store import sha256_file
+from kdq_core.teachers.spec import MemberSpec
 
 _PLACING = ("weights", "activations", "edges", "rules", "round_bias")
 _SHOWN_AS = {"soft": "distill", "grid": "quantize", "taught": "workload", "outputs": "teacher", "views": "teacher"}
@@ -79,14 +83,17 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
     assert isinstance(target, Target)
     assert isinstance(workload, Workload)
     cache = whole["teacher"]["cache"]
-    teachers_options = workload.model_dump(mode="json", exclude=set(workload.student_options))
+    # A teacher of the student's kind is changed by the student's options too.
+    unread = () if any(m.source == "student" for m in recipe.teacher.members) else workload.student_options
+    teachers_options = workload.model_dump(mode="json", exclude=set(unread))
     several = {"losses": losses, "order": list(losses)}
     soft = several if len(losses) > 1 else next(iter(losses.values()))
     grid = {"use": recipe.quantize.use, "options": options("quantizer", recipe.quantize.use)}
     return {
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
         "taught": {"use": recipe.workload.use, "options": teachers_options},
-        "teacher": {name: value for name, value in whole["teacher"].items() if name != "cache"},
+        "teacher": {name: value for name, value in whole["teacher"].items() if name != "cache"}
+        | {"members": [_member(member) for member in recipe.teacher.members]},
         "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}},
         "views": {"cache": {"seed": cache["seed"]}},
         "distill": {"fit": whole["distill"]["fit"], **soft},
@@ -100,6 +107,44 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
         },
         "evaluate": {use.use: options("evaluator", use.use) for use in recipe.evaluate},
     }
+
+
+def _member(member: MemberSpec) -> dict[str, Any]:
+    """A teacher with what its file and its factory hold in place of where they are.
+
+    Raises:
+        RecipeError: the file is not there.
+    """
+    asked = member.model_dump(mode="json", exclude={"file"})
+    if member.factory is not None:
+        asked["factory_code"] = _module_digest(member.factory.partition(":")[0])
+    if member.file is None:
+        return asked
+    path = Path(member.file)
+    if not path.is_file():
+        raise RecipeError(
+            f"the teacher's file {member.file!r} is not there, seen from {str(Path.cwd())!r}; correct 'file' in "
+            "'teacher.members', or give its whole path"
+        )
+    return asked | {"sha256": sha256_file(path)}
+
+
+def _module_digest(name: str) -> str:
+    """sha256 of a module's source; nothing is imported but the packages around it.
+
+    Raises:
+        RecipeError: there is no such module.
+    """
+    try:
+        found = importlib.util.find_spec(name)
+    except ImportError:
+        found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise RecipeError(
+            f"the teacher's factory is in {name!r}, and there is no such module; install its package, or correct "
+            "'factory' in 'teacher.members'"
+        )
+    return sha256_file(Path(found.origin))
 
 
 def device_class(site: Site) -> str:

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 
 from kdq_core.frozen import Frozen
 from kdq_core.site import Site as Site  # noqa: PLC0414 - the site belongs to what is asked for
-from kdq_core.teachers.spec import CacheSpec
+from kdq_core.teachers.spec import CacheSpec, MemberSpec
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Role = Literal["teacher", "student", "int8"]
@@ -52,9 +52,16 @@ class QatFitSpec(FitSpec):
 
 
 class TeacherSpec(Frozen):
-    """The teacher comes from the workload and is trained on hard labels."""
+    """One teacher or several. By default the workload's, trained on hard labels."""
 
     fit: FitSpec = FitSpec()
+    members: tuple[MemberSpec, ...] = Field(
+        default=(MemberSpec(),), min_length=1, description="the teachers; the student learns from all of them together"
+    )
+    combine: Literal["mean", "confidence"] = Field(
+        default="mean",
+        description="mean: of the members' logits, by weight; confidence: for each sample, surer members count more",
+    )
     cache: CacheSpec = Field(default=CacheSpec(), description="its outputs on disk, for every student to read")
 
 

@@ -43,6 +43,7 @@ class StageContext:
         draft: folder to write files to.
         scratch: file that holds the state of an unfinished fit.
         emit: sends a progress event.
+        number: of the fit, from 0, in a stage that has several.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class StageContext:
     draft: Path
     scratch: Path
     emit: Emit
+    number: int = 0
 
     @property
     def workload(self) -> Workload:
@@ -131,21 +133,32 @@ class StageContext:
             yield replace(batch, view=epoch if view is None else view.number)
 
     def trained(
-        self, model: nn.Module, loss: Loss, spec: FitSpec, accelerator: Accelerator, **hooks: Callable[..., None]
+        self,
+        model: nn.Module,
+        loss: Loss,
+        spec: FitSpec,
+        accelerator: Accelerator,
+        **hooks: Callable[..., None],
     ) -> tuple[EpochRecord, ...]:
         """Fit `model` on the training split with scoring, progress and resumption.
 
-        The state of an unfinished fit stays in `scratch`; after the commit it is removed.
+        The state of an unfinished fit stays in `scratch`; after the commit it is removed. Curves of
+        the second fit of a stage are called `2/train/loss` and so on.
         """
-        workload = self.workload
-        return fit(
+        workload, number = self.workload, self.number
+
+        def named(record: EpochRecord) -> EpochRecord:
+            values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
+            return record.model_copy(update={"values": values}) if number else record
+
+        history = fit(
             model,
             loss,
             lambda epoch: self.batches(epoch, spec.batch_size),
             spec,
             samples=workload.samples("train"),
             accelerator=accelerator,
-            resume=self.scratch,
+            resume=self.scratch.with_stem(f"{self.scratch.stem}{number or ''}"),
             hooks=FitHooks(
                 score=validation(workload, accelerator.device, EVALUATION_BATCH),
                 on_step=lambda done, total, value: self.emit(
@@ -158,11 +171,12 @@ class StageContext:
                     }
                 ),
                 on_epoch=lambda record: self.emit(
-                    {"event": "epoch", "stage": self.stage, "record": record.model_dump(mode="json")}
+                    {"event": "epoch", "stage": self.stage, "record": named(record).model_dump(mode="json")}
                 ),
                 **hooks,
             ),
         )
+        return tuple(named(record) for record in history)
 
     def checkpoint(self, role: Any, model: nn.Module, history: tuple[EpochRecord, ...]) -> Checkpoint:
         """Write the weights of `model` to the draft and describe them."""

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.taught import taught as prepared
-from kdq_core.records import Checkpoint
+from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import StageContext
 from kdq_core.stages.teaching import online_teacher, teacher_source
+from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import TeacherSource
 from kdq_core.training.fit import to_device
 from kdq_core.training.losses import hard_loss
 
 
 def train_teacher(context: StageContext) -> Checkpoint:
-    """Train the workload's teacher on hard labels."""
-    accelerator = context.accelerator()
-    context.seeded("teacher")
-    teacher = context.workload.teacher()
-    history = context.trained(teacher, hard_loss(context.workload), context.recipe.teacher.fit, accelerator)
-    return context.checkpoint("teacher", teacher, history)
+    """Bring the recipe's teachers together: train on hard labels those that are trained here, read the others."""
+    accelerator, spec = context.accelerator(), context.recipe.teacher
+    members: list[nn.Module] = []
+    history: tuple[EpochRecord, ...] = ()
+    for number, member in enumerate(spec.members):
+        if not member.trained:
+            members.append(read_member(member, context.workload))
+            continue
+        context.seeded(f"teacher {number + 1}" if number else "teacher")
+        model = empty_member(member, context.workload)
+        one = whole(spec.model_copy(update={"members": (member,)}), [model])
+        at = replace(context, number=number)
+        history += at.trained(one, hard_loss(context.workload), spec.fit, accelerator)
+        members.append(model)
+    return context.checkpoint("teacher", whole(spec, members).cpu(), history)
 
 
 def distill(context: StageContext) -> Checkpoint:

@@ -14,19 +14,30 @@ from kdq_core.records import Artifact, EvaluationReport, Metric
 from kdq_core.spec import Role
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.quantizing import placement, quantized_student
+from kdq_core.stages.teaching import the_teacher
+from kdq_core.teachers.members import OnnxTeacher
 
 INT8, STUDENT, TEACHER, EXAMPLE = "int8.onnx", "student.onnx", "teacher.onnx", "example.safetensors"
 
 
 def export(context: StageContext) -> Artifact:
-    """Write the int8 file, and the float teacher and student for the same runtime."""
+    """Write the int8 file, and the float teacher and student for the same runtime.
+
+    A teacher that is an ONNX file is written as it is; one that has such a file among others is left out.
+    """
     target, example = context.target, context.example()
-    teacher = context.load_into(context.workload.teacher(), "train_teacher")
+    teacher = the_teacher(context)
     student = context.load_into(context.workload.student(), "distill")
     converted = convert(quantized_student(context))
-    models: tuple[tuple[str, nn.Module], ...] = ((TEACHER, teacher), (STUDENT, student), (INT8, converted))
-    for done, (name, model) in enumerate(models, start=1):
-        target.export(model, example, context.draft / name)
+    models: dict[str, nn.Module] = {TEACHER: teacher, STUDENT: student, INT8: converted}
+    if not isinstance(teacher, OnnxTeacher) and any(isinstance(m, OnnxTeacher) for m in teacher.modules()):
+        del models[TEACHER]
+    baselines: dict[Role, str] = {"teacher": TEACHER, "student": STUDENT}
+    for done, (name, model) in enumerate(models.items(), start=1):
+        if isinstance(model, OnnxTeacher):
+            (context.draft / name).write_bytes(model.file())
+        else:
+            target.export(model, example, context.draft / name)
         context.emit({"event": "progress", "stage": context.stage, "done": done, "total": 4, "note": name})
     graph = capture(student, example)
     inputs, outputs = target.signature(context.draft / INT8)
@@ -34,7 +45,7 @@ def export(context: StageContext) -> Artifact:
     return Artifact(
         path=INT8,
         example=EXAMPLE,
-        baselines={"teacher": TEACHER, "student": STUDENT},
+        baselines={role: name for role, name in baselines.items() if name in models},
         inputs=inputs,
         outputs=outputs,
         output_scales=output_scales(converted),

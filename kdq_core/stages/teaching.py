@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from kdq_core.records import TeacherOutputs
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.teachers.build import build_outputs
+from kdq_core.teachers.members import empty_member, whole
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource, half_precision
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import to_device
@@ -57,5 +59,10 @@ def teacher_source(context: StageContext, device: torch.device) -> TeacherSource
 
 def online_teacher(context: StageContext, device: torch.device, *, half: bool) -> OnlineTeacher:
     """The teacher itself, in bf16 where `half` allows it and the device has it."""
-    model = context.load_into(context.workload.teacher(), "train_teacher").to(device)
-    return OnlineTeacher(model, half=half and half_precision(device))
+    return OnlineTeacher(the_teacher(context).to(device), half=half and half_precision(device))
+
+
+def the_teacher(context: StageContext) -> nn.Module:
+    """The recipe's teachers as one module, with the weights of `train_teacher`; eval mode."""
+    spec, workload = context.recipe.teacher, context.workload
+    return context.load_into(whole(spec, [empty_member(member, workload) for member in spec.members]), "train_teacher")

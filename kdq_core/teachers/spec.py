@@ -1,12 +1,61 @@
-"""The recipe's section on what is kept of a teacher. Importable without torch."""
+"""The recipe's sections on where teachers come from and what is kept of them. Importable without torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdq_core.frozen import Frozen
+
+
+class NormalizeSpec(Frozen):
+    """A teacher's own normalisation: its first input becomes `(x - mean) / std`, along axis 1."""
+
+    mean: tuple[float, ...] = Field(min_length=1, description="one number, or one a channel")
+    std: tuple[float, ...] = Field(min_length=1, description="one number, or one a channel; none is 0")
+
+    @model_validator(mode="after")
+    def _fits(self) -> NormalizeSpec:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"'mean' has {len(self.mean)} numbers and 'std' has {len(self.std)}; give both as many")
+        if not all(value > 0 for value in self.std):
+            raise ValueError("a 'std' is not above 0; give the standard deviation of each channel")
+        return self
+
+
+class MemberSpec(Frozen):
+    """One teacher."""
+
+    source: Literal["pipeline", "student", "checkpoint", "onnx"] = Field(
+        default="pipeline",
+        description="pipeline: the workload's teacher, trained here; student: its student, trained here on hard "
+        "labels, for self-distillation; checkpoint: weights in a safetensors file; onnx: a model in ONNX Runtime",
+    )
+    file: str | None = Field(default=None, min_length=1, description="of a checkpoint or an ONNX model")
+    factory: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="`module:function` that makes the module a checkpoint is loaded into; none: the workload's teacher",
+    )
+    weight: float = Field(default=1.0, gt=0, le=1000, description="beside the other members")
+    normalize: NormalizeSpec | None = Field(default=None, description="its own, on top of what the workload gives")
+
+    @model_validator(mode="after")
+    def _file_where_one_is_read(self) -> MemberSpec:
+        reads = self.source in ("checkpoint", "onnx")
+        if reads and self.file is None:
+            raise ValueError(f"a teacher from {self.source!r} needs a 'file'")
+        if not reads and self.file is not None:
+            raise ValueError(f"a teacher from {self.source!r} reads no 'file'; write source: checkpoint or onnx")
+        if self.factory is not None and self.source != "checkpoint":
+            raise ValueError(f"a teacher from {self.source!r} takes no 'factory'; only a checkpoint does")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is trained in this pipeline."""
+        return self.source in ("pipeline", "student")
 
 
 class CacheSpec(Frozen):

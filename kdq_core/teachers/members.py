@@ -1,0 +1,177 @@
+"""Teachers as one module: members from several places, and how their answers become one.
+
+What: the logits of M members are combined for each sample, so that whoever asks sees one teacher.
+Formula: `mean`: z = sum_i w_i z_i / sum_i w_i, the geometric mean of their probabilities. `confidence`: the same with
+    w_i exp(-H_i) in place of w_i, where H_i is the entropy of member i's softmax for that sample.
+Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (means of an ensemble); Kwon et al. 2020,
+    "Adaptive Knowledge Distillation Based on Entropy" (weights that fall with the entropy; exp(-H) is our choice).
+Limits: all members give logits of one shape; entropy has a meaning for classes alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdq_core.errors import StageError
+from kdq_core.kinds import Workload
+from kdq_core.spec import TeacherSpec
+from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
+
+
+class Ensemble(nn.Module):
+    """Several teachers as one."""
+
+    def __init__(self, members: list[nn.Module], weights: list[float], combine: str) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.combine = combine
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Combined logits `[B, ..., C]`.
+
+        Raises:
+            StageError: the members' logits have different shapes.
+        """
+        answers = [cast("Tensor", member(*inputs)) for member in self.members]
+        shapes = [tuple(answer.shape) for answer in answers]
+        odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if odd is not None:
+            raise StageError(
+                f"teacher 1 gives logits of shape {shapes[0]}, teacher {odd + 1} of shape {shapes[odd]}; "
+                "all members of 'teacher.members' must have the same classes"
+            )
+        logits = torch.stack(answers)
+        weights = cast("Tensor", self.weights).to(logits).reshape(-1, *[1] * answers[0].ndim)
+        if self.combine == "confidence":
+            logs = logits.log_softmax(-1)
+            weights = weights * (logs.exp() * logs).sum(-1, keepdim=True).exp()
+        return (weights * logits).sum(0) / weights.sum(0)
+
+
+class Normalized(nn.Module):
+    """A teacher with a normalisation of its own."""
+
+    def __init__(self, model: nn.Module, spec: NormalizeSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std), persistent=False)
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """What the model gives for `(first - mean) / std`, along axis 1."""
+        shape = (1, -1, *[1] * (first.ndim - 2))
+        mean, std = (cast("Tensor", x).to(first).reshape(shape) for x in (self.mean, self.std))
+        return cast("Tensor", self.model((first - mean) / std, *others))
+
+
+class OnnxTeacher(nn.Module):
+    """A model in ONNX Runtime, on the CPU. Its file is a buffer, so that it is kept where weights are kept."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        super().__init__()
+        self.register_buffer("content", torch.from_numpy(np.frombuffer(content, np.uint8).copy()))
+        self._session: Any = None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The first output of the file, on the device of the inputs.
+
+        Raises:
+            StageError: the file takes another number of inputs, or ONNX Runtime refuses it.
+        """
+        session = self._session = self._session or self._opened()
+        names = [given.name for given in session.get_inputs()]
+        if len(names) != len(inputs):
+            raise StageError(
+                f"the ONNX teacher takes {len(names)} inputs ({', '.join(names)}), the workload gives {len(inputs)}"
+            )
+        try:
+            fed = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
+            answer = session.run(None, fed)[0]
+        except Exception as error:
+            raise StageError(
+                f"ONNX Runtime cannot run the teacher: {error}; export it with a free batch size"
+            ) from error
+        return torch.from_numpy(answer).to(inputs[0].device)
+
+    def file(self) -> bytes:
+        """The content of the file."""
+        return self.content.cpu().numpy().tobytes()
+
+    def _opened(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            return onnxruntime.InferenceSession(self.file(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise StageError(f"ONNX Runtime cannot read the teacher's file: {error}; is it an ONNX model?") from error
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        self.content = torch.empty_like(state_dict[f"{prefix}content"])
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:
+    """The members as the one teacher of a recipe."""
+    pairs = zip(members, spec.members, strict=True)
+    wrapped = [Normalized(m, s.normalize) if s.normalize else m for m, s in pairs]
+    if len(wrapped) == 1:
+        return wrapped[0]
+    return Ensemble(wrapped, [member.weight for member in spec.members], spec.combine)
+
+
+def empty_member(spec: MemberSpec, workload: Workload) -> nn.Module:
+    """A member's module before its weights are loaded or trained."""
+    if spec.source == "onnx":
+        return OnnxTeacher()
+    if spec.source == "student":
+        return workload.student()
+    return _factory(spec.factory)() if spec.factory else workload.teacher()
+
+
+def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
+    """A member whose weights are in a file.
+
+    Raises:
+        StageError: the file is missing, no such file, or does not fit the module.
+    """
+    assert spec.file is not None
+    path = Path(spec.file)
+    if not path.is_file():
+        raise StageError(f"the teacher's file {spec.file!r} is not there; check 'file' in 'teacher.members'")
+    if spec.source == "onnx":
+        return OnnxTeacher(path.read_bytes())
+    model = empty_member(spec, workload)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise StageError(f"the teacher's file {spec.file!r} is no safetensors file: {error}") from error
+    made_by = spec.factory or "the workload's teacher()"
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        fact = " ".join(str(error).split())
+        raise StageError(f"the weights in {spec.file!r} do not fit the module of {made_by}: {fact}") from error
+    return model
+
+
+def _factory(name: str) -> Callable[[], nn.Module]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise StageError(
+            f"the teacher's factory {name!r} cannot be loaded: {error}; install its package, or correct the name"
+        ) from error
+    return cast("Callable[[], nn.Module]", found)

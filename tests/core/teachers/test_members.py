@@ -1,0 +1,231 @@
+"""One teacher or several, from this pipeline, from files, and how they answer as one."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdq_core.errors import RecipeError, StageError
+from kdq_core.records import Checkpoint
+from kdq_core.spec import TeacherSpec
+from kdq_core.stages.teaching import the_teacher
+from kdq_core.teachers.members import Ensemble, Normalized, OnnxTeacher, empty_member, read_member, whole
+from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
+from kdq_workloads.digits import Digits
+
+RECIPE: dict[str, Any] = {"workload": {"use": "digits", "options": {"teacher_width": 16, "student_width": 16}}}
+FACTORY = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+class Says(nn.Module):
+    """Always the same logits."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.logits.expand(len(x), -1)  # type: ignore[operator, union-attr]
+
+
+def test_the_mean_of_several_is_weighted() -> None:
+    both = Ensemble([Says([4.0, 0.0]), Says([0.0, 2.0])], [3.0, 1.0], "mean")
+    assert both(torch.zeros(2, 1)).tolist() == [[3.0, 0.5]] * 2
+
+
+def test_with_confidence_the_surer_member_counts_more() -> None:
+    given, weights = np.array([[4.0, 0.0, 1.0], [0.1, 0.2, 0.0]]), np.array([1.0, 2.0])
+    p = np.exp(given) / np.exp(given).sum(1, keepdims=True)
+    w = weights * np.exp((p * np.log(p)).sum(1))
+    both = Ensemble([Says(row) for row in given.tolist()], weights.tolist(), "confidence")
+    np.testing.assert_allclose(both(torch.zeros(1, 1))[0].numpy(), (w[:, None] * given).sum(0) / w.sum(), rtol=1e-5)
+    assert w[0] > w[1] / 2
+
+
+def test_members_with_other_classes_are_named() -> None:
+    with pytest.raises(StageError) as caught:
+        Ensemble([Says([1.0, 0.0]), Says([1.0, 0.0, 0.0])], [1.0, 1.0], "mean")(torch.zeros(4, 1))
+    assert str(caught.value) == (
+        "teacher 1 gives logits of shape (4, 2), teacher 2 of shape (4, 3); all members of 'teacher.members' must have "
+        "the same classes"
+    )
+
+
+def test_a_teacher_may_have_a_normalisation_of_its_own() -> None:
+    model = Normalized(nn.Identity(), NormalizeSpec(mean=(1.0, 2.0), std=(2.0, 4.0)))
+    x = torch.full((1, 2, 3, 3), 5.0)
+    assert model(x)[0, :, 0, 0].tolist() == [2.0, 0.75]
+    assert "mean" not in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("member", "told"),
+    [
+        ({"source": "checkpoint"}, "a teacher from 'checkpoint' needs a 'file'"),
+        ({"source": "onnx"}, "a teacher from 'onnx' needs a 'file'"),
+        ({"file": "x"}, "a teacher from 'pipeline' reads no 'file'; write source: checkpoint or onnx"),
+        ({"factory": "a:b"}, "a teacher from 'pipeline' takes no 'factory'; only a checkpoint does"),
+        ({"normalize": {"mean": [1], "std": [1, 2]}}, "'mean' has 1 numbers and 'std' has 2; give both as many"),
+        (
+            {"normalize": {"mean": [1], "std": [0]}},
+            "a 'std' is not above 0; give the standard deviation of each channel",
+        ),
+    ],
+)
+def test_a_member_that_says_too_little_or_too_much_is_refused(member: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        MemberSpec.model_validate(member)
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_teachers.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_teachers", raising=False)
+    return "my_teachers:make"
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> tuple[Path, nn.Module]:
+    """A checkpoint of a linear teacher for digits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    save_file(model.state_dict(), tmp_path / "linear.safetensors")
+    return tmp_path / "linear.safetensors", model
+
+
+def test_a_checkpoint_is_loaded_into_what_its_factory_makes(factory: str, linear: tuple[Path, nn.Module]) -> None:
+    path, model = linear
+    x = torch.randn(3, 1, 8, 8)
+    read = read_member(MemberSpec(source="checkpoint", file=str(path), factory=factory), Digits())
+    assert torch.equal(read(x), model(x))
+
+
+def test_a_checkpoint_that_does_not_fit_says_what_was_loaded_into_what(linear: tuple[Path, nn.Module]) -> None:
+    path, _ = linear
+    with pytest.raises(StageError) as caught:
+        read_member(MemberSpec(source="checkpoint", file=str(path)), Digits())
+    text = str(caught.value)
+    assert text.startswith(f"the weights in {str(path)!r} do not fit the module of the workload's teacher(): ")
+    assert "Missing key(s)" in text
+    path.write_text("nothing")
+    with pytest.raises(StageError, match="is no safetensors file"):
+        read_member(MemberSpec(source="checkpoint", file=str(path)), Digits())
+
+
+def test_a_factory_that_is_not_there_is_named(linear: tuple[Path, nn.Module]) -> None:
+    with pytest.raises(StageError) as caught:
+        read_member(MemberSpec(source="checkpoint", file=str(linear[0]), factory="json:make_it"), Digits())
+    assert str(caught.value) == (
+        "the teacher's factory 'json:make_it' cannot be loaded: module 'json' has no attribute 'make_it'; install its "
+        "package, or correct the name"
+    )
+
+
+def onnx_file(path: Path, model: nn.Module) -> Path:
+    torch.onnx.export(
+        model, (torch.zeros(2, 1, 8, 8),), str(path), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False, external_data=False,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_onnx_file_answers_like_the_module_it_was_made_from(tmp_path: Path, linear: tuple[Path, nn.Module]) -> None:
+    model, x = linear[1].eval(), torch.randn(5, 1, 8, 8)
+    spec = TeacherSpec(members=(MemberSpec(source="onnx", file=str(onnx_file(tmp_path / "t.onnx", model))),) * 2)
+    read = whole(spec, [read_member(member, Digits()) for member in spec.members])
+    torch.testing.assert_close(read(x), model(x), rtol=1e-5, atol=1e-6)
+    save_file({k: v.clone() for k, v in read.state_dict().items()}, tmp_path / "kept.safetensors")
+    again = whole(spec, [empty_member(member, Digits()) for member in spec.members])
+    again.load_state_dict(load_file(tmp_path / "kept.safetensors"))
+    assert torch.equal(again(x), read(x))
+    with pytest.raises(StageError, match=r"the ONNX teacher takes 1 inputs \(.*\), the workload gives 2"):
+        read.members[0](x, x)  # type: ignore[index, operator]
+
+
+def test_a_file_that_is_no_onnx_model_is_told() -> None:
+    with pytest.raises(StageError, match=r"ONNX Runtime cannot read the teacher's file: .*; is it an ONNX model"):
+        OnnxTeacher(b"nothing")(torch.zeros(1, 1))
+
+
+def test_members_of_all_kinds_make_one_teacher_that_comes_back_from_the_store(
+    stages_of: Any, tmp_path: Path, factory: str, linear: tuple[Path, nn.Module]
+) -> None:
+    path, model = linear
+    members = [
+        {"source": "pipeline", "weight": 2},
+        {"source": "student"},
+        {"source": "checkpoint", "file": str(path), "factory": factory, "normalize": {"mean": [0.5], "std": [0.5]}},
+    ]
+    teacher = {"fit": {"epochs": 1}, "members": members, "cache": {"views": 1}}
+    run = stages_of(tmp_path / "home", **RECIPE, teacher=teacher, distill={"fit": {"epochs": 1}})
+    record = run.stage("train_teacher").record
+    assert isinstance(record, Checkpoint)
+    curves = [sorted(epoch.values) for epoch in record.history]
+    assert "train/loss" in curves[0]
+    assert "2/train/loss" in curves[1]
+    assert len(curves) == 2
+    run.stage("cache_teacher")
+    run.stage("distill")
+    path.unlink()  # the store has all of it
+    loaded: Any = the_teacher(run.context("cache_teacher", tmp_path))
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        said = [member(x) for member in loaded.members]
+        torch.testing.assert_close(said[2], model((x - 0.5) / 0.5))
+        torch.testing.assert_close(loaded(x), (2 * said[0] + said[1] + said[2]) / 4)
+
+
+def test_what_a_file_holds_is_in_the_key_and_where_it_lies_is_not(
+    stages_of: Any, tmp_path: Path, factory: str, linear: tuple[Path, nn.Module]
+) -> None:
+    path, model = linear
+
+    def key(file: Path) -> str:
+        member = {"source": "checkpoint", "file": str(file), "factory": factory}
+        return str(stages_of(tmp_path, **RECIPE, teacher={"members": [member]}).plan.node("train_teacher").key({}))
+
+    first = key(path)
+    assert key(path.rename(tmp_path / "moved.safetensors")) == first
+    save_file({name: 2 * value for name, value in model.state_dict().items()}, tmp_path / "moved.safetensors")
+    assert key(tmp_path / "moved.safetensors") != first
+    (tmp_path / "moved.safetensors").unlink()
+    with pytest.raises(RecipeError) as caught:
+        key(tmp_path / "moved.safetensors")
+    assert str(caught.value) == (
+        f"the teacher's file {str(tmp_path / 'moved.safetensors')!r} is not there, seen from {str(Path.cwd())!r}; "
+        "correct 'file' in 'teacher.members', or give its whole path"
+    )
+
+
+def test_a_factory_in_no_module_is_told_when_the_plan_is_made(
+    stages_of: Any, tmp_path: Path, linear: tuple[Path, nn.Module]
+) -> None:
+    member = {"source": "checkpoint", "file": str(linear[0]), "factory": "no_such_module.of_mine:make"}
+    with pytest.raises(RecipeError) as caught:
+        stages_of(tmp_path, **RECIPE, teacher={"members": [member]})
+    assert str(caught.value) == (
+        "the teacher's factory is in 'no_such_module.of_mine', and there is no such module; install its package, or "
+        "correct 'factory' in 'teacher.members'"
+    )
+
+
+def test_a_teacher_of_the_students_kind_follows_the_students_options(stages_of: Any, tmp_path: Path) -> None:
+    def key(width: int) -> str:
+        workload = {"use": "digits", "options": {"student_width": width}}
+        run = stages_of(tmp_path, workload=workload, teacher={"members": [{"source": "student"}]})
+        return str(run.plan.node("train_teacher").key({}))
+
+    assert key(16) != key(32)
