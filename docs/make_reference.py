@@ -72,6 +72,20 @@ measured does not meet its gate. The evaluators of KDQ give these metrics:
 - `latency`: `latency_p50_ms`, `latency_p95_ms`; but for the student also `speedup`
 - `coverage`, for `int8` alone: `coverage_macs`, `coverage_weight_bytes`, `float_operators`
 - `parity`, for `int8` alone: `parity_flips`, `parity_ties`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`"""
+LOSSES = """\
+A list in place of `use` and `options`. Each is a distiller's name, or a mapping:
+
+```yaml
+distill:
+  losses:
+    - {use: logit-kd, options: {temperature: {schedule: linear, start: 8.0, end: 2.0}}}
+    - {use: fitnet, weight: {schedule: cosine, start: 1.0, end: 0.0}, taps: [[blocks.*, "blocks.[12]"]]}
+```
+
+How they add up, and what taps are: [how it works](how-it-works.md#several-distillers)."""
+SCHEDULE = """\
+A weight, and every option of a distiller that is a real number, takes a number or a schedule. It runs once over the
+steps of `distill`, and again over those of `quantize`."""
 SECTIONS = {
     "": ("Top level", ""),
     "teacher": ("`teacher`", "The workload's teacher, trained on hard labels."),
@@ -80,7 +94,9 @@ SECTIONS = {
         "What is kept of the teacher for every student to read: its logits for each training sample in each view. See\n"
         "[how it works](how-it-works.md#what-is-kept-of-a-teacher).",
     ),
-    "distill": ("`distill`", "The float student, trained with the teacher's outputs."),
+    "distill": ("`distill`", "The float student, trained with the teacher's outputs: by one distiller, or by several."),
+    "distill.losses": ("`distill.losses`", LOSSES),
+    "distill.losses.weight": ("A schedule", SCHEDULE),
     "quantize": ("`quantize`", "Quantization-aware training of that student; the teacher is still teaching."),
     "gates": ("`gates`", GATES),
     "register": ("`register`", "Where the int8 model is registered."),
@@ -138,6 +154,9 @@ def _section(schema: Schema, name: str) -> Schema:
     for step in name.split(".") if name else ():
         field = section["properties"][step]
         section = resolve(field.get("items", field), schema)
+        section = next(
+            (resolve(o, schema) for o in section.get("anyOf", ()) if "properties" in resolve(o, schema)), section
+        )
     return section
 
 
@@ -157,6 +176,8 @@ def _note(path: str, field: str, value: Schema) -> str:
 def _allowed(field: str, value: Schema, root: Schema) -> str:
     if field in ("workload", "target"):
         return "a plug-in"
+    if field == "taps":
+        return "'auto' or a list of pairs"
     words = allowed(value, root)
     return "a list" if words.startswith("a list") else words
 
