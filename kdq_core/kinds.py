@@ -82,7 +82,8 @@ class Workload(Plugin, abc.ABC):
 
 def takes_views(workload: Workload) -> bool:
     """Whether `batches` of this workload can be told which view to give; one written for older versions cannot."""
-    return "view" in inspect.signature(workload.batches).parameters
+    parameters = inspect.signature(workload.batches).parameters
+    return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class Distiller(Plugin, abc.ABC):

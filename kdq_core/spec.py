@@ -62,6 +62,10 @@ class TeacherSpec(Frozen):
         default="mean",
         description="mean: of the members' logits, by weight; confidence: for each sample, surer members count more",
     )
+    inputs: tuple[str, ...] = Field(
+        default=(),
+        description="named inputs (`Batch.extra`) that the teachers read, in order; none: the student's inputs",
+    )
     cache: CacheSpec = Field(default=CacheSpec(), description="its outputs on disk, for every student to read")
 
 

@@ -21,6 +21,7 @@ from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload, ta
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.spec import FitSpec, Recipe, Site
 from kdq_core.store import Entry
+from kdq_core.teachers.source import reading
 from kdq_core.tensors import Batch, View
 from kdq_core.training.fit import FitHooks, Loss, fit
 from kdq_core.training.losses import validation
@@ -130,7 +131,11 @@ class StageContext:
         view = self.view(epoch)
         asked |= {} if view is None else {"view": view}
         for batch in self.workload.batches("train", batch_size=batch_size, **asked):
-            yield replace(batch, view=epoch if view is None else view.number)
+            yield replace(self.read(batch), view=epoch if view is None else view.number)
+
+    def read(self, batch: Batch) -> Batch:
+        """What the model of this stage reads of a batch: a teacher that is trained, its own inputs."""
+        return reading(batch, self.recipe.teacher.inputs if self.stage == "train_teacher" else ())
 
     def trained(
         self,
@@ -160,7 +165,7 @@ class StageContext:
             accelerator=accelerator,
             resume=self.scratch.with_stem(f"{self.scratch.stem}{number or ''}"),
             hooks=FitHooks(
-                score=validation(workload, accelerator.device, EVALUATION_BATCH),
+                score=validation(workload, accelerator.device, EVALUATION_BATCH, self.read),
                 on_step=lambda done, total, value: self.emit(
                     {
                         "event": "progress",

@@ -23,14 +23,16 @@ INT8, STUDENT, TEACHER, EXAMPLE = "int8.onnx", "student.onnx", "teacher.onnx", "
 def export(context: StageContext) -> Artifact:
     """Write the int8 file, and the float teacher and student for the same runtime.
 
-    A teacher that is an ONNX file is written as it is; one that has such a file among others is left out.
+    A teacher that is an ONNX file is written as it is. One that has such a file among others, or reads other inputs
+    than the student, is left out.
     """
     target, example = context.target, context.example()
     teacher = the_teacher(context)
     student = context.load_into(context.workload.student(), "distill")
     converted = convert(quantized_student(context))
     models: dict[str, nn.Module] = {TEACHER: teacher, STUDENT: student, INT8: converted}
-    if not isinstance(teacher, OnnxTeacher) and any(isinstance(m, OnnxTeacher) for m in teacher.modules()):
+    mixed = not isinstance(teacher, OnnxTeacher) and any(isinstance(m, OnnxTeacher) for m in teacher.modules())
+    if mixed or context.recipe.teacher.inputs:
         del models[TEACHER]
     baselines: dict[Role, str] = {"teacher": TEACHER, "student": STUDENT}
     for done, (name, model) in enumerate(models.items(), start=1):

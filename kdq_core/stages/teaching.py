@@ -59,7 +59,8 @@ def teacher_source(context: StageContext, device: torch.device) -> TeacherSource
 
 def online_teacher(context: StageContext, device: torch.device, *, half: bool) -> OnlineTeacher:
     """The teacher itself, in bf16 where `half` allows it and the device has it."""
-    return OnlineTeacher(the_teacher(context).to(device), half=half and half_precision(device))
+    inputs = context.recipe.teacher.inputs
+    return OnlineTeacher(the_teacher(context).to(device), inputs=inputs, half=half and half_precision(device))
 
 
 def the_teacher(context: StageContext) -> nn.Module:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from kdq_core.errors import StageError
+from kdq_core.errors import StageError, listing
 from kdq_core.records import TeacherOutputs
 from kdq_core.store import Entry
 from kdq_core.teachers.encoding import decode
@@ -28,18 +30,20 @@ class OnlineTeacher:
 
     Attributes:
         model: the teacher, on the device of the fit.
+        inputs: names of the extra inputs it reads; none for the student's inputs.
         half: run it in bf16 (autocast), for devices that have it.
     """
 
-    def __init__(self, model: nn.Module, *, half: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, inputs: Sequence[str] = (), half: bool = False) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
+        self.inputs = tuple(inputs)
         self.half = half
 
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs in float32."""
         device = batch.inputs[0].device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.half):
-            return in_float32(outputs_of(self.model, batch))
+            return in_float32(outputs_of(self.model, reading(batch, self.inputs)))
 
 
 class CachedTeacher:
@@ -92,6 +96,24 @@ class CachedTeacher:
         at = batch.view * self.record.samples + ids
         read = {name: rows.read(at) for name, rows in self._rows.items()}
         return Outputs(decode(read, self.record.classes, batch.inputs[0].device))
+
+
+def reading(batch: Batch, names: Sequence[str]) -> Batch:
+    """The batch as a teacher sees it: the extra inputs `names` in place of the student's, where there are names.
+
+    Raises:
+        StageError: the workload gives no such input.
+    """
+    if not names:
+        return batch
+    missing = [name for name in names if name not in batch.extra]
+    if missing:
+        there = listing(batch.extra) if batch.extra else "no extra inputs"
+        raise StageError(
+            f"the teacher reads the input {missing[0]!r} ('teacher.inputs'), but the workload's batches have {there}; "
+            "put it into `Batch.extra`, or correct the name"
+        )
+    return replace(batch, inputs=tuple(batch.extra[name] for name in names))
 
 
 def in_float32(outputs: Outputs) -> Outputs:

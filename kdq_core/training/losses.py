@@ -34,21 +34,29 @@ def hard_loss(workload: Workload) -> Loss:
     return loss
 
 
-def validation(workload: Workload, device: torch.device, batch_size: int) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Curves of the validation split: mean loss and, for class labels, top-1."""
+def validation(
+    workload: Workload, device: torch.device, batch_size: int, read: Callable[[Batch], Batch] = lambda batch: batch
+) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Curves of the validation split: mean loss and, for class labels, top-1; `read` says what of a batch is read."""
 
     def score(model: nn.Module) -> Mapping[str, float]:
         with observers_off(model):
-            return curves(model, workload, device, batch_size)
+            return curves(model, workload, device, batch_size, read)
 
     return score
 
 
-def curves(model: nn.Module, workload: Workload, device: torch.device, batch_size: int) -> dict[str, float]:
+def curves(
+    model: nn.Module,
+    workload: Workload,
+    device: torch.device,
+    batch_size: int,
+    read: Callable[[Batch], Batch] = lambda batch: batch,
+) -> dict[str, float]:
     """Mean loss and, for class labels, top-1 over the labelled samples of the validation split."""
     loss, hits, classed, seen = 0.0, 0, 0, 0
     for given in workload.batches("validation", batch_size=batch_size):
-        batch = to_device(given, device)
+        batch = to_device(read(given), device)
         if batch.targets is None:
             continue
         outputs, count = outputs_of(model, batch), len(batch.ids)
