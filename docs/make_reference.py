@@ -88,7 +88,13 @@ A weight, and every option of a distiller that is a real number, takes a number 
 steps of `distill`, and again over those of `quantize`."""
 SECTIONS = {
     "": ("Top level", ""),
-    "teacher": ("`teacher`", "The workload's teacher, trained on hard labels."),
+    "teacher": ("`teacher`", "One teacher or several; by default the workload's, trained on hard labels."),
+    "teacher.members": (
+        "`teacher.members`",
+        "A list of teachers that answer as one. A relative `file` is sought in the folder `kdq` runs in. What it holds\n"
+        "is part of the keys, where it lies is not.",
+    ),
+    "teacher.members.normalize": ("`teacher.members[].normalize`", ""),
     "teacher.cache": (
         "`teacher.cache`",
         "What is kept of the teacher for every student to read: its logits for each training sample in each view. See\n"
@@ -153,6 +159,7 @@ def _section(schema: Schema, name: str) -> Schema:
     section = schema
     for step in name.split(".") if name else ():
         field = section["properties"][step]
+        field = next((kind for kind in field.get("anyOf", ()) if "$ref" in kind), field)
         section = resolve(field.get("items", field), schema)
         section = next(
             (resolve(o, schema) for o in section.get("anyOf", ()) if "properties" in resolve(o, schema)), section
@@ -184,7 +191,7 @@ def _allowed(field: str, value: Schema, root: Schema) -> str:
 
 def _written(value: Any, field: str) -> str:
     """A default as YAML would have it; long ones are shown in their own section."""
-    if field in ("teacher", "cache", "distill", "quantize", "fit", "register", "retry"):
+    if field in ("teacher", "members", "cache", "distill", "quantize", "fit", "register", "retry"):
         return "see below"
     if field == "gates":
         return "three: " + "; ".join(f"`{_gate(gate)}`" for gate in value)
