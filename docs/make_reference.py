@@ -83,6 +83,10 @@ distill:
 ```
 
 How they add up, and what taps are: [how it works](how-it-works.md#several-distillers)."""
+TRANSFER = """\
+Each group of neighbouring channels of a teacher's layer becomes one channel of the student's: the mean of outputs, the
+sum of inputs. Then, in each round, a random share of these tensors is held fixed while all others train. The student's
+layers must be of the same kind, no wider, and of the same kernel; `auto` leaves out those that are not."""
 SCHEDULE = """\
 A weight, and every option of a distiller that is a real number, takes a number or a schedule. It runs once over the
 steps of `distill`, and again over those of `quantize`."""
@@ -91,8 +95,8 @@ SECTIONS = {
     "teacher": ("`teacher`", "One teacher or several; by default the workload's, trained on hard labels."),
     "teacher.members": (
         "`teacher.members`",
-        "A list of teachers that answer as one. A relative `file` is sought in the folder `kdq` runs in. What it holds\n"
-        "is part of the keys, where it lies is not.",
+        "A list of teachers that answer as one. A relative `file` is sought in the folder `kdq` runs in. What it\n"
+        "holds is part of the keys, where it lies is not.",
     ),
     "teacher.members.normalize": ("`teacher.members[].normalize`", ""),
     "teacher.cache": (
@@ -103,6 +107,7 @@ SECTIONS = {
     "distill": ("`distill`", "The float student, trained with the teacher's outputs: by one distiller, or by several."),
     "distill.losses": ("`distill.losses`", LOSSES),
     "distill.losses.weight": ("A schedule", SCHEDULE),
+    "distill.transfer": ("`distill.transfer`", TRANSFER),
     "quantize": ("`quantize`", "Quantization-aware training of that student; the teacher is still teaching."),
     "gates": ("`gates`", GATES),
     "register": ("`register`", "Where the int8 model is registered."),
