@@ -15,7 +15,15 @@ from torch import Tensor
 
 
 def round_to_grid(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None, *, relu: bool = False
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    *,
+    relu: bool = False,
+    clip_only: bool = False,
 ) -> Tensor:
     """`(clamp(round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale`, with a gradient.
 
@@ -32,6 +40,7 @@ def round_to_grid(
         qmax: largest integer.
         axis: channel axis of `scale`.
         relu: round `relu(x)` instead, in the same pass; `zero_point` must be at least `qmin`.
+        clip_only: the gradient to `scale` is 0 inside the range (Choi et al. 2018, https://arxiv.org/abs/1805.06085).
 
     Returns:
         A tensor of the shape and type of `x`.
@@ -39,12 +48,14 @@ def round_to_grid(
     if axis is not None:
         shape = [-1 if dim == axis else 1 for dim in range(x.dim())]
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-    return cast(Tensor, _RoundToGrid.apply(x, scale, zero_point, qmin, qmax, relu))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _RoundToGrid.apply(x, scale, zero_point, qmin, qmax, relu, clip_only))  # type: ignore[no-untyped-call]
 
 
 class _RoundToGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, qmin: int, qmax: int, relu: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, qmin: int, qmax: int, relu: bool, clip_only: bool
+    ) -> Tensor:
         y = x.to(torch.float32).div(scale).round_()
         if scale.dim() or x.device.type != "cpu":  # reading bounds back from a GPU would make it wait
             low = qmin - zero
@@ -56,7 +67,7 @@ class _RoundToGrid(torch.autograd.Function):
         y.mul_(scale)
         learned = any(ctx.needs_input_grad[1:3])
         ctx.save_for_backward(x, scale, zero, y if learned else None)
-        ctx.bounds, ctx.range, ctx.relu = bounds, (qmin, qmax), relu
+        ctx.bounds, ctx.range, ctx.relu, ctx.clip_only = bounds, (qmin, qmax), relu, clip_only
         return y.to(x.dtype)
 
     @staticmethod
@@ -67,11 +78,11 @@ class _RoundToGrid(torch.autograd.Function):
         to_scale = to_zero = None
         dims = [dim for dim in range(x.dim()) if not scale.dim() or scale.shape[dim] == 1]
         if ctx.needs_input_grad[1]:
-            to_scale = _dot(grad, y, scale, dims).sub_(_dot(passed, x, scale, dims)).div_(scale)
+            to_scale = _dot(grad, y, scale, dims).sub_(_dot(passed, y if ctx.clip_only else x, scale, dims)).div_(scale)
         if ctx.needs_input_grad[2]:
             clipped = (grad.float() - passed.float()) if not ctx.relu else (grad.float() - passed.float()) * (x > 0)
             to_zero = clipped.sum(dims, keepdim=bool(scale.dim())).mul_(-scale).reshape(scale.shape)
-        return passed, to_scale, to_zero, None, None, None
+        return passed, to_scale, to_zero, None, None, None, None
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,148 @@
+"""Scales that are trained with the model."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdq_core.api import round_to_grid
+from kdq_quantizers.calibrated import Calibrated
+from kdq_quantizers.ranges import LEAST_SCALE, no_data
+
+if TYPE_CHECKING:
+    from kdq_core.api import Place
+
+
+class LearnedScale(Calibrated, abc.ABC):
+    """A scale that is trained, as the logarithm of its value.
+
+    The gradient to the logarithm is that to the scale times `gain() / scale`, so that plain gradient descent moves the
+    scale as if it were the parameter and its gradient multiplied by `gain()`; AdamW takes steps relative to the scale.
+    It is cut to -1 .. 1: one clipped value counts as much as hundreds of rounded ones, and no step of plain gradient
+    descent may change a scale by more than the learning rate, relative to it.
+
+    Args:
+        place: where it stands.
+        offset: the zero point of an affine place is trained too, as a share of the levels.
+
+    Attributes:
+        learned: log s, `[]` or `[C]` with `place.axis`; with `offset` `[2]`, log s and the zero point's share.
+        bound: largest integer less the calibrated zero point.
+        values: how many values of the last tensor share a scale; of one sample, for activations.
+    """
+
+    clip_only = False
+    decay = 0.0
+
+    def __init__(self, place: Place, *, offset: bool = False) -> None:
+        super().__init__(place)
+        self.offset = offset and not place.symmetric
+        self.learned = nn.Parameter(torch.zeros(2 if self.offset else self.shape))
+        self.bound, self.values = place.qmax, 1  # on the host, so that no step waits for a GPU
+
+    @abc.abstractmethod
+    def gain(self) -> float:
+        """What the gradient to the scale is multiplied by."""
+
+    def start(self, scale: Tensor, zero: Tensor) -> None:
+        """Start from the calibrated grid."""
+        log = scale.clamp(min=LEAST_SCALE).log()
+        self.learned.data.copy_(torch.stack((log, zero / self._levels)) if self.offset else log)
+        self._note_bound()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe if `observing` and not started, round if `quantizing`."""
+        place = self.place
+        values = math.prod(x.shape[1:] if place.role == "activation" else x.shape)
+        self.values = max(1, values // math.prod(self.shape))
+        if self.observing:
+            with torch.no_grad():
+                self.watch(x.detach())
+        if not self.quantizing:
+            return x.relu() if self.relu else x
+        scale, zero = self.scale_and_zero()
+        return round_to_grid(
+            x, scale, zero, place.qmin, place.qmax, place.axis, relu=self.relu, clip_only=self.clip_only
+        )
+
+    def scale_and_zero(self) -> tuple[Tensor, Tensor]:
+        """In force, with gradients.
+
+        Raises:
+            StageError: no data was observed.
+        """
+        if not self.ready:
+            raise no_data(self.place)
+        log = self.learned[0] if self.offset else self.learned
+        scale = log.detach().exp()
+        if not torch.is_grad_enabled():
+            return scale, self._zero(scale, 1.0)
+        gain = self.gain()
+        steady = _Steadied.apply(log, self.decay)  # type: ignore[no-untyped-call]
+        return scale + (gain / scale) * (steady - log.detach()), self._zero(scale, gain)
+
+    @property
+    def _levels(self) -> int:
+        return self.place.qmax - self.place.qmin
+
+    def _zero(self, scale: Tensor, gain: float) -> Tensor:
+        if not self.offset:
+            return self.zero
+        shift = self.learned[1]
+        zero = (shift.detach() * self._levels).round().clamp(self.place.qmin, self.place.qmax)
+        if not torch.is_grad_enabled():
+            return zero
+        steady = _Steadied.apply(shift, 0.0)  # type: ignore[no-untyped-call]
+        return zero + gain / (scale * scale * self._levels) * (steady - shift.detach())
+
+    def _note_bound(self) -> None:
+        """Q: at least 1, for ranges that lie below zero."""
+        self.bound = max(1, self.place.qmax - (0 if self.place.role == "weight" else int(self.zero)))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._note_bound()
+
+
+class LearnedStep(LearnedScale):
+    """LSQ and LSQ+: rounding and clipping move the scale."""
+
+    def gain(self) -> float:
+        """1 / sqrt(N * Q)."""
+        return float((self.values * self.bound) ** -0.5)
+
+
+class LearnedClip(LearnedScale):
+    """PACT: only what is clipped moves the scale.
+
+    Args:
+        place: where it stands.
+        decay: of the clipping value: its L2 penalty is decay / 2 * clip^2.
+    """
+
+    clip_only = True
+
+    def __init__(self, place: Place, decay: float) -> None:
+        super().__init__(place)
+        self.decay = decay
+
+    def gain(self) -> float:
+        """1 / Q^2: then gradient descent moves the clipping value Q * s as if it were the parameter."""
+        return float(self.bound) ** -2
+
+
+class _Steadied(torch.autograd.Function):
+    """The identity; its gradient is cut to -1 .. 1, and then greater by `decay`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, decay: float) -> Tensor:
+        ctx.decay = decay
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0].clamp(-1, 1) + ctx.decay, None
