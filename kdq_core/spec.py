@@ -137,6 +137,14 @@ def _schedules(options: Mapping[str, JsonValue]) -> dict[str, Schedule]:
     return found
 
 
+def _tap_pairs(value: Any) -> Any:
+    pairs = value if isinstance(value, list | tuple) else ()
+    good = [p for p in pairs if isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(x, str) for x in p)]
+    if value != "auto" and not (good and len(good) == len(pairs)):
+        raise ValueError(f"{value!r} are no pairs; write 'auto', or [[path in student, path in teacher]]")
+    return value if value == "auto" else tuple(map(tuple, value))
+
+
 class DistillerUse(Frozen):
     """One distiller among several, with its weight. A bare string in YAML means the distiller with its defaults."""
 
@@ -174,14 +182,7 @@ class DistillerUse(Frozen):
             )
         return value
 
-    @field_validator("taps", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        pairs = value if isinstance(value, list | tuple) else ()
-        good = [p for p in pairs if isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(x, str) for x in p)]
-        if value != "auto" and not (good and len(good) == len(pairs)):
-            raise ValueError(f"{value!r} are no pairs; write taps: auto, or taps: [[path in student, path in teacher]]")
-        return value if value == "auto" else tuple(map(tuple, value))
+    _check_taps = field_validator("taps", mode="before")(_tap_pairs)
 
     @property
     def title(self) -> str:
@@ -198,6 +199,18 @@ class DistillerUse(Frozen):
         return self.options | {name: schedule.ends[end] for name, schedule in self.schedules.items()}
 
 
+class TransferSpec(Frozen):
+    """A linear map of the teacher's parameters starts the student, which then holds some of them in turn."""
+
+    layers: Literal["auto"] | tuple[tuple[str, str], ...] = Field(
+        default="auto", description="`auto`: layers of the same path; or pairs `[path in student, path in teacher]`"
+    )
+    hold: float = Field(default=0.5, ge=0, lt=1, description="share of the transferred tensors held fixed in a round")
+    rounds: int = Field(default=4, ge=1, le=1000, description="how often, over the epochs, others are drawn to be held")
+
+    _check_layers = field_validator("layers", mode="before")(_tap_pairs)
+
+
 class DistillSpec(Frozen):
     """The float student, trained with the teacher's outputs: by one distiller (`use`), or by several (`losses`)."""
 
@@ -205,6 +218,9 @@ class DistillSpec(Frozen):
     options: dict[str, JsonValue] = Field(default={}, description="the distiller's own fields")
     losses: tuple[DistillerUse, ...] = Field(
         default=(), description="several distillers, in place of `use` and `options`"
+    )
+    transfer: TransferSpec | None = Field(
+        default=None, description="start from the teacher's parameters; none: from random ones"
     )
     fit: FitSpec = FitSpec()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -9,9 +10,10 @@ from torch import nn
 
 from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.taught import taught as prepared
+from kdq_core.distillation.transfer import holding, transfer
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import StageContext
-from kdq_core.stages.teaching import online_teacher, teacher_source
+from kdq_core.stages.teaching import online_teacher, teacher_source, the_teacher
 from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import TeacherSource
 from kdq_core.training.fit import to_device
@@ -41,10 +43,20 @@ def distill(context: StageContext) -> Checkpoint:
     accelerator = context.accelerator()
     context.seeded("student")
     student = context.workload.student().to(accelerator.device)
+    hooks = _transferred(context, student)
     model, loss = taught(context, student, accelerator.device)
     spec = context.recipe.distill.fit
-    history = context.trained(model, loss, spec, accelerator, before_step=loss.before_step)
+    history = context.trained(model, loss, spec, accelerator, before_step=loss.before_step, **hooks)
     return context.checkpoint("student", student, history)
+
+
+def _transferred(context: StageContext, student: nn.Module) -> dict[str, Callable[[int], None]]:
+    """Start the student from the teacher's parameters where the recipe asks for it; what to call before each epoch."""
+    spec, epochs = context.recipe.distill.transfer, context.recipe.distill.fit.epochs
+    if spec is None:
+        return {}
+    written = transfer(spec, student, the_teacher(context))
+    return {"before_epoch": holding(spec, student, written, epochs=epochs, seed=context.seed_of("transfer"))}
 
 
 def taught(

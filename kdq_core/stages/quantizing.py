@@ -43,8 +43,10 @@ def quantize(context: StageContext) -> Checkpoint:
     if quantizer.trains:
         module, soft = taught(context, model, device, plain=student)
         loss = with_weight_loss(soft, model, spec.weight_loss)
-        hooks: dict[str, Callable[..., None]] = {"before_epoch": _phases(context, model), "before_step": soft.before_step}
-        history = context.trained(module, loss, spec.fit, accelerator, **hooks)
+        phases = _phases(context, model)
+        history = context.trained(
+            module, loss, spec.fit, accelerator, before_epoch=phases, before_step=soft.before_step
+        )
     else:
         history = ()
     if spec.reestimate_batch_norm:

@@ -182,8 +182,8 @@ def order_does_not_matter(subject: Subject) -> None:
     """The same samples in another order, each with its label and number, give the same soft loss."""
     student, teacher = made(subject, 8, 10, seed=0), made(subject, 8, 10, seed=1)
     there = soft(subject, student, teacher).terms
-    turned = [changed(outputs, lambda x: x.flip(0)) for outputs in (student, teacher)]
-    back = soft(subject, *turned, labels=targets(student.logits).flip(0)).terms
+    ours, theirs = (changed(outputs, lambda x: x.flip(0)) for outputs in (student, teacher))
+    back = soft(subject, ours, theirs, targets(student.logits).flip(0)).terms
     for name in there:
         gap = abs(float(there[name]) - float(back[name]))
         limit = TOLERANCE * (1 + abs(float(there[name])))

@@ -93,8 +93,8 @@ def test_the_short_form_is_one_distiller_of_weight_one():
          "r.yaml:5: key 'distill.losses[0].weight.schedule' is 'cosin'; allowed: 'constant' or 'cosine' or 'gap' "
          "or 'linear'"),
         ("losses:\n  - {use: fitnet, taps: [a, b]}",
-         "r.yaml:5: key 'distill.losses[0].taps': ['a', 'b'] are no pairs; write taps: auto, or taps: [[path in "
-         "student, path in teacher]]"),
+         "r.yaml:5: key 'distill.losses[0].taps': ['a', 'b'] are no pairs; write 'auto', or [[path in student, "
+         "path in teacher]]"),
         ("losses:\n  - dkd\n  - use: dist\n    taps: auto",
          "r.yaml:7: distiller 'dist' compares no features, so 'taps' mean nothing to it; leave them out, or use a "
          "distiller of features, such as 'fitnet'"),

@@ -1,0 +1,125 @@
+"""Parameter transfer: a linear map of the teacher's parameters initialises the student, which then holds some in turn.
+
+Map: channels are put into as many neighbouring groups as the student has channels. An output axis takes the mean of
+each group, an input axis the sum: where all channels of a group are alike, the student computes what the teacher does.
+It undoes the widening of Net2Net (Chen, Goodfellow and Shlens 2016, arXiv:1511.05641). Afterwards, in each round of
+epochs, a random share of the transferred tensors is held fixed while all other parameters train.
+
+Limits: groups are neighbours, whatever they do, so that it is a start and no more; a linear layer behind a flattened
+map mixes positions. Layers are never widened, and kernels must have one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdq_core.distillation.taps import matching
+from kdq_core.errors import RecipeError
+from kdq_core.spec import TransferSpec
+
+
+@torch.no_grad()
+def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
+    """Overwrite the student's parameters and statistics with mapped ones of the teacher.
+
+    Returns:
+        The names of the student's parameters that were written.
+
+    Raises:
+        RecipeError: a pattern matches nothing, a written pair cannot be mapped, or no layer can.
+    """
+    written: list[str] = []
+    for ours, theirs in _pairs(spec, student, teacher):
+        layer, source = student.get_submodule(ours), teacher.get_submodule(theirs)
+        values = mapped(layer, source)
+        if values is None and spec.layers == "auto":
+            continue
+        if values is None:
+            raise RecipeError(
+                f"layer {theirs!r} of the teacher {_shapes(source)} cannot be mapped to {ours!r} of the student "
+                f"{_shapes(layer)}; the student's must be of the same kind, no wider, and of the same kernel"
+            )
+        own = dict(layer.named_parameters(recurse=False))
+        for name, value in values.items():
+            (own[name] if name in own else layer.get_buffer(name)).copy_(value)
+        written += [f"{ours}.{name}" for name in values if name in own]
+    if not written:
+        raise RecipeError(
+            "distill.transfer finds no layer of the student with a layer of the teacher to start from; write the "
+            "pairs, as layers: [[path in student, path in teacher]]"
+        )
+    return tuple(dict.fromkeys(written))
+
+
+def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
+    """The source's own parameters and buffers in the layer's shapes, by name; `None` where they cannot be mapped."""
+    wanted, given = _own(layer), _own(source)
+    if type(layer) is not type(source) or not wanted or wanted.keys() - given.keys():
+        return None
+    values = {name: reduced(given[name], tensor, layer) for name, tensor in wanted.items()}
+    possible = {name: value for name, value in values.items() if value is not None}
+    return possible if len(possible) == len(values) else None
+
+
+def reduced(value: Tensor, like: Tensor, layer: nn.Module) -> Tensor | None:
+    """`value` with channels in groups: means along axis 0, sums along axis 1 (means of an embedding)."""
+    if value.ndim != like.ndim or value.shape[2:] != like.shape[2:]:
+        return None
+    found = value.double() if value.is_floating_point() else value
+    for axis in range(min(2, value.ndim)):
+        size = like.shape[axis]
+        if size > value.shape[axis] or (isinstance(layer, nn.Embedding) and axis == 0 and size != value.shape[axis]):
+            return None
+        if size < value.shape[axis]:
+            sums = axis == 1 and not isinstance(layer, nn.Embedding)
+            parts = found.tensor_split(size, dim=axis)
+            found = torch.stack([p.sum(axis) if sums else p.mean(axis) for p in parts], dim=axis)
+    return found.to(like.dtype)
+
+
+def holding(
+    spec: TransferSpec, student: nn.Module, written: tuple[str, ...], *, epochs: int, seed: int
+) -> Callable[[int], None]:
+    """What to call before each epoch: it holds the transferred parameters of the epoch's round and frees all others.
+
+    Which ones is a function of (seed, round) alone, so that a resumed fit holds the same.
+    """
+    parameters = dict(student.named_parameters())
+
+    def before_epoch(epoch: int) -> None:
+        generator = torch.Generator().manual_seed(seed + epoch * spec.rounds // epochs)
+        order = torch.randperm(len(written), generator=generator).tolist()
+        held = {written[index] for index in order[: int(spec.hold * len(written))]}
+        for name in written:
+            parameters[name].requires_grad_(name not in held)
+
+    return before_epoch
+
+
+def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+    if spec.layers == "auto":
+        there = dict(teacher.named_modules())
+        return [(path, path) for path, module in student.named_modules() if path in there and _own(module)]
+    pairs: list[tuple[str, str]] = []
+    for ours, theirs in spec.layers:
+        left, right = matching(student, ours, "student"), matching(teacher, theirs, "teacher")
+        if len(left) != len(right):
+            raise RecipeError(
+                f"the layers [{ours!r}, {theirs!r}] of distill.transfer match {len(left)} modules of the student and "
+                f"{len(right)} of the teacher; write them as pairs"
+            )
+        pairs += zip(left, right, strict=True)
+    return pairs
+
+
+def _own(module: nn.Module) -> Mapping[str, Tensor]:
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return {name: value.detach() for name, value in own}
+
+
+def _shapes(module: nn.Module) -> str:
+    own = ", ".join(f"{name} {tuple(value.shape)}" for name, value in _own(module).items()) or "without parameters"
+    return f"({type(module).__name__}: {own})"

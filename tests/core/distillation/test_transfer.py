@@ -1,0 +1,115 @@
+"""The teacher's parameters start a student, and are held in turn."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdq_core.distillation.transfer import holding, mapped, transfer
+from kdq_core.errors import RecipeError
+from kdq_core.spec import TransferSpec
+from kdq_workloads.digits_models import DigitsResNet
+
+
+def widened(student: DigitsResNet) -> DigitsResNet:
+    """A teacher with every channel twice that computes what the student does (Net2Wider)."""
+    teacher = DigitsResNet(8, (16, 32))
+    for name, value in student.state_dict().items():
+        wide = value
+        if value.ndim and not name.endswith("head.bias") and name != "head.weight":
+            wide = wide.repeat_interleave(2, dim=0)
+        if value.ndim > 1 and name != "conv.weight":
+            wide = wide.repeat_interleave(2, dim=1) / 2
+        teacher.state_dict()[name].copy_(wide)
+    return teacher.eval()
+
+
+@pytest.fixture
+def student(seeded):
+    made = seeded(lambda: DigitsResNet(4, (8, 16)))
+    with torch.no_grad():
+        made(torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)))  # statistics of their own
+    return made.eval()
+
+
+def test_what_net2net_has_widened_is_narrowed_to_the_same_network(student, seeded):
+    teacher, x = widened(student), torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(teacher(x), student(x), atol=1e-5)
+    fresh = seeded(lambda: DigitsResNet(4, (8, 16)), 9).eval()
+    written = transfer(TransferSpec(), fresh, teacher)
+    assert set(written) == {name for name, _ in fresh.named_parameters()}
+    assert torch.allclose(fresh(x), student(x), atol=1e-5)
+
+
+def test_the_map_of_an_example_worked_by_hand():
+    # 3 outputs of 4 inputs to 2 of 2: groups {0, 1}, {2} and {0, 1}, {2, 3}; sums along inputs, means along outputs.
+    source, layer = nn.Linear(4, 3), nn.Linear(2, 2)
+    with torch.no_grad():
+        source.weight.copy_(torch.arange(12.0).reshape(3, 4))  # sums: (1, 5), (9, 13), (17, 21)
+        source.bias.copy_(torch.tensor([1.0, 3.0, 7.0]))
+    values = mapped(layer, source)
+    assert values["weight"].tolist() == [[5.0, 9.0], [17.0, 21.0]]
+    assert values["bias"].tolist() == [2.0, 7.0]
+
+
+def test_the_map_is_linear_and_equals_a_product_of_matrices(seeded):
+    source, layer = seeded(lambda: nn.Linear(7, 5)), nn.Linear(3, 2)
+    left, right = np.zeros((2, 5)), np.zeros((7, 3))
+    for row, group in enumerate(np.array_split(np.arange(5), 2)):
+        left[row, group] = 1 / len(group)
+    for column, group in enumerate(np.array_split(np.arange(7), 3)):
+        right[group, column] = 1
+    expected = left @ source.weight.detach().double().numpy() @ right
+    assert mapped(layer, source)["weight"].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_embedding_keeps_its_rows_and_takes_means_of_its_columns():
+    source, layer = nn.Embedding(3, 4), nn.Embedding(3, 2)
+    with torch.no_grad():
+        source.weight.copy_(torch.arange(12.0).reshape(3, 4))
+    assert mapped(layer, source)["weight"].tolist() == [[0.5, 2.5], [4.5, 6.5], [8.5, 10.5]]
+    assert mapped(nn.Embedding(2, 2), source) is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "source"),
+    [
+        (nn.Linear(4, 4), nn.Linear(2, 4)),
+        (nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3)),
+        (nn.Linear(2, 2), nn.Conv2d(2, 2, 1)),
+    ],
+)
+def test_wider_layers_other_kernels_and_other_kinds_cannot_be_mapped(layer, source):
+    assert mapped(layer, source) is None
+
+
+def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
+    student, teacher = nn.Sequential(nn.Linear(2, 3)), seeded(lambda: nn.Sequential(nn.ReLU(), nn.Linear(2, 6)))
+    assert transfer(TransferSpec(layers=(("0", "1"),)), student, teacher) == ("0.weight", "0.bias")
+    assert torch.allclose(student[0].bias[0], teacher[1].bias[:2].mean())
+    with pytest.raises(RecipeError) as caught:
+        transfer(TransferSpec(layers=(("1", "0"),)), teacher, student)
+    assert str(caught.value) == (
+        "layer '0' of the teacher (Linear: weight (3, 2), bias (3,)) cannot be mapped to '1' of the student (Linear: "
+        "weight (6, 2), bias (6,)); the student's must be of the same kind, no wider, and of the same kernel"
+    )
+    with pytest.raises(RecipeError, match=r"distill\.transfer finds no layer of the student"):
+        transfer(TransferSpec(), student, teacher)
+
+
+def test_each_round_holds_another_share_and_all_train_at_some_time(student):
+    spec, names = TransferSpec(hold=0.5, rounds=4), tuple(name for name, _ in student.named_parameters())
+    call, seen = holding(spec, student, names, epochs=8, seed=3), []
+    for epoch in range(8):
+        call(epoch)
+        seen.append(frozenset(name for name, p in student.named_parameters() if not p.requires_grad))
+    assert [len(held) for held in seen] == [len(names) // 2] * 8
+    assert seen[::2] == seen[1::2]  # two epochs a round
+    assert len(set(seen)) == 4
+    other = copy.deepcopy(student)
+    holding(spec, other, names, epochs=8, seed=3)(5)  # a resumed fit
+    assert frozenset(name for name, p in other.named_parameters() if not p.requires_grad) == seen[5]
