@@ -1,0 +1,319 @@
+"""What int8 brings: latency, file size, cost of a training step, memory.
+
+Each section measures, adds its rows to `benchmarks/quantization.json` and writes `benchmarks/quantization.md` anew, so
+that sections can be run apart:
+
+```
+python benchmarks/quantization.py latency size step memory
+python benchmarks/quantization.py latency --models ResNet-8 GRU --rounds 5
+```
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "quantization.json", HERE / "quantization.md"
+SECTIONS = ("latency", "size", "step", "memory")
+PACKAGES = ("kdq", "torch", "onnxruntime", "openvino")
+BATCHES = (1, 32)
+TARGETS = {
+    "ONNX Runtime": ("kdq_targets.onnxruntime_cpu", "OnnxRuntimeCpu"),
+    "OpenVINO": ("kdq_targets.openvino", "OpenVino"),
+}
+QUANTIZERS = {"minmax-qat": ("kdq_quantizers.minmax_qat", "MinMaxQat"), "lsq": ("kdq_quantizers.lsq", "Lsq")}
+STEP_BATCH = {"transformer": 64}
+SLOT = 0.03
+"""Seconds that one measurement of a latency should take at least."""
+
+
+def plugins(known: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Those of the plug-ins that are there."""
+    found = {}
+    for name, (module, attribute) in known.items():
+        if importlib.util.find_spec(module) is not None:
+            found[name] = getattr(importlib.import_module(module), attribute)()
+    return found
+
+
+def prepared_graph(item: Any, target: Any, quantizer: Any, bits: tuple[int, int] = (8, 8)) -> Any:
+    """A captured model with calibrated ranges, in eval mode."""
+    import torch
+
+    from kdq_core.quantization.capture import capture
+    from kdq_core.quantization.placing import placed
+    from kdq_core.quantization.prepare import prepare, set_phase
+    from kdq_core.spec import QuantizeSpec
+
+    torch.manual_seed(0)
+    graph = capture(item.model(), item.inputs(2))
+    spec = QuantizeSpec(weights=bits[0], activations=bits[1])
+    prepared = prepare(graph, placed(graph, target, quantizer, spec).places, quantizer)
+    set_phase(prepared, observe=True, quantize=False, freeze_batch_norm=False)
+    with torch.no_grad():
+        for _ in range(3):
+            prepared(*item.inputs(32))
+    set_phase(prepared, observe=False, quantize=True, freeze_batch_norm=True)
+    return graph, prepared.eval()
+
+
+def files(item: Any, target: Any, folder: Path, bits: tuple[int, int] = (8, 8)) -> tuple[Path, Path, Any]:
+    """The float and the quantized file of a model, and its coverage."""
+    from kdq_core.quantization.convert import convert
+    from kdq_quantizers.minmax_qat import MinMaxQat
+
+    graph, prepared = prepared_graph(item, target, MinMaxQat(), bits)
+    paths = folder / "float", folder / f"w{bits[0]}"
+    target.export(item.model().eval(), item.inputs(2), paths[0])
+    target.export(convert(prepared), item.inputs(2), paths[1])
+    return *paths, target.coverage(paths[1], graph)
+
+
+def interleaved(one: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, Any]:
+    """Milliseconds of both, taken in turns, and the ratio one / other: median, and its 95 % interval by bootstrap."""
+    counts = []
+    for call in (one, other):
+        call()
+        began = time.perf_counter()
+        call()
+        counts.append(max(1, round(SLOT / max(time.perf_counter() - began, 1e-6))))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for index, call in enumerate((one, other)):
+            began = time.perf_counter()
+            for _ in range(counts[index]):
+                call()
+            times[index].append((time.perf_counter() - began) / counts[index] * 1e3)
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    draws = random.Random(0)
+    medians = sorted(statistics.median(draws.choices(ratios, k=len(ratios))) for _ in range(2000))
+    low, high = medians[50], medians[1949]
+    return {
+        "one": statistics.median(times[0]), "other": statistics.median(times[1]),
+        "ratio": statistics.median(ratios), "low": low, "high": high,
+    }  # fmt: skip
+
+
+def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
+    """Float against int8 in the same runtime, one thread."""
+    rows = []
+    for item in items:
+        for runtime, target in plugins(TARGETS).items():
+            with tempfile.TemporaryDirectory() as folder:
+                *paths, operators = files(item, target, Path(folder))
+                wide = [row for row in operators if row.operator in ("conv", "linear", "lstm", "gru")]
+                share = sum(row.macs for row in wide if row.int8) / sum(row.macs for row in wide)
+                sessions = [target.session(path, threads=1) for path in paths]
+                for batch in BATCHES:
+                    x = tuple(part.numpy() for part in item.inputs(batch))
+                    found = interleaved(*(partial(session.run, x) for session in sessions), rounds)
+                    rows.append({"model": item.name, "runtime": runtime, "batch": batch, "share": share, **found})
+                    report(rows[-1])
+    return rows
+
+
+def size(items: list[Any], rounds: int) -> list[dict[str, Any]]:
+    """Bytes of the float file and of files with 8-, 4- and 2-bit weights (first and last layer 8), and their speed."""
+    target = plugins(TARGETS)["ONNX Runtime"]
+    rows = []
+    for item in items:
+        with tempfile.TemporaryDirectory() as name:
+            made = {bits: files(item, target, Path(name), (bits, 8)) for bits in (8, 4, 2)}
+            whole = made[8][0].stat().st_size
+            x = tuple(part.numpy() for part in item.inputs(32))
+            sessions = {bits: target.session(paths[1], threads=1) for bits, paths in made.items()}
+            for bits, paths in made.items():
+                eight, low = sessions[8], sessions[bits]
+                found = interleaved(partial(eight.run, x), partial(low.run, x), rounds)
+                bytes_ = paths[1].stat().st_size
+                rows.append({"model": item.name, "bits": bits, "float_bytes": whole, "bytes": bytes_, **found})
+                report(rows[-1])
+    return rows
+
+
+def step(items: list[Any], rounds: int) -> list[dict[str, Any]]:
+    """A training step with fake quantization over the float step, in the same memory format."""
+    import torch
+    from torch.nn import functional as F
+
+    from kdq_core.quantization.prepare import set_phase
+
+    def stepper(model: Any, inputs: tuple[Any, ...], labels: Any) -> Callable[[], None]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(model(*inputs), labels))
+            optimizer.step()
+
+        return run
+
+    rows = []
+    for item in (item for item in items if item.steps):
+        batch = STEP_BATCH.get(item.name, 128)
+        inputs, labels = item.inputs(batch), torch.randint(10, (batch,))
+        images = inputs[0].dim() == 4
+        forms = {"contiguous": torch.contiguous_format}
+        if images:
+            forms["channels_last"] = torch.channels_last
+        for form, layout in forms.items():
+            for name, quantizer in plugins(QUANTIZERS).items():
+                _, prepared = prepared_graph(item, plugins(TARGETS)["ONNX Runtime"], quantizer)
+                set_phase(prepared, observe=True, quantize=True, freeze_batch_norm=False)
+                model = item.model().train()
+                if images:
+                    model, prepared = (m.to(memory_format=layout) for m in (model, prepared))
+                given = tuple(x.contiguous(memory_format=layout) if images else x for x in inputs)
+                calls = (stepper(m, given, labels) for m in (prepared.train(), model))
+                found = interleaved(*calls, rounds)
+                rows.append({"model": item.name, "batch": batch, "format": form, "quantizer": name, **found})
+                report(rows[-1])
+    return rows
+
+
+def memory(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: ARG001
+    """Growth of resident memory in a fresh process that loads a file and answers one batch of 32."""
+    code = (
+        "import sys, numpy as np, importlib; from pathlib import Path\n"
+        "def rss(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))\n"
+        "target = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])()\n"
+        "data = np.load(sys.argv[4]); x = tuple(data[k] for k in data.files)\n"
+        "import kdq_targets.ort_session\n"
+        "before = rss(); session = target.session(Path(sys.argv[3]), threads=1); session.run(x)\n"
+        "print(rss() - before)\n"
+    )
+    import numpy as np
+
+    rows = []
+    for item in items:
+        for runtime, target in plugins(TARGETS).items():
+            with tempfile.TemporaryDirectory() as folder:
+                *paths, _ = files(item, target, Path(folder))
+                np.savez(Path(folder) / "x.npz", *(part.numpy() for part in item.inputs(32)))
+                grown = []
+                for path in paths:
+                    command = [sys.executable, "-c", code, *TARGETS[runtime], str(path), str(Path(folder) / "x.npz")]
+                    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+                    grown.append(statistics.median(int(done.stdout) for done in runs))
+                rows.append({"model": item.name, "runtime": runtime, "one": grown[0], "other": grown[1]})
+                report(rows[-1])
+    return rows
+
+
+def report(row: dict[str, Any]) -> None:
+    """Show progress."""
+    print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, file=sys.stderr)
+
+
+def interval(row: dict[str, Any]) -> str:
+    """A ratio with its interval."""
+    return f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
+
+
+HEADS = {
+    "latency": (
+        "Latency, one thread",
+        "Milliseconds a batch, float and int8 in the same runtime, in turns; the ratio is float / int8 with its 95 % "
+        "interval. `int8 MACs` is the share of the multiply-accumulates of conv, linear and recurrent layers in int8 "
+        "kernels.",
+        "| model | runtime | batch | float ms | int8 ms | ratio | int8 MACs |\n|---|---|---:|---:|---:|---:|---:|",
+        lambda r: (
+            f"| {r['model']} | {r['runtime']} | {r['batch']} | {r['one']:.3f} | {r['other']:.3f} | {interval(r)} "
+            f"| {r['share']:.0%} |"
+        ),
+    ),
+    "size": (
+        "File size, ONNX",
+        "Weights of 8, 4 and 2 bits, first and last layer 8, activations 8; the last column is the latency of the "
+        "8-bit file over this one's, batch 32.",
+        "| model | weights | float bytes | bytes | ratio | 8-bit time / time |\n|---|---:|---:|---:|---:|---:|",
+        lambda r: (
+            f"| {r['model']} | {r['bits']} | {r['float_bytes']:,} | {r['bytes']:,} "
+            f"| {r['float_bytes'] / r['bytes']:.2f} | {interval(r)} |"
+        ),
+    ),
+    "step": (
+        "Training step",
+        "Forward, backward and SGD with fake quantization at 8 bits, over the float step in the same memory format, "
+        "with 2 threads.",
+        "| model | batch | format | quantizer | QAT ms | float ms | ratio |\n|---|---:|---|---|---:|---:|---:|",
+        lambda r: (
+            f"| {r['model']} | {r['batch']} | {r['format']} | {r['quantizer']} | {r['one']:.1f} | {r['other']:.1f} "
+            f"| {interval(r)} |"
+        ),
+    ),
+    "memory": (
+        "Memory",
+        "Growth of resident memory by loading the file and answering one batch of 32, in a process of its own (median "
+        "of 3).",
+        "| model | runtime | float kB | int8 kB |\n|---|---|---:|---:|",
+        lambda r: f"| {r['model']} | {r['runtime']} | {r['one']:,.0f} | {r['other']:,.0f} |",
+    ),
+}  # fmt: skip
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = ["# Quantization", "", "Written by `python benchmarks/quantization.py latency size step memory`.", ""]
+    for name in SECTIONS:
+        if name not in results:
+            continue
+        title, text, head, row = HEADS[name]
+        lines += [f"## {title}", "", text, "", head, *(row(item) for item in results[name]["rows"]), ""]
+        load = results[name]["load"]
+        if load > 0.5:
+            lines += [
+                f"The machine was not idle: other processes kept {load:.1f} of its cores busy when this began.",
+                "",
+            ]
+    vnni = {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    note = (
+        "The CPU has VNNI."
+        if vnni
+        else "The CPU has no VNNI: int8 kernels take 7-bit weights and gain less than they do with it."
+    )
+    return "\n".join([*lines, f"{results['machine']} {note}", ""])
+
+
+def main() -> None:
+    """Measure the named sections and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
+    parser.add_argument("--models", nargs="*", default=None)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file; the page lies beside it")
+    arguments = parser.parse_args()
+    from models import BENCHMARKS
+
+    items = [item for item in BENCHMARKS if arguments.models is None or item.name in arguments.models]
+    results = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    for name in arguments.sections or SECTIONS:
+        load = os.getloadavg()[0]
+        rows = globals()[name](items, arguments.rounds)
+        measured = {row["model"] for row in rows}
+        kept = [row for row in results.get(name, {}).get("rows", []) if row["model"] not in measured]
+        order = [item.name for item in BENCHMARKS]
+        rows = sorted(kept + rows, key=lambda row: order.index(row["model"]))
+        results |= {"machine": machine(PACKAGES), name: {"load": load, "rows": rows}}
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.output.with_suffix(".md").write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()
