@@ -1,7 +1,7 @@
 """Evaluator `coverage`: how much of the work really runs in int8 kernels.
 
-What: share of the multiply-accumulates of convolutions and linear layers that int8 kernels do; share of the weight
-    bytes that belong to int8 operators; number of operators that run in float.
+What: share of the multiply-accumulates of convolutions, linear and recurrent layers that int8 kernels do; share of the
+    weight bytes that belong to int8 operators; number of operators that run in float.
 Formula: sum over int8 operators / sum over all operators, for one sample.
 Source: the target reads it from the runtime's own optimised graph: a quantized file may still run in float, silently.
 Defaults and where they come from: no options.
@@ -18,7 +18,7 @@ from kdq_core.api import Batches, Evaluator, Metric, OperatorCoverage, Subject
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMPUTING = ("conv", "linear")
+COMPUTING = ("conv", "linear", "lstm", "gru")
 
 
 class Coverage(Evaluator):

@@ -1,11 +1,15 @@
 """Target `onnxruntime-cpu`: int8 ONNX files for ONNX Runtime on a CPU.
 
 What
-    Every conv, linear, add, multiplication, pooling and concatenation is quantized, with what moves data between them:
-    uint8 affine activations, int8 symmetric weights per output channel, int32 bias. The file is QDQ ONNX (opset 18);
-    the runtime fuses it into QLinearConv, QLinearAdd, QGemm and their like. Activations of fewer bits are clipped on
-    their integers. Weights of few levels are packed in the file: 2, 3, 4 bits and so on, ternary with 5 to a byte; the
-    runtime decodes them when it loads the file and runs the same int8 kernels on the same integers.
+    Conv, linear, embedding, LSTM and GRU are int8, with the additions, multiplications, poolings, concatenations and
+    table look-ups (relu, leaky relu, sigmoid) around them and what moves data between them: uint8 affine activations,
+    int8 symmetric weights per output channel, int32 bias. Between float operators nothing is quantized: layer norm,
+    softmax, GELU, products between activations and the residual additions of a transformer stay float, and the coverage
+    says why. The file is QDQ ONNX (opset 18), which the runtime fuses into QLinearConv, QLinearAdd, QGemm and their
+    like; a linear layer on more than two axes is a Gemm on rows. An embedding is a Gather of int8, dequantized behind
+    with a scale a column. An LSTM is a DynamicQuantizeLSTM whose ranges are pinned: two columns of its input hold the
+    ends of the range, two hidden units stand at 1 and -1. A GRU is one product for all inputs and a Scan over the
+    states. Both are operators of `com.microsoft`.
 Source
     Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference";
     the QDQ form and the fusions are ONNX Runtime's, section "Quantize ONNX models" of its documentation.
@@ -17,7 +21,8 @@ Costs
     Packed weights make loading slower: by 10 to 60 ms for 4.5 million weights; calls take as long as without.
 Limits
     On x86 CPUs without VNNI the uint8 x int8 kernels add pairs of products in 16 bits and saturate; there weights keep
-    to -63..63 (`reduce_range`).
+    to -63..63 (`reduce_range`). A state given to an LSTM or GRU is clipped to [-1, 1]. A GRU at batch 1 can be slower
+    than the runtime's float one. Recurrent layers whose output is projected stay float.
 """
 
 from __future__ import annotations
