@@ -165,6 +165,7 @@ class _Converter:
         input_scale = self.scales.get(source)
         if input_scale is None and self.weight_only:
             scale, bias = self._folded(op, grid, q, channels)
+            scale = scale.reshape(len(scale), -1)  # one part a channel, where it has no more
             self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, None)
             return
         if input_scale is None:
@@ -247,7 +248,7 @@ def _checked(place: Place, module: FakeQuantize, *, grouped: bool = False) -> Gr
             f"place {place.name!r} has a scale that is not a positive number; look for NaN or infinity in the data, "
             "and let it observe at least one batch"
         )
-    wanted = () if place.axis is None else (place.channels,)
+    wanted: tuple[int | None, ...] = () if place.axis is None else (place.channels,)
     if grouped and tuple(grid.scale.shape[:1]) == wanted and place.axis == 0 and grid.scale.dim() == 2:
         wanted = tuple(grid.scale.shape)
     if grid.axis != place.axis or tuple(grid.scale.shape) != wanted or grid.scale.shape != grid.zero_point.shape:
@@ -267,7 +268,7 @@ def _checked(place: Place, module: FakeQuantize, *, grouped: bool = False) -> Gr
 
 def _counted(place: Place, q: Tensor) -> Tensor:
     """The integers of a weight, if they are no more levels than its bits allow."""
-    levels = len(q.unique()) if place.bits < 8 else 0
+    levels = len(torch.unique(q)) if place.bits < 8 else 0
     if levels > 2**place.bits:
         raise StageError(
             f"the quantizer gives place {place.name!r} {levels} levels; with {place.bits} bits it can have "

@@ -58,8 +58,9 @@ def prepare(
             raise StageError(f"place {place.name!r} names node {place.node!r}, which is not in the graph")
         if place.shared_with is None:
             key = _key(place, holder)
-            holder[key] = quantizer.fake_quantizer(_shaped(place, nodes[place.node]))
-            _insert(prepared.graph, nodes[place.node], key, holder[key])
+            module = quantizer.fake_quantizer(_shaped(place, nodes[place.node]))
+            holder[key] = module
+            _insert(prepared.graph, nodes[place.node], key, module)
     if quantizer.activations == "dynamic":
         names = {place.node for place in places if place.role == "weight"}
         insert_dynamic_rounding(prepared, {user for name in names for user in nodes[name].users})

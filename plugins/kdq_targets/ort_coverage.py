@@ -68,6 +68,7 @@ class _File:
         marks = [node.name for node in graph.node if node.op_type in WEIGHTED and node.name.startswith("<")]
         self.weighted = {name for name in marks if not name.startswith("<@") and not name.endswith(".input>")}
         self.found: set[str] = set()
+        self.dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in graph.node)
         self.makers = {output: node for node in graph.node for output in node.output}
         self.readers: dict[str, list[Any]] = {}
         for node in graph.node:
@@ -83,6 +84,13 @@ class _File:
     def weight_bytes(self, node: Any) -> int:
         """Bytes of the weight of a conv, linear or embedding, as shipped."""
         return self._stored(node.input[0 if node.op_type == "Gather" else 1]) if len(node.input) > 1 else 0
+
+    def is_widened(self, node: Any) -> bool:
+        """Whether the weight of a float layer is stored as integers."""
+        maker = self.makers.get(node.input[1])
+        while maker is not None and maker.op_type in CARRIERS:
+            maker = self.makers.get(maker.input[0])
+        return maker is not None and maker.op_type == "Mul"
 
     def recurrent_bytes(self, name: str) -> int:
         """Bytes of all matrices of a recurrent layer."""
@@ -153,7 +161,7 @@ def _row(node: Node, kind: str, reason: str, finder: Finder, file: _File) -> Ope
         operator=kind,
         kernel=kernel,
         int8=int8,
-        reason="" if int8 else reason or _why(kernel),
+        reason="" if int8 else reason or _why_of_file(kind, kernel, written, file) or _why(kernel),
         macs=finder.macs(node, kind),
         weight_bytes=weight_bytes,
     )
@@ -180,6 +188,17 @@ def _marks(node: Node, kind: str, finder: Finder) -> list[str]:
     users = [user.name for user in weight.users]
     shared = [mark(users[0]) + "'" * count for count in range(users.index(node.name), -1, -1)]
     return [mark(node.name), mark_weight(str(weight.target)), *behind, *shared]
+
+
+def _why_of_file(kind: str, kernel: str, written: Any, file: _File) -> str:
+    """Why a conv or linear that could run in int8 does not, where the quantizer wants it so; else empty."""
+    if kind not in COMPUTING or written is None:
+        return ""
+    if file.is_widened(written):
+        return f"weight-only: stored as integers, computed by the runtime's float {kernel}"
+    if kind == "conv" and file.dynamic:
+        return f"dynamic: measuring ranges at each call would make it slower than the runtime's float {kernel}"
+    return ""
 
 
 def _why(kernel: str) -> str:

@@ -16,7 +16,9 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
-from kdq_core.api import StageError, dequantize, quantize
+from kdq_core.api import StageError, dequantize, dynamic_linear, quantize
+from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
+from kdq_targets.ort_float import widen
 from kdq_targets.ort_fuse import fuse
 from kdq_targets.ort_recurrent import expand
 from kdq_targets.ort_shrink import LABEL, shrink
@@ -46,6 +48,7 @@ def write(
     finally:
         model.train(training)
     expand(proto)
+    widen(proto)
     fuse(proto)
     shrink(proto, rewrites)
     onnx.checker.check_model(proto, full_check=True)
@@ -101,6 +104,7 @@ def _translations() -> dict[Any, Any]:
     return {
         quantize._opoverload: _quantize,
         dequantize._opoverload: _dequantize,
+        dynamic_linear._opoverload: write_dynamic_linear,
         aten.mean.dim: _mean,
         **TRANSLATIONS,
     }

@@ -61,6 +61,8 @@ def _name_nodes(graph: Any) -> None:
     for node in graph.node:
         if node.op_type in WEIGHTED:
             names[id(node)] = _weight_mark(node, makers, initializers, labels)
+        elif node.op_type == "MatMulInteger" and id(node) in labels:
+            names[id(node)] = mark(labels[id(node)])
     for node in graph.node:
         behind = labels.get(id(node), "") if node.op_type == "QuantizeLinear" else ""
         maker = makers.get(node.input[0]) if behind else None
@@ -81,10 +83,10 @@ def _weight_mark(node: Any, makers: dict[str, Any], initializers: set[str], labe
     value = node.input[1]
     while value not in initializers:
         maker = makers.get(value)
+        if maker is not None and id(maker) in labels:
+            return mark(labels[id(maker)])
         if maker is None or maker.op_type not in CARRIERS:
             return ""
-        if id(maker) in labels:
-            return mark(labels[id(maker)])
         value = maker.input[0]
     return mark_weight(value)
 
