@@ -35,3 +35,33 @@ def kdq_quantizers() -> Iterator[PluginSpec]:
         target="kdq_quantizers.dorefa:DoReFa",
         summary="training with weights drawn in by tanh and activations in a fixed range",
     )
+    yield PluginSpec(
+        name="fixed-step",
+        target="kdq_quantizers.fixed_step:FixedStep",
+        summary="training with one stated or measured step for each weight tensor",
+    )
+    yield PluginSpec(
+        name="power-of-two",
+        target="kdq_quantizers.power_of_two:PowerOfTwo",
+        summary="training in fixed point: all scales are powers of two",
+    )
+    yield PluginSpec(
+        name="apot",
+        target="kdq_quantizers.apot:Apot",
+        summary="training with weights that are sums of powers of two, and learned thresholds",
+    )
+    yield PluginSpec(
+        name="codebook",
+        target="kdq_quantizers.codebook:Codebook",
+        summary="training with shared weights: centroids from k-means, on the int8 grid",
+    )
+    yield PluginSpec(
+        name="weight-only",
+        target="kdq_quantizers.weight_only:WeightOnly",
+        summary="post-training: integers in the file, per channel or group; float kernels",
+    )
+    yield PluginSpec(
+        name="dynamic",
+        target="kdq_quantizers.dynamic:Dynamic",
+        summary="post-training: int8 linear layers whose ranges the runtime measures for each batch",
+    )
