@@ -232,6 +232,8 @@ class DistillSpec(Frozen):
 
     @model_validator(mode="after")
     def _one_form(self) -> DistillSpec:
+        if self.model_fields_set == set(type(self).model_fields):
+            return self  # a recipe on its way to a worker, which was checked when it was read
         both = sorted({"use", "options"} & self.model_fields_set)
         if self.losses and both:
             raise ValueError(f"{both[0]!r} and 'losses' are two forms of one thing; move {both[0]!r} into 'losses'")

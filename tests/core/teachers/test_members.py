@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.records import Checkpoint
-from kdq_core.spec import TeacherSpec
+from kdq_core.spec import Recipe, TeacherSpec
 from kdq_core.stages.teaching import the_teacher
 from kdq_core.teachers.members import Ensemble, Normalized, OnnxTeacher, empty_member, read_member, whole
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
@@ -229,3 +229,10 @@ def test_a_teacher_of_the_students_kind_follows_the_students_options(stages_of: 
         return str(run.plan.node("train_teacher").key({}))
 
     assert key(16) != key(32)
+
+
+@pytest.mark.parametrize("distill", [{}, {"losses": ["logit-kd", "dkd"]}, {"use": "dkd"}])
+def test_a_recipe_reaches_the_worker_as_it_was_read(distill: dict[str, Any]) -> None:
+    members = [{"source": "student", "normalize": {"mean": [0.5], "std": [0.5]}}, {"source": "pipeline"}]
+    recipe = Recipe.model_validate({"name": "x", **RECIPE, "distill": distill, "teacher": {"members": members}})
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
