@@ -15,6 +15,7 @@ from kdq_core.store import Entry
 from kdq_core.teachers.encoding import decode
 from kdq_core.teachers.rows import Rows
 from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.layout import channels_last
 from kdq_core.training.losses import outputs_of
 
 
@@ -38,12 +39,17 @@ class OnlineTeacher:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.inputs = tuple(inputs)
         self.half = half
+        self._layout_chosen = False
 
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs in float32."""
         device = batch.inputs[0].device.type
+        read = reading(batch, self.inputs)
+        if not self._layout_chosen:
+            self._layout_chosen = True
+            channels_last(self.model, read.inputs)
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.half):
-            return in_float32(outputs_of(self.model, reading(batch, self.inputs)))
+            return in_float32(outputs_of(self.model, read))
 
 
 class CachedTeacher:

@@ -17,6 +17,7 @@ from kdq_core.errors import StageError
 from kdq_core.records import EpochRecord
 from kdq_core.spec import FitSpec
 from kdq_core.tensors import Batch
+from kdq_core.training.layout import channels_last, has_planes, lay_out
 from kdq_core.training.resume import load_state, save_state
 
 Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
@@ -53,7 +54,7 @@ def fit(
     hooks: FitHooks | None = None,
     resume: Path | None = None,
 ) -> tuple[EpochRecord, ...]:
-    """Train `model` in place.
+    """Train `model` in place; one with 2-D convolutions computes channels last.
 
     Args:
         model: any module; its parameters with `requires_grad` are trained.
@@ -73,11 +74,16 @@ def fit(
         StageError: the loss is not finite, or scoring changed the model.
     """
     hooks = hooks or FitHooks()
+    layout = None
+    if has_planes(model.parameters()):
+        layout = channels_last(model, next((batch.inputs for batch in batches(0)), ()))
     optimizer = make_optimizer(model, spec)
     model, optimizer = accelerator.prepare(model, optimizer)
     history: list[EpochRecord] = []
     if resume is not None and resume.exists():
         history = load_state(resume, accelerator.unwrap_model(model), optimizer)
+        if layout is not None:
+            lay_out(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
     per_epoch = math.ceil(samples / spec.batch_size)
     for epoch in range(len(history), spec.epochs):
         hooks.before_epoch(epoch)
@@ -88,6 +94,8 @@ def fit(
         hooks.on_epoch(record)
         if resume is not None and accelerator.is_main_process and epoch + 1 < spec.epochs:
             save_state(resume, accelerator.unwrap_model(model), optimizer, history)
+    if layout is not None:
+        layout.remove()
     accelerator.unwrap_model(model).eval()
     return tuple(history)
 

@@ -193,3 +193,53 @@ def test_two_processes_give_the_fit_of_one(tmp_path: Path) -> None:
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, rtol=1e-4, atol=1e-6)
+
+
+def images(epoch: int) -> Iterator[Batch]:
+    for batch in batches(epoch):
+        planes = batch.inputs[0].reshape(-1, 1, 2, 2).tile(1, 3, 2, 2)
+        yield Batch(inputs=(planes,), targets=batch.targets, ids=batch.ids)
+
+
+class Planes(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.head, self.how = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(64, 2), how
+        self.strides: tuple[int, ...] = ()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        self.strides = x.stride()
+        y: torch.Tensor = self.head(x.flatten(1) if self.how == "flatten" else x.view(len(x), -1))
+        return y
+
+
+def fit_images(m: nn.Module, hooks: FitHooks | None = None, resume: Path | None = None) -> None:
+    spec = FitSpec(epochs=3, batch_size=16, learning_rate=0.05)
+    fit(m, hard, images, spec, samples=48, accelerator=Accelerator(cpu=True), hooks=hooks, resume=resume)
+
+
+@pytest.mark.parametrize(("how", "strides"), [("flatten", (64, 1, 16, 4)), ("view", (64, 16, 4, 1))])
+def test_convolutions_compute_channels_last_unless_the_model_views_its_images(
+    how: str, strides: tuple[int, ...]
+) -> None:
+    m = Planes(how)
+    fit_images(m)
+    assert m.strides == strides
+
+
+def test_a_fit_channels_last_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    def stop(record: EpochRecord) -> None:
+        if record.epoch == 2:
+            raise StoppedError
+
+    models = []
+    for _ in range(3):
+        torch.manual_seed(1)
+        models.append(Planes("flatten"))
+    fit_images(models[0])
+    with pytest.raises(StoppedError):
+        fit_images(models[1], FitHooks(on_epoch=stop), tmp_path / "state")
+    fit_images(models[2], resume=tmp_path / "state")
+    assert models[2].conv.weight.stride()[1] == 1
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[2].parameters(), strict=True))
