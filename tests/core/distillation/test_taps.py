@@ -124,6 +124,24 @@ def test_a_captured_graph_gives_what_the_module_gives(resnet, path):
     assert (graph.code, list(graph.state_dict())) == (source, names)
 
 
+class Again(nn.Module):
+    """A layer that is called twice, with another operator between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(F.relu(self.layer(x))))
+
+
+def test_in_a_graph_too_the_last_output_of_a_module_called_twice_counts():
+    model, x = Again(), torch.randn(3, 4)
+    graph = capture(model, (x,))
+    _, (value,) = graph_forward(graph, ["layer"])(graph, x)
+    assert torch.allclose(value, model.layer(F.relu(model.layer(x))), atol=1e-6)
+
+
 def test_in_quantization_aware_training_a_tap_gives_rounded_values_and_a_gradient(prepared):
     model = copy.deepcopy(prepared)
     set_phase(model, observe=True, quantize=True, freeze_batch_norm=False)
