@@ -18,7 +18,7 @@ from pydantic import JsonValue, PydanticUserError, ValidationError
 from kdq_core.code_version import kdq_code_version, package_version
 from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean, listing
 from kdq_core.explain import Where, problems, summary
-from kdq_core.kinds import BASES, Distiller, Evaluator, Kind, Plugin
+from kdq_core.kinds import BASES, Distiller, Evaluator, Kind, Plugin, Quantizer
 from kdq_core.plugin_loading import (
     CatalogEntry,
     LoadedPlugin,
@@ -229,6 +229,7 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
             place = lines.where((*loc, "use")) if lines else ""
             raise PluginError(f"{place}: {error}" if place else str(error)) from error
     _check_taps(recipe, built, lines)
+    _check_quantize(recipe, built, lines)
     _check_gates(recipe, [p for p in built.values() if isinstance(p, Evaluator)], lines)
 
 
@@ -243,6 +244,24 @@ def _check_taps(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | N
                 f"{place + ': ' if place else ''}distiller {use.use!r} compares no features, so 'taps' mean nothing to "
                 "it; leave them out, or use a distiller of features, such as 'fitnet'"
             )
+
+
+def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:
+    """Refuse what the quantizer has no use for: the user expects something of it."""
+    quantizer, name = built[("quantize",)], recipe.quantize.use
+    assert isinstance(quantizer, Quantizer)
+    unused = {}
+    if not quantizer.trains:
+        why = f"quantizer {name!r} does not train, so {{!r}} means nothing to it; leave it out, or use one that trains"
+        unused |= dict.fromkeys(("fit", "freeze_observers", "freeze_batch_norm", "weight_loss"), why)
+    if quantizer.activations == "dynamic":
+        unused["activations"] = f"quantizer {name!r} has activations of 8 bits, always; leave {{!r}} out"
+    elif quantizer.activations == "none":
+        unused["activations"] = f"quantizer {name!r} leaves activations in float, so {{!r}} means nothing; leave it out"
+    for field, why in unused.items():
+        if field in recipe.quantize.model_fields_set:
+            place = lines.where(("quantize", field)) if lines else ""
+            raise RecipeError((f"{place}: " if place else "") + why.format(f"quantize.{field}"))
 
 
 def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | None) -> None:

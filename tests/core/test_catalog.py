@@ -328,6 +328,34 @@ def test_a_plugin_that_is_missing_is_named_with_its_line(tmp_path: Path, monkeyp
     )
 
 
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ("use: static\n  fit: {epochs: 2}",
+         "quantizer 'static' does not train, so 'quantize.fit' means nothing to it; leave it out, or use one that "
+         "trains"),
+        ("use: weight-only\n  weight_loss: 0.5",
+         "quantizer 'weight-only' does not train, so 'quantize.weight_loss' means nothing to it; leave it out, or use "
+         "one that trains"),
+        ("use: weight-only\n  activations: 4",
+         "quantizer 'weight-only' leaves activations in float, so 'quantize.activations' means nothing; leave it out"),
+        ("use: dynamic\n  activations: 4",
+         "quantizer 'dynamic' has activations of 8 bits, always; leave 'quantize.activations' out"),
+    ],
+)  # fmt: skip
+def test_what_a_quantizer_has_no_use_for_is_refused(
+    section: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(f"name: x\nworkload: digits\nquantize:\n  {section}\n")
+    recipe, lines = read_recipe_lines(Path("r.yaml"))
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe, house(), lines=lines)
+    assert str(caught.value) == f"r.yaml:5: {sentence}"
+    Path("r.yaml").write_text("name: x\nworkload: digits\nquantize: {use: lsq, fit: {epochs: 2}, activations: 4}\n")
+    check_recipe(read_recipe_lines(Path("r.yaml"))[0], house())
+
+
 def test_a_recipe_without_a_file_is_checked_too() -> None:
     recipe = Recipe(name="x", workload=Use(use="digits", options={"no": 1}))
     with pytest.raises(RecipeError) as caught:
