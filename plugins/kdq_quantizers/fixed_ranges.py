@@ -55,7 +55,7 @@ class SearchedRange(FakeQuantize):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._found = None
-        return super()._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._found = None

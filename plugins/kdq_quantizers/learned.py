@@ -93,10 +93,10 @@ class LearnedScale(Calibrated, abc.ABC):
         if not self.offset:
             return self.zero
         shift = self.learned[1]
-        zero = (shift.detach() * self._levels).round().clamp(self.place.qmin, self.place.qmax)
+        zero: Tensor = (shift.detach() * self._levels).round().clamp(self.place.qmin, self.place.qmax)
         if not torch.is_grad_enabled():
             return zero
-        steady = _Steadied.apply(shift, 0.0)  # type: ignore[no-untyped-call]
+        steady: Tensor = _Steadied.apply(shift, 0.0)  # type: ignore[no-untyped-call]
         return zero + gain / (scale * scale * self._levels) * (steady - shift.detach())
 
     def _note_bound(self) -> None:

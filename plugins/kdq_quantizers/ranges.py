@@ -166,7 +166,7 @@ def mse_range(seen: Histogram, place: Place) -> Range:
     return float(low[SHARES - 1 - best]), float(high[SHARES - 1 - best])
 
 
-def two_ended_range(seen: Histogram, place: Place, rounds: int = 3) -> Range:
+def two_ended_range(seen: Histogram, place: Place, rounds: int = 2) -> Range:
     """Each end on its own: from `mse_range` on, lower and upper end take their best value in turn."""
     low, high = mse_range(seen, place)
     shares = torch.arange(SHARES, -1, -1, dtype=torch.float64) / SHARES
@@ -189,8 +189,7 @@ def entropy_range(seen: Histogram, place: Place) -> Range:
     best, reach = float("inf"), widest
     first = levels if zero == 0 else levels // 2
     for reached in range(widest, first - 1, -step):
-        low, high = max(0, zero + 1 - reached), min(BINS, zero + reached)
-        divergence = _divergence(counts, low, high, levels)
+        divergence = _divergence(counts, max(0, zero + 1 - reached), min(BINS, zero + reached), levels)
         if divergence < best:
             best, reach = divergence, reached
     low, high = origin + width * max(0, zero + 1 - reach), origin + width * min(BINS, zero + reach)

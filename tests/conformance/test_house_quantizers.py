@@ -1,0 +1,22 @@
+"""Quantizers that learn their grid, or find it once, pass the kit at 8 bits and below."""
+
+import pytest
+
+from kdq_core.testing import check_quantizer
+from kdq_quantizers.dorefa import DoReFa
+from kdq_quantizers.lsq import Lsq
+from kdq_quantizers.pact import Pact
+from kdq_quantizers.static import Static
+from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits"),
+    [
+        (Lsq(), 8), (Lsq(), 4), (Lsq(), 2), (Lsq(offset=True), 2), (Pact(), 4), (Pact(), 2), (DoReFa(), 4),
+        (DoReFa(), 2), (Static(), 8), (Static(observer="mse"), 4), (Static(observer="minmax", weights="minmax"), 2),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_the_promises_of_a_quantizer_are_kept(quantizer, bits):
+    check_quantizer(quantizer, target=OnnxRuntimeCpu(reduce_range="on"), bits=(bits, bits))
