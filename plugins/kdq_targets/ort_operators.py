@@ -33,7 +33,8 @@ MOVERS = {
     aten.max_pool1d.default, aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
     aten.permute.default, aten.transpose.int, aten.t.default, aten.unsqueeze.default, aten.squeeze.dim,
     aten.squeeze.dims, aten.squeeze.default, aten.unflatten.int, aten.slice.Tensor, aten.select.int,
-    aten.expand.default, aten.repeat.default, aten.pixel_shuffle.default,
+    aten.expand.default, aten.repeat.default, aten.pixel_shuffle.default, aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
 }  # fmt: skip
 """They move data and leave it on its grid; the runtime does so in integers."""
 COPIES = {
@@ -61,6 +62,14 @@ def module_path(node: Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
+def moves_data(node: Node) -> bool:
+    """Whether `node` leaves its input on its grid: it moves data, or pads with zeros, which every grid has."""
+    if node.target != aten.pad.default:
+        return node.target in MOVERS
+    mode, value = (*node.args[2:4], *("constant", None)[len(node.args) - 2 :])
+    return mode == "constant" and not value
+
+
 def is_float(node: Node) -> bool:
     """Whether `node` is a float tensor with a batch axis."""
     value = node.meta.get("val")
@@ -79,7 +88,7 @@ def operator_kind(node: Node) -> str | None:
     `None` for what computes nothing: shapes, constants, movers of data.
     """
     target = cast(Any, node.target)
-    if node.op != "call_function" or target in MOVERS | SPLITS | COPIES or not hasattr(target, "_opname"):
+    if node.op != "call_function" or target in SPLITS | COPIES or moves_data(node) or not hasattr(target, "_opname"):
         return None
     for kind, targets in (("conv", CONVS), ("linear", LINEARS), ("embedding", EMBEDDINGS), ("concat", JOINS)):
         if target in targets:

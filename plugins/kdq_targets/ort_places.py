@@ -21,12 +21,12 @@ from kdq_targets.ort_operators import (
     COPIES,
     FOLDED,
     FOLLOWERS,
-    MOVERS,
     SPLITS,
     SWALLOWED,
     inputs_of,
     is_float,
     module_path,
+    moves_data,
     operator_kind,
     weight_of,
     why_float,
@@ -94,7 +94,7 @@ class Finder:
 
     def moved(self, node: Node) -> Node | None:
         """What a mover of data moves, or `None` for another operator."""
-        if node.target in MOVERS:
+        if moves_data(node):
             return self.source(cast(Node, node.args[0]))
         if node.target is operator.getitem and cast(Node, node.args[0]).target in SPLITS:
             return self.source(cast(Node, cast(Node, node.args[0]).args[0]))

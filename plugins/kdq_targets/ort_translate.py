@@ -49,6 +49,22 @@ def adaptive_avg_pool(x: Any, output_size: Any) -> Any:
     return op.AveragePool(x, kernel_shape=window, strides=window)
 
 
+def pad(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    """Zeros around a dequantized tensor are its zero point around the integers."""
+    rank = len(x.shape)
+    before, after = [0] * rank, [0] * rank
+    for index in range(len(pad) // 2):
+        before[rank - 1 - index], after[rank - 1 - index] = pad[2 * index], pad[2 * index + 1]
+    sizes = op.Constant(value_ints=before + after)
+    producer = x.producer()
+    if mode != "constant":
+        return op.Pad(x, sizes, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+    if value or producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) < 3:
+        return op.Pad(x, sizes, op.Constant(value_float=float(value or 0.0)))
+    q, scale, zero = producer.inputs
+    return op.DequantizeLinear(op.Pad(q, sizes, zero), scale, zero)
+
+
 def lstm(
     x: Any, states: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool,
     batch_first: bool,
@@ -134,6 +150,7 @@ TRANSLATIONS: dict[Any, Any] = {
     aten.linear.default: linear,
     aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
     aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
+    aten.pad.default: pad,
     aten.lstm.input: lstm,
     aten.gru.input: gru,
     recurrent._opoverload: int8_layer,

@@ -17,6 +17,7 @@ from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.testing import TOYS
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
+from kdq_targets.ort_coverage import optimized_graph
 from kdq_targets.ort_fuse import fuse
 
 TOY = {toy.name: toy for toy in TOYS}
@@ -119,6 +120,29 @@ def test_data_that_is_split_stacked_and_joined_stays_int8(tmp_path):
     assert all(row.int8 for row in files.rows)
     assert ("relu", "QLinearLeakyRelu") in kernels(files)
     assert [row.operator for row in files.rows].count("conv") == 3
+    np.testing.assert_allclose(files.integers, files.answers, atol=1.01 * files.scale)
+
+
+class Padded(nn.Module):
+    """A shortcut without weights: every other position, and zeros for the new channels (He et al. 2016, option A)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 8, 3, 2, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = F.relu(self.conv(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+        return self.head(F.interpolate(x, scale_factor=2.0).mean((2, 3)))
+
+
+def test_padding_and_nearest_neighbours_move_integers(tmp_path):
+    files = shipped(Padded, images, tmp_path)
+    assert all(row.int8 for row in files.rows)
+    types = [node.op_type for node in optimized_graph(files.path).node]
+    assert {"Pad", "Resize"} < set(types)
+    assert types.count("DequantizeLinear") == 1  # the output
     np.testing.assert_allclose(files.integers, files.answers, atol=1.01 * files.scale)
 
 
