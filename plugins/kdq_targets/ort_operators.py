@@ -66,8 +66,8 @@ def moves_data(node: Node) -> bool:
     """Whether `node` leaves its input on its grid: it moves data, or pads with zeros, which every grid has."""
     if node.target != aten.pad.default:
         return node.target in MOVERS
-    mode, value = (*node.args[2:4], *("constant", None)[len(node.args) - 2 :])
-    return mode == "constant" and not value
+    mode = node.args[2] if len(node.args) > 2 else "constant"
+    return mode == "constant" and not (node.args[3] if len(node.args) > 3 else 0)
 
 
 def is_float(node: Node) -> bool:
