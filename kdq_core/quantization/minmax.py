@@ -65,8 +65,8 @@ class MinMaxFakeQuantize(FakeQuantize):
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.place.axis is not None:
-            flat = x.transpose(0, self.place.axis).flatten(1)
-            low, high = flat.aminmax(dim=1)
+            others = [dim for dim in range(x.dim()) if dim != self.place.axis]
+            low, high = x.amin(others), x.amax(others)  # aminmax over some dimensions is 50 times slower
         else:
             # aminmax copies a channels_last tensor; its permuted view is contiguous.
             nhwc = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)

@@ -57,9 +57,15 @@ class _RoundToGrid(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, qmin: int, qmax: int, relu: bool, clip_only: bool
     ) -> Tensor:
         y = x.to(torch.float32).div(scale).round_()
+        ctx.clips = True
         if scale.dim() or x.device.type != "cpu":  # reading bounds back from a GPU would make it wait
-            low = qmin - zero
-            y.clamp_(low.clamp(min=0.0) if relu else low, qmax - zero)
+            low = (qmin - zero).clamp(min=0.0) if relu else qmin - zero
+            high = qmax - zero
+            if x.device.type == "cpu" and x.numel():
+                least, most = _flat(y).aminmax()
+                ctx.clips = not bool((least >= low.max()) & (most <= high.min()))
+            if ctx.clips:
+                y.clamp_(low, high)
             bounds = None
         else:
             bounds = (0.0 if relu else float(qmin - zero), float(qmax - zero))
@@ -74,7 +80,7 @@ class _RoundToGrid(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, scale, zero, y = ctx.saved_tensors
         grad = _like(grads[0], x)
-        passed = _passed(grad, x, scale, zero, ctx)
+        passed = _passed(grad, x, scale, zero, ctx) if ctx.clips else grad
         to_scale = to_zero = None
         dims = [dim for dim in range(x.dim()) if not scale.dim() or scale.shape[dim] == 1]
         if ctx.needs_input_grad[1]:

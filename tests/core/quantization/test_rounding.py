@@ -90,3 +90,19 @@ def test_the_threshold_is_the_least_float_beyond_the_bound(scale, bound):
     step, x = np.float32(scale), np.float32(first_above(scale, bound))
     assert np.rint(x / step) > bound
     assert np.rint(np.nextafter(x, np.float32(-np.inf)) / step) <= bound
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bound", [200, 100, 3])
+def test_channels_that_clip_or_do_not_have_the_bits_of_the_formula(layout, bound):
+    torch.manual_seed(4)
+    w = torch.randn(4, 3, 2, 5).to(memory_format=layout).requires_grad_()
+    scale = w.detach().abs().amax((1, 2, 3)) / 100
+    grad = torch.randn(4, 3, 2, 5)
+    y = round_to_grid(w, scale, torch.zeros(4), -bound, bound, axis=0)
+    y.backward(grad)
+    for row in range(4):
+        value, to_w, _, _ = plain(w[row].detach().numpy(), scale[row].numpy(), 0, -bound, bound, grad[row].numpy())
+        assert np.array_equal(y[row].detach().numpy(), value)
+        assert np.array_equal(w.grad[row].numpy(), to_w)
+    assert bool((w.grad == 0).any()) == (bound == 3)
