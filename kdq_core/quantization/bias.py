@@ -86,7 +86,7 @@ def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> N
 def _source(node: fx.Node, calls: dict[fx.Node, Any]) -> FakeQuantize | None:
     """The fake-quantizer whose grid `node` is on, through operators that only move data."""
     while node not in calls:
-        inputs = node.all_input_nodes
+        inputs = [one for one in node.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]  # not sizes
         if len(inputs) != 1:
             return None
         node = inputs[0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdq_core.testing import check_quantizer
+from kdq_core.testing import TOYS, check_quantizer
 from kdq_quantizers.dorefa import DoReFa
 from kdq_quantizers.lsq import Lsq
 from kdq_quantizers.pact import Pact
@@ -20,3 +20,8 @@ from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 )  # fmt: skip
 def test_the_promises_of_a_quantizer_are_kept(quantizer, bits):
     check_quantizer(quantizer, target=OnnxRuntimeCpu(reduce_range="on"), bits=(bits, bits))
+
+
+def test_biases_are_rounded_behind_reshapes_of_a_free_batch():
+    transformer = next(toy for toy in TOYS if toy.name == "transformer")
+    check_quantizer(Lsq(), target=OnnxRuntimeCpu(reduce_range="on"), bits=(4, 4), toys=(transformer,))
