@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.fx import GraphModule
 
+    from kdq_targets.ort_places import Finder
+
 VNNI = {"avx512_vnni", "avx_vnni"}
 
 
@@ -74,12 +76,13 @@ class OnnxRuntimeCpu(Target):
         """Where quantizers go in a captured graph; none at the module paths of `keep_float`."""
         from kdq_targets.ort_places import find_places
 
-        return find_places(
-            graph,
-            keep_float=keep_float,
-            quantize_outputs=self.quantize_outputs,
-            weight_limit=63 if self.resolved()["reduce_range"] else 127,
-        )
+        return find_places(self.finder(graph, keep_float), 63 if self.resolved()["reduce_range"] else 127)
+
+    def finder(self, graph: GraphModule, keep_float: Sequence[str]) -> Finder:
+        """What the runtime's int8 kernels want quantized."""
+        from kdq_targets.ort_places import Finder
+
+        return Finder(graph, keep_float, self.quantize_outputs)
 
     def export(self, model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
         """Write a float or converted model: inputs `input` (or `input_0`, ...), outputs `logits`, `output_1`, ...
@@ -124,6 +127,6 @@ class OnnxRuntimeCpu(Target):
             StageError: the file is missing, damaged, or not of this model.
         """
         from kdq_targets.ort_coverage import cover
-        from kdq_targets.ort_places import Finder
+        from kdq_targets.ort_kernels import OrtKernels
 
-        return cover(path, Finder(graph, keep_float, self.quantize_outputs))
+        return cover(path, self.finder(graph, keep_float), OrtKernels(path))

@@ -1,11 +1,10 @@
-"""What ONNX Runtime really runs: its own optimised graph, read operator by operator."""
+"""What a runtime really runs: the shipped file beside the runtime's own graph, operator by operator."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 from torch.fx import Node
@@ -13,57 +12,47 @@ from torch.fx import Node
 from kdq_core.api import OperatorCoverage, StageError
 from kdq_targets.ort_operators import module_path, weight_of
 from kdq_targets.ort_places import Finder
-from kdq_targets.ort_session import OrtSession
 from kdq_targets.ort_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
 from kdq_targets.ort_unpack import shipped
 
-INT8_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")
-LAYOUT = {"ReorderOutput", "ReorderInput", "Transpose", "Reshape", "Flatten", "Squeeze"}
-FUSABLE = {"Relu", "Clip", "LeakyRelu", "Add"}
-FLOAT_TYPES = {
-    "add": ("Add", "Sum", "SkipLayerNormalization", "BiasGelu"),
-    "attention": ("MultiHeadAttention", "Attention", "FusedMatMul", "MatMul"),
-    "batch_norm": ("BatchNormalization",),
-    "concat": ("Concat",),
-    "embedding": ("Gather",),
-    "gelu": ("Gelu", "BiasGelu", "FastGelu", "Erf"),
-    "hardswish": ("HardSwish", "HardSigmoid"),
-    "layer_norm": ("LayerNormalization", "SkipLayerNormalization"),
-    "matmul": ("FusedMatMul", "MatMul"),
-    "mul": ("Mul", "FusedMatMul"),
-    "mean": ("ReduceMean",),
-    "pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"),
-    "silu": ("QuickGelu", "Sigmoid"),
-}
-"""Types of the runtime's float operators, for those that carry no mark: they have no quantized tensor behind them."""
 COMPUTING = ("conv", "linear")
 
 
-def optimized_graph(path: Path) -> Any:
-    """The graph the runtime makes of the file, at the level it runs with."""
-    with tempfile.TemporaryDirectory(prefix="kdq-coverage-") as folder:
-        written = Path(folder) / "optimized.onnx"
-        OrtSession(path, optimized=written)
-        return onnx.load(str(written)).graph
+class Kernels(Protocol):
+    """What a runtime made of a file."""
+
+    def of(self, node: Any, file: File) -> str:
+        """Type of the kernel that runs for a node of the shipped graph, or `none`."""
+
+    def like(self, kind: str) -> str:
+        """Type of an unmarked float operator of the runtime's graph for this type of operator, or `none`."""
+
+    def int8(self, kernel: str, node: Any) -> bool:
+        """Whether a kernel computes in int8; `node` is its own in the shipped graph, `None` where it shall be float."""
 
 
-def cover(path: Path, finder: Finder) -> tuple[OperatorCoverage, ...]:
+def cover(path: Path, finder: Finder, kernels: Kernels) -> tuple[OperatorCoverage, ...]:
     """One row for each operator of the captured graph that computes something.
+
+    Args:
+        path: the shipped file.
+        finder: of the captured graph.
+        kernels: what the runtime made of the file.
 
     Raises:
         StageError: the file is not one that this target wrote from this graph.
     """
-    file = _File(onnx.load(str(path)).graph, optimized_graph(path))
-    rows = tuple(_row(node, kind, reason, finder, file) for node, kind, reason in finder.operators())
+    file = File(onnx.load(str(path)).graph)
+    rows = tuple(_row(node, kind, reason, finder, file, kernels) for node, kind, reason in finder.operators())
     if file.weighted - file.found or any(row.kernel == "none" for row in rows if row.operator in COMPUTING):
         raise StageError(f"ONNX file {str(path)!r} was not written from this model; export it again")
     return rows
 
 
-class _File:
-    """The shipped graph beside the one that runs."""
+class File:
+    """The shipped graph."""
 
-    def __init__(self, graph: Any, ran: Any) -> None:
+    def __init__(self, graph: Any) -> None:
         self.nodes = {node.name: node for node in graph.node if node.name}
         marks = [node.name for node in graph.node if node.op_type in WEIGHTED and node.name.startswith("<")]
         self.weighted = {name for name in marks if not name.startswith("<@") and not name.endswith(".input>")}
@@ -77,9 +66,6 @@ class _File:
         packed = shipped(graph)
         self.bytes = {tensor.name: _bytes(tensor) for tensor in graph.initializer} | packed
         self.ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer} | dict.fromkeys(packed, 2)
-        self.ran_names = {node.name: str(node.op_type) for node in ran.node}
-        makers = {output: node for node in ran.node for output in node.output}
-        self.ran_outputs = {output: _behind_layout(node, makers) for output, node in makers.items()}
 
     def weight_bytes(self, node: Any) -> int:
         """Bytes of the weight of a conv, linear or embedding, as shipped."""
@@ -113,49 +99,23 @@ class _File:
             return self._stored(maker.input[0])
         return sum(self._stored(part) for part in maker.input) if maker.op_type == "Gather" else 0
 
-    def like(self, kind: str) -> str:
-        """The type of an unmarked float operator that the runtime's graph has for `kind`."""
-        types = set(self.ran_names.values()) | set(self.ran_outputs.values())
-        known = FLOAT_TYPES.get(kind, ())
-        plain = kind.replace("_", "")
-        return next((t for t in known if t in types), None) or next((t for t in types if t.lower() == plain), "none")
-
-    def kernel(self, node: Any) -> str:
-        """Type of the operator that runs for `node`: found by its mark, else by the last value it was fused up to."""
-        found = next((kind for name, kind in self.ran_names.items() if node.name in name), None)
-        value = str(node.output[0])
-        while found is None:
-            found = self.ran_outputs.get(value) or self.ran_names.get(f"{value}_nchwc")
-            (reader, *others) = self.readers.get(value) or [None]
-            if reader is None or others or reader.op_type not in FUSABLE:
-                break
-            value = str(reader.output[0])
-        return found or "none"
-
-
-def _behind_layout(node: Any, makers: dict[str, Any]) -> str:
-    """Type of the operator that made a value, looking through changes of memory layout."""
-    while node.op_type in LAYOUT and node.input[0] in makers:
-        node = makers[node.input[0]]
-    return str(node.op_type)
-
 
 def _bytes(tensor: Any) -> int:
     return int(math.prod(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def _row(node: Node, kind: str, reason: str, finder: Finder, file: _File) -> OperatorCoverage:
+def _row(node: Node, kind: str, reason: str, finder: Finder, file: File, kernels: Kernels) -> OperatorCoverage:
     written = next((file.nodes[name] for name in _marks(node, kind, finder) if name in file.nodes), None)
     file.found |= set() if written is None else {written.name}
-    kernel = "none" if written is None else file.kernel(written)
+    kernel = "none" if written is None else kernels.of(written, file)
     if kernel == "none" and kind not in COMPUTING:
-        kernel = file.like(kind)
+        kernel = kernels.like(kind)
     weight_bytes = 0
     if kind in ("lstm", "gru"):
         weight_bytes = file.recurrent_bytes(node.name)
     elif kind in ("conv", "linear", "embedding") and written is not None:
         weight_bytes = file.weight_bytes(written)
-    int8 = kernel.startswith(INT8_KERNELS) or _is_int8(kind, reason, written, file)
+    int8 = kernels.int8(kernel, None if reason else written)
     return OperatorCoverage(
         path=module_path(node) or node.name,
         operator=kind,
@@ -165,16 +125,6 @@ def _row(node: Node, kind: str, reason: str, finder: Finder, file: _File) -> Ope
         macs=finder.macs(node, kind),
         weight_bytes=weight_bytes,
     )
-
-
-def _is_int8(kind: str, reason: str, written: Any, file: _File) -> bool:
-    """A look-up of integers is int8; so is a Scan whose products are."""
-    if written is None or reason:
-        return False
-    if kind == "embedding":
-        return written.op_type == "Gather" and f"<%{written.name[1:-1]}>" not in file.nodes
-    bodies = [item.g.node for item in written.attribute if item.HasField("g")]
-    return any(part.op_type.startswith(INT8_KERNELS) for body in bodies for part in body)
 
 
 def _marks(node: Node, kind: str, finder: Finder) -> list[str]:
@@ -190,7 +140,7 @@ def _marks(node: Node, kind: str, finder: Finder) -> list[str]:
     return [mark(node.name), mark_weight(str(weight.target)), *behind, *shared]
 
 
-def _why_of_file(kind: str, kernel: str, written: Any, file: _File) -> str:
+def _why_of_file(kind: str, kernel: str, written: Any, file: File) -> str:
     """Why a conv or linear that could run in int8 does not, where the quantizer wants it so; else empty."""
     if kind not in COMPUTING or written is None:
         return ""

@@ -219,21 +219,18 @@ class Finder:
         return self.kinds.get(node) or self.kind(node) or str(getattr(node.target, "_opname", node.target))
 
 
-def find_places(
-    graph: GraphModule, *, keep_float: Sequence[str], quantize_outputs: bool, weight_limit: int
-) -> tuple[Place, ...]:
+def find_places(finder: Finder, weight_limit: int) -> tuple[Place, ...]:
     """Weights int8 symmetric within ±`weight_limit`, per output channel; activations uint8 affine.
 
     An embedding's table has a scale for each of its columns: that is one DequantizeLinear behind the Gather. A table
     that is a linear's weight as well has one scale.
     """
-    finder = Finder(graph, keep_float, quantize_outputs)
     names: dict[Node, str] = {}
     made_by: dict[Node, Node] = {}
     places: list[Place] = []
     for node in finder.nodes:
         if node in finder.weights:
-            places.append(_weight(graph, node, finder, weight_limit))
+            places.append(_weight(finder.graph, node, finder, weight_limit))
             continue
         moved = finder.moved(node)
         shared = names.get(moved) if moved is not None else None

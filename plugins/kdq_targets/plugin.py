@@ -15,3 +15,8 @@ def kdq_targets() -> Iterator[PluginSpec]:
         target="kdq_targets.onnxruntime_cpu:OnnxRuntimeCpu",
         summary="int8 QDQ ONNX for ONNX Runtime's CPU kernels",
     )
+    yield PluginSpec(
+        name="openvino",
+        target="kdq_targets.openvino_cpu:OpenVinoCpu",
+        summary="int8 QDQ ONNX for OpenVINO's CPU kernels",
+    )

@@ -23,7 +23,9 @@ ROOMS = ("kdq_core", "flows", "registry", "plugins")
 PRODUCT = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 CARD = ("What", "Source|Defaults", "Limits")
 FULL_CARD = ("What", "Formula", "Source", "Defaults", "Costs", "Limits")
-HEAVY = {"torch", "onnx", "onnxruntime", "sklearn", "pandas", "mlflow", "prefect", "accelerate", "torchmetrics"}
+HEAVY = {
+    "torch", "onnx", "onnxruntime", "openvino", "sklearn", "pandas", "mlflow", "prefect", "accelerate", "torchmetrics",
+}  # fmt: skip
 
 
 def house() -> tuple[CatalogEntry, ...]:

@@ -46,5 +46,5 @@ def test_the_wheel_works_in_a_venv_of_its_own_outside_the_checkout(tmp_path: Pat
     assert run(kdq, "--version", cwd=tmp_path) == f"kdq {wheel.name.split('-')[1]}\n"
     assert run(kdq, "validate", "digits.yaml", cwd=tmp_path).startswith("digits.yaml is valid: workload digits; ")
     states = {row["name"]: row["state"] for row in json.loads(run(kdq, "plugins", "list", "--json", cwd=tmp_path))}
-    assert states["digits"] == states["minmax-qat"] == states["onnxruntime-cpu"] == "ok"
+    assert states["digits"] == states["minmax-qat"] == states["onnxruntime-cpu"] == states["openvino"] == "ok"
     assert json.loads(run(kdq, "schema", cwd=tmp_path))["title"] == "Recipe"

@@ -15,7 +15,7 @@ from kdq_core.errors import StageError
 from kdq_flows.cli import app, common, main
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "prefect", "mlflow", "pandas", "onnx", "onnxruntime", "sklearn", "matplotlib"}
+HEAVY = {"torch", "prefect", "mlflow", "pandas", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib"}
 RECIPE = "name: x\nworkload: digits\n"
 
 

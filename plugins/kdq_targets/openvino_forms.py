@@ -1,0 +1,80 @@
+"""Forms of the QDQ graph that OpenVINO needs, and that mean the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+
+def separate_sums(graph: Any, *, every: bool) -> None:
+    """Keep the grid of a conv's output that is added to another tensor.
+
+    OpenVINO adds within the conv before it rounds to that grid, and drops a clip of its integers. A LeakyRelu of slope
+    1 between two quantizers of one grid changes no value and stops that; it becomes part of the conv.
+
+    Args:
+        graph: the ONNX graph.
+        every: also where the grid has 8 bits and only its rounding is at stake.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+    nodes: list[Any] = []
+    for node in graph.node:
+        nodes.append(node)
+        maker = makers.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if maker is None or not _is_conv(maker, makers):
+            continue
+        clips = [reader for reader in readers.get(node.output[0], []) if reader.op_type == "Clip"]
+        wides = readers.get((clips[0] if clips else node).output[0], [])
+        if (clips or every) and any(r.op_type == "Add" for wide in wides for r in readers.get(wide.output[0], [])):
+            value, grid = node.output[0], node.input[1:]
+            node.output[0] = f"{value}_first"
+            nodes += [
+                helper.make_node("DequantizeLinear", [f"{value}_first", *grid], [f"{value}_wide"]),
+                helper.make_node("LeakyRelu", [f"{value}_wide"], [f"{value}_same"], alpha=1.0),
+                helper.make_node("QuantizeLinear", [f"{value}_same", *grid], [value]),
+            ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def keep_means(graph: Any) -> None:
+    """Write means and sums so that OpenVINO computes them right.
+
+    In int8, OpenVINO 2026.4 gives wrong means over the last axis of `[B, C, L]`, and wrong sums wherever the zero point
+    is not 0. Pooling is written on `[B, C, L, 1]`, where it is right; means and sums that are float anyway are kept so
+    by a LeakyRelu of slope 1, which changes no value.
+    """
+    known = [*graph.value_info, *graph.input, *graph.output]
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+    shapes = {"kdq.add_axis": [0, 0, 0, 1], "kdq.drop_axis": [0, 0, 1]}
+    nodes: list[Any] = []
+    for node in graph.node:
+        given, made = node.input[0] if node.input else "", node.output[0]
+        if node.op_type == "GlobalAveragePool" and 3 in (ranks.get(given), ranks.get(made)):
+            nodes += [helper.make_node("Reshape", [given, "kdq.add_axis"], [f"{made}_wide"]), node]
+            nodes.append(helper.make_node("Reshape", [f"{made}_mean", "kdq.drop_axis"], [made]))
+            node.input[0], node.output[0] = f"{made}_wide", f"{made}_mean"
+        elif node.op_type in ("ReduceMean", "ReduceSum"):
+            nodes += [helper.make_node("LeakyRelu", [given], [f"{made}_same"], alpha=1.0), node]
+            node.input[0] = f"{made}_same"
+        else:
+            nodes.append(node)
+    used = {value for node in nodes for value in node.input} & shapes.keys()
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(shapes[name], dtype=np.int64), name) for name in sorted(used)
+    )
+
+
+def _is_conv(node: Any, makers: dict[str, Any]) -> bool:
+    """Whether `node` is a conv, or an activation behind one."""
+    while node.op_type in ("Relu", "Clip", "LeakyRelu") and node.input[0] in makers:
+        node = makers[node.input[0]]
+    return bool(node.op_type == "Conv")
