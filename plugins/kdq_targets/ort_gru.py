@@ -26,9 +26,9 @@ def gru_scan(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
         body = _step(hidden, r.q[way].T, r.scale[way], b[way, 1], f"{parts.label}.{way}.")
         last, made = f"{parts.prefix}last_{way}", f"{parts.prefix}made_{way}"
         parts.nodes.append(helper.make_node(
-            "Scan", [first, shares[way]], [last, made], body=body,
-            name=mark(f"{parts.label}.{way}") if way else parts.mark, num_scan_inputs=1,
-            scan_input_directions=[way], scan_output_directions=[way],
+            "Scan", [first, *shares[2 * way : 2 * way + 2]], [last, made], body=body,
+            name=mark(f"{parts.label}.{way}") if way else parts.mark, num_scan_inputs=2,
+            scan_input_directions=[way, way], scan_output_directions=[way],
         ))  # fmt: skip
         outputs.append(parts.add("Unsqueeze", [made, parts.constant(f"axis_1_{way}", np.array([1]))]))
         ends.append(parts.add("Unsqueeze", [last, parts.constant(f"axis_0_{way}", np.array([0]))]))
@@ -38,7 +38,7 @@ def gru_scan(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
 
 
 def _input_part(parts: Parts, x: Any, w: Any, b: Any) -> list[str]:
-    """What the inputs give to the gates, `[T, B, 3H]` for each direction: one int8 Gemm."""
+    """What the inputs give to the gates, `[T, B, 2H]` and `[T, B, H]` for each direction: one int8 Gemm."""
     ways, gates, width = w.q.shape
     step = (find_constant(parts, x.input[1]) * w.scale.reshape(-1)).astype(np.float32)
     integers = np.rint(b.reshape(-1).astype(np.float64) / step).astype(np.int32)
@@ -54,18 +54,16 @@ def _input_part(parts: Parts, x: Any, w: Any, b: Any) -> list[str]:
     shape = parts.add("Shape", [str(x.output[0])], end=2)
     shape = parts.add("Concat", [shape, parts.constant("width", np.array([ways * gates]))], axis=0)
     all_ways = parts.add("Reshape", [flat, shape])
-    if ways == 1:
-        return [all_ways]
-    names = [f"{parts.prefix}share_{way}" for way in range(ways)]
-    sizes = parts.constant("shares", np.array([gates] * ways))
+    names = [f"{parts.prefix}share_{index}" for index in range(2 * ways)]
+    sizes = parts.constant("shares", np.array([2 * gates // 3, gates // 3] * ways))
     parts.nodes.append(helper.make_node("Split", [all_ways, sizes], names, axis=2))
     return names
 
 
 def _step(hidden: int, r: Any, r_scale: Any, b: Any, prefix: str) -> Any:
-    """One step: state `[B, H]` and the input's part `[B, 3H]`, gates r, z, n. Holds its own constants."""
-    names = ("h", "x", "q", "m", "m1", "m2", "x1", "x2", "s", "g", "r", "z", "p", "t", "n", "d", "e", "out", "y")
-    h, x, q, m, m1, m2, x1, x2, s, g, reset, keep, p, t, new, d, e, out, y = (f"{prefix}{name}" for name in names)
+    """One step: state `[B, H]`, the input's part `[B, 2H]` of gates r and z, and `[B, H]` of n; with its constants."""
+    names = ("h", "q", "m", "m1", "m2", "x1", "x2", "s", "g", "r", "z", "p", "t", "n", "d", "e", "out", "y")
+    h, q, m, m1, m2, x1, x2, s, g, reset, keep, p, t, new, d, e, out, y = (f"{prefix}{name}" for name in names)
     values = {
         "R": np.ascontiguousarray(r), "S": np.array(2.0 / 255.0, dtype=np.float32), "RS": np.ascontiguousarray(r_scale),
         "Z": np.array(128, dtype=np.uint8), "RZ": np.zeros(3 * hidden, dtype=np.int8), "B": np.ascontiguousarray(b),
@@ -78,7 +76,6 @@ def _step(hidden: int, r: Any, r_scale: Any, b: Any, prefix: str) -> Any:
         make("QuantizeLinear", [h, scale, zero], [q]),
         make("MatMulIntegerToFloat", [q, weight, scale, r_scales, zero, r_zero, bias], [m], domain=CONTRIB),
         make("Split", [m, sizes], [m1, m2], axis=1),
-        make("Split", [x, sizes], [x1, x2], axis=1),
         make("Sum", [m1, x1], [s]),
         make("Sigmoid", [s], [g]),
         make("Split", [g, halves], [reset, keep], axis=1),
@@ -92,6 +89,6 @@ def _step(hidden: int, r: Any, r_scale: Any, b: Any, prefix: str) -> Any:
     ]
     kind = onnx.TensorProto.FLOAT
     state = helper.make_tensor_value_info(h, kind, ["batch", hidden])
-    share = helper.make_tensor_value_info(x, kind, ["batch", 3 * hidden])
+    shares = [helper.make_tensor_value_info(name, kind, ["batch", n * hidden]) for name, n in ((x1, 2), (x2, 1))]
     made = [helper.make_tensor_value_info(name, kind, ["batch", hidden]) for name in (out, y)]
-    return helper.make_graph(nodes, "step", [state, share], made, tensors)
+    return helper.make_graph(nodes, "step", [state, *shares], made, tensors)
