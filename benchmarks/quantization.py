@@ -35,7 +35,7 @@ PACKAGES = ("kdq", "torch", "onnxruntime", "openvino")
 BATCHES = (1, 32)
 TARGETS = {
     "ONNX Runtime": ("kdq_targets.onnxruntime_cpu", "OnnxRuntimeCpu"),
-    "OpenVINO": ("kdq_targets.openvino", "OpenVino"),
+    "OpenVINO": ("kdq_targets.openvino_cpu", "OpenVinoCpu"),
 }
 QUANTIZERS = {"minmax-qat": ("kdq_quantizers.minmax_qat", "MinMaxQat"), "lsq": ("kdq_quantizers.lsq", "Lsq")}
 STEP_BATCH = {"transformer": 64}
@@ -194,7 +194,7 @@ def memory(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: ARG0
         "def rss(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))\n"
         "target = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])()\n"
         "data = np.load(sys.argv[4]); x = tuple(data[k] for k in data.files)\n"
-        "import kdq_targets.ort_session\n"
+        "for name in ('ort_session', 'openvino_session'): importlib.import_module('kdq_targets.' + name)\n"
         "before = rss(); session = target.session(Path(sys.argv[3]), threads=1); session.run(x)\n"
         "print(rss() - before)\n"
     )
