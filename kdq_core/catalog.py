@@ -250,7 +250,7 @@ def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document
     """Refuse what the quantizer has no use for: the user expects something of it."""
     quantizer, name = built[("quantize",)], recipe.quantize.use
     assert isinstance(quantizer, Quantizer)
-    unused = {}
+    unused: dict[str, str] = {}
     if not quantizer.trains:
         why = f"quantizer {name!r} does not train, so {{!r}} means nothing to it; leave it out, or use one that trains"
         unused |= dict.fromkeys(("fit", "freeze_observers", "freeze_batch_norm", "weight_loss"), why)

@@ -58,9 +58,9 @@ def prepare(
             raise StageError(f"place {place.name!r} names node {place.node!r}, which is not in the graph")
         if place.shared_with is None:
             key = _key(place, holder)
-            module = quantizer.fake_quantizer(_shaped(place, nodes[place.node]))
-            holder[key] = module
-            _insert(prepared.graph, nodes[place.node], key, module)
+            fake = quantizer.fake_quantizer(_shaped(place, nodes[place.node]))
+            holder[key] = fake
+            _insert(prepared.graph, nodes[place.node], key, fake)
     if quantizer.activations == "dynamic":
         names = {place.node for place in places if place.role == "weight"}
         insert_dynamic_rounding(prepared, {user for name in names for user in nodes[name].users})
