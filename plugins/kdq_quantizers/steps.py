@@ -42,13 +42,14 @@ class FixedStepFakeQuantize(FakeQuantize):
         Raises:
             StageError: `x` holds a value that is not finite.
         """
+        if bool(self.step > 0):
+            return
         if not bool(x.isfinite().all()):
             raise StageError(
                 f"place {self.place.name!r} saw a value that is not finite; look for NaN or infinity in the data, "
                 "or lower the learning rate"
             )
-        derived = x.abs().max().to(torch.float32).div(self.place.qmax).clamp(min=LEAST_SCALE)
-        self.step.copy_(torch.where(self.step > 0, self.step, derived))
+        self.step.copy_(x.abs().max().to(torch.float32).div(self.place.qmax).clamp(min=LEAST_SCALE))
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
         """The step, the same for every channel, and zero."""

@@ -94,9 +94,9 @@ class ApotFakeQuantize(_Uneven):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Set the threshold, at the first call."""
-        rows = self._channels(x)
         if bool(self.begun):
             return
+        rows = self._channels(x)
         start = torch.minimum(rows.abs().amax(1), self.sigmas * rows.square().mean(1).sqrt()).clamp(min=LEAST)
         self.threshold.copy_(start.reshape(self._shape()))
         self.begun.fill_(True)
@@ -131,9 +131,9 @@ class CodebookFakeQuantize(_Uneven):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Measure the weights to divide by and find the centroids, at the first call."""
-        rows = self._channels(x)
         if bool(self.begun):
             return
+        rows = self._channels(x)
         unit = rows.abs().amax(1) if self.per_channel else rows.abs().max().expand(len(rows))
         unit = unit.clamp(min=LEAST)
         self.unit.copy_(unit.reshape(self._shape()))
