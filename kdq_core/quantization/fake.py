@@ -55,7 +55,7 @@ class FakeQuantize(nn.Module, abc.ABC):
 
     Attributes:
         place: where it stands.
-        relu: a relu before this place was merged into it: `x` comes without it. Only `forward` needs to know.
+        relu: a relu before this place was merged into it: `x` comes without it. Never so where `forward` is overridden.
     """
 
     def __init__(self, place: Place) -> None:

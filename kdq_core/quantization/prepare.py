@@ -101,7 +101,7 @@ def _insert(graph: fx.Graph, node: fx.Node, key: str, module: FakeQuantize) -> N
     call.meta = dict(node.meta)
     for user in users:
         user.replace_input_with(node, call)
-    if node.target == RELU:
+    if node.target == RELU and type(module).forward is FakeQuantize.forward:  # another forward knows of no merged relu
         module.relu = True
         call.args = node.args
         graph.erase_node(node)
