@@ -13,7 +13,7 @@ from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 @pytest.mark.parametrize(
     ("quantizer", "bits"),
     [
-        (Lsq(), 8), (Lsq(), 4), (Lsq(), 2), (Lsq(offset=True), 2), (Pact(), 4), (Pact(), 2), (DoReFa(), 4),
+        (Lsq(), 4), (Lsq(), 2), (Lsq(offset=True), 2), (Pact(), 4), (Pact(), 2), (DoReFa(), 4),
         (DoReFa(), 2), (Static(), 8), (Static(observer="mse"), 4), (Static(observer="minmax", weights="minmax"), 2),
     ],
     ids=repr,

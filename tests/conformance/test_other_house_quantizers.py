@@ -17,9 +17,8 @@ CONV_NET, TRANSFORMER = (next(toy for toy in TOYS if toy.name == name) for name 
 @pytest.mark.parametrize(
     ("quantizer", "bits", "toy"),
     [
-        (FixedStep(), (8, 8), CONV_NET), (FixedStep(step=0.05), (4, 4), CONV_NET), (PowerOfTwo(), (8, 8), CONV_NET),
-        (PowerOfTwo(rounding="nearest"), (3, 4), CONV_NET), (Apot(), (8, 8), CONV_NET), (Apot(), (4, 8), TRANSFORMER),
-        (Codebook(), (8, 8), CONV_NET), (Codebook(scope="tensor"), (2, 4), CONV_NET), (Dynamic(), (8, 8), TRANSFORMER),
+        (FixedStep(), (8, 8), CONV_NET), (FixedStep(step=0.05), (4, 4), CONV_NET),
+        (PowerOfTwo(rounding="nearest"), (3, 4), CONV_NET), (Apot(), (4, 8), TRANSFORMER), (Codebook(scope="tensor"), (2, 4), CONV_NET), (Dynamic(), (8, 8), TRANSFORMER),
         (Dynamic(), (4, 8), CONV_NET), (WeightOnly(), (8, 8), TRANSFORMER), (WeightOnly(group=4), (4, 8), CONV_NET),
     ],
     ids=lambda value: getattr(value, "name", None) or repr(value),
