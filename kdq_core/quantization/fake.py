@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -56,7 +56,10 @@ class FakeQuantize(nn.Module, abc.ABC):
     Attributes:
         place: where it stands.
         relu: a relu before this place was merged into it: `x` comes without it. Never so where `forward` is overridden.
+        clip_only: rounding inside the range gives `scale` no gradient; see `round_to_grid`.
     """
+
+    clip_only: ClassVar[bool] = False
 
     def __init__(self, place: Place) -> None:
         super().__init__()
@@ -100,7 +103,9 @@ class FakeQuantize(nn.Module, abc.ABC):
             return x.relu() if self.relu else x
         scale, zero = self.scale_and_zero()
         place = self.place
-        return round_to_grid(x, scale, zero, place.qmin, place.qmax, place.axis, relu=self.relu)
+        return round_to_grid(
+            x, scale, zero, place.qmin, place.qmax, place.axis, relu=self.relu, clip_only=self.clip_only
+        )
 
     def watch(self, x: Tensor) -> None:
         """Observe what the place holds: `x` behind the merged relu, if there is one."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdq_core.api import round_to_grid
 from kdq_quantizers.calibrated import Calibrated
 from kdq_quantizers.ranges import LEAST_SCALE, no_data
 
@@ -32,16 +31,17 @@ class LearnedScale(Calibrated, abc.ABC):
     Attributes:
         learned: log s, `[]` or `[C]` with `place.axis`; with `offset` `[2]`, log s and the zero point's share.
         bound: largest integer less the calibrated zero point.
-        values: how many values of the last tensor share a scale; of one sample, for activations.
+        values: how many values share a scale; of one sample, for activations. The buffer `sharing` saves it.
     """
 
-    clip_only = False
     decay = 0.0
+    sharing: Tensor
 
     def __init__(self, place: Place, *, offset: bool = False) -> None:
         super().__init__(place)
         self.offset = offset and not place.symmetric
         self.learned = nn.Parameter(torch.zeros(2 if self.offset else self.shape))
+        self.register_buffer("sharing", torch.ones((), dtype=torch.int64))
         self.bound, self.values = place.qmax, 1  # on the host, so that no step waits for a GPU
 
     @abc.abstractmethod
@@ -52,22 +52,13 @@ class LearnedScale(Calibrated, abc.ABC):
         """Start from the calibrated grid."""
         log = scale.clamp(min=LEAST_SCALE).log()
         self.learned.data.copy_(torch.stack((log, zero / self._levels)) if self.offset else log)
-        self._note_bound()
+        self._note_sizes()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Observe if `observing` and not started, round if `quantizing`."""
-        place = self.place
-        values = math.prod(x.shape[1:] if place.role == "activation" else x.shape)
-        self.values = max(1, values // math.prod(self.shape))
-        if self.observing:
-            with torch.no_grad():
-                self.watch(x.detach())
-        if not self.quantizing:
-            return x.relu() if self.relu else x
-        scale, zero = self.scale_and_zero()
-        return round_to_grid(
-            x, scale, zero, place.qmin, place.qmax, place.axis, relu=self.relu, clip_only=self.clip_only
-        )
+    def observe(self, x: Tensor) -> None:
+        """Calibrate with `x`, and note how many values share a scale."""
+        values = math.prod(x.shape[1:] if self.place.role == "activation" else x.shape)
+        self.sharing.fill_(max(1, values // math.prod(self.shape)))
+        super().observe(x)
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
         """In force, with gradients.
@@ -99,13 +90,14 @@ class LearnedScale(Calibrated, abc.ABC):
         steady: Tensor = _Steadied.apply(shift, 0.0)  # type: ignore[no-untyped-call]
         return zero + gain / (scale * scale * self._levels) * (steady - shift.detach())
 
-    def _note_bound(self) -> None:
-        """Q: at least 1, for ranges that lie below zero."""
+    def _note_sizes(self) -> None:
+        """Q and N; Q is at least 1, for ranges that lie below zero."""
+        self.values = int(self.sharing)
         self.bound = max(1, self.place.qmax - (0 if self.place.role == "weight" else int(self.zero)))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._note_bound()
+        self._note_sizes()
 
 
 class LearnedStep(LearnedScale):

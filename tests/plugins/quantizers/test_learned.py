@@ -28,8 +28,10 @@ def weight(bits, channels=3, limits=(-127, 127)):
     return Place("w", "weight", "w", "int8", -limit, limit - 1, True, 0, channels, bits=bits, limits=limits)
 
 
-def started(module, scale, zero=0.0):
-    """`module` as if it had been calibrated to this grid."""
+def started(module, scale, zero=0.0, values=1):
+    """`module` as if it had been calibrated to this grid, with samples of `values` values."""
+    if hasattr(module, "sharing"):
+        module.sharing.fill_(values)
     module.seen.fill_(1)
     module.ready = True
     module.zero.fill_(zero)
@@ -61,7 +63,7 @@ def test_lsq_moves_the_scale_by_the_papers_gradient(zero):
     """Plain gradient descent: the relative step is rate * g * dL/ds / s."""
     torch.manual_seed(0)
     x, grad = torch.randn(4, 6), 0.1 * torch.randn(4, 6)
-    module = started(Lsq().fake_quantizer(activation(4)), 0.25, zero)
+    module = started(Lsq().fake_quantizer(activation(4)), 0.25, zero, values=6)
     module(x).backward(grad)
     units = x.double().numpy() / 0.25
     q = np.rint(units)
@@ -84,7 +86,7 @@ def test_lsq_plus_learns_the_zero_point_from_what_is_clipped():
     y = module(x)
     assert y.detach().numpy() == pytest.approx([-0.3, 0.1, 0.4, 1.2], rel=1e-5)
     y.backward(grad)
-    gain = 1 / np.sqrt(1 * (15 - 3))  # a vector is a batch of single values
+    gain = 1 / np.sqrt(1 * (15 - 3))
     to_offset = 0.01 + 0.02  # LSQ+: 1 where clipped; offset = -zero * scale
     assert float(module.learned.grad[1]) == pytest.approx(-gain * to_offset * 0.1 / (0.1**2 * 15), rel=1e-4)
     with torch.no_grad():
@@ -106,7 +108,7 @@ def test_pact_learns_from_what_is_clipped_alone(zero):
 def test_calibration_moves_the_start_and_training_does_not(quantizer):
     module = quantizer.fake_quantizer(activation(4))
     module.quantizing = False
-    x = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(10, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(module(x), x)
     first = module.grid().scale.clone()
     module(3 * x)
@@ -117,6 +119,7 @@ def test_calibration_moves_the_start_and_training_does_not(quantizer):
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     again = quantizer.fake_quantizer(activation(4))
     again.load_state_dict(before)
+    assert getattr(again, "values", 5) == 5
     assert torch.equal(again(x), copy.deepcopy(module)(x))
 
 
