@@ -21,6 +21,7 @@ from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.ort_float import widen
 from kdq_targets.ort_fuse import fuse
 from kdq_targets.ort_recurrent import expand
+from kdq_targets.ort_registry import registry_read_once
 from kdq_targets.ort_shrink import LABEL, shrink
 from kdq_targets.ort_translate import TRANSLATIONS
 
@@ -65,7 +66,7 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     shapes = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else None for x in example)
     varargs = any(p.kind is p.VAR_POSITIONAL for p in _parameters(model))
     try:
-        with _silence():
+        with _silence(), registry_read_once():
             program = torch.export.export(model, example, dynamic_shapes=(shapes,) if varargs else shapes, strict=False)
             written = torch.onnx.export(
                 program, example, dynamo=True, verbose=False, input_names=inputs, optimize=True,

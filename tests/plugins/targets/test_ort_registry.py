@@ -1,0 +1,26 @@
+"""Exports in one process share the exporter's table, and leave it as it was."""
+
+import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from kdq_targets.ort_registry import registry_read_once
+
+
+def test_the_table_is_built_once_and_what_is_added_stays_with_its_export(monkeypatch):
+    built = []
+
+    def build(**asked):
+        built.append(asked)
+        return ONNXRegistry()
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", build)
+    monkeypatch.setattr("kdq_targets.ort_registry._TABLES", {})
+    with registry_read_once():
+        one = ONNXRegistry().from_torchlib(opset_version=18)
+        one.register_op(torch.ops.aten.relu.default, lambda x: x)
+        other = ONNXRegistry().from_torchlib(opset_version=18)
+        assert one.is_registered(torch.ops.aten.relu.default)
+        assert not other.is_registered(torch.ops.aten.relu.default)
+        ONNXRegistry().from_torchlib(opset_version=20)
+    assert built == [{"opset_version": 18}, {"opset_version": 20}]
+    assert ONNXRegistry.from_torchlib is build
