@@ -15,17 +15,19 @@ from pydantic import Field
 from kdq_core.errors import PluginError, StageError, TransientError
 from kdq_core.hookspecs import PluginSpec, hookimpl
 from kdq_core.kinds import Distiller, Evaluator, Place, Plugin, Quantizer, Session, Shapes, Subject, Target, Workload
-from kdq_core.records import EvaluationReport, Metric, OperatorCoverage, TensorSpec
+from kdq_core.records import Departure, EvaluationReport, Metric, OperatorCoverage, TensorSpec
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
     from kdq_core.quantization.capture import Attention, BatchNorm, Dropout
+    from kdq_core.quantization.culprit import why_untraceable
     from kdq_core.quantization.fake import FakeQuantize, Grid
     from kdq_core.quantization.levels import LevelsFakeQuantize
     from kdq_core.quantization.minmax import MinMaxFakeQuantize
     from kdq_core.quantization.ops import dequantize, dynamic_linear, quantize
     from kdq_core.quantization.recurrent import Recurrent, recurrent
     from kdq_core.quantization.rounding import round_to_grid
+    from kdq_core.quantization.walk import departures_of_conversion
 
 API_VERSION = 1
 """A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; outside that range it is quarantined."""
@@ -36,6 +38,7 @@ _LAZY = {
     "Dropout": "kdq_core.quantization.capture",
     "LevelsFakeQuantize": "kdq_core.quantization.levels",
     "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
+    "departures_of_conversion": "kdq_core.quantization.walk",
     "dequantize": "kdq_core.quantization.ops",
     "dynamic_linear": "kdq_core.quantization.ops",
     "quantize": "kdq_core.quantization.ops",
@@ -44,14 +47,16 @@ _LAZY = {
     "Grid": "kdq_core.quantization.fake",
     "Recurrent": "kdq_core.quantization.recurrent",
     "recurrent": "kdq_core.quantization.recurrent",
+    "why_untraceable": "kdq_core.quantization.culprit",
 }
 
 __all__ = [
-    "API_VERSION", "Attention", "Batch", "BatchNorm", "Batches", "Distiller", "Dropout", "EvaluationReport",
-    "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize",
-    "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer", "Recurrent",
-    "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError", "View",
-    "Workload", "dequantize", "dynamic_linear", "hookimpl", "quantize", "recurrent", "round_to_grid",
+    "API_VERSION", "Attention", "Batch", "BatchNorm", "Batches", "Departure", "Distiller", "Dropout",
+    "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
+    "MinMaxFakeQuantize", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
+    "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError",
+    "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "hookimpl", "quantize",
+    "recurrent", "round_to_grid", "why_untraceable",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ class GateVerdict(Frozen):
     value: float | None
     bound: float | None
     met: bool
+    note: str = ""
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
@@ -38,7 +39,9 @@ def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: S
     failed = [v for gate, v in zip(gates, judge(gates, report), strict=True) if gate.required and not v.met]
     if not failed:
         return
-    said = "; ".join(f"{v.rule}: {_number(v.value)}, bound {_number(v.bound)}" for v in failed)
+    said = "; ".join(
+        f"{v.rule}: {_number(v.value)}, bound {_number(v.bound)}" + (f" ({v.note})" if v.note else "") for v in failed
+    )
     slow = [f"{row.path} ({row.reason})" for row in operators if row.macs and not row.int8]
     floats = f"; in float: {', '.join(slow)}" if slow and any("coverage" in v.rule for v in failed) else ""
     raise StageError(
@@ -60,4 +63,6 @@ def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
         bound = None if base is None or limit is None else limit * base
         text += f" x {gate.relative_to} {gate.metric}"
     met = value is not None and bound is not None and (value >= bound if sign == "≥" else value <= bound)
-    return GateVerdict(rule=f"{gate.of} {gate.metric} {sign} {text}", value=value, bound=bound, met=met)
+    note = next((m.note for m in report.models.get(gate.of, ()) if m.name == gate.metric), "")
+    rule = f"{gate.of} {gate.metric} {sign} {text}"
+    return GateVerdict(rule=rule, value=value, bound=bound, met=met, note="" if met else note)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from kdq_core.frozen import Frozen
-from kdq_core.records import Metric, OperatorCoverage, TensorSpec
+from kdq_core.records import Departure, Metric, OperatorCoverage, TensorSpec
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
@@ -233,6 +233,27 @@ class Target(Plugin, abc.ABC):
             keep_float: as given to `places`.
         """
 
+    def departures(
+        self,
+        path: Path,  # noqa: ARG002
+        simulation: GraphModule,  # noqa: ARG002
+        inputs: tuple[np.ndarray, ...],  # noqa: ARG002
+        *,
+        threads: int,  # noqa: ARG002
+    ) -> tuple[Departure, ...] | None:
+        """Where the file departs from its simulation: the tensors of integers that differ, first to last.
+
+        Args:
+            path: the exported file.
+            simulation: the converted model it was written from.
+            inputs: one batch.
+            threads: CPU threads.
+
+        Returns:
+            `None` where a target cannot look inside its files.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -246,6 +267,7 @@ class Subject:
         operators: coverage, for an int8 file.
         output_scales: LSB of each output, for an int8 file with quantized outputs.
         simulation: the converted model in PyTorch, for an int8 file.
+        prepared: the model with fake quantization that was trained, for an int8 file.
     """
 
     role: str
@@ -255,6 +277,7 @@ class Subject:
     operators: tuple[OperatorCoverage, ...] = ()
     output_scales: tuple[float | None, ...] = ()
     simulation: nn.Module | None = None
+    prepared: nn.Module | None = None
 
 
 class Evaluator(Plugin, abc.ABC):

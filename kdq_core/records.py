@@ -27,6 +27,23 @@ class EpochRecord(Frozen):
     values: dict[str, float] = Field(description="curve name to value, such as 'train/loss' or 'validation/top1'")
 
 
+class Gain(Frozen):
+    """What a student gained from the teacher over its control, on the samples of the test split."""
+
+    metric: Literal["top1", "loss"] = Field(description="top1: share of right answers; loss: the workload's hard loss")
+    taught: float = Field(description="mean of the student with the teacher")
+    control: float = Field(description="mean of the same student without it")
+    difference: float = Field(description="taught - control")
+    low: float = Field(description="lower end of the 95 % interval of the difference")
+    high: float = Field(description="upper end of the 95 % interval of the difference")
+    samples: int = Field(ge=1, description="that both models were asked about")
+
+    @property
+    def shown(self) -> bool:
+        """Whether the whole interval is on the better side of zero; for a loss that is below it."""
+        return self.low > 0 if self.metric == "top1" else self.high < 0
+
+
 class Checkpoint(Frozen):
     """Weights of a model that can still be trained."""
 
@@ -35,6 +52,7 @@ class Checkpoint(Frozen):
     weights: str = Field(description="safetensors file in the entry")
     parameters: int = Field(ge=0, description="number of trainable values")
     history: tuple[EpochRecord, ...] = ()
+    gains: tuple[Gain, ...] = Field(default=(), description="of the teacher, where the recipe asks for a control")
 
 
 class StoredTensor(Frozen):
@@ -79,6 +97,15 @@ class OperatorCoverage(Frozen):
     weight_bytes: int = Field(default=0, ge=0, description="bytes of the weights in the file")
 
 
+class Departure(Frozen):
+    """A tensor of integers that is not the same in a shipped file and in its simulation."""
+
+    path: str = Field(description="module path of the operator that makes it")
+    operator: str = Field(description="name of that operator in the captured graph, such as conv2d_3")
+    share: float = Field(description="of its elements that differ")
+    most: int = Field(description="largest difference, in integers (LSB)")
+
+
 class Artifact(Frozen):
     """A shippable file with what is known of it, and its float companions in the same runtime."""
 
@@ -103,6 +130,7 @@ class Metric(Frozen):
     low: float | None = Field(default=None, description="lower end of the 95 % interval")
     high: float | None = Field(default=None, description="upper end of the 95 % interval")
     samples: int | None = Field(default=None, ge=0, description="how many measurements it rests on")
+    note: str = Field(default="", description="what a reader must know besides, such as why a value is bad")
 
 
 class EvaluationReport(Frozen):

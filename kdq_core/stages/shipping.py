@@ -62,12 +62,13 @@ def weight_bits(resolved: dict[str, Any]) -> int:
 
 
 def evaluate(context: StageContext) -> EvaluationReport:
-    """Run every evaluator on the three files; nothing here comes from a simulation but parity's other side."""
+    """Run every evaluator on the three files; nothing here comes from a simulation but what parity compares with."""
     entry = context.parents["export"]
     artifact = entry.record
     assert isinstance(artifact, Artifact)
     target, workload, threads = context.target, context.workload, context.site.threads
     roles: dict[Role, str] = {**artifact.baselines, "int8": artifact.path}
+    prepared = quantized_student(context)
     subjects = {
         role: Subject(
             role=role,
@@ -76,7 +77,8 @@ def evaluate(context: StageContext) -> EvaluationReport:
             threads=threads,
             operators=artifact.operators if role == "int8" else (),
             output_scales=artifact.output_scales if role == "int8" else (),
-            simulation=convert(quantized_student(context)) if role == "int8" else None,
+            simulation=convert(prepared) if role == "int8" else None,
+            prepared=prepared if role == "int8" else None,
         )
         for role, name in roles.items()
     }

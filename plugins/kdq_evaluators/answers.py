@@ -20,20 +20,30 @@ def answers(subject: Subject, batches: Batches) -> np.ndarray:
     Raises:
         StageError: there is no sample, or an answer is not finite.
     """
+    return all_answers(subject, batches)[0]
+
+
+def all_answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
+    """Every output of the file for every sample, each float `[N, ...]`, in the runtime that it was written for.
+
+    Raises:
+        StageError: there is no sample, or an answer is not finite.
+    """
     import numpy as np
 
     session = subject.target.session(subject.path, threads=subject.threads)
-    parts = [session.run(tuple(x.numpy() for x in batch.inputs))[0] for batch in batches()]
+    parts = [session.run(tuple(x.numpy() for x in batch.inputs)) for batch in batches()]
     if not parts:
         raise StageError("the evaluators need the workload's test split, which is empty; give it samples")
-    logits: np.ndarray = np.concatenate(parts)
-    wrong = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
-    if wrong:
-        raise StageError(
-            f"{subject.role} model {subject.path.name!r} gives NaN or infinity for {wrong} of {len(logits)} test "
-            "samples; train it with a lower learning rate or with 'clip_norm'"
-        )
-    return logits
+    outputs = tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+    for values in outputs:
+        wrong = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
+        if wrong:
+            raise StageError(
+                f"{subject.role} model {subject.path.name!r} gives NaN or infinity for {wrong} of {len(values)} test "
+                "samples; train it with a lower learning rate or with 'clip_norm'"
+            )
+    return outputs
 
 
 def labels(batches: Batches) -> np.ndarray:

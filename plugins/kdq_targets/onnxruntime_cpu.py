@@ -33,9 +33,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kdq_core.api import Field, OperatorCoverage, Place, Session, Target, TensorSpec
+from kdq_core.api import Departure, Field, OperatorCoverage, Place, Session, Target, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
     from torch.fx import GraphModule
 
@@ -130,3 +131,11 @@ class OnnxRuntimeCpu(Target):
         from kdq_targets.ort_kernels import OrtKernels
 
         return cover(path, self.finder(graph, keep_float), OrtKernels(path))
+
+    def departures(
+        self, path: Path, simulation: GraphModule, inputs: tuple[np.ndarray, ...], *, threads: int
+    ) -> tuple[Departure, ...]:
+        """The tensors of integers that differ between the file and its simulation, first to last."""
+        from kdq_targets.ort_walk import walk
+
+        return walk(path, simulation, inputs, partial(self.session, threads=threads))

@@ -27,10 +27,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdq_core.api import Field, OperatorCoverage, Session, TensorSpec
+from kdq_core.api import Departure, Field, OperatorCoverage, Session, TensorSpec
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
     from torch.fx import GraphModule
 
@@ -89,3 +90,11 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         from kdq_targets.ort_coverage import cover
 
         return cover(path, self.finder(graph, keep_float), OpenVinoKernels(path))
+
+    def departures(
+        self, path: Path, simulation: GraphModule, inputs: tuple[np.ndarray, ...], *, threads: int
+    ) -> tuple[Departure, ...]:
+        """The tensors of integers that differ between the file and its simulation, first to last."""
+        from kdq_targets.ort_walk import walk
+
+        return walk(path, simulation, inputs, partial(self.session, threads=threads), before_clip=True)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdq_core.api import StageError
-from kdq_evaluators.parity import Parity, count_flips, state_hash
+from kdq_core.api import Departure, StageError
+from kdq_evaluators.parity import Parity
+from kdq_evaluators.simulated import count_flips, state_hash
 
 ROWS = np.array([[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 2, 0]], dtype=np.float32)
 
@@ -115,3 +116,60 @@ def test_another_output_shape_is_refused(subject, table):
         "evaluator 'parity' compares outputs of one shape, but the file gives (4, 2) and its simulation (4, 3); "
         "export the model that is simulated"
     )
+
+
+def test_the_trained_model_is_a_side_of_its_own(subject, table):
+    candidate = subject("int8", lambda x: x, simulation=Simulation(), prepared=Simulation(0.25), output_scales=(0.5,))
+    batches = table(ROWS, labels=[2, 0, 0, 0])
+    found = {m.name: m.value for m in Parity().evaluate(candidate, subject("student"), batches)}
+    assert set(found) == set(Parity.metrics)
+    assert (found["parity_max_lsb"], found["parity_prepared_p50_lsb"], found["parity_prepared_max_lsb"]) == (
+        0,
+        0.5,
+        0.5,
+    )
+    assert (found["parity_flips"], found["parity_prepared_flips"]) == (0, 0)
+    assert (found["top1_converted"], found["top1_prepared"]) == (0.75, 0.75)
+
+
+def test_a_breach_carries_what_the_walk_found(subject, table, monkeypatch):
+    asked = []
+
+    def departures(self, path, simulation, inputs, *, threads):
+        asked.append(len(inputs[0]))
+        far = Departure(path="head", operator="linear", share=0.5, most=9)
+        return (Departure(path="stem", operator="conv2d", share=0.0125, most=1), far) if len(asked) == 2 else ()
+
+    rows = np.repeat(ROWS, 4, axis=0)
+    candidate = subject("int8", lambda x: x[:, ::-1], simulation=Simulation(), output_scales=(0.5,))
+    monkeypatch.setattr(type(candidate.target), "departures", departures)
+    notes = {m.name: m.note for m in Parity().evaluate(candidate, subject("student"), table(rows))}
+    text = (
+        "file and converted model part at stem (conv2d): 1.25% of its values, by up to 1 LSB; the most at head: 9 LSB"
+    )
+    assert notes == {
+        "parity_flips": text, "parity_ties": "", "parity_p50_lsb": "", "parity_p99_lsb": text, "parity_max_lsb": "",
+    }  # fmt: skip
+    assert asked == [7, 7]
+
+
+def test_a_second_output_has_differences_of_its_own(subject, table):
+    class Two(Simulation):
+        def forward(self, x):
+            return x, x + 1
+
+    candidate = subject("int8", lambda x: x, simulation=Two(), output_scales=(0.5, 0.5))
+    monkey = type(candidate.target).session
+
+    def both(self, path, *, threads):
+        session = monkey(self, path, threads=threads)
+        run = session.run
+        session.run = lambda inputs: (*run(inputs), *run(inputs))
+        return session
+
+    type(candidate.target).session = both
+    try:
+        found = {m.name: m.value for m in Parity().evaluate(candidate, subject("student"), table(ROWS))}
+    finally:
+        type(candidate.target).session = monkey
+    assert (found["parity_max_lsb"], found["parity_output_1_p50_lsb"]) == (0, 2)

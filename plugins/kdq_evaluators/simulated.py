@@ -1,0 +1,107 @@
+"""What a simulation in PyTorch answers, how far a file is from it, and where they part; shared by evaluators."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from kdq_core.api import Batches, Departure, StageError, Subject
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+
+def simulate(model: nn.Module, batches: Batches) -> tuple[np.ndarray, ...]:
+    """Every output of a model in PyTorch for every sample, each `[N, ...]`.
+
+    Raises:
+        StageError: a parameter or buffer changed meanwhile.
+    """
+    import numpy as np
+    import torch
+
+    before = state_hash(model)
+    parts = []
+    with torch.no_grad():
+        for batch in batches():
+            given = model(*batch.inputs)
+            given = (given,) if isinstance(given, torch.Tensor) else given
+            parts.append([value.float().numpy() for value in given])
+    if state_hash(model) != before:
+        raise StageError(
+            "evaluator 'parity' found that the simulation changes while it is evaluated; "
+            "switch its observers off and its batch norms to evaluation first"
+        )
+    return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+
+
+def state_hash(model: nn.Module) -> str:
+    """sha256 of all parameters and buffers, those that are not saved included."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        octets = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode() + octets.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def count_flips(file: np.ndarray, simulated: np.ndarray) -> tuple[int, int]:
+    """Samples whose top-1 class differs, and those of differing class that tie exactly; of outputs `[N, C]`."""
+    import numpy as np
+
+    rows = np.arange(len(file))
+    ours, theirs = file.argmax(1), simulated.argmax(1)
+    tied = (file[rows, ours] == file[rows, theirs]) | (simulated[rows, ours] == simulated[rows, theirs])
+    differ = ours != theirs
+    return int((differ & ~tied).sum()), int((differ & tied).sum())
+
+
+def differences(file: np.ndarray, simulated: np.ndarray, scale: float | None) -> dict[str, float]:
+    """Median, 99th percentile (an observed value, rounded up) and maximum of the difference in LSBs."""
+    import numpy as np
+
+    wide = simulated.astype(np.float64)
+    lsb = scale if scale is not None else float(np.ptp(wide)) / 255 or 1.0
+    steps = np.round(np.abs(file.astype(np.float64) - wide) / lsb, 4)
+    p50, p99 = np.quantile(steps, (0.5, 0.99), method="higher")
+    return {"p50": float(p50), "p99": float(p99), "max": float(steps.max())}
+
+
+def top1(logits: np.ndarray, batches: Batches) -> float | None:
+    """Share of samples whose largest logit is their label's; `None` where outputs or labels are no classes."""
+    import numpy as np
+
+    labels = [batch.targets for batch in batches()]
+    if logits.ndim != 2 or any(x is None or x.ndim != 1 or x.is_floating_point() for x in labels):
+        return None
+    return float((logits.argmax(1) == np.concatenate([x.numpy() for x in labels if x is not None])).mean())
+
+
+def first_departure(subject: Subject, batches: Batches) -> str:
+    """Which layer is the first whose integers are not the same, in words; from the first batch in which one is not."""
+    from torch.fx import GraphModule
+
+    from kdq_core.api import departures_of_conversion
+
+    file, prepared = subject.simulation, subject.prepared
+    assert file is not None
+    for batch in batches():
+        if isinstance(prepared, GraphModule) and isinstance(file, GraphModule):
+            found = departures_of_conversion(prepared, file, batch.inputs)
+            if found:
+                return f"converted and prepared model part at {_named(found)}"
+        arrays = tuple(x.numpy() for x in batch.inputs)
+        away = subject.target.departures(subject.path, file, arrays, threads=subject.threads)  # type: ignore[arg-type]
+        if away is None:
+            return "this target cannot look inside its files"
+        if away:
+            return f"file and converted model part at {_named(away)}"
+    return "no layer inside differs: what parts is behind the last quantizer"
+
+
+def _named(found: tuple[Departure, ...]) -> str:
+    first, worst = found[0], max(found, key=lambda one: one.most)
+    text = f"{first.path} ({first.operator}): {first.share:.2%} of its values, by up to {first.most} LSB"
+    return text if worst.most <= first.most else f"{text}; the most at {worst.path}: {worst.most} LSB"
