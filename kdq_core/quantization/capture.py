@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import traceback
 import warnings
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -18,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from kdq_core.errors import StageError
+from kdq_core.quantization.culprit import why_untraceable
 from kdq_core.quantization.recurrent import Recurrent
 
 aten = torch.ops.aten
@@ -151,24 +151,13 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
             )
     except Exception as error:
         raise StageError(
-            f"model {type(model).__name__!r} cannot be captured as a graph: {_culprit(error)}; "
-            "make its forward free of branches on tensor values and of a fixed batch size"
+            f"model {type(model).__name__!r} cannot be captured as a graph: {why_untraceable(error, model)}"
         ) from error
 
 
 def _takes_varargs(model: nn.Module) -> bool:
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     return inspect.Parameter.VAR_POSITIONAL in kinds
-
-
-def _culprit(error: BaseException) -> str:
-    """The first line of the message, and the model's own line where it happened."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if f.name == "forward" and "/torch/" not in f.filename
-    ]
-    where = f" (line {frames[-1].lineno}: {frames[-1].line!r})" if frames else ""
-    return f"{type(error).__name__}: {lines[0].strip()}{where}"
 
 
 def _plain_outputs(graph: fx.Graph, name: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Names an error lists."""
+NO_LAYER = "the model has no layer that the target can quantize; it needs at least one conv or linear"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: Qu
         spec: bits and rules.
 
     Raises:
-        RecipeError: a rule matches nothing.
+        RecipeError: a rule matches nothing, or the rules skip all there is.
         StageError: the quantizer has nothing to quantize.
     """
     places = target.places(graph)
+    if not any(place.role == "weight" for place in places):
+        raise StageError(NO_LAYER)
     check_rules(spec.rules, places)
     keep = tuple(sorted({place.path for place in places if place.path and _stated(place, spec.rules, "skip", False)}))
     if keep:
         places = target.places(graph, keep_float=keep)
+        if not any(place.role == "weight" for place in places):
+            raise RecipeError("quantize.rules skip every layer that can be quantized; leave at least one")
     places = _wanted(places, quantizer)
     edges = set(_edges(graph, places))
     bits: dict[str, int] = {}

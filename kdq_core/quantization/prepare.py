@@ -17,6 +17,7 @@ from kdq_core.quantization.bias import RoundBias, insert_bias_rounding
 from kdq_core.quantization.capture import BatchNorm
 from kdq_core.quantization.dynamic import RoundDynamically, insert_dynamic_rounding
 from kdq_core.quantization.fake import FakeQuantize
+from kdq_core.quantization.placing import NO_LAYER
 from kdq_core.quantization.recurrent import Recurrent
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def prepare(
         StageError: there is no place, or a place names a node that is not in the graph.
     """
     if not any(place.role == "weight" for place in places):
-        raise StageError("the model has no layer that the target can quantize; it needs at least one conv or linear")
+        raise StageError(NO_LAYER)
     prepared = copy.deepcopy(graph)
     nodes = {node.name: node for node in prepared.graph.nodes}
     holder = nn.ModuleDict()

@@ -111,8 +111,19 @@ class StageContext:
         return int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{purpose}".encode()).digest()[:4], "big") >> 1
 
     def example(self) -> tuple[Tensor, ...]:
-        """Two validation samples, to trace a model with."""
-        return next(iter(self.workload.batches("validation", batch_size=2))).inputs
+        """Two validation samples, to trace a model with.
+
+        Raises:
+            StageError: there are not as many.
+        """
+        batch = next(iter(self.workload.batches("validation", batch_size=2)), None)
+        count = 0 if batch is None else len(batch.ids)
+        if batch is None or count < 2:
+            raise StageError(
+                f"the workload's split 'validation' gives {count} of the two samples that tracing a model takes; "
+                "put more into it"
+            )
+        return batch.inputs
 
     def view(self, epoch: int) -> View | None:
         """What training samples look like in an epoch; `None` leaves it to the order's seed and the epoch.

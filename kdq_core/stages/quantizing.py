@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from kdq_core.errors import StageError
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase, weights_of
@@ -125,5 +126,29 @@ def _calibration(context: StageContext, device: torch.device) -> Iterator[tuple[
     """Inputs of the first training batches."""
     spec, seed = context.recipe.quantize, context.seed_of("calibration")
     batches = context.workload.batches("train", batch_size=spec.fit.batch_size, seed=seed)
-    for batch in itertools.islice(batches, spec.calibration_batches):
+    number = 0
+    for number, batch in enumerate(itertools.islice(batches, spec.calibration_batches), start=1):
+        check_finite(batch, number)
         yield to_device(batch, device).inputs
+    if not number:
+        raise StageError("the workload gave no training batch to calibrate with; check its split 'train'")
+
+
+def check_finite(batch: Batch, number: int) -> None:
+    """Refuse calibration data that holds NaN or infinity: ranges would follow it.
+
+    Raises:
+        StageError: with the batch `number`, the input, and the first such sample.
+    """
+    for index, x in enumerate(batch.inputs):
+        wrong = ~x.isfinite() if x.is_floating_point() else None
+        if wrong is None or not bool(wrong.any()):
+            continue
+        rows = wrong.reshape(len(x), -1).any(1)
+        first = int(rows.int().argmax())
+        which = "its input" if len(batch.inputs) == 1 else f"its input {index}"
+        raise StageError(
+            f"training batch {number} of the calibration is not finite: {which} holds {float(x[wrong][0])} in "
+            f"{int(rows.sum())} of {len(x)} samples, first in sample {int(batch.ids[first])}; mend or drop these "
+            "samples in the workload"
+        )

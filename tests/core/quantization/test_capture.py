@@ -1,5 +1,7 @@
 """A captured model trains, scores and is saved like the model it came from."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -107,11 +109,25 @@ def test_a_branch_on_values_is_refused_with_its_line():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    text = refuse(Branch())
-    assert text.startswith("model 'Branch' cannot be captured as a graph: ")
-    assert "line 'return x if x.sum() > 0 else -x'" not in text
-    assert "return x if x.sum() > 0 else -x" in text
-    assert text.endswith("make its forward free of branches on tensor values and of a fixed batch size")
+    file, line = inspect.getsourcefile(Branch), inspect.getsourcelines(Branch)[1] + 2
+    assert refuse(nn.Sequential(nn.Linear(3, 3), nn.Sequential(Branch()))) == (
+        "model 'Sequential' cannot be captured as a graph: module '1.0' needs the value of a tensor, which a graph "
+        f"does not know ({file}:{line}: return x if x.sum() > 0 else -x); compute both ways and choose with "
+        "torch.where, keep numbers as tensors in place of .item(), or move the decision out of the model"
+    )
+
+
+def test_what_a_function_called_from_forward_cannot_do_is_refused_with_its_line():
+    def double(x):
+        return torch.from_numpy(x.numpy() * 2)
+
+    class Foreign(nn.Module):
+        def forward(self, x):
+            return double(x)
+
+    text = refuse(Foreign())
+    assert text.startswith("model 'Foreign' cannot be captured as a graph: its forward gives RuntimeError: ")
+    assert f"({__file__}:{inspect.getsourcelines(double)[1] + 1}: return torch.from_numpy(x.numpy() * 2)); make" in text
 
 
 def test_a_dictionary_of_outputs_is_refused():

@@ -1,0 +1,56 @@
+"""Which line of a model's own code cannot be traced, and what to do about it."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+TORCH = str(Path(torch.__file__).parent)
+FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
+
+
+def why_untraceable(error: BaseException, model: nn.Module) -> str:
+    """Why `torch.export` refused a model: the module path, file and line of the model's code, and what to do.
+
+    Args:
+        error: what was raised, with its traceback.
+        model: the very module that was traced.
+    """
+    owner, line = spot(error, model)
+    at = f" ({line})" if line else ""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return (
+            f"{owner} needs the value of a tensor, which a graph does not know{at}; compute both ways and choose with "
+            "torch.where, keep numbers as tensors in place of .item(), or move the decision out of the model"
+        )
+    fixed = FIXED.search(str(error))
+    if fixed:
+        return (
+            f"its forward holds for a batch of {fixed[1]} alone, which is that of the example; "
+            "take sizes from x.shape, or write -1 for the batch"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{owner} gives {text}{at}; make it free of branches on tensor values and of a fixed batch size"
+
+
+def spot(error: BaseException, model: nn.Module) -> tuple[str, str]:
+    """The innermost module in whose code an error arose, and that line, as `file:line: code`.
+
+    Lines of PyTorch itself do not count. Without any, the second is empty.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    path, found = None, ("its forward", "")
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        path = paths.get(id(frame.f_locals.get("self")), path)
+        file = frame.f_code.co_filename
+        if path is not None and not file.startswith((TORCH, "<")):
+            owner = f"module {path!r}" if path else "its forward"
+            found = owner, f"{file}:{number}: {linecache.getline(file, number).strip()}"
+    return found
