@@ -6,6 +6,8 @@ import contextlib
 import io
 import logging
 import os
+import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
-from kdq_core.api import StageError, dequantize, dynamic_linear, quantize
+from kdq_core.api import StageError, dequantize, dynamic_linear, quantize, why_untraceable
 from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.ort_float import widen
 from kdq_targets.ort_fuse import fuse
@@ -65,20 +67,49 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     inputs = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
     shapes = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else None for x in example)
     varargs = any(p.kind is p.VAR_POSITIONAL for p in _parameters(model))
-    try:
-        with _silence(), registry_read_once():
+    refused = f"model {type(model).__name__!r} cannot be written as ONNX: "
+    with _silence(), registry_read_once():
+        try:
             program = torch.export.export(model, example, dynamic_shapes=(shapes,) if varargs else shapes, strict=False)
+        except Exception as error:
+            raise StageError(refused + why_untraceable(error, model)) from error
+        try:
             written = torch.onnx.export(
                 program, example, dynamo=True, verbose=False, input_names=inputs, optimize=True,
                 custom_translation_table=_translations(),
             )  # fmt: skip
-    except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise StageError(
-            f"model {type(model).__name__!r} cannot be written as ONNX: {type(error).__name__}: {line.strip()}; "
-            "replace the operator by one that ONNX knows"
-        ) from error
+        except Exception as error:
+            raise StageError(refused + _why_unwritten(error)) from error
     return written.model_proto if written is not None else None
+
+
+def _why_unwritten(error: BaseException) -> str:
+    """The cause at the root, without torch's frame around it, and the module and line of the operator it is about."""
+    cause, node = error, _translated(error)
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+        node = node or _translated(cause)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    if isinstance(cause, ValueError):  # of a translation here: it says what to do
+        text = lines[0]
+    else:
+        text = f"{type(cause).__name__}: {lines[0]}; replace the operator by one that ONNX knows"
+    return text if node is None else f"{text} ({_origin(node)})"
+
+
+def _translated(error: BaseException) -> torch.fx.Node | None:
+    """The node that torch was translating; its errors name it, but not where it comes from."""
+    nodes = [frame.f_locals.get("node") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((node for node in nodes if isinstance(node, torch.fx.Node)), None)
+
+
+def _origin(node: torch.fx.Node) -> str:
+    """Operator, module path, and line of the model's code behind a node of an exported graph."""
+    path = str([*node.meta.get("nn_module_stack", {"": ("",)}).values()][-1][0])
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    frames = [frame for frame in frames if not frame[0].startswith(str(Path(torch.__file__).parent))]
+    where = [f"module {path!r}"] if path else []
+    return ", ".join([f"operator {node.target}", *where, *([":".join(frames[-1])] if frames else [])])
 
 
 def _parameters(model: nn.Module) -> list[Any]:

@@ -1,7 +1,9 @@
 """Files written for ONNX Runtime: what runs, what it says of itself, and that it is the simulation."""
 
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -277,15 +279,59 @@ def test_coverage_of_another_models_file_is_refused(resnet):
         resnet.target.coverage(resnet.path, graph)
 
 
-def test_an_operator_without_an_onnx_form_is_refused_and_nothing_is_left(tmp_path):
-    class Bessel(nn.Module):
-        def forward(self, x):
-            return torch.special.bessel_j0(x)
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
 
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), Bessel())
-    with pytest.raises(StageError, match="cannot be written as ONNX"):
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+HERE = Path(__file__).resolve()
+
+
+def line(model):
+    return inspect.getsourcelines(model)[1] + 2
+
+
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        (Bessel(), "DispatchError: No ONNX function found for <OpOverload(op='prims.bessel_j0', overload='default')>. "
+         "Failure message: No decompositions registered for the real-valued input; replace the operator by one that "
+         f"ONNX knows (operator prims.bessel_j0.default, module '1', {HERE}:{line(Bessel)})"),
+        (nn.AdaptiveAvgPool2d(4), "adaptive average pooling of [6, 6] to [4, 4] has no ONNX twin; use sizes that "
+         "divide (operator aten.adaptive_avg_pool2d.default, module '1')"),
+        (Branch(), "module '1' needs the value of a tensor, which a graph does not know "
+         f"({HERE}:{line(Branch)}: return x if x.sum() > 0 else -x); compute both ways and choose with torch.where, "
+         "keep numbers as tensors in place of .item(), or move the decision out of the model"),
+    ],
+    ids=["operator", "sizes", "branch"],
+)  # fmt: skip
+def test_what_has_no_onnx_form_is_refused_with_its_line_and_nothing_is_left(last, text, tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), last)
+    with pytest.raises(StageError) as caught:
         OnnxRuntimeCpu().export(model, (torch.randn(2, 1, 8, 8),), tmp_path / "model.onnx")
+    assert str(caught.value) == f"model 'Sequential' cannot be written as ONNX: {text}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_zeros_and_constant_activations_ship_as_simulated(ship, both):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(1, 8, 3, bias=False), nn.Conv2d(8, 8, 3)
+            self.norm, self.side, self.head = nn.BatchNorm2d(8), nn.Linear(8, 4), nn.Linear(8, 4)
+            for layer in (self.stem, self.body, self.side, self.head):
+                nn.init.zeros_(layer.weight[1])
+
+        def forward(self, x):
+            y = F.relu(self.body(F.relu(self.norm(self.stem(x))))).mean((2, 3))
+            return self.head(y) + self.side(y * 0 + 3)
+
+    assert both(ship(Odd(), (1, 8, 8), OnnxRuntimeCpu(), weights=4, activations=4)).max() <= 1
 
 
 def test_naming_the_target_loads_neither_torch_nor_onnx():
