@@ -281,6 +281,7 @@ class QuantizeSpec(Frozen):
     calibration_batches: int = Field(
         default=8, ge=1, le=100_000, description="training batches the ranges see before anything is rounded"
     )
+    calibration_batch_size: int = Field(default=64, ge=1, le=1_000_000, description="samples of such a batch")
     equalize: bool = Field(default=False, description="cross-layer equalization before anything is rounded")
     bias_correction: bool = Field(default=False, description="correct biases for the mean error of rounded weights")
     reestimate_batch_norm: bool = Field(

@@ -125,7 +125,7 @@ def _calibrate(context: StageContext, model: GraphModule, device: torch.device) 
 def _calibration(context: StageContext, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """Inputs of the first training batches."""
     spec, seed = context.recipe.quantize, context.seed_of("calibration")
-    batches = context.workload.batches("train", batch_size=spec.fit.batch_size, seed=seed)
+    batches = context.workload.batches("train", batch_size=spec.calibration_batch_size, seed=seed)
     number = 0
     for number, batch in enumerate(itertools.islice(batches, spec.calibration_batches), start=1):
         check_finite(batch, number)

@@ -206,12 +206,27 @@ def test_data_that_cannot_be_used_is_refused_for_every_quantizer(
     assert str(caught.value) == text
 
 
+@pytest.mark.parametrize("name", ["static", "weight-only", "lsq"])
+def test_calibration_batches_have_their_own_size(name: str, walk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def noted(batch: Batch, number: int) -> None:
+        seen.append((number, len(batch.ids)))
+
+    monkeypatch.setattr("kdq_core.stages.quantizing.check_finite", noted)
+    fit = {"fit": {"epochs": 1, "batch_size": 96}} if name == "lsq" else {}
+    walk({"use": name, "calibration_batches": 4, "calibration_batch_size": 50} | fit)
+    assert seen == [(1, 50), (2, 50), (3, 50), (4, 42)]
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [
         ("weights: 1", "key 'quantize.weights' is 1; allowed: a whole number, 2 to 8"),
         ("weights: 9", "key 'quantize.weights' is 9; allowed: a whole number, 2 to 8"),
         ("activations: 1", "key 'quantize.activations' is 1; allowed: a whole number, 2 to 8"),
+        ("calibration_batch_size: 0",
+         "key 'quantize.calibration_batch_size' is 0; allowed: a whole number, 1 to 1000000"),
         ("edges: 9", "key 'quantize.edges' is 9; allowed: a whole number, 2 to 8"),
         ("rules: [{match: conv, weights: 9}]",
          "key 'quantize.rules[0].weights' is 9; allowed: a whole number or null, 2 to 8"),
