@@ -96,7 +96,7 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
         | {"members": [_member(member) for member in recipe.teacher.members]},
         "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}},
         "views": {"cache": {"seed": cache["seed"]}},
-        "distill": {"fit": whole["distill"]["fit"], "transfer": whole["distill"]["transfer"], **soft},
+        "distill": {name: whole["distill"][name] for name in ("fit", "transfer", "control")} | soft,
         "soft": soft,
         "quantize": whole["quantize"] | grid,
         "grid": grid | {name: whole["quantize"][name] for name in _PLACING},

@@ -223,6 +223,9 @@ class DistillSpec(Frozen):
         default=None, description="start from the teacher's parameters; none: from random ones"
     )
     fit: FitSpec = FitSpec()
+    control: bool = Field(
+        default=False, description="train a student without the teacher as well, and tell the teacher's gain"
+    )
 
     @field_validator("options")
     @classmethod
@@ -300,6 +303,9 @@ class QuantizeSpec(Frozen):
     )
     freeze_batch_norm: float = Field(
         default=0.7, ge=0, le=1, description="share of the epochs after which batch-norm statistics stand still"
+    )
+    control: bool = Field(
+        default=False, description="quantize once more without the teacher, and tell the teacher's gain"
     )
 
 

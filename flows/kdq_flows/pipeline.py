@@ -15,12 +15,12 @@ from typing import Any
 from kdq_core.catalog import Catalog
 from kdq_core.errors import KdqError, StageError, StoreError
 from kdq_core.plan import Plan, StageNode, make_plan
-from kdq_core.records import EvaluationReport, ModelVersion
+from kdq_core.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Entry, Store
 from kdq_flows.leases import device_lease
 from kdq_flows.observer import Observer, Silent
-from kdq_flows.result import RunResult, StageFacts, artifact_of, gates_of, models_of, version_of
+from kdq_flows.result import RunResult, StageFacts, artifact_of, gains_of, gates_of, models_of, version_of
 from kdq_flows.retrying import call_with_retries
 from kdq_flows.supervisor import run_child
 from kdq_flows.tracking import RunTracking
@@ -141,6 +141,7 @@ class Pipeline:
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
         )
+            gains=gains_of(self.entries),
 
     def _work_ahead(self) -> bool:
         """Whether a heavy stage is not in the store. What is damaged there is told when it is that stage's turn."""
@@ -182,6 +183,8 @@ class Pipeline:
 
     def _in_worker(self, node: StageNode, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
         site = self.plan.site
+        if isinstance(entry.record, Checkpoint) and entry.record.gains:
+            self.tracking.gains(run, entry.record.gains)
         request = {
             "stage": node.name,
             "key": key,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kdq_core.frozen import Frozen
 from kdq_core.gates import GateVerdict, judge
-from kdq_core.records import Artifact, EvaluationReport, ModelVersion
+from kdq_core.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.spec import Gate
 from kdq_core.store import Entry
 
@@ -23,6 +23,20 @@ class StageFacts(Frozen):
     key: str
     state: Literal["ran", "cached", "failed"]
     seconds: float
+
+
+class GainFacts(Frozen):
+    """What the student of one stage gained from the teacher over its control; see `kdq_core.records.Gain`."""
+
+    stage: str
+    metric: str
+    taught: float
+    control: float
+    difference: float
+    low: float
+    high: float
+    samples: int
+    shown: bool
 
 
 class ArtifactFacts(Frozen):
@@ -49,6 +63,7 @@ class RunResult(Frozen):
         seconds: wall-clock time.
         stages: in the order of the plan; stages that were never reached are missing.
         models: per model its metrics by name.
+        gains: of the teacher, one for each stage that trained a control.
         gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
         artifact: the int8 file, once exported.
         version: the model version, once registered.
@@ -61,6 +76,7 @@ class RunResult(Frozen):
     seconds: float
     stages: tuple[StageFacts, ...]
     models: dict[str, dict[str, float]]
+    gains: tuple[GainFacts, ...] = ()
     gates: tuple[GateVerdict, ...] = ()
     artifact: ArtifactFacts | None = None
     version: VersionFacts | None = None
@@ -74,6 +90,17 @@ def models_of(entries: Mapping[str, Entry]) -> dict[str, dict[str, float]]:
     if not isinstance(report, EvaluationReport):
         return {}
     return {role: {m.name: m.value for m in report.models.get(role, ())} for role in MODELS}  # type: ignore[call-overload]
+
+
+def gains_of(entries: Mapping[str, Entry]) -> tuple[GainFacts, ...]:
+    """What the students gained from the teacher, in the order of the stages."""
+    records = {name: entry.record for name, entry in entries.items()}
+    return tuple(
+        GainFacts(stage=name, shown=gain.shown, **gain.model_dump())
+        for name, record in records.items()
+        if isinstance(record, Checkpoint)
+        for gain in record.gains
+    )
 
 
 def gates_of(gates: Sequence[Gate], entries: Mapping[str, Entry]) -> tuple[GateVerdict, ...]:
@@ -106,6 +133,14 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("flips", "parity_flips", "{:.0f}"),
 )
 """Heading, metric and format of each column of the closing table."""
+
+
+def line_of(gain: GainFacts) -> str:
+    """A gain in words; it is called one only where its interval lies on the better side of zero."""
+    scale, unit = (100, "points top-1") if gain.metric == "top1" else (1, "hard loss")
+    low, high = (f"{scale * end:.3g}" for end in (gain.low, gain.high))
+    found = "with the teacher" if gain.shown else "no gain of the teacher shown:"
+    return f"{gain.stage}: {found} {scale * gain.difference:+.3g} {unit} ({low} to {high})"
 
 
 def table_of(result: RunResult) -> list[dict[str, object]]:

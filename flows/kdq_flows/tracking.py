@@ -5,12 +5,12 @@ The tracking run begins with the first stage that is not cached, so that "no new
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan import Plan, StageNode
-from kdq_core.records import EpochRecord, EvaluationReport
+from kdq_core.records import EpochRecord, EvaluationReport, Gain
 from kdq_flows.owner import owner_tag
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class RunTracking:
         self._later(log)
 
     def stage_ended(self, run: Future[str], *, failed: bool) -> None:
+    def gains(self, run: Future[str], gains: Sequence[Gain]) -> None:
+        """Log what the student gained from the teacher, with the stage."""
+        self._later(lambda: self._begun().log_gains(run.result(), gains))
+
         """Close the stage's nested run."""
         self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))
 

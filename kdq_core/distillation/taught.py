@@ -14,6 +14,7 @@ from kdq_core.distillation.pairs import Taps, resolved
 from kdq_core.distillation.taps import graph_forward, tapping
 from kdq_core.errors import StageError
 from kdq_core.tensors import Batch
+from kdq_core.training.losses import observers_off
 
 if TYPE_CHECKING:
     from kdq_core.kinds import Workload
@@ -53,10 +54,10 @@ class Taught(nn.Module):
         return self._features.get(index, {})
 
     def shapes(self, *inputs: Tensor) -> dict[str, tuple[int, ...]]:
-        """Shape of each tapped tensor without the batch, by path; nothing is trained and no statistic moves."""
+        """Shape of each tapped tensor without the batch, by path; nothing is trained, no statistic or range moves."""
         training = self.training
         self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), observers_off(self):
             _, seen = self._read(inputs)
         self.train(training)
         return {path: tuple(value.shape[1:]) for path, value in seen.items()}

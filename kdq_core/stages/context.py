@@ -18,7 +18,7 @@ from kdq_core.distillation.combining import Part
 from kdq_core.distillation.pairs import Taps
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload, takes_views
-from kdq_core.records import Checkpoint, EpochRecord
+from kdq_core.records import Checkpoint, EpochRecord, Gain
 from kdq_core.spec import FitSpec, Recipe, Site
 from kdq_core.store import Entry
 from kdq_core.teachers.source import reading
@@ -194,11 +194,13 @@ class StageContext:
         )
         return tuple(named(record) for record in history)
 
-    def checkpoint(self, role: Any, model: nn.Module, history: tuple[EpochRecord, ...]) -> Checkpoint:
+    def checkpoint(
+        self, role: Any, model: nn.Module, history: tuple[EpochRecord, ...], gains: tuple[Gain, ...] = ()
+    ) -> Checkpoint:
         """Write the weights of `model` to the draft and describe them."""
         save_file(tensors_of(model), self.draft / "weights.safetensors")
         count = sum(p.numel() for p in model.parameters())
-        return Checkpoint(role=role, weights="weights.safetensors", parameters=count, history=history)
+        return Checkpoint(role=role, weights="weights.safetensors", parameters=count, history=history, gains=gains)
 
     def load_into(self, model: nn.Module, stage: str) -> nn.Module:
         """Load the checkpoint of a parent stage into `model`; eval mode."""

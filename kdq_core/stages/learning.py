@@ -11,20 +11,31 @@ from torch import nn
 from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.taught import taught as prepared
 from kdq_core.distillation.transfer import holding, transfer
+from kdq_core.errors import StageError
 from kdq_core.records import Checkpoint, EpochRecord
-from kdq_core.stages.context import StageContext
+from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.teaching import online_teacher, teacher_source, the_teacher
 from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import TeacherSource
+from kdq_core.training.control import check_labels, gain, remembered
 from kdq_core.training.fit import to_device
-from kdq_core.training.losses import hard_loss
+from kdq_core.training.losses import hard_loss, labelled
 
 
 def train_teacher(context: StageContext) -> Checkpoint:
-    """Bring the recipe's teachers together: train on hard labels those that are trained here, read the others."""
+    """Bring the recipe's teachers together: train on hard labels those that are trained here, read the others.
+
+    Raises:
+        StageError: one is trained here, and there are no labels.
+    """
     accelerator, spec = context.accelerator(), context.recipe.teacher
     members: list[nn.Module] = []
     history: tuple[EpochRecord, ...] = ()
+    if any(member.trained for member in spec.members) and not labelled(context.batches(0, spec.fit.batch_size)):
+        raise StageError(
+            "the teacher is trained on labels, but no batch of the workload's split 'train' has any; label some, or "
+            "name a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file"
+        )
     for number, member in enumerate(spec.members):
         if not member.trained:
             members.append(read_member(member, context.workload))
@@ -39,15 +50,29 @@ def train_teacher(context: StageContext) -> Checkpoint:
 
 
 def distill(context: StageContext) -> Checkpoint:
-    """Train the workload's student with the teacher's outputs."""
-    accelerator = context.accelerator()
+    """Train the workload's student with the teacher's outputs; then its control, where the recipe asks for one.
+
+    A control starts from random parameters also where the student starts from the teacher's: they are the teacher's
+    doing.
+    """
+    accelerator, spec, workload = context.accelerator(), context.recipe.distill, context.workload
+    device = accelerator.device
+    if spec.control:
+        check_labels(context.batches(0, spec.fit.batch_size), workload.batches("test", batch_size=EVALUATION_BATCH))
     context.seeded("student")
-    student = context.workload.student().to(accelerator.device)
+    student = workload.student().to(device)
     hooks = _transferred(context, student)
-    model, loss = taught(context, student, accelerator.device)
-    spec = context.recipe.distill.fit
-    history = context.trained(model, loss, spec, accelerator, before_step=loss.before_step, **hooks)
-    return context.checkpoint("student", student, history)
+    model, loss = taught(context, student, device)
+    rewind = remembered(device)
+    history = context.trained(model, loss, spec.fit, accelerator, before_step=loss.before_step, **hooks)
+    if not spec.control:
+        return context.checkpoint("student", student, history)
+    context.seeded("student")
+    control = workload.student().to(device)
+    rewind()
+    history += replace(context, number=1).trained(control, hard_loss(workload), spec.fit, accelerator)
+    gained = gain(student, control, workload, device, EVALUATION_BATCH)
+    return context.checkpoint("student", student, history, (gained,))
 
 
 def _transferred(context: StageContext, student: nn.Module) -> dict[str, Callable[[int], None]]:

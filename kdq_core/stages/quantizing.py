@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -18,8 +20,9 @@ from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.learning import taught
 from kdq_core.tensors import Batch
+from kdq_core.training.control import check_labels, gain, remembered
 from kdq_core.training.fit import Loss, to_device
-from kdq_core.training.losses import validation
+from kdq_core.training.losses import hard_loss, validation
 
 
 def quantize(context: StageContext) -> Checkpoint:
@@ -27,10 +30,36 @@ def quantize(context: StageContext) -> Checkpoint:
 
     Equalize where the recipe asks for it; let the ranges see calibration batches; correct biases. A quantizer that
     trains goes on with the teacher still teaching: first while ranges follow, then with ranges still, then with
-    batch-norm statistics still and biases rounded as the integers will be.
+    batch-norm statistics still and biases rounded as the integers will be. Where the recipe asks for a control, all of
+    it is done once more without the teacher.
     """
-    accelerator, spec, quantizer = context.accelerator(), context.recipe.quantize, context.quantizer
+    accelerator, spec, trains = context.accelerator(), context.recipe.quantize, context.quantizer.trains
     device = accelerator.device
+    if trains and spec.control:
+        test = context.workload.batches("test", batch_size=EVALUATION_BATCH)
+        check_labels(context.batches(0, spec.fit.batch_size), test)
+    student, model = _started(context, device)
+    if trains:
+        module, soft = taught(context, model, device, plain=student)
+        rewind = remembered(device)
+        history = _trained(context, module, soft, model, accelerator, before_step=soft.before_step)
+    _finished(context, model, device)
+    if not trains:
+        score = validation(context.workload, device, EVALUATION_BATCH)
+        history = (EpochRecord(epoch=1, values=dict(score(model.eval()))),)
+    if not (trains and spec.control):
+        return context.checkpoint("quantized", model, history)
+    _, control = _started(context, device)
+    rewind()
+    history += _trained(replace(context, number=1), control, hard_loss(context.workload), control, accelerator)
+    _finished(context, control, device)
+    gained = gain(model, control, context.workload, device, EVALUATION_BATCH)
+    return context.checkpoint("quantized", model, history, (gained,))
+
+
+def _started(context: StageContext, device: torch.device) -> tuple[nn.Module, GraphModule]:
+    """The distilled student, and its prepared graph with calibrated ranges on `device`; the same at each call."""
+    spec = context.recipe.quantize
     student = context.load_into(context.workload.student(), "distill")
     context.seeded("quantize")
     graph = capture(student, context.example())
@@ -41,23 +70,30 @@ def quantize(context: StageContext) -> Checkpoint:
     if spec.bias_correction:
         set_phase(model, observe=False, quantize=False, freeze_batch_norm=True)
         correct_biases(model, _calibration(context, device))
-    if quantizer.trains:
-        module, soft = taught(context, model, device, plain=student)
-        loss = with_weight_loss(soft, model, spec.weight_loss)
-        phases = _phases(context, model)
-        history = context.trained(
-            module, loss, spec.fit, accelerator, before_epoch=phases, before_step=soft.before_step
-        )
-    else:
-        history = ()
-    if spec.reestimate_batch_norm:
+    return student, model
+
+
+def _trained(
+    context: StageContext,
+    module: nn.Module,
+    loss: Loss,
+    model: GraphModule,
+    accelerator: Accelerator,
+    **hooks: Callable[..., None],
+) -> tuple[EpochRecord, ...]:
+    """Fit `module`, which is `model` or a module around it, through the phases of the recipe."""
+    spec = context.recipe.quantize
+    whole = with_weight_loss(loss, model, spec.weight_loss)
+    return context.trained(module, whole, spec.fit, accelerator, before_epoch=_phases(context, model), **hooks)
+
+
+def _finished(context: StageContext, model: GraphModule, device: torch.device) -> None:
+    """Measure batch-norm statistics anew where the recipe asks for it; `model` then rounds, and observes nothing."""
+    if context.recipe.quantize.reestimate_batch_norm:
         set_phase(model, observe=False, quantize=True, freeze_batch_norm=False)
         reestimate_batch_norm(model, _calibration(context, device))
     set_phase(model, observe=False, quantize=True, freeze_batch_norm=True)
-    if not history:
-        score = validation(context.workload, device, EVALUATION_BATCH)
-        history = (EpochRecord(epoch=1, values=dict(score(model.eval()))),)
-    return context.checkpoint("quantized", model, history)
+    model.eval()
 
 
 def placement(context: StageContext, graph: GraphModule) -> Placement:

@@ -210,12 +210,17 @@ def share(batch: Batch, accelerator: Accelerator) -> Batch:
     if world == 1:
         return batch
     mine = (torch.arange(math.ceil(rows / world)) * world + accelerator.process_index) % rows
+    return rows_of(batch, mine)
+
+
+def rows_of(batch: Batch, at: Tensor) -> Batch:
+    """The samples of `batch` at the places `at` `[n]`."""
     return replace(
         batch,
-        inputs=tuple(x[mine] for x in batch.inputs),
-        targets=None if batch.targets is None else batch.targets[mine],
-        ids=batch.ids[mine],
-        extra={name: x[mine] for name, x in batch.extra.items()},
+        inputs=tuple(x[at] for x in batch.inputs),
+        targets=None if batch.targets is None else batch.targets[at],
+        ids=batch.ids[at],
+        extra={name: x[at] for name, x in batch.extra.items()},
     )
 
 

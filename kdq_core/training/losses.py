@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,19 @@ def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
 
 
 def hard_loss(workload: Workload) -> Loss:
-    """The workload's own loss alone."""
+    """The workload's own loss alone; a batch without labels moves nothing: no gradient reaches the model."""
 
     def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        if batch.targets is None:
+            return {"hard": torch.zeros((), device=batch.inputs[0].device, requires_grad=True)}
         return {"hard": workload.loss(outputs_of(model, batch), batch)}
 
     return loss
+
+
+def labelled(batches: Iterable[Batch]) -> bool:
+    """Whether one of `batches` has labels; reads no further than the first that has."""
+    return any(batch.targets is not None for batch in batches)
 
 
 def validation(
@@ -62,11 +69,16 @@ def curves(
         outputs, count = outputs_of(model, batch), len(batch.ids)
         seen += count
         loss += workload.loss(outputs, batch).item() * count
-        if outputs.logits.ndim == 2 and batch.targets.ndim == 1 and not batch.targets.is_floating_point():
+        if has_classes(outputs, batch.targets):
             hits += int((outputs.logits.argmax(1) == batch.targets).sum())
             classed += count
     values = {"validation/loss": loss / seen} if seen else {}
     return values | ({"validation/top1": hits / classed} if classed else {})
+
+
+def has_classes(outputs: Outputs, targets: Tensor) -> bool:
+    """Whether each sample has logits of classes and one class as its label, so that an answer is right or wrong."""
+    return outputs.logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from kdq_registry.experiments import experiment_id
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from kdq_core.records import EpochRecord, Metric
+    from kdq_core.records import EpochRecord, Gain, Metric
     from kdq_core.spec import Recipe, Role, Site
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -98,6 +98,15 @@ class Tracker:
         for metric in metrics:
             ends = {"": metric.value, "_low": metric.low, "_high": metric.high}
             points += [(f"{role}/{metric.name}{end}", v, 0) for end, v in ends.items() if v is not None]
+        self._log(run_id, points)
+
+    def log_gains(self, run_id: str, gains: Sequence[Gain]) -> None:
+        """Write the teacher's gains as `gain/metric`; with `_low`, `_high`, and each model's `_taught`, `_control`."""
+        points = []
+        for gain in gains:
+            ends = {"": gain.difference, "_low": gain.low, "_high": gain.high}
+            ends |= {"_taught": gain.taught, "_control": gain.control}
+            points += [(f"gain/{gain.metric}{end}", value, 0) for end, value in ends.items()]
         self._log(run_id, points)
 
     def finish(self, run_id: str, status: Status) -> None:

@@ -337,6 +337,9 @@ def test_a_plugin_that_is_missing_is_named_with_its_line(tmp_path: Path, monkeyp
         ("use: weight-only\n  weight_loss: 0.5",
          "quantizer 'weight-only' does not train, so 'quantize.weight_loss' means nothing to it; leave it out, or use "
          "one that trains"),
+        ("use: static\n  control: true",
+         "quantizer 'static' does not train, so 'quantize.control' means nothing to it; leave it out, or use one that "
+         "trains"),
         ("use: weight-only\n  activations: 4",
          "quantizer 'weight-only' leaves activations in float, so 'quantize.activations' means nothing; leave it out"),
         ("use: dynamic\n  activations: 4",

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kdq_core.errors import StageError
-from kdq_core.records import EpochRecord, Metric
+from kdq_core.records import EpochRecord, Gain, Metric
 from kdq_core.spec import Recipe, Site
 from kdq_registry.environment import client
 from kdq_registry.tracking import Tracker, flattened
@@ -47,6 +47,16 @@ def test_metrics_are_named_by_role_and_carry_their_interval(site: Site, tracker:
     tracker.log_metrics(tracker.run_id, "int8", [top1])
     logged = client(site).get_run(tracker.run_id).data.metrics
     assert logged == {"int8/top1": 0.9, "int8/top1_low": 0.8, "int8/top1_high": 0.95}
+
+
+def test_the_teachers_gain_is_logged_with_its_interval_and_both_models(site: Site, tracker: Tracker) -> None:
+    gain = Gain(metric="top1", taught=0.9, control=0.875, difference=0.025, low=-0.01, high=0.06, samples=300)
+    run_id = tracker.stage_run("distill", "c" * 64, {})
+    tracker.log_gains(run_id, [gain])
+    assert client(site).get_run(run_id).data.metrics == {
+        "gain/top1": 0.025, "gain/top1_low": -0.01, "gain/top1_high": 0.06, "gain/top1_taught": 0.9,
+        "gain/top1_control": 0.875,
+    }  # fmt: skip
 
 
 def test_more_points_than_one_call_takes_are_all_logged(site: Site, tracker: Tracker) -> None:

@@ -141,11 +141,13 @@ def _refused(file: Path, error: Exception, seconds: float) -> RunResult:
 
 
 def _closing(result: RunResult) -> None:
-    """The table, then where the file is, which version it became, and the addresses of the pages."""
-    from kdq_flows.result import table_of
+    """The table, then the teacher's gains, where the file is, which version it became, and the pages' addresses."""
+    from kdq_flows.result import line_of, table_of
 
     common.show(table_of(result), title=f"{result.run}: {result.status} in {result.seconds:.1f} s", as_json=False)
     if result.status == "no-news":
+    for gain in result.gains:
+        typer.echo(line_of(gain))
         typer.echo("no news: every stage was cached, nothing ran and nothing was registered")
     if result.artifact:
         typer.echo(f"file      {result.artifact.path}")

@@ -1,0 +1,121 @@
+"""The control of a taught student: the same fit without the teacher, and what the teacher's gain over it is.
+
+What: the control has the start, seeds, batches, steps and phases of the taught student, and `hard_loss` alone.
+    Both answer every labelled sample of the test split, in PyTorch; the gain is the mean difference.
+Formula: d_i is +1 where only the taught student is right, -1 where only the control is, else 0; without classes it is
+    the difference of the hard losses of sample i. The 95 % interval is m +- 1.96 s / sqrt(n), with mean m and standard
+    deviation s of the d_i: the normal approximation of paired differences. For right and wrong answers a +1 and a -1
+    join the d_i first, so that few disagreements show no gain.
+Source: those two are the adjustment of Bonett and Price 2012, "Adjusted Wald Confidence Interval for a Difference of
+    Binomial Proportions Based on Paired Data", Journal of Educational and Behavioral Statistics 37(4).
+Limits: the interval is of the test samples. Both students are of one seed: another seed would give another pair, and
+    how far pairs scatter is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from kdq_core.errors import StageError
+from kdq_core.kinds import Workload
+from kdq_core.records import Gain
+from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.fit import rows_of, to_device
+from kdq_core.training.losses import has_classes, labelled, outputs_of
+
+NORMAL_95 = 1.959964
+
+
+def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:
+    """Refuse a control that has nothing to learn from, or to be measured on.
+
+    Raises:
+        StageError: a split has no label at all.
+    """
+    for split, batches in (("train", train), ("test", test)):
+        if not labelled(batches):
+            raise StageError(
+                f"'control' asks for a student without the teacher, but no batch of the workload's split {split!r} has "
+                "labels, which are all that it would have; label some, or drop 'control'"
+            )
+
+
+def remembered(device: torch.device) -> Callable[[], None]:
+    """Remember torch's random generators; the function given sets them back, so that a second fit draws the same."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def rewind() -> None:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+    return rewind
+
+
+@torch.no_grad()
+def gain(taught: nn.Module, control: nn.Module, workload: Workload, device: torch.device, batch_size: int) -> Gain:
+    """What `taught` has over `control` on the labelled samples of the test split; both in eval mode on `device`.
+
+    Raises:
+        StageError: there are fewer than two such samples, or a loss is not finite.
+    """
+    found: list[Tensor] = []
+    classes = True
+    for given in workload.batches("test", batch_size=batch_size):
+        batch = to_device(given, device)
+        if batch.targets is None:
+            continue
+        answers = [outputs_of(model, batch) for model in (taught, control)]
+        classes = has_classes(answers[0], batch.targets)
+        found.append(torch.stack([_scores(workload, outputs, batch, classes) for outputs in answers]))
+    scores = torch.cat(found, dim=1) if found else torch.zeros(2, 0)
+    if scores.shape[1] < 2 or not scores.isfinite().all():
+        raise StageError(
+            f"no gain can be measured on the {scores.shape[1]} labelled samples of the workload's split 'test': it "
+            "takes two or more, each with a finite loss; correct the split, or drop 'control'"
+        )
+    low, high = interval(scores[0] - scores[1], proportions=classes)
+    ours, theirs = (float(mean) for mean in scores.mean(1))
+    return Gain(
+        metric="top1" if classes else "loss",
+        taught=ours,
+        control=theirs,
+        difference=ours - theirs,
+        low=low,
+        high=high,
+        samples=scores.shape[1],
+    )
+
+
+def interval(differences: Tensor, *, proportions: bool) -> tuple[float, float]:
+    """The 95 % interval of the mean of paired differences.
+
+    Args:
+        differences: `[n]`, float64, n > 1.
+        proportions: each is -1, 0 or 1, a difference between two right or wrong answers.
+
+    Returns:
+        Its lower and upper end; of a difference of proportions within -1 and 1.
+    """
+    if not proportions:
+        half = NORMAL_95 * float(differences.std() / len(differences) ** 0.5)
+        return float(differences.mean()) - half, float(differences.mean()) + half
+    d = torch.cat([differences, differences.new_tensor([1.0, -1.0])])
+    mean, half = float(d.mean()), NORMAL_95 * float(d.std(correction=0) / len(d) ** 0.5)
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def _scores(workload: Workload, outputs: Outputs, batch: Batch, classes: bool) -> Tensor:
+    """Of each sample 1 for a right and 0 for a wrong answer, or its hard loss: float64 `[B]` on the CPU."""
+    assert batch.targets is not None
+    if classes:
+        return (outputs.logits.argmax(1) == batch.targets).double().cpu()
+    losses = []
+    for row in range(len(batch.ids)):
+        one = torch.tensor([row])
+        losses.append(workload.loss(Outputs(outputs.logits[row : row + 1]), rows_of(batch, one)))
+    return torch.stack(losses).double().cpu()

@@ -1,0 +1,136 @@
+"""Run stages of a recipe in this process; a tiny workload to run them with."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdq_core.catalog import Catalog
+from kdq_core.kinds import Kind, Plugin, Workload
+from kdq_core.plan import make_plan
+from kdq_core.spec import Recipe, Site
+from kdq_core.stages.context import StageContext
+from kdq_core.stages.run import STAGES
+from kdq_core.store import Entry, Store
+from kdq_core.tensors import Batch, Outputs
+
+CATALOG = Catalog.load()
+
+
+class Run:
+    """The stages of one recipe; entries by stage name, and the events they sent."""
+
+    def __init__(self, home: Path, catalog: Catalog = CATALOG, **recipe: Any) -> None:
+        self.recipe = Recipe.model_validate({"name": "tiny", **recipe})
+        self.site, self.catalog = Site(home=home, threads=1), catalog
+        self.plan = make_plan(self.recipe, self.site, catalog)
+        self.entries: dict[str, Entry] = {}
+        self.events: list[dict[str, Any]] = []
+
+    def context(self, name: str, draft: Path) -> StageContext:
+        """What the stage function is given."""
+        node, scratch = self.plan.node(name), self.site.home / "scratch" / name
+        scratch.mkdir(parents=True, exist_ok=True)
+        return StageContext(
+            stage=name,
+            recipe=self.recipe,
+            site=self.site,
+            catalog=self.catalog,
+            parents={parent: self.entries[parent] for parent in node.parents},
+            draft=draft,
+            scratch=scratch / "fit.safetensors",
+            emit=self.events.append,
+        )
+
+    def stage(self, name: str) -> Entry:
+        """Run one stage, whose parents ran, and commit its entry."""
+        node, store = self.plan.node(name), Store(self.site.store)
+        torch.set_num_threads(self.site.threads)
+        digests = {parent: self.entries[parent].digest for parent in node.parents}
+        key = node.key(digests)
+        with store.draft(key) as draft:
+            record = STAGES[name](self.context(name, draft))
+            parts = node.full_parts(digests)
+            self.entries[name] = store.commit(draft, stage=name, key=key, parts=parts, record=record)
+        return self.entries[name]
+
+
+@pytest.fixture(scope="session")
+def stages_of() -> type[Run]:
+    """Makes a `Run` from a home and the sections of a recipe."""
+    return Run
+
+
+class Tiny(Workload):
+    """Images of 8x8 random numbers in three classes, by which quarter of the image is brightest; a fit takes a blink.
+
+    Attributes:
+        classes: of the labels and of the student.
+        teacher_classes: of the teacher.
+        labels: how many batches of the training split have them; of the test split all or none.
+        numbers: instead of classes the student learns one number, the mean of the image.
+    """
+
+    classes: int = 3
+    teacher_classes: int = 3
+    labels: Literal["all", "every second batch", "none"] = "all"
+    numbers: bool = False
+
+    def fingerprint(self) -> str:
+        return "0" * 64
+
+    def teacher(self) -> nn.Module:
+        return net(8, 1 if self.numbers else self.teacher_classes)
+
+    def student(self) -> nn.Module:
+        return net(4, 1 if self.numbers else self.classes)
+
+    def batches(self, split: Any, *, batch_size: int, seed: int = 0, epoch: int = 0, view: Any = None) -> Any:
+        count = {"train": 96, "validation": 32, "test": 64}[split]
+        x = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
+        means = F.avg_pool2d(x, 4).flatten(1)[:, :3]
+        targets = x.mean((1, 2, 3))[:, None] if self.numbers else means.argmax(1)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
+        for index, at in enumerate((order if split == "train" else torch.arange(count)).split(batch_size)):
+            bare = self.labels == "none" or (split == "train" and self.labels != "all" and index % 2 == 0)
+            yield Batch((x[at],), None if bare else targets[at], at)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        assert batch.targets is not None
+        loss = F.mse_loss if self.numbers else F.cross_entropy
+        return loss(outputs.logits, batch.targets)
+
+
+def net(width: int, classes: int) -> nn.Module:
+    """A conv, batch norm, relu, dropout and a linear layer."""
+    layers = {
+        "conv": nn.Conv2d(1, width, 4, 4), "bn": nn.BatchNorm2d(width), "relu": nn.ReLU(), "flat": nn.Flatten(),
+        "drop": nn.Dropout(0.2), "head": nn.Linear(4 * width, classes),
+    }  # fmt: skip
+    return nn.Sequential(OrderedDict(layers))
+
+
+@pytest.fixture(scope="session")
+def installed() -> Any:
+    """Makes the catalog with one workload in place of `digits`; its options are those of the recipe."""
+
+    def with_workload(workload: type[Workload]) -> Catalog:
+        class Installed(Catalog):
+            def build(self, kind: Kind, name: str, options: Any = None, **where: Any) -> Plugin:
+                return workload(**options) if kind == "workload" else super().build(kind, name, options, **where)
+
+        return Installed(CATALOG.plugins, CATALOG.quarantined)
+
+    return with_workload
+
+
+@pytest.fixture(scope="session")
+def tiny(installed: Any) -> Catalog:
+    """The catalog with the tiny workload in place of `digits`."""
+    return installed(Tiny)

@@ -1,0 +1,84 @@
+"""The teacher's gains on their way from a stage's record to the user and to MLflow."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdq_core.records import Checkpoint, Gain
+from kdq_core.spec import Recipe, Site, Use
+from kdq_flows.cli.run import _closing
+from kdq_flows.pipeline import Pipeline
+from kdq_flows.result import GainFacts, line_of
+
+SHOWN = Gain(metric="top1", taught=0.9, control=0.888, difference=0.012, low=0.004, high=0.02, samples=900)
+
+
+def told(**changed: Any) -> str:
+    gain = SHOWN.model_copy(update=changed)
+    return line_of(GainFacts(stage="distill", shown=gain.shown, **gain.model_dump()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({}, "distill: with the teacher +1.2 points top-1 (0.4 to 2)"),
+        ({"low": 0.00004}, "distill: with the teacher +1.2 points top-1 (0.004 to 2)"),
+        ({"low": -0.006}, "distill: no gain of the teacher shown: +1.2 points top-1 (-0.6 to 2)"),
+        ({"difference": -0.012, "low": -0.02, "high": -0.004},
+         "distill: no gain of the teacher shown: -1.2 points top-1 (-2 to -0.4)"),
+        ({"metric": "loss", "difference": -0.0123, "low": -0.02, "high": -0.004},
+         "distill: with the teacher -0.0123 hard loss (-0.02 to -0.004)"),
+        ({"metric": "loss"}, "distill: no gain of the teacher shown: +0.012 hard loss (0.004 to 0.02)"),
+    ],
+)  # fmt: skip
+def test_a_gain_is_called_one_only_where_its_interval_is_on_the_better_side(changed: dict[str, Any], line: str) -> None:
+    assert told(**changed) == line
+
+
+class Heard:
+    """Stands for MLflow: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.gains_of: dict[str, Any] = {}
+
+    def stage_started(self, node: Any, _key: str) -> str:
+        return str(node.name)
+
+    def gains(self, run: str, gains: Any) -> None:
+        self.gains_of[run] = gains
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_words, **_named: None
+
+
+def test_a_stages_gains_reach_the_facts_the_page_and_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = Pipeline(Recipe(name="x", workload=Use(use="digits")), Site(home=tmp_path / "home"))
+    heard = Heard()
+
+    def in_worker(node: Any, key: str, parents: dict[str, str], _run: Any) -> Any:
+        gains = (SHOWN,) if node.name == "distill" else ()
+        record = Checkpoint(role="student", weights="w", parameters=1, gains=gains)
+        with pipeline.store.draft(key) as draft:
+            (draft / "w").write_bytes(node.name.encode())
+            return pipeline.store.commit(draft, stage=node.name, key=key, parts={}, record=record)
+
+    monkeypatch.setattr(pipeline, "tracking", heard)
+    monkeypatch.setattr(pipeline, "_in_worker", in_worker)
+    for node in pipeline.plan.nodes[:4]:
+        digests = {name: pipeline.entries[name].digest for name in node.parents}
+        assert pipeline.run_stage(node.name, digests)[1] is False
+    facts = pipeline.facts()
+    (found,) = facts.model_dump(mode="json")["gains"]
+    assert found == {"stage": "distill", **SHOWN.model_dump(mode="json"), "shown": True}
+    assert heard.gains_of == {"distill": (SHOWN,)}
+    _closing(facts)
+    assert "\ndistill: with the teacher +1.2 points top-1 (0.4 to 2)\n" in capsys.readouterr().out
+    again = Pipeline(pipeline.plan.recipe, pipeline.plan.site)
+    for node in again.plan.nodes[:4]:
+        digests = {name: again.entries[name].digest for name in node.parents}
+        assert again.run_stage(node.name, digests)[1] is True
+    assert again.facts().gains == facts.gains
+    again.finish()
