@@ -107,8 +107,14 @@ def layers(model: nn.Module, run: Callable[[], Any]) -> tuple[Layer, ...]:
     return tuple(layer for layer, tensor in zip(found, tensors, strict=True) if all(tensor is not x for x in final))
 
 
-def matching(model: nn.Module, pattern: str, role: str) -> tuple[str, ...]:
+def matching(model: nn.Module, pattern: str, role: str, what: str = "tap") -> tuple[str, ...]:
     """The paths of submodules that `pattern` names, in the order of the model. `*` and `?` stay within one step.
+
+    Args:
+        model: a plain module.
+        pattern: of a path.
+        role: `student` or `teacher`, for messages.
+        what: the pattern is, for messages.
 
     Raises:
         RecipeError: there is none; the message has the nearest names.
@@ -122,7 +128,7 @@ def matching(model: nn.Module, pattern: str, role: str) -> tuple[str, ...]:
     if not found:
         near = difflib.get_close_matches(pattern, paths, n=SHOWN, cutoff=0.5) or paths[:SHOWN]
         raise RecipeError(
-            f"no module of the {role} ({type(model).__name__}) matches the tap {pattern!r}; "
+            f"no module of the {role} ({type(model).__name__}) matches the {what} {pattern!r}; "
             f"nearest: {', '.join(map(repr, near)) or 'none, it has no modules'}"
         )
     return found

@@ -105,7 +105,8 @@ def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[t
         return [(path, path) for path, module in student.named_modules() if path in there and _own(module)]
     pairs: list[tuple[str, str]] = []
     for ours, theirs in spec.layers:
-        left, right = matching(student, ours, "student"), matching(teacher, theirs, "teacher")
+        left = matching(student, ours, "student", "layer")
+        right = matching(teacher, theirs, "teacher", "layer")
         if len(left) != len(right):
             raise RecipeError(
                 f"the layers [{ours!r}, {theirs!r}] of distill.transfer match {len(left)} modules of the student and "

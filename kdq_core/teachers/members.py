@@ -161,8 +161,11 @@ def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        fact = " ".join(str(error).split())
-        raise StageError(f"the weights in {spec.file!r} do not fit the module of {made_by}: {fact}") from error
+        fact = " ".join(str(error).split()).rstrip(".")
+        raise StageError(
+            f"the weights in {spec.file!r} do not fit the module of {made_by}: {fact}; name the 'factory' in "
+            "'teacher.members' that makes the file's own module, or another file"
+        ) from error
     return model
 
 

@@ -41,7 +41,8 @@ def pairs(name: str, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, 
             wrong = int((~theirs.isfinite()).sum())
             raise StageError(
                 f"distiller {name!r} needs finite teacher features, but {wrong} of {theirs.numel()} of the pair "
-                f"{pair!r} are NaN or infinite; train the teacher with a lower learning rate or with 'clip_norm'"
+                f"{pair!r} are NaN or infinite; train the teacher with a lower learning rate or with 'clip_norm', or "
+                "check the file it was read from"
             )
         yield pair, ours.float(), theirs.float()
 

@@ -39,7 +39,7 @@ def comparable(name: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, T
         wrong = int((~theirs.isfinite()).sum())
         raise StageError(
             f"distiller {name!r} needs finite teacher logits, but {wrong} of {theirs.numel()} are NaN or infinite; "
-            "train the teacher with a lower learning rate or with 'clip_norm'"
+            "train the teacher with a lower learning rate or with 'clip_norm', or check the file it was read from"
         )
     return ours.float(), theirs.float()
 

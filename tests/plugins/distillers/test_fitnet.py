@@ -82,7 +82,7 @@ def test_teacher_features_that_are_not_finite_are_named(feature_terms):
         feature_terms(Fitnet(), {"a": torch.zeros(2, 3)}, {"a": teacher})
     assert str(caught.value) == (
         "distiller 'fitnet' needs finite teacher features, but 2 of 6 of the pair 'a' are NaN or infinite; train the "
-        "teacher with a lower learning rate or with 'clip_norm'"
+        "teacher with a lower learning rate or with 'clip_norm', or check the file it was read from"
     )
 
 

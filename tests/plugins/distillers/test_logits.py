@@ -45,7 +45,7 @@ def test_a_teacher_that_is_not_finite_is_refused(named, terms, poison):
         terms(distiller, torch.zeros(2, 3), teacher, [0, 1])
     assert str(caught.value) == (
         f"distiller {name!r} needs finite teacher logits, but 1 of 6 are NaN or infinite; "
-        "train the teacher with a lower learning rate or with 'clip_norm'"
+        "train the teacher with a lower learning rate or with 'clip_norm', or check the file it was read from"
     )
 
 
