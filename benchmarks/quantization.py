@@ -4,7 +4,7 @@ Each section measures, adds its rows to `benchmarks/quantization.json` and write
 that sections can be run apart:
 
 ```
-python benchmarks/quantization.py latency size step memory
+python benchmarks/quantization.py coverage latency size step memory
 python benchmarks/quantization.py latency --models ResNet-8 GRU --rounds 5
 ```
 """
@@ -30,7 +30,7 @@ from machine import machine
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "quantization.json", HERE / "quantization.md"
-SECTIONS = ("latency", "size", "step", "memory")
+SECTIONS = ("coverage", "latency", "size", "step", "memory")
 PACKAGES = ("kdq", "torch", "onnxruntime", "openvino")
 BATCHES = (1, 32)
 TARGETS = {
@@ -38,6 +38,8 @@ TARGETS = {
     "OpenVINO": ("kdq_targets.openvino_cpu", "OpenVinoCpu"),
 }
 QUANTIZERS = {"minmax-qat": ("kdq_quantizers.minmax_qat", "MinMaxQat"), "lsq": ("kdq_quantizers.lsq", "Lsq")}
+COVERED = {"static": ("kdq_quantizers.static", "Static"), "lsq": QUANTIZERS["lsq"]}
+COMPUTING = ("conv", "linear", "lstm", "gru")
 STEP_BATCH = {"transformer": 64}
 SLOT = 0.03
 """Seconds that one measurement of a latency should take at least."""
@@ -73,12 +75,14 @@ def prepared_graph(item: Any, target: Any, quantizer: Any, bits: tuple[int, int]
     return graph, prepared.eval()
 
 
-def files(item: Any, target: Any, folder: Path, bits: tuple[int, int] = (8, 8)) -> tuple[Path, Path, Any]:
+def files(
+    item: Any, target: Any, folder: Path, bits: tuple[int, int] = (8, 8), quantizer: Any = None
+) -> tuple[Path, Path, Any]:
     """The float and the quantized file of a model, and its coverage."""
     from kdq_core.quantization.convert import convert
     from kdq_quantizers.minmax_qat import MinMaxQat
 
-    graph, prepared = prepared_graph(item, target, MinMaxQat(), bits)
+    graph, prepared = prepared_graph(item, target, quantizer or MinMaxQat(), bits)
     paths = folder / "float", folder / f"w{bits[0]}"
     target.export(item.model().eval(), item.inputs(2), paths[0])
     target.export(convert(prepared), item.inputs(2), paths[1])
@@ -110,6 +114,31 @@ def interleaved(one: Callable[[], object], other: Callable[[], object], rounds: 
     }  # fmt: skip
 
 
+def share_of(operators: Any) -> float:
+    """The share of the multiply-accumulates of conv, linear and recurrent layers that int8 kernels do."""
+    wide = [row for row in operators if row.operator in COMPUTING]
+    return float(sum(row.macs for row in wide if row.int8) / sum(row.macs for row in wide))
+
+
+def coverage(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: ARG001
+    """What runs in int8 in each runtime's own graph, at 8 bits."""
+    rows = []
+    for item in items:
+        for runtime, target in plugins(TARGETS).items():
+            for name, quantizer in plugins(COVERED).items():
+                with tempfile.TemporaryDirectory() as folder:
+                    *_, operators = files(item, target, Path(folder), quantizer=quantizer)
+                floats = sorted({f"{row.operator} ({row.reason})" for row in operators if not row.int8})
+                rows.append(
+                    {
+                        "model": item.name, "runtime": runtime, "quantizer": name, "share": share_of(operators),
+                        "macs": sum(row.macs for row in operators), "float": floats,
+                    }
+                )  # fmt: skip
+                report(rows[-1])
+    return rows
+
+
 def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
     """Float against int8 in the same runtime, one thread."""
     rows = []
@@ -117,8 +146,7 @@ def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
         for runtime, target in plugins(TARGETS).items():
             with tempfile.TemporaryDirectory() as folder:
                 *paths, operators = files(item, target, Path(folder))
-                wide = [row for row in operators if row.operator in ("conv", "linear", "lstm", "gru")]
-                share = sum(row.macs for row in wide if row.int8) / sum(row.macs for row in wide)
+                share = share_of(operators)
                 sessions = [target.session(path, threads=1) for path in paths]
                 for batch in BATCHES:
                     x = tuple(part.numpy() for part in item.inputs(batch))
@@ -227,6 +255,17 @@ def interval(row: dict[str, Any]) -> str:
 
 
 HEADS = {
+    "coverage": (
+        "Coverage",
+        "The share of the multiply-accumulates (MACs) of conv, linear and recurrent layers in int8 kernels, "
+        "read from the runtime's own optimised graph, at 8 bits; beside it the types of operator that run in float, "
+        "and why.",
+        "| model | runtime | quantizer | MACs | in int8 | in float |\n|---|---|---|---:|---:|---|",
+        lambda r: (
+            f"| {r['model']} | {r['runtime']} | {r['quantizer']} | {r['macs']:,} | {r['share']:.0%} "
+            f"| {'; '.join(r['float']) or 'nothing'} |"
+        ),
+    ),
     "latency": (
         "Latency, one thread",
         "Milliseconds a batch, float and int8 in the same runtime, in turns; the ratio is float / int8 with its 95 % "
@@ -270,7 +309,12 @@ HEADS = {
 
 def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    lines = ["# Quantization", "", "Written by `python benchmarks/quantization.py latency size step memory`.", ""]
+    lines = [
+        "# Quantization",
+        "",
+        "Written by `python benchmarks/quantization.py coverage latency size step memory`.",
+        "",
+    ]
     for name in SECTIONS:
         if name not in results:
             continue

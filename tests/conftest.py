@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ["OMP_NUM_THREADS"] = "1"  # the suite runs in several processes: threads would only wait for each other
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # otherwise importing onnxruntime writes to the user's home folder
 settings.register_profile("kdq", deadline=None)  # a busy machine is no failure
 settings.load_profile("kdq")
