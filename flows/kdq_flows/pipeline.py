@@ -135,13 +135,13 @@ class Pipeline:
             seconds=round(time.monotonic() - self._began, 3),
             stages=stages,
             models=models_of(self.entries),
+            gains=gains_of(self.entries),
             gates=gates_of(self.plan.recipe.gates, self.entries),
             artifact=artifact_of(self.entries),
             version=version_of(self.entries),
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
         )
-            gains=gains_of(self.entries),
 
     def _work_ahead(self) -> bool:
         """Whether a heavy stage is not in the store. What is damaged there is told when it is that stage's turn."""
