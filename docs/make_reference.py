@@ -64,13 +64,16 @@ For completion in an editor, put this line on top; `kdq schema --output recipe.s
 ```
 """
 GATES = """\
-A list. Each is a rule that `kdq promote` checks. Give exactly one of `at_least` and `at_most`. A metric that was not
+A list in place of the default one. Where the quantizer computes in float by design the default list is another:
+`weight-only` does without the gate on `coverage_macs`, `dynamic` has `coverage_linear_macs` in its place.
+
+Each is a rule that `kdq promote` checks. Give exactly one of `at_least` and `at_most`. A metric that was not
 measured does not meet its gate. The evaluators of KDQ give these metrics:
 
 - `quality`: `top1`, `precision`, `recall`, `f1`; but for the student also `top1_difference`, `agreement`
 - `size`: `bytes`, `weight_bytes_int8`, `weight_bytes_float`, `parameters`, `compression`
 - `latency`: `latency_p50_ms`, `latency_p95_ms`; but for the student also `speedup`
-- `coverage`, for `int8` alone: `coverage_macs`, `coverage_weight_bytes`, `float_operators`
+- `coverage`, for `int8` alone: `coverage_macs`, `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
 - `parity`, for `int8` alone: `parity_flips`, `parity_ties`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`"""
 LOSSES = """\
 A list in place of `use` and `options`. Each is a distiller's name, or a mapping:

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
+from kdq_core.kinds import Quantizer
 from kdq_core.records import EvaluationReport, OperatorCoverage
-from kdq_core.spec import Gate
+from kdq_core.spec import DEFAULT_GATES, Gate, Recipe
+
+if TYPE_CHECKING:
+    from kdq_core.catalog import Catalog
+
+COVERAGE = "coverage_macs"
+FITTED: dict[str, tuple[tuple[Gate, ...], str]] = {
+    "none": (
+        tuple(gate for gate in DEFAULT_GATES if gate.metric != COVERAGE),
+        "computes in float by design, so the default gates do without coverage_macs",
+    ),
+    "dynamic": (
+        tuple(
+            gate.model_copy(update={"metric": "coverage_linear_macs"}) if gate.metric == COVERAGE else gate
+            for gate in DEFAULT_GATES
+        ),
+        "computes linear layers alone in int8, so the default gates ask for coverage_linear_macs, not coverage_macs",
+    ),
+}
+"""Default gates, and why they are others, for quantizers whose activations are not static."""
 
 
 class GateVerdict(Frozen):
@@ -18,6 +39,24 @@ class GateVerdict(Frozen):
     bound: float | None
     met: bool
     note: str = ""
+
+
+def with_fitting_gates(recipe: Recipe, catalog: Catalog) -> tuple[Recipe, str]:
+    """Fit the default gates to the quantizer: coverage guards against silent float, and some compute in float openly.
+
+    Args:
+        recipe: one that writes its own gates keeps them.
+        catalog: finds the quantizer's class.
+
+    Returns:
+        The recipe, and what to tell the user of it; empty where the gates are the usual ones or the recipe's own.
+    """
+    name = recipe.quantize.use
+    found = catalog.load_class(catalog.find("quantizer", name))
+    gates, why = FITTED.get(found.activations if issubclass(found, Quantizer) else "", (DEFAULT_GATES, ""))
+    if "gates" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"gates": gates})
+    return recipe, f"quantizer {name!r} {why}" if why and recipe.gates == gates else ""
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from kdq_core.catalog import Catalog, kdq_code_version
 from kdq_core.errors import PluginError, StoreError
 from kdq_core.frozen import Frozen
+from kdq_core.gates import with_fitting_gates
 from kdq_core.keys import KeyParts
 from kdq_core.kinds import Distiller, takes_views
 from kdq_core.spec import Recipe, Site
@@ -36,11 +37,12 @@ class StageNode(Frozen):
 
 
 class Plan(Frozen):
-    """The DAG in topological order, and what it was made from."""
+    """The DAG in topological order, and what it was made from; `note` tells the user where defaults were fitted."""
 
     recipe: Recipe
     site: Site
     nodes: tuple[StageNode, ...]
+    note: str = ""
 
     def node(self, name: str) -> StageNode:
         """The node of that name."""
@@ -58,6 +60,7 @@ class Forecast(Frozen):
 
 def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     """Build every plug-in the recipe names once, and make the DAG. Imports no torch for house plug-ins."""
+    recipe, note = with_fitting_gates(recipe, catalog)
     parts = KeyParts(recipe, site, catalog)
     kept = _kept(recipe, parts, catalog)
     taught: tuple[StageName, ...] = ("train_teacher", *(node.name for node in kept))
@@ -92,7 +95,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
             },
         ),
     )
-    return Plan(recipe=recipe, site=site, nodes=nodes)
+    return Plan(recipe=recipe, site=site, nodes=nodes, note=note)
 
 
 def _kept(recipe: Recipe, parts: KeyParts, catalog: Catalog) -> tuple[StageNode, ...]:

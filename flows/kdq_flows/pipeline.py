@@ -52,6 +52,8 @@ class Pipeline:
         self._warm: WarmWorker | None = None
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
+        if self.plan.note:
+            self.observer.message(self.plan.note)
 
     def warm_up(self) -> None:
         """Begin to import what the stages need, in a process they are forked from, if one of them has yet to run."""

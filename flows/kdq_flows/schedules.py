@@ -7,8 +7,10 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from kdq_core.catalog import Catalog
 from kdq_core.errors import RecipeError, did_you_mean
 from kdq_core.frozen import Frozen
+from kdq_core.gates import with_fitting_gates
 from kdq_core.spec import Recipe, Site
 from kdq_flows.environment import apply_environment
 from kdq_flows.servers import ensure_prefect
@@ -113,6 +115,7 @@ def deploy(
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
     ensure_pool()
+    recipe, _ = with_fitting_gates(recipe, Catalog.load())  # what is deployed has all its fields written
     deployment, identity = _apply(
         module_path,
         recipe,

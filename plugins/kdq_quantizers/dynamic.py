@@ -20,7 +20,8 @@ Limits
     The answer for a sample depends on the samples it shares a batch with: their values set the range. For the same
     reason parity is that of equal batches. Convolutions stay float: ONNX Runtime's ConvInteger takes 4.6 (batch 32) to
     7.2 times (batch 1) as long as its float conv (64 to 64 channels, 3 x 3, 16 x 16 positions, as above). Recurrent
-    layers and embeddings have int8 weights only. `quantize.activations` is refused.
+    layers and embeddings have int8 weights only. `quantize.activations` is refused. The default gates
+    ask for `coverage_linear_macs` in place of `coverage_macs`.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ Costs
     block_size (opset 21) 14.5 and 4.4, for it runs at every call; MatMulNBits 1.5 and 1.3, or 0.64 and 1.25 with
     accuracy_level 4, which rounds the activations too and is no standard ONNX.
 Limits
-    No faster than float, and no smaller in memory: coverage shows float kernels, so a gate on `coverage_macs` fails. A
-    layer whose inputs are no multiple of `group` (such as a depthwise conv), an embedding and a recurrent layer have
-    one scale a channel. `quantize.activations` means nothing to it.
+    No faster than float, and no smaller in memory: coverage shows float kernels, so a gate of your own on
+    `coverage_macs` fails; the default gates do without it. A layer whose inputs are no multiple of `group` (such as a
+    depthwise conv), an embedding and a recurrent layer have one scale a channel. `quantize.activations` means nothing
+    to it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
 """A required gate stops a run, and names what runs in float."""
 
+from pathlib import Path
+
 import pytest
 
+from kdq_core.catalog import Catalog
 from kdq_core.errors import StageError
 from kdq_core.gates import check_required
+from kdq_core.plan import make_plan
 from kdq_core.records import EvaluationReport, Metric, OperatorCoverage
-from kdq_core.spec import Gate
+from kdq_core.spec import DEFAULT_GATES, Gate, Recipe, Site
 
 
 def report(coverage):
@@ -41,3 +45,29 @@ def test_gates_that_are_met_or_not_required_let_the_run_go_on():
 def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():
     with pytest.raises(StageError, match=r"int8 top1 ≥ 0.9: not measured, bound 0.9; nothing was registered"):
         check_required((Gate(metric="top1", at_least=0.9, required=True),), report(1.0), FLOATS)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "metrics", "note"),
+    [
+        ("static", ["top1", "coverage_macs", "parity_flips"], ""),
+        ("weight-only", ["top1", "parity_flips"],
+         "quantizer 'weight-only' computes in float by design, so the default gates do without coverage_macs"),
+        ("dynamic", ["top1", "coverage_linear_macs", "parity_flips"],
+         "quantizer 'dynamic' computes linear layers alone in int8, so the default gates ask for coverage_linear_macs, "
+         "not coverage_macs"),
+    ],
+)  # fmt: skip
+def test_default_gates_fit_the_quantizer_and_written_ones_stay(
+    quantizer: str, metrics: list[str], note: str, tmp_path: Path
+) -> None:
+    catalog, site = Catalog.load(), Site(home=tmp_path)
+    recipe = Recipe.model_validate({"name": "x", "workload": "digits", "quantize": {"use": quantizer}})
+    plan = make_plan(recipe, site, catalog)
+    assert [gate.metric for gate in plan.recipe.gates] == metrics
+    assert {gate.metric for gate in plan.recipe.gates if gate.required} == {m for m in metrics if "coverage" in m}
+    assert plan.note == note
+    again = make_plan(Recipe.model_validate(plan.recipe.model_dump(mode="json")), site, catalog)
+    assert (again.recipe.gates, again.note) == (plan.recipe.gates, note)
+    written = Recipe.model_validate(recipe.model_dump(mode="json"))  # all fields count as the recipe's own
+    assert make_plan(written, site, catalog).recipe.gates == DEFAULT_GATES

@@ -104,7 +104,7 @@ def test_deploying_again_replaces_the_schedule(prefect_site: Site, tiny_flow: st
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 
-    recipe = Recipe(name="twice", workload="digits")
+    recipe = Recipe(name="twice", workload="digits", quantize={"use": "weight-only"})
     first = deploy(prefect_site, recipe, interval_seconds=3600, module_path=tiny_flow)
     second = deploy(
         prefect_site, recipe, cron="0 3 * * *", timezone="Europe/Berlin", allowed_lag_seconds=90, module_path=tiny_flow
@@ -120,7 +120,9 @@ def test_deploying_again_replaces_the_schedule(prefect_site: Site, tiny_flow: st
         assert deployment.work_pool_name == "kdq"
         assert deployment.global_concurrency_limit.limit == 1
         assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
-        assert Recipe.model_validate(deployment.parameters["recipe"]) == recipe
+        deployed = Recipe.model_validate(deployment.parameters["recipe"])
+        assert deployed.model_copy(update={"gates": recipe.gates}) == recipe
+        assert [gate.metric for gate in deployed.gates] == ["top1", "parity_flips"]  # those that fit the quantizer
         assert Site.model_validate(deployment.parameters["site"]) == prefect_site
         assert deployment.parameters["allowed_lag_seconds"] == 90
         client.delete_deployment(deployment.id)

@@ -131,6 +131,8 @@ def register_commands(app: typer.Typer) -> None:
             for line in forecast(made, Store(site.store))
         ]
         common.show(rows, title=f"Plan of {recipe.name!r}", as_json=as_json)
+        if made.note:
+            typer.echo(made.note, err=True)
 
 
 def _refused(file: Path, error: Exception, seconds: float) -> RunResult:

@@ -23,7 +23,14 @@ def test_shares_are_of_multiply_accumulates_and_of_weight_bytes(subject):
         operator("linear", False, macs=300, weight_bytes=40),
         operator("add", False),
     )
-    assert found == {"coverage_macs": 0.7, "coverage_weight_bytes": 0.2, "float_operators": 2}
+    shares = {"coverage_macs": 0.7, "coverage_linear_macs": 0.0, "coverage_weight_bytes": 0.2}
+    assert found == shares | {"float_operators": 2}
+
+
+def test_linear_layers_have_a_share_of_their_own(subject):
+    linears = operator("linear", True, macs=30), operator("linear", False, macs=10)
+    found = measured(subject, operator("conv", False, macs=60), operator("lstm", False, macs=100), *linears)
+    assert (found["coverage_macs"], found["coverage_linear_macs"]) == (0.15, 0.75)
 
 
 def test_only_convolutions_and_linear_layers_count_as_computing(subject):
