@@ -178,6 +178,8 @@ def child_environment(site: Site) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device.removeprefix("cuda-"),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # Threads that wait would keep their core busy: beside another process a step then takes ten times as long.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "PYTHONHASHSEED": "0",
         "ORT_DISABLE_TELEMETRY": "1",  # otherwise its import writes to the user's home folder
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

@@ -106,6 +106,15 @@ def test_a_child_gets_the_request_and_its_events_and_result_come_back_in_order(r
     assert log_of(site).read_text() == "to the log\n"
 
 
+def test_waiting_threads_leave_their_core_to_others_unless_the_user_says_otherwise(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert supervisor.child_environment(site)["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert supervisor.child_environment(site)["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_the_child_inherits_the_lease(run: Run) -> None:
     result, _ = run(
         "def path(fd):\n"
