@@ -99,7 +99,8 @@ SECTIONS = {
     "teacher.members": (
         "`teacher.members`",
         "A list of teachers that answer as one. A relative `file` is sought in the folder `kdq` runs in. What it\n"
-        "holds is part of the keys, where it lies is not.",
+        "holds is part of the keys, where it lies is not. `kdq validate` does not look whether a\n"
+        "`model` is registered.",
     ),
     "teacher.members.normalize": ("`teacher.members[].normalize`", ""),
     "teacher.cache": (

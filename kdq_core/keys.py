@@ -113,9 +113,14 @@ def _member(member: MemberSpec) -> dict[str, Any]:
     """A teacher with what its file and its factory hold in place of where they are.
 
     Raises:
-        RecipeError: the file is not there.
+        RecipeError: the file is not there, or still in a registry.
     """
-    asked = member.model_dump(mode="json", exclude={"file"})
+    if member.source == "registered":
+        raise RecipeError(
+            f"the teacher {member.model!r} is in a registry, which a plan does not read; `kdq plan` and `kdq run` "
+            "fetch its file first (kdq_flows.teachers.resolved), or give that file as source: onnx"
+        )
+    asked = member.model_dump(mode="json", exclude={"file", "model"})
     if member.factory is not None:
         asked["factory_code"] = _module_digest(member.factory.partition(":")[0])
     if member.file is None:

@@ -23,6 +23,7 @@ from kdq_flows.observer import Observer, Silent
 from kdq_flows.result import RunResult, StageFacts, artifact_of, gains_of, gates_of, models_of, version_of
 from kdq_flows.retrying import call_with_retries
 from kdq_flows.supervisor import run_child
+from kdq_flows.teachers import resolved
 from kdq_flows.tracking import RunTracking
 from kdq_flows.warm import WarmWorker, for_recipe
 
@@ -40,15 +41,20 @@ class Pipeline:
 
     def __init__(self, recipe: Recipe, site: Site, observer: Observer | None = None) -> None:
         self.catalog = Catalog.load()
-        self.plan: Plan = make_plan(recipe, site, self.catalog)
-        self.store = Store(site.store)
         self.observer: Observer = observer or Silent()
+        teachers: dict[str, str] = {}
+        found = call_with_retries(lambda: resolved(recipe, site, teachers.__setitem__), recipe.retry)
+        words = [f"{asked} is {meant}" for asked, meant in teachers.items()]
+        for line in words:
+            self.observer.message(f"teacher {line}")
+        self.plan: Plan = make_plan(found, site, self.catalog)
+        self.store = Store(site.store)
         self.entries: dict[str, Entry] = {}
         self.cancelled = threading.Event()
         self.errors: dict[str, KdqError] = {}
         self.name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.logs = site.home / "logs" / self.name
-        self.tracking = RunTracking(self.plan, self.name)
+        self.tracking = RunTracking(self.plan, self.name, {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)})
         self._warm: WarmWorker | None = None
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
@@ -179,14 +185,14 @@ class Pipeline:
             raise
         if isinstance(entry.record, EvaluationReport):
             self.tracking.report(run, entry.record)
+        if isinstance(entry.record, Checkpoint) and entry.record.gains:
+            self.tracking.gains(run, entry.record.gains)
         self.tracking.stage_ended(run, failed=False)
         self.tracking.wait()
         return entry
 
     def _in_worker(self, node: StageNode, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
         site = self.plan.site
-        if isinstance(entry.record, Checkpoint) and entry.record.gains:
-            self.tracking.gains(run, entry.record.gains)
         request = {
             "stage": node.name,
             "key": key,

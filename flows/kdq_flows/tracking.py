@@ -23,8 +23,9 @@ class RunTracking:
     Calls are carried out in order; an error of one is raised by the next `wait`.
     """
 
-    def __init__(self, plan: Plan, name: str) -> None:
+    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str]) -> None:
         self._plan = plan
+        self._tags = tags
         self._name = name
         self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-tracking")
         self._pending: list[Future[Any]] = []
@@ -49,11 +50,11 @@ class RunTracking:
 
         self._later(log)
 
-    def stage_ended(self, run: Future[str], *, failed: bool) -> None:
     def gains(self, run: Future[str], gains: Sequence[Gain]) -> None:
         """Log what the student gained from the teacher, with the stage."""
         self._later(lambda: self._begun().log_gains(run.result(), gains))
 
+    def stage_ended(self, run: Future[str], *, failed: bool) -> None:
         """Close the stage's nested run."""
         self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))
 
@@ -91,7 +92,7 @@ class RunTracking:
             from kdq_registry.tracking import Tracker
 
             data = str(self._plan.node("train_teacher").parts["data"])
-            tags = {"kdq.data": data}
+            tags = {"kdq.data": data, **self._tags}
             self._tracker = Tracker.begin(
                 self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=tags, name=self._name
             )

@@ -27,12 +27,18 @@ class NormalizeSpec(Frozen):
 class MemberSpec(Frozen):
     """One teacher."""
 
-    source: Literal["pipeline", "student", "checkpoint", "onnx"] = Field(
+    source: Literal["pipeline", "student", "checkpoint", "onnx", "registered"] = Field(
         default="pipeline",
         description="pipeline: the workload's teacher, trained here; student: its student, trained here on hard "
-        "labels, for self-distillation; checkpoint: weights in a safetensors file; onnx: a model in ONNX Runtime",
+        "labels, for self-distillation; checkpoint: weights in a safetensors file; onnx: a model in ONNX Runtime; "
+        "registered: the ONNX model of a version in the site's registry",
     )
     file: str | None = Field(default=None, min_length=1, description="of a checkpoint or an ONNX model")
+    model: str | None = Field(
+        default=None,
+        pattern=r"^[^/:@]+(/[1-9][0-9]*|@[A-Za-z0-9_-]+)$",
+        description="of a registered one: `NAME/VERSION`, or `NAME@ALIAS` for the version that has the alias today",
+    )
     factory: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
@@ -48,6 +54,10 @@ class MemberSpec(Frozen):
             raise ValueError(f"a teacher from {self.source!r} needs a 'file'")
         if not reads and self.file is not None:
             raise ValueError(f"a teacher from {self.source!r} reads no 'file'; write source: checkpoint or onnx")
+        if self.source == "registered" and self.model is None:
+            raise ValueError("a teacher from 'registered' needs a 'model', such as digits/3 or digits@champion")
+        if self.source != "registered" and self.model is not None:
+            raise ValueError(f"a teacher from {self.source!r} reads no 'model'; write source: registered")
         if self.factory is not None and self.source != "checkpoint":
             raise ValueError(f"a teacher from {self.source!r} takes no 'factory'; only a checkpoint does")
         return self

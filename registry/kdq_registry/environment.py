@@ -51,6 +51,7 @@ def mlflow_environment(site: Site) -> dict[str, str]:
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are raised and told by KDQ, not logged with a traceback
         "MLFLOW_ENV_ROOT": str(folder(site) / "envs"),
     }

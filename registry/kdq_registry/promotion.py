@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from kdq_core.errors import RecipeError, StageError, did_you_mean, listing
+from kdq_core.errors import RecipeError, StageError
 from kdq_core.frozen import Frozen
 from kdq_core.gates import GateVerdict, judge
 from kdq_core.records import EvaluationReport
 from kdq_core.spec import Gate
-from kdq_registry.environment import client, file_lock, folder, local_database, mlflow_errors
+from kdq_registry.environment import client, file_lock, folder, mlflow_errors
 from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
+from kdq_registry.versions import model_named, models, nothing_yet, unknown_model, version_numbered, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,16 +65,16 @@ def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None
         TransientError: the tracking server cannot be reached.
         StageError: MLflow refused, or another process moved the alias at the same moment.
     """
-    if _nothing_yet(site):
-        raise _unknown_model(name, [])
+    if nothing_yet(site):
+        raise unknown_model(name, [])
     with mlflow_errors(site):
         mlflow = client(site)
-        gates, report = _claims(name, version, _version(mlflow, name, version).tags)
+        gates, report = _claims(name, version, version_numbered(mlflow, name, version).tags)
     verdicts = judge(gates, report)
     reasons = tuple(vetoes(name, version, report)) if vetoes else ()
     promoted = all(verdict.met for verdict in verdicts) and not reasons
     with mlflow_errors(site), file_lock(folder(site) / ".promote.lock"):
-        head = _model(mlflow, name).aliases.get(ALIAS)
+        head = model_named(mlflow, name).aliases.get(ALIAS)
         result = PromotionResult(
             name=name,
             version=version,
@@ -94,12 +95,12 @@ def list_models(site: Site) -> list[dict[str, Any]]:
         Rows with `name`, `version`, `aliases`, `created` (UTC), `top1`, `bytes` and `sha256` (12 digits); what a
         version registered without KDQ lacks is `None`.
     """
-    if _nothing_yet(site):
+    if nothing_yet(site):
         return []
     with mlflow_errors(site):
         mlflow = client(site)
-        models = sorted(_models(mlflow), key=lambda model: str(model.name))
-        return [_row(model, version) for model in models for version in _versions(mlflow, model.name)]
+        found = sorted(models(mlflow), key=lambda model: str(model.name))
+        return [_row(model, version) for model in found for version in versions(mlflow, model.name)]
 
 
 def _claims(name: str, version: int, tags: dict[str, str]) -> tuple[tuple[Gate, ...], EvaluationReport]:
@@ -144,52 +145,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())  # a container without an entry in passwd
-
-
-def _nothing_yet(site: Site) -> bool:
-    database = local_database(site.mlflow_uri)
-    return database is not None and not database.exists()
-
-
-def _models(mlflow: MlflowClient) -> list[Any]:
-    found: list[Any] = []
-    token: str | None = None
-    while token != "":
-        page = mlflow.search_registered_models(max_results=100, page_token=token)
-        found += page
-        token = page.token or ""
-    return found
-
-
-def _versions(mlflow: MlflowClient, name: str) -> list[Any]:
-    found: list[Any] = []
-    token: str | None = None
-    while token != "":
-        page = mlflow.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-        found += page
-        token = page.token or ""
-    return sorted(found, key=lambda version: -int(version.version))
-
-
-def _model(mlflow: MlflowClient, name: str) -> Any:
-    models = {str(model.name): model for model in _models(mlflow)}
-    if name not in models:
-        raise _unknown_model(name, list(models))
-    return models[name]
-
-
-def _version(mlflow: MlflowClient, name: str, version: int) -> Any:
-    _model(mlflow, name)
-    versions = {int(v.version): v for v in _versions(mlflow, name)}
-    if version not in versions:
-        numbers = ", ".join(str(number) for number in sorted(versions)) or "none"
-        raise RecipeError(f"model {name!r} has no version {version}. Versions: {numbers}.")
-    return versions[version]
-
-
-def _unknown_model(name: str, names: list[str]) -> RecipeError:
-    hint = did_you_mean(name, names) or "."
-    return RecipeError(f"no registered model named {name!r}{hint} Registered: {listing(names)}.")
 
 
 def _row(model: Any, version: Any) -> dict[str, Any]:

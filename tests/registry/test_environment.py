@@ -26,6 +26,7 @@ def test_the_environment_turns_telemetry_and_long_retries_off(tmp_path: Path) ->
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "CRITICAL",
         "MLFLOW_ENV_ROOT": str(tmp_path / "mlflow" / "envs"),
     }

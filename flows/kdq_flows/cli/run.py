@@ -118,8 +118,9 @@ def register_commands(app: typer.Typer) -> None:
         from kdq_core.catalog import Catalog
         from kdq_core.plan import forecast, make_plan
         from kdq_core.store import Store
+        from kdq_flows.teachers import resolved
 
-        made = make_plan(recipe, site, Catalog.load())
+        made = make_plan(resolved(recipe, site), site, Catalog.load())
         rows: list[dict[str, object]] = [
             {
                 "stage": line.stage,
@@ -147,9 +148,9 @@ def _closing(result: RunResult) -> None:
     from kdq_flows.result import line_of, table_of
 
     common.show(table_of(result), title=f"{result.run}: {result.status} in {result.seconds:.1f} s", as_json=False)
-    if result.status == "no-news":
     for gain in result.gains:
         typer.echo(line_of(gain))
+    if result.status == "no-news":
         typer.echo("no news: every stage was cached, nothing ran and nothing was registered")
     if result.artifact:
         typer.echo(f"file      {result.artifact.path}")
@@ -170,4 +171,5 @@ def _gates(result: RunResult) -> None:
         typer.echo(f"gates     all {len(result.gates)} met")
     for verdict in unmet:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
-        typer.echo(f"gates     not met: {verdict.rule} (it is {value})")
+        why = f": {verdict.note}" if verdict.note else ""
+        typer.echo(f"gates     not met: {verdict.rule} (it is {value}){why}")

@@ -75,6 +75,15 @@ def test_a_teacher_may_have_a_normalisation_of_its_own() -> None:
         ({"source": "checkpoint"}, "a teacher from 'checkpoint' needs a 'file'"),
         ({"source": "onnx"}, "a teacher from 'onnx' needs a 'file'"),
         ({"file": "x"}, "a teacher from 'pipeline' reads no 'file'; write source: checkpoint or onnx"),
+        (
+            {"source": "registered"},
+            "a teacher from 'registered' needs a 'model', such as digits/3 or digits@champion",
+        ),
+        ({"source": "onnx", "file": "x", "model": "a/1"}, "a teacher from 'onnx' reads no 'model'"),
+        *(
+            ({"source": "registered", "model": name}, "should match pattern")
+            for name in ("a", "a/0", "a/b", "a@", "@b")
+        ),
         ({"factory": "a:b"}, "a teacher from 'pipeline' takes no 'factory'; only a checkpoint does"),
         ({"normalize": {"mean": [1], "std": [1, 2]}}, "'mean' has 1 numbers and 'std' has 2; give both as many"),
         (

@@ -1,0 +1,86 @@
+"""Which models and versions there are, and what is said where one is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kdq_core.errors import RecipeError, did_you_mean, listing
+from kdq_registry.environment import local_database
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from kdq_core.spec import Site
+
+
+def nothing_yet(site: Site) -> bool:
+    """Whether the site has a local database that was never made."""
+    database = local_database(site.mlflow_uri)
+    return database is not None and not database.exists()
+
+
+def models(mlflow: MlflowClient) -> list[Any]:
+    """All registered models."""
+    found: list[Any] = []
+    token: str | None = None
+    while token != "":
+        page = mlflow.search_registered_models(max_results=100, page_token=token)
+        found += page
+        token = page.token or ""
+    return found
+
+
+def versions(mlflow: MlflowClient, name: str) -> list[Any]:
+    """All versions of a model, newest first."""
+    found: list[Any] = []
+    token: str | None = None
+    while token != "":
+        page = mlflow.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token or ""
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def model_named(mlflow: MlflowClient, name: str) -> Any:
+    """The model of that name.
+
+    Raises:
+        RecipeError: there is none; the message has the nearest name.
+    """
+    known = {str(model.name): model for model in models(mlflow)}
+    if name not in known:
+        raise unknown_model(name, list(known))
+    return known[name]
+
+
+def version_numbered(mlflow: MlflowClient, name: str, number: int) -> Any:
+    """The version of that number.
+
+    Raises:
+        RecipeError: there is no such model or version; the message has those there are.
+    """
+    model_named(mlflow, name)
+    known = {int(version.version): version for version in versions(mlflow, name)}
+    if number not in known:
+        numbers = ", ".join(map(str, sorted(known))) or "none"
+        raise RecipeError(f"model {name!r} has no version {number}. Versions: {numbers}.")
+    return known[number]
+
+
+def version_called(mlflow: MlflowClient, name: str, alias: str) -> Any:
+    """The version that has the alias now.
+
+    Raises:
+        RecipeError: there is no such model or alias; the message has those there are.
+    """
+    aliases = {str(known): int(number) for known, number in model_named(mlflow, name).aliases.items()}
+    if alias not in aliases:
+        near = did_you_mean(alias, aliases) or "."
+        raise RecipeError(f"model {name!r} has no alias {alias!r}{near} Aliases: {listing(aliases)}.")
+    return version_numbered(mlflow, name, aliases[alias])
+
+
+def unknown_model(name: str, names: list[str]) -> RecipeError:
+    """What is said of a model that is not there."""
+    hint = did_you_mean(name, names) or "."
+    return RecipeError(f"no registered model named {name!r}{hint} Registered: {listing(names)}.")
