@@ -20,6 +20,8 @@ _TYPES = {
     "integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
     "array": "a list", "object": "a mapping", "null": "null",
 }  # fmt: skip
+_CHOICE = "a choice"
+_PLUGIN = "a plug-in's name, or a mapping with its name as 'use'"
 
 
 def type_name(schema: Schema, root: Schema) -> str:
@@ -28,7 +30,9 @@ def type_name(schema: Schema, root: Schema) -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(type_name(part, root) for part in schema["anyOf"]))
     if "const" in schema or "enum" in schema:
-        return "a choice"
+        return _CHOICE
+    if "use" in schema.get("required", ()):
+        return _PLUGIN
     return _TYPES.get(schema.get("type", ""), "any value")
 
 
@@ -56,9 +60,12 @@ def _range(schema: Schema) -> str:
 
 
 def allowed(schema: Schema, root: Schema) -> str:
-    """Type and bounds in one phrase."""
+    """Type and bounds in one phrase; choices stand for their type."""
     words, limits = type_name(schema, root), bounds(schema, root)
-    return limits if limits and words == "a choice" else f"{words}, {limits}" if limits else words
+    types = words.split(" or ")
+    if limits and _CHOICE in types:
+        return " or ".join([limits, *(name for name in types if name != _CHOICE)])
+    return f"{words}, {limits}" if limits else words
 
 
 def resolve(schema: Schema, root: Schema) -> Schema:
@@ -115,8 +122,12 @@ def problems(
     """
     root = model.model_json_schema()
     lines: dict[Loc, str] = {}
-    for detail in error.errors():
-        loc, schema = _locate(root, detail["loc"])
+    found = error.errors()
+    for detail in found:
+        at = detail["loc"]
+        if detail["type"] == "too_short" and any(len(o["loc"]) > len(at) and o["loc"][: len(at)] == at for o in found):
+            continue  # pydantic counts the good items of a list alone
+        loc, schema = _locate(root, at)
         place = where(detail["loc"])
         text = _say(detail, loc, schema, root, key=key, of=f" {of}" if of else "")
         lines.setdefault(

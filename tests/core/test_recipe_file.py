@@ -123,6 +123,17 @@ def test_a_bomb_of_one_long_text_is_refused_too() -> None:
         (SHORT + "teacher: {fit: {clip_norm: -1}}",
          "r.yaml:3: key 'teacher.fit.clip_norm' is -1; allowed: a number or null, above 0"),
         (SHORT + "teacher: 3", "r.yaml:3: key 'teacher' is 3; allowed: a mapping"),
+        ("name: x\nworkload: [digits]",
+         "r.yaml:2: key 'workload' is ['digits']; allowed: a plug-in's name, or a mapping with its name as 'use'"),
+        (SHORT + "distill: {losses: [dkd, 3]}", "r.yaml:3: key 'distill.losses[1]' is 3; "
+         "allowed: a plug-in's name, or a mapping with its name as 'use'"),
+        (SHORT + "distill:\n  losses: 3", "r.yaml:4: key 'distill.losses' is 3; allowed: a list"),
+        (SHORT + "evaluate: [[size]]", "r.yaml:3: key 'evaluate[0]' is ['size']; "
+         "allowed: a plug-in's name, or a mapping with its name as 'use'"),
+        (SHORT + "teacher: {members: [{normalize: 3}]}",
+         "r.yaml:3: key 'teacher.members[0].normalize' is 3; allowed: a mapping or null"),
+        (SHORT + "gates: [{metric: a, at_least: 1, relative_to: float}]", "r.yaml:3: key 'gates[0].relative_to' is "
+         "'float'; allowed: 'int8' or 'student' or 'teacher' or null"),
         (SHORT + "kdq: 2", "r.yaml:3: key 'kdq' is 2; allowed: 1"),
         (SHORT + "evaluate: []", "r.yaml:3: key 'evaluate' is []; allowed: a list, at least 1 long"),
         (SHORT + "evaluate: [size, size]", "r.yaml:3: key 'evaluate': evaluator 'size' is listed twice"),
