@@ -60,7 +60,8 @@ def fit(
         model: any module; its parameters with `requires_grad` are trained.
         loss: gives the weighted terms of one batch.
         batches: gives the batches of one epoch, from 0; the same epoch must give the same batches. Of several
-            processes each takes its share of every batch, so that steps and batch size stay what `spec` says.
+            processes each takes its share of every batch, so that steps and batch size stay what `spec` says; a loss
+            that compares the samples of a batch compares those of the share.
         spec: epochs, optimizer, schedule.
         samples: number of samples of one epoch, for the learning-rate schedule.
         accelerator: device, precision and processes.

@@ -149,23 +149,34 @@ DISTRIBUTED = """
 import sys, torch
 from accelerate import Accelerator
 from torch import nn
+from kdq_core.distillation.combining import Part
+from kdq_core.distillation.taught import taught
 from kdq_core.spec import FitSpec
+from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch
-from kdq_core.training.fit import fit
+from kdq_core.training.fit import FitHooks, fit
+from kdq_distillers.fitnet import Fitnet
+from kdq_distillers.logit_kd import LogitKd
+
+class Hard:
+    def loss(self, outputs, batch):
+        return nn.functional.cross_entropy(outputs.logits, batch.targets)
 
 def batches(epoch):
     x = torch.randn(48, 4, generator=torch.Generator().manual_seed(epoch))
     for at in range(0, 48, 16):
         part = x[at:at + 16]
-        yield Batch(inputs=(part,), targets=(part.sum(1) > 0).long(), ids=torch.arange(at, at + 16))
-
-def hard(model, batch):
-    return {"hard": nn.functional.cross_entropy(model(*batch.inputs), batch.targets)}
+        labels = (part.sum(1) > 0).long() if at else None
+        yield Batch(inputs=(part,), targets=labels, ids=torch.arange(at, at + 16))
 
 torch.manual_seed(3)
-model, accelerator = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Accelerator(cpu=True)
-spec = FitSpec(epochs=3, batch_size=16, learning_rate=0.05, optimizer="sgd")
-history = fit(model, hard, batches, spec, samples=48, accelerator=accelerator)
+student, teacher = (nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)) for n in (8, 12))
+parts = [(Part("kd", LogitKd()), "auto"), (Part("hint", Fitnet()), "auto")]
+model, loss = taught(Hard(), parts, OnlineTeacher(teacher), student, next(batches(0)))
+assert any(name.startswith("projectors") for name, _ in model.named_parameters())
+spec, accelerator = FitSpec(epochs=3, batch_size=16, learning_rate=0.05, optimizer="sgd"), Accelerator(cpu=True)
+hooks = FitHooks(before_step=loss.before_step)
+history = fit(model, loss, batches, spec, samples=48, accelerator=accelerator, hooks=hooks)
 if accelerator.is_main_process:
     torch.save({"world": accelerator.num_processes, "weights": model.state_dict(),
                 "loss": [record.values["train/loss"] for record in history]}, sys.argv[1])
@@ -174,7 +185,10 @@ if accelerator.is_main_process:
 
 @pytest.mark.slow
 def test_two_processes_give_the_fit_of_one(tmp_path: Path) -> None:
-    """Each takes half of every batch; steps, learning rates, gradients and curves stay those of one process."""
+    """Each takes half of every batch; steps, learning rates, gradients and curves stay those of one process.
+
+    So it is with a teacher, projectors, and a batch without labels.
+    """
     (tmp_path / "fit.py").write_text(DISTRIBUTED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
