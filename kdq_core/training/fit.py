@@ -54,7 +54,7 @@ def fit(
     hooks: FitHooks | None = None,
     resume: Path | None = None,
 ) -> tuple[EpochRecord, ...]:
-    """Train `model` in place; one with 2-D convolutions computes channels last.
+    """Train `model` in place; one with 2-D convolutions computes channels last. It ends in eval mode and float32.
 
     Args:
         model: any module; its parameters with `requires_grad` are trained.
@@ -97,7 +97,7 @@ def fit(
             save_state(resume, accelerator.unwrap_model(model), optimizer, history)
     if layout is not None:
         layout.remove()
-    accelerator.unwrap_model(model).eval()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
     return tuple(history)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from kdq_core.errors import StageError
@@ -44,6 +45,23 @@ def test_a_fit_lowers_the_loss_and_records_every_epoch() -> None:
     history = fitted(model(), epochs=8)
     assert [record.epoch for record in history] == list(range(1, 9))
     assert history[-1].values["train/loss"] < 0.7 * history[0].values["train/loss"]
+
+
+@pytest.fixture
+def bf16() -> Iterator[Accelerator]:
+    """An accelerator of mixed precision; a process has one precision, so it is forgotten before and after."""
+    AcceleratorState._reset_state()
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state()
+
+
+def test_a_model_that_was_trained_in_bf16_answers_in_float32_afterwards(bf16: Accelerator) -> None:
+    trained, same = model(), model()
+    spec = FitSpec(epochs=1, batch_size=16)
+    fit(trained, hard, batches, spec, samples=48, accelerator=bf16)
+    same.load_state_dict(trained.state_dict())
+    x = next(batches(0)).inputs
+    assert torch.equal(trained(*x), same.eval()(*x))
 
 
 class StoppedError(Exception):
