@@ -206,6 +206,35 @@ def test_a_samples_answer_depends_neither_on_its_neighbours_nor_on_the_future(tm
     assert not np.array_equal(before[1:], after[1:])
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_given_state_beyond_its_grid_is_clipped_for_a_gru_and_widens_the_range_of_an_lstm(kind, tmp_path):
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = kind(6, 8, batch_first=True)
+
+        def forward(self, x, h):
+            h = h.transpose(0, 1).contiguous()
+            return self.layer(x, h if kind is nn.GRU else (h, h * 0))[0]
+
+    def inputs(count, data):
+        return torch.randn(count, 4, 6, generator=data), torch.rand(count, 1, 8, generator=data) * 2 - 1
+
+    model = Given()
+    files = shipped(model, inputs, tmp_path, quantize_outputs=False)
+    np.testing.assert_allclose(files.answers, files.integers, atol=1e-5)
+    x, h = files.x[0], 4 * files.x[1]
+    (answers,) = files.session.run((x.numpy(), h.numpy()))
+    with torch.no_grad():
+        simulated, real = files.converted(x, h).numpy(), model.eval()(x, h).numpy()
+    beyond = np.abs(simulated - real).max()
+    assert beyond > 0.1
+    if kind is nn.GRU:
+        np.testing.assert_allclose(answers, simulated, atol=1e-5)
+    else:
+        assert np.abs(answers - real).max() < beyond / 5
+
+
 @pytest.mark.parametrize(("name", "kernel"), [("lstm", "LSTM"), ("gru", "GRU")])
 def test_int8_weights_before_a_float_input_run_in_the_float_layer(name, kernel, tmp_path):
     files = shipped(TOY[name].model, TOY[name].inputs, tmp_path, only_weights=True)
