@@ -338,7 +338,7 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     """Measure the named sections and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
     parser.add_argument("--models", nargs="*", default=None)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file; the page lies beside it")
