@@ -74,8 +74,8 @@ measured does not meet its gate. The evaluators of KDQ give these metrics:
 - `size`: `bytes`, `weight_bytes_int8`, `weight_bytes_float`, `parameters`, `compression`
 - `latency`: `latency_p50_ms`, `latency_p95_ms`; but for the student also `speedup`
 - `coverage`, for `int8` alone: `coverage_macs`, `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
-- `parity`, for `int8` alone, against the converted model: `parity_flips`, `parity_ties`, `parity_p50_lsb`, `parity_p99_lsb`,
-  `parity_max_lsb`, `top1_converted`; against the trained one: `parity_prepared_flips` and so on, `top1_prepared`"""
+- `parity`, for `int8` alone, against the converted model: `parity_flips`, `parity_ties`, `parity_p50_lsb`,
+  `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained one: `parity_prepared_flips` and so on, `top1_prepared`"""
 LOSSES = """\
 A list in place of `use` and `options`. Each is a distiller's name, or a mapping:
 
@@ -106,8 +106,8 @@ SECTIONS = {
     "teacher.members.normalize": ("`teacher.members[].normalize`", ""),
     "teacher.cache": (
         "`teacher.cache`",
-        "What is kept of the teacher for every student to read: its logits for each training sample in each view. See\n"
-        "[how it works](how-it-works.md#what-is-kept-of-a-teacher).",
+        "What is kept of the teacher for every student to read: its logits, and if asked for its features, for each\n"
+        "training sample in each view. See [how it works](how-it-works.md#what-is-kept-of-a-teacher).",
     ),
     "distill": ("`distill`", "The float student, trained with the teacher's outputs: by one distiller, or by several."),
     "distill.losses": ("`distill.losses`", LOSSES),

@@ -9,18 +9,26 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdq_core.catalog import Catalog, kdq_code_version, named_plugins
 from kdq_core.errors import RecipeError
-from kdq_core.kinds import Kind, Plugin, Target, Workload
+from kdq_core.kinds import Distiller, Kind, Plugin, Target, Workload
 from kdq_core.spec import DistillerUse, Recipe, Site
 from kdq_core.store import sha256_file
 from kdq_core.teachers.spec import MemberSpec
 
 _PLACING = ("weights", "activations", "edges", "rules", "round_bias")
-_SHOWN_AS = {"soft": "distill", "grid": "quantize", "taught": "workload", "outputs": "teacher", "views": "teacher"}
+_SHOWN_AS = {
+    "soft": "distill",
+    "grid": "quantize",
+    "taught": "workload",
+    "outputs": "teacher",
+    "tapped": "teacher",
+    "views": "teacher",
+}
 """Use and options of a section without how its own stage trains, for the stages that only call the plug-in."""
 LIBRARIES = ("torch", "numpy", "accelerate", "onnx", "onnxscript", "onnxruntime")
 _ISA = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
@@ -33,11 +41,14 @@ class KeyParts:
         named = named_plugins(recipe)
         built = {(kind, name): catalog.build(kind, name, options) for kind, name, options, _ in named}
         losses = {use.title: _loss(use, catalog) for use in recipe.distill.distillers}
+        self.tapping = tuple(use for use in recipe.distill.distillers if _compares(built["distiller", use.use]))
+        """The distillers that compare features."""
         self._code = {
             kind: {name: catalog.code_version(catalog.find(k, name)) for k, name, _, _ in named if k == kind}
             for kind, _, _, _ in named
         }
         self._sections = _resolved(recipe, built, losses)
+        self._sections["tapped"] = {"cache": self._sections["outputs"]["cache"] | {"features": _taps(self.tapping)}}
         workload = built["workload", recipe.workload.use]
         assert isinstance(workload, Workload)
         self.workload = workload
@@ -63,6 +74,17 @@ class KeyParts:
         read = {_SHOWN_AS.get(name, name): self._sections[name] for name in (workload, *sections)}
         shared = {name: value for name, value in self._shared.items() if seeded or name != "seed"}
         return {"code": {"kdq": kdq_code_version(), **code}, "recipe": read, **shared}
+
+
+def _compares(plugin: Plugin) -> bool:
+    return isinstance(plugin, Distiller) and plugin.features != "none"
+
+
+def _taps(uses: Sequence[DistillerUse]) -> list[str]:
+    """What decides which of the teacher's modules are tapped: patterns of their paths, or `auto`."""
+    return sorted({theirs for use in uses if use.taps != "auto" for _, theirs in use.taps} | {
+        "auto" for use in uses if use.taps == "auto"
+    })  # fmt: skip
 
 
 def _loss(use: DistillerUse, catalog: Catalog) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from kdq_core.errors import PluginError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.gates import with_fitting_gates
 from kdq_core.keys import KeyParts
-from kdq_core.kinds import Distiller, takes_views
+from kdq_core.kinds import takes_views
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Store, canonical, sha256_of
 
@@ -62,7 +62,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     """Build every plug-in the recipe names once, and make the DAG. Imports no torch for house plug-ins."""
     recipe, note = with_fitting_gates(recipe, catalog)
     parts = KeyParts(recipe, site, catalog)
-    kept = _kept(recipe, parts, catalog)
+    kept = _kept(recipe, parts)
     taught: tuple[StageName, ...] = ("train_teacher", *(node.name for node in kept))
     views = () if kept else ("views",)
     nodes = (
@@ -98,15 +98,14 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     return Plan(recipe=recipe, site=site, nodes=nodes, note=note)
 
 
-def _kept(recipe: Recipe, parts: KeyParts, catalog: Catalog) -> tuple[StageNode, ...]:
-    """The stage that keeps the teacher's outputs, where the recipe wants it and no distiller reads its features.
+def _kept(recipe: Recipe, parts: KeyParts) -> tuple[StageNode, ...]:
+    """The stage that keeps the teacher's outputs, where the recipe wants it and all that the distillers read is kept.
 
     Raises:
         PluginError: the workload cannot give the same view of a sample twice.
     """
-    classes = [catalog.load_class(catalog.find("distiller", use.use)) for use in recipe.distill.distillers]
-    features = any(issubclass(found, Distiller) and found.features != "none" for found in classes)
-    if features or not recipe.teacher.cache.enabled:
+    cache, features = recipe.teacher.cache, bool(parts.tapping)
+    if not cache.enabled or (features and not cache.features):
         return ()
     if not takes_views(parts.workload):
         raise PluginError(
@@ -114,7 +113,9 @@ def _kept(recipe: Recipe, parts: KeyParts, catalog: Catalog) -> tuple[StageNode,
             "outputs cannot be kept: its batches() takes no 'view'; add `view: View | None = None`, which decides the "
             "augmentation, or write teacher: {cache: {enabled: false}}"
         )
-    made_of = parts.of("outputs", workload="taught", seeded=False)
+    # `auto` finds pairs by the shapes of both models, so what is kept then follows from the student's options too.
+    workload = "workload" if any(use.taps == "auto" for use in parts.tapping) else "taught"
+    made_of = parts.of("tapped" if features else "outputs", workload=workload, seeded=False)
     return (StageNode(name="cache_teacher", parents=("train_teacher",), parts=made_of),)
 
 

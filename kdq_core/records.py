@@ -58,7 +58,7 @@ class Checkpoint(Frozen):
 class StoredTensor(Frozen):
     """One flat, memory-mapped file of rows: that of sample i in view v is row v * samples + i."""
 
-    name: str = Field(description="'logits', or what stands for them under 'top_k'")
+    name: str = Field(description="'logits', or what stands for them under 'top_k'; 'features/' and a path")
     path: str = Field(description="file in the entry: values in little-endian order, nothing else")
     dtype: str = Field(description="as NumPy writes it, such as '<f2'")
     shape: tuple[int, ...] = Field(description="of one row")

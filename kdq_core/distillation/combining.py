@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from kdq_core.distillation.gap import gap
 from kdq_core.distillation.pairs import Pair
-from kdq_core.distillation.taps import tapping
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Workload
 from kdq_core.spec import Schedule
@@ -91,7 +90,8 @@ class DistillationLoss:
         Raises:
             StageError: a distiller needs labels that are not there, or features that the teacher does not give.
         """
-        student, (teacher, theirs) = outputs_of(model, batch), self._asked(batch)
+        student, paths = outputs_of(model, batch), teacher_paths(self.parts)
+        teacher = self.teacher(batch, paths) if paths else self.teacher(batch)
         distance = gap(student.logits, teacher.logits) if any(p.follows_the_gap for p in self.parts) else 0.0
         terms: dict[str, Tensor] = {}
         hard = 1.0
@@ -101,7 +101,7 @@ class DistillationLoss:
             ours = self.taught.features(index) if self.taught is not None else {}
             given = distiller.loss(
                 Outputs(student.logits, ours),
-                Outputs(teacher.logits, {pair.name: theirs[pair.teacher] for pair in part.pairs}),
+                Outputs(teacher.logits, {pair.name: teacher.features[pair.teacher] for pair in part.pairs}),
                 batch,
             )
             prefix = f"{part.name}/" if len(self.parts) > 1 else ""
@@ -111,19 +111,10 @@ class DistillationLoss:
             terms["hard"] = hard * self.workload.loss(student, batch)
         return terms
 
-    def teacher_shapes(self, batch: Batch) -> dict[str, tuple[int, ...]]:
-        """Shape of each tapped tensor of the teacher without the batch, by path."""
-        return {path: tuple(value.shape[1:]) for path, value in self._asked(batch)[1].items()}
 
-    def _asked(self, batch: Batch) -> tuple[Outputs, Mapping[str, Tensor]]:
-        """The teacher's outputs, and its tapped features by path."""
-        paths = [pair.teacher for part in self.parts for pair in part.pairs]
-        if not paths:
-            return self.teacher(batch), {}
-        model = teacher_model(self.teacher, self.parts)
-        with tapping(model, paths, "teacher") as seen:
-            outputs = self.teacher(batch)
-        return outputs, {path: value.detach().float() for path, value in seen.items()}
+def teacher_paths(parts: Iterable[Part]) -> tuple[str, ...]:
+    """The teacher's modules whose features are compared, each once."""
+    return tuple(dict.fromkeys(pair.teacher for part in parts for pair in part.pairs))
 
 
 def teacher_model(teacher: TeacherSource, parts: Iterable[Part]) -> nn.Module:

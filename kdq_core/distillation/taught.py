@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from kdq_core.distillation.combining import DistillationLoss, Part, teacher_model
+from kdq_core.distillation.combining import DistillationLoss, Part, teacher_model, teacher_paths
 from kdq_core.distillation.pairs import Taps, resolved
 from kdq_core.distillation.taps import graph_forward, tapping
 from kdq_core.errors import StageError
@@ -87,6 +87,7 @@ def taught(
     batch: Batch,
     *,
     plain: nn.Module | None = None,
+    pairing: TeacherSource | None = None,
 ) -> tuple[nn.Module, DistillationLoss]:
     """The module to fit, and its loss.
 
@@ -97,6 +98,7 @@ def taught(
         student: what is trained, on the device of `batch`; a module, or its captured graph.
         batch: some samples, to learn shapes from.
         plain: the module that `student` was captured from, on any device.
+        pairing: a teacher with a module behind it, to find pairs and shapes with, where `teacher` says what was kept.
 
     Returns:
         `student` itself where no distiller compares features, else a `Taught`.
@@ -107,18 +109,43 @@ def taught(
     """
     if all(part.distiller.features == "none" for part, _ in parts):
         return student, DistillationLoss(workload, (part for part, _ in parts), teacher)
-    source = teacher_model(teacher, (part for part, _ in parts))
-    ours = student if plain is None else plain
-    inputs = tuple(x.to(_device(ours, batch)) for x in batch.inputs)
-    run = (lambda: ours(*inputs)), (lambda: teacher(batch))
-    found = [
-        replace(part, pairs=resolved(taps, ours, source, run, part.name)) if part.distiller.features != "none" else part
-        for part, taps in parts
-    ]
+    asked = teacher if pairing is None else pairing
+    found = paired(parts, student if plain is None else plain, asked, batch)
     module = Taught(student, found)
     loss = DistillationLoss(workload, found, teacher, module)
-    _project(module, found, module.shapes(*batch.inputs), loss.teacher_shapes(batch))
+    theirs = {path: tuple(value.shape[1:]) for path, value in asked(batch, teacher_paths(found)).features.items()}
+    _project(module, found, module.shapes(*batch.inputs), theirs)
     return module.to(batch.inputs[0].device), loss
+
+
+def paired(
+    parts: Sequence[tuple[Part, Taps]], student: nn.Module, teacher: TeacherSource, batch: Batch
+) -> tuple[Part, ...]:
+    """The parts with the pairs of modules they compare.
+
+    Pairs follow from the paths of both models and the shapes of what they give, not from weights: an untrained student
+    has the same.
+
+    Args:
+        parts: the distillers, each with its taps.
+        student: a plain module, on any device.
+        teacher: one with a module behind it.
+        batch: some samples, on the teacher's device.
+
+    Raises:
+        RecipeError: a tap fits nothing.
+        StageError: a distiller compares features that the teacher cannot give.
+    """
+    if all(part.distiller.features == "none" for part, _ in parts):
+        return tuple(part for part, _ in parts)
+    source = teacher_model(teacher, (part for part, _ in parts))
+    inputs = tuple(x.to(_device(student, batch)) for x in batch.inputs)
+    run = (lambda: student(*inputs)), (lambda: teacher(batch))
+    return tuple(
+        part if part.distiller.features == "none"
+        else replace(part, pairs=resolved(taps, student, source, run, part.name))
+        for part, taps in parts
+    )  # fmt: skip
 
 
 def _project(

@@ -9,6 +9,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from kdq_core.distillation.combining import teacher_paths
+from kdq_core.distillation.taught import paired
 from kdq_core.records import TeacherOutputs
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.teachers.build import build_outputs
@@ -23,13 +25,14 @@ def cache_teacher(context: StageContext) -> TeacherOutputs:
     spec, workload, device = context.recipe.teacher.cache, context.workload, context.accelerator().device
     teacher = online_teacher(context, device, half=spec.form == "fp16")
     samples, folder = workload.samples("train"), context.scratch.parent / "outputs"
+    paths = _tapped(context, teacher, device) if spec.features else ()
 
     def batches(number: int) -> Iterable[Batch]:
         for batch in workload.batches("train", batch_size=EVALUATION_BATCH, view=context.view(number)):
             yield replace(batch, view=number)
 
     def ask(batch: Batch) -> Outputs:
-        return teacher(to_device(batch, device))
+        return teacher(to_device(batch, device), paths)
 
     def tell(done: int, total: int) -> None:
         context.emit({"event": "progress", "stage": context.stage, "done": done, "total": total, "note": "samples"})
@@ -46,6 +49,17 @@ def cache_teacher(context: StageContext) -> TeacherOutputs:
         classes=build.classes,
         tensors=build.tensors,
     )
+
+
+def _tapped(context: StageContext, teacher: OnlineTeacher, device: torch.device) -> tuple[str, ...]:
+    """The teacher's modules that the recipe's distillers compare with modules of the student."""
+    student = context.workload.student()
+    return teacher_paths(paired(context.distillers, student, teacher, two_samples(context, device)))
+
+
+def two_samples(context: StageContext, device: torch.device) -> Batch:
+    """Validation samples to learn paths and shapes from, the same in each stage."""
+    return to_device(next(iter(context.workload.batches("validation", batch_size=2))), device)
 
 
 def teacher_source(context: StageContext, device: torch.device) -> TeacherSource:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdq_core.errors import StageError
 from kdq_core.records import StoredTensor
-from kdq_core.teachers.encoding import encode, layout
+from kdq_core.teachers.encoding import FEATURES, encode, encode_features, feature_layout, layout
 from kdq_core.teachers.rows import Rows, reserve, row_bytes
 from kdq_core.teachers.spec import CacheSpec
 from kdq_core.tensors import Batch, Outputs
@@ -65,7 +65,7 @@ def build_outputs(
     """Fill the files in `folder`.
 
     Args:
-        teacher: gives float32 logits for a batch.
+        teacher: gives float32 logits for a batch, and the features to be kept, by path.
         batches: gives the batches of one view, by its number; the same ones each time.
         spec: views, form, limit.
         samples: number of samples of one view.
@@ -73,7 +73,8 @@ def build_outputs(
         on_batch: called with rows done and rows in all.
 
     Raises:
-        StageError: a logit is no finite number, the samples are not 0 to N-1, or the cache would be too large.
+        StageError: a value is no finite number, a sample's have another shape, the samples are not 0 to N-1, or the
+            cache would be too large.
     """
     build = _found(folder, spec.views * samples)
     for view in range(build.views if build else 0, spec.views):
@@ -82,9 +83,9 @@ def build_outputs(
             _mark(seen, batch)
             if build is not None and number < build.batches:
                 continue
-            logits = teacher(batch).logits
-            build = build or _made(folder, tuple(logits.shape[1:]), spec, samples)
-            _put(build, logits, batch, spec, view, samples)
+            said = teacher(batch)
+            build = build or _made(folder, said, spec, samples)
+            _put(build, said, batch, spec, view, samples)
             build.batches = number + 1
             on_batch(view * samples + int(seen.sum()), spec.views * samples)
             if time.monotonic() - told > RECORD_SECONDS:
@@ -112,42 +113,66 @@ def _found(folder: Path, count: int) -> Build | None:
     return Build(folder, tensors, rows, said["classes"], said["views"], said["batches"])
 
 
-def _made(folder: Path, shape: tuple[int, ...], spec: CacheSpec, samples: int) -> Build:
-    tensors, count = layout(shape, spec), spec.views * samples
-    size = count * sum(row_bytes(tensor) for tensor in tensors)
-    if size > spec.limit_gb * 1e9:
-        raise StageError(
-            f"the teacher's outputs for {samples} samples in {spec.views} views take {size / 1e9:.3g} GB, more than "
-            f"'teacher.cache.limit_gb', {spec.limit_gb:g}; ask for fewer views, fp16 or a top_k, raise the limit, or "
-            "run the teacher beside the student with teacher: {cache: {enabled: false}}"
-        )
+def _made(folder: Path, said: Outputs, spec: CacheSpec, samples: int) -> Build:
+    shape = tuple(said.logits.shape[1:])
+    tensors, count = (*layout(shape, spec), *feature_layout(said.features, spec)), spec.views * samples
+    sizes = {tensor.name: count * row_bytes(tensor) for tensor in tensors}
+    if sum(sizes.values()) > spec.limit_gb * 1e9:
+        raise StageError(_too_large(sizes, spec, samples))
     folder.mkdir(parents=True, exist_ok=True)
     for tensor in tensors:
-        reserve(folder / tensor.path, count * row_bytes(tensor))
+        reserve(folder / tensor.path, sizes[tensor.name])
     rows = {tensor.name: Rows(folder / tensor.path, tensor, count, writable=True) for tensor in tensors}
     return Build(folder, tensors, rows, classes=shape[-1])
 
 
-def _put(build: Build, logits: Tensor, batch: Batch, spec: CacheSpec, view: int, samples: int) -> None:
-    encoded = encode(logits, spec)
-    for name, values in encoded.items():
+def _too_large(sizes: Mapping[str, int], spec: CacheSpec, samples: int) -> str:
+    largest = sorted((name for name in sizes if name.startswith(FEATURES)), key=lambda name: -sizes[name])
+    total, words = sum(sizes.values()), [f"{name.removeprefix(FEATURES)!r} {sizes[name] / 1e9:.3g}" for name in largest]
+    features = f" (features of {', '.join(words)})" if words else ""
+    ask, off = ("fewer views or fewer taps", "features") if words else ("fewer views, fp16 or a top_k", "enabled")
+    return (
+        f"the teacher's outputs for {samples} samples in {spec.views} views take {total / 1e9:.3g} GB{features}, more "
+        f"than 'teacher.cache.limit_gb', {spec.limit_gb:g}; ask for {ask}, raise the limit, or run the teacher beside "
+        f"the student with teacher: {{cache: {{{off}: false}}}}"
+    )
+
+
+def _put(build: Build, said: Outputs, batch: Batch, spec: CacheSpec, view: int, samples: int) -> None:
+    given = {f"{FEATURES}{path}": value for path, value in said.features.items()}
+    for name, values in (encode(said.logits, spec) | encode_features(said.features, spec)).items():
+        kept = next(tensor.shape for tensor in build.tensors if tensor.name == name)
+        if values.shape != (len(batch.ids), *kept):
+            raise StageError(
+                f"{_called(name)} have the shape {values.shape} for a batch of {len(batch.ids)} samples, where "
+                f"{(len(batch.ids), *kept)} was expected from the first batch; what is kept has one shape for every "
+                "sample: pad the inputs to one length, or run the teacher beside the student with "
+                f"teacher: {{cache: {{{'features' if name in given else 'enabled'}: false}}}}"
+            )
         finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not finite.all():
-            raise StageError(_not_finite(logits, batch, int(finite.argmin()), view))
+            row = int(finite.argmin())
+            value = given.get(name, said.logits)[row]
+            raise StageError(_not_finite(name, value, f"sample {int(batch.ids[row])} in view {view}"))
         build.rows[name].write(view * samples + batch.ids.cpu().numpy(), values)
 
 
-def _not_finite(logits: Tensor, batch: Batch, row: int, view: int) -> str:
-    where = f"sample {int(batch.ids[row])} in view {view}"
-    wrong = logits[row][~logits[row].isfinite()]
+def _called(name: str) -> str:
+    path = name.removeprefix(FEATURES)
+    return "the teacher's logits" if path == name else f"the teacher's features of {path!r}"
+
+
+def _not_finite(name: str, value: Tensor, where: str) -> str:
+    """What is said of `value`, one sample's, that is no finite number, or is none as it is kept."""
+    one = "logit" if not name.startswith(FEATURES) else f"feature of {name.removeprefix(FEATURES)!r}"
+    wrong = value[~value.isfinite()]
     if not wrong.numel():
-        largest = float(logits[row].abs().max())
         return (
-            f"the teacher's largest logit for {where} is {largest:g}, beyond fp16, which ends at 65504; "
-            "write teacher: {cache: {form: fp32}}, or check the teacher"
+            f"the teacher's largest {one} for {where} is {float(value.abs().max()):g}, beyond fp16, which ends at "
+            "65504; write teacher: {cache: {form: fp32}}, or check the teacher"
         )
     return (
-        f"the teacher gave a logit of {float(wrong.flatten()[0])} for {where}, so no student can learn from it; "
+        f"the teacher gave a {one} of {float(wrong.flatten()[0])} for {where}, so no student can learn from it; "
         "check the teacher's weights and the data for NaN"
     )
 

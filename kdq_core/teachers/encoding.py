@@ -1,6 +1,7 @@
 """How a teacher's logits become rows of a file, and logits again.
 
-What: whole rows in fp16 or fp32; or the k largest logits of a row with the probability left for all others.
+What: whole rows in fp16 or fp32; or the k largest logits of a row with the probability left for all others. Features
+    are whole rows, always.
 Formula: with top-k, `rest = logsumexp(the other C - k logits) - log(C - k)` stands for each of the others, so that the
     softmax of a row keeps the probabilities of the k largest and the sum of the others.
 Limits: with top-k, temperatures other than 1 see the others as equal; fp16 has 11 bits, a relative error of 2^-11.
@@ -20,6 +21,8 @@ from kdq_core.records import StoredTensor
 from kdq_core.teachers.spec import CacheSpec
 
 LOGITS, TOP, INDEX, REST = "logits", "top", "top_index", "top_rest"
+FEATURES = "features/"
+"""Begins the name of what a tapped module gave; its path follows."""
 DTYPES = {"fp16": "<f2", "fp32": "<f4"}
 
 
@@ -41,6 +44,30 @@ def layout(shape: tuple[int, ...], spec: CacheSpec) -> tuple[StoredTensor, ...]:
     kept = (*outer, spec.top_k)
     index = "<u2" if classes <= 1 << 16 else "<i4"
     return (_stored(TOP, kind, kept), _stored(INDEX, index, kept), _stored(REST, kind, tuple(outer)))
+
+
+def feature_layout(features: Mapping[str, Tensor], spec: CacheSpec) -> tuple[StoredTensor, ...]:
+    """The files for features `[B, ...]` by path; `top_k` is of logits alone."""
+    return tuple(
+        StoredTensor(
+            name=f"{FEATURES}{path}",
+            path=f"features-{number}.bin",
+            dtype=DTYPES[spec.form],
+            shape=tuple(features[path].shape[1:]),
+        )
+        for number, path in enumerate(sorted(features))
+    )
+
+
+def encode_features(features: Mapping[str, Tensor], spec: CacheSpec) -> dict[str, np.ndarray]:
+    """Rows by name of the file, for float32 features `[B, ...]` by path."""
+    with np.errstate(over="ignore"):  # the caller looks for infinities
+        return {f"{FEATURES}{path}": x.cpu().numpy().astype(DTYPES[spec.form]) for path, x in features.items()}
+
+
+def decode_feature(rows: np.ndarray, device: torch.device) -> Tensor:
+    """Float32 features `[B, ...]` on `device`."""
+    return torch.from_numpy(rows).to(device, non_blocking=True).float()
 
 
 def encode(logits: Tensor, spec: CacheSpec) -> dict[str, np.ndarray]:

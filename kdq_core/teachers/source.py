@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from kdq_core.distillation.taps import tapping
 from kdq_core.errors import StageError, listing
 from kdq_core.records import TeacherOutputs
 from kdq_core.store import Entry
-from kdq_core.teachers.encoding import decode
+from kdq_core.teachers.encoding import FEATURES, decode, decode_feature
 from kdq_core.teachers.rows import Rows
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.layout import channels_last
@@ -22,8 +23,8 @@ from kdq_core.training.losses import outputs_of
 class TeacherSource(Protocol):
     """Gives the teacher's outputs for a batch, without gradients."""
 
-    def __call__(self, batch: Batch) -> Outputs:
-        """Its outputs, on the device of the batch's inputs."""
+    def __call__(self, batch: Batch, paths: Sequence[str] = ()) -> Outputs:
+        """Its outputs, on the device of the batch's inputs; `features` are those of its modules at `paths`, by path."""
 
 
 class OnlineTeacher:
@@ -41,15 +42,17 @@ class OnlineTeacher:
         self.half = half
         self._layout_chosen = False
 
-    def __call__(self, batch: Batch) -> Outputs:
-        """Outputs in float32."""
+    def __call__(self, batch: Batch, paths: Sequence[str] = ()) -> Outputs:
+        """Outputs, and features of the modules at `paths`, in float32."""
         device = batch.inputs[0].device.type
         read = reading(batch, self.inputs)
         if not self._layout_chosen:
             self._layout_chosen = True
             channels_last(self.model, read.inputs)
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.half):
-            return in_float32(outputs_of(self.model, read))
+        half = torch.autocast(device, torch.bfloat16, enabled=self.half)
+        with torch.no_grad(), half, tapping(self.model, paths, "teacher") as seen:
+            outputs = outputs_of(self.model, read)
+        return in_float32(replace(outputs, features=seen))
 
 
 class CachedTeacher:
@@ -72,6 +75,7 @@ class CachedTeacher:
         """
         assert isinstance(entry.record, TeacherOutputs)
         self.record = record = entry.record
+        self._folder = entry.folder
         for what, asked, kept in (("teacher", teacher, record.teacher), ("data", data, record.data)):
             if asked != kept:
                 raise StageError(
@@ -81,11 +85,11 @@ class CachedTeacher:
         count = record.views * record.samples
         self._rows = {tensor.name: Rows(entry.file(tensor.path), tensor, count) for tensor in record.tensors}
 
-    def __call__(self, batch: Batch) -> Outputs:
-        """Outputs in float32.
+    def __call__(self, batch: Batch, paths: Sequence[str] = ()) -> Outputs:
+        """Outputs, and features of the modules at `paths`, in float32.
 
         Raises:
-            StageError: a sample, or the view, is not among those kept.
+            StageError: a sample, the view or a module's features are not among those kept.
         """
         ids = batch.ids.cpu().numpy()
         outside = ids[(ids < 0) | (ids >= self.record.samples)]
@@ -100,8 +104,21 @@ class CachedTeacher:
                 "keep more, or train on those in turn"
             )
         at = batch.view * self.record.samples + ids
-        read = {name: rows.read(at) for name, rows in self._rows.items()}
-        return Outputs(decode(read, self.record.classes, batch.inputs[0].device))
+        read = {name: rows.read(at) for name, rows in self._rows.items() if not name.startswith(FEATURES)}
+        device = batch.inputs[0].device
+        features = {path: decode_feature(self._features(path).read(at), device) for path in paths}
+        return Outputs(decode(read, self.record.classes, device), features)
+
+    def _features(self, path: str) -> Rows:
+        rows = self._rows.get(f"{FEATURES}{path}")
+        if rows is None:
+            kept = [name.removeprefix(FEATURES) for name in self._rows if name.startswith(FEATURES)]
+            raise StageError(
+                f"the student is to be compared with the teacher's {path!r}, but the kept teacher outputs in "
+                f"{str(self._folder)!r} have features of: {listing(kept)}; delete that folder and run again: they are "
+                "computed anew"
+            )
+        return rows
 
 
 def reading(batch: Batch, names: Sequence[str]) -> Batch:

@@ -83,4 +83,15 @@ class CacheSpec(Frozen):
     top_k: int | None = Field(
         default=None, ge=1, description="keep the largest k logits and the probability left for all others; none: all"
     )
+    features: bool = Field(
+        default=False,
+        description="keep, beside the logits, what the teacher's tapped modules give, where a distiller compares "
+        "features; false: the teacher then runs beside every student",
+    )
     limit_gb: float = Field(default=10.0, gt=0, le=1e6, description="a larger cache is refused before it is built")
+
+    @model_validator(mode="after")
+    def _kept_where_anything_is(self) -> CacheSpec:
+        if self.features and not self.enabled:
+            raise ValueError("'features' are to be kept, but the cache is not 'enabled'; leave one of the two out")
+        return self
