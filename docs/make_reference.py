@@ -75,7 +75,8 @@ measured does not meet its gate. The evaluators of KDQ give these metrics:
 - `latency`: `latency_p50_ms`, `latency_p95_ms`; but for the student also `speedup`
 - `coverage`, for `int8` alone: `coverage_macs`, `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
 - `parity`, for `int8` alone, against the converted model: `parity_flips`, `parity_ties`, `parity_p50_lsb`,
-  `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained one: `parity_prepared_flips` and so on, `top1_prepared`"""
+  `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained one: `parity_prepared_flips` and so on,
+  `top1_prepared`"""
 LOSSES = """\
 A list in place of `use` and `options`. Each is a distiller's name, or a mapping:
 
