@@ -21,7 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from kdq_core.spec import Recipe, Site
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
-from kdq_flows.pipeline import Pipeline
+from kdq_flows.pipeline import Pipeline, name_of
 from kdq_flows.result import RunResult, table_of
 from kdq_flows.retrying import prefect_options
 from kdq_flows.schedules import too_late
@@ -52,8 +52,14 @@ def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
     return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
 
 
+def run_name() -> str:
+    """What a scheduled run is called: as `kdq run` names one, the recipe's name and the time at which it starts."""
+    return name_of(runtime.flow_run.parameters["recipe"]["name"])
+
+
 @flow(
     name="kdq-compress",
+    flow_run_name=run_name,
     validate_parameters=False,
     persist_result=False,
     task_runner=ThreadPoolTaskRunner(max_workers=8),
@@ -83,7 +89,7 @@ def compress_flow(
     claim(runtime.flow_run.id)
     where = Site.model_validate(site) if site else Site.from_environment()
     reconcile(where)
-    pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()))
+    pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
     token = uuid.uuid4().hex
     _PIPELINES[token] = pipeline
     try:

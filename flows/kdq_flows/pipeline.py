@@ -32,6 +32,7 @@ class Pipeline:
     """The state of one run in this process; safe to call from several threads.
 
     Attributes:
+        name: of the run, in Prefect, in MLflow and of its folder of logs.
         plan: what is run.
         observer: is told what happens.
         entries: verified store entries of the stages that are done.
@@ -39,7 +40,7 @@ class Pipeline:
         errors: why stages failed, by stage.
     """
 
-    def __init__(self, recipe: Recipe, site: Site, observer: Observer | None = None) -> None:
+    def __init__(self, recipe: Recipe, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
         self.catalog = Catalog.load()
         self.observer: Observer = observer or Silent()
         teachers: dict[str, str] = {}
@@ -52,7 +53,7 @@ class Pipeline:
         self.entries: dict[str, Entry] = {}
         self.cancelled = threading.Event()
         self.errors: dict[str, KdqError] = {}
-        self.name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.name = name or name_of(recipe.name)
         self.logs = site.home / "logs" / self.name
         self.tracking = RunTracking(self.plan, self.name, {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)})
         self._warm: WarmWorker | None = None
@@ -245,6 +246,11 @@ class Pipeline:
 
     def _lifecycle(self, hook: str, node: StageNode, key: str, **facts: Any) -> None:
         self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)
+
+
+def name_of(recipe: str) -> str:
+    """Name of a run that starts now."""
+    return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def failure(error: BaseException) -> KdqError:

@@ -17,6 +17,7 @@ from kdq_flows.environment import apply_environment, prefect_environment
 from kdq_flows.owner import host
 from kdq_flows.processes import Managed, ProcessRecord
 from kdq_flows.reconcile import close_unbegun, reconcile
+from kdq_flows.run_lines import RunLines
 from kdq_flows.schedules import POOL, ensure_pool
 from kdq_flows.servers import PREFECT, WORKER, ensure_prefect
 
@@ -57,7 +58,8 @@ def _serve(site: Site, stop: threading.Event, say: Say) -> None:
         _prepare(site, api)
         _close(site, say)
         say(f"serving pool {POOL!r} from {api}; Ctrl-C ends it")
-        _watch(site, api, stop, say)
+        lines = RunLines(POOL, say)
+        _watch(site, api, stop, say, lines)
     finally:
         processes.stop(site, WORKER)
         _close(site, say)
@@ -78,8 +80,8 @@ def _prepare(site: Site, api: str) -> None:
     ensure_zombie_automation()
 
 
-def _watch(site: Site, api: str, stop: threading.Event, say: Say) -> None:
-    """Start the worker and start it again when it dies, more slowly each time; the server likewise."""
+def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLines) -> None:
+    """Start the worker and start it again when it dies, more slowly each time; the server likewise. Tell of runs."""
     wait, since = LOOK_SECONDS, time.monotonic()
     worker: ProcessRecord | None = None
     while not stop.is_set():
@@ -93,6 +95,7 @@ def _watch(site: Site, api: str, stop: threading.Event, say: Say) -> None:
             worker, since = start_worker(site, api), time.monotonic()
             say(f"worker {worker.pid} started")
         stop.wait(LOOK_SECONDS)
+        lines.look()
         if site.prefect_api is None and not _own_server_runs(site) and not stop.is_set():
             api = _restart_server(site, say) or api
 

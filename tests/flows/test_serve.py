@@ -2,10 +2,15 @@
 (the server imports) and SQLAlchemy (its scheduler creates runs)."""
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from uuid import NAMESPACE_DNS, uuid4, uuid5
 
 import pytest
 
@@ -13,6 +18,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.spec import Recipe, Site
 from kdq_flows import processes
 from kdq_flows.doctor import check_scheduler, doctor
+from kdq_flows.run_lines import RunLines
 from kdq_flows.schedules import deploy
 from kdq_flows.serve import serve
 
@@ -39,6 +45,7 @@ def test_an_interval_deployment_fires_twice_by_itself_and_a_killed_worker_is_rep
     fired = prefect_site.home / "fired.txt"
     try:
         assert wait_for(lambda: fired.exists() and len(fired.read_text().splitlines()) >= 2, 120), said
+        assert wait_for(lambda: any(" ended as " in line for line in said), 30), said
         worker = processes.read_record(prefect_site, "worker")
         assert worker is not None
         with pytest.raises(RecipeError) as caught:
@@ -55,10 +62,46 @@ def test_an_interval_deployment_fires_twice_by_itself_and_a_killed_worker_is_rep
     assert len({line.split()[2] for line in lines}) == len(lines), "each run is a process of its own"
     assert processes.read_record(prefect_site, "worker") is None
     assert said[-1] == "stopped"
+    ended = next(line for line in said if " ended as " in line)
+    name = ended.split("'")[1]
+    assert re.fullmatch(rf"run '{name}' ended as Completed in [0-9.]+ s", ended)
+    assert said.index(f"run {name!r} started") < said.index(ended)
     assert str(caught.value) == (
         f"another 'kdq serve' is at work in {str(prefect_site.home)!r}; end it first, "
         "or choose another home with KDQ_HOME"
     )
+
+
+def test_a_run_is_told_once_when_it_starts_and_once_when_it_ends() -> None:
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.states import Cancelled, Completed, Failed, Running
+
+    began = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+    def run(name: str, state: Any, **fields: Any) -> FlowRun:
+        at = {"id": uuid5(NAMESPACE_DNS, name), "flow_id": uuid4(), "start_time": began, "run_count": 1, **fields}
+        return FlowRun(name=name, state=state, **at)
+
+    said = list[str]()
+    lines, late = RunLines("kdq", said.append), {"end_time": began + timedelta(seconds=51.24)}
+    lines.tell([run("a", Running()), run("unbegun", Running(), start_time=None)])
+    lines.tell([run("a", Running())])
+    lines.tell([run("a", Completed(), **late), run("c", Failed(message="StageError: no data\n  at"), **late)])
+    lines.tell([run("a", Completed(), **late), run("d", Cancelled(message="no slot"), run_count=0)])
+    assert said == [
+        "run 'a' started", "run 'a' ended as Completed in 51.2 s", "run 'c' started",
+        "run 'c' ended as Failed in 51.2 s: StageError: no data", "run 'd' did not start: no slot",
+    ]  # fmt: skip
+
+
+def test_scheduled_runs_are_named_like_those_of_kdq_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdq_flows import flow
+
+    assert flow.compress_flow.flow_run_name is flow.run_name
+    recipe = Recipe(name="nightly", workload="digits").model_dump(mode="json")
+    run = SimpleNamespace(parameters={"recipe": recipe})
+    monkeypatch.setattr(flow, "runtime", SimpleNamespace(flow_run=run))
+    assert re.fullmatch(r"nightly-\d{8}-\d{6}", flow.run_name())
 
 
 def _worker_pid(site: Site) -> int | None:
