@@ -1,4 +1,8 @@
-"""Channels last: the memory layout in which 2-D convolutions train fastest."""
+"""Channels last: the memory layout in which 2-D convolutions train fastest.
+
+Not for every model: on x86 CPUs oneDNN's backward pass of a 1x1 convolution with a stride, less than 16 input channels
+and channels last writes beyond its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
+
+CONV2D = torch.ops.aten.conv2d.default
+CHANNEL_BLOCK = 16
+"""Channels that oneDNN takes at a time, at most."""
 
 
 def channels_last(model: nn.Module, inputs: tuple[Tensor, ...]) -> RemovableHandle | None:
     """Let `model` compute channels last, if it has 2-D convolutions: its weights now, its images at each call.
 
-    A model that calls `view` on images wants their values one after another, and stays as it is.
+    A model that calls `view` on images wants their values one after another, and stays as it is. One that would write
+    beyond its memory computes channels first: its images are laid out so at each call.
 
     Args:
         model: on any device.
@@ -26,6 +35,8 @@ def channels_last(model: nn.Module, inputs: tuple[Tensor, ...]) -> RemovableHand
     if not (has_planes(model.parameters()) and has_planes(inputs)):
         return None
     device = next(model.parameters()).device
+    if device.type == "cpu" and overflows(model):
+        return model.register_forward_pre_hook(channels_first)
     try:
         with torch.no_grad():
             copy.deepcopy(model).eval()(*lay_out_inputs(model, tuple(x[:2].to(device) for x in inputs)))
@@ -52,3 +63,36 @@ def lay_out_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
     return tuple(
         x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x for x in inputs
     )
+
+
+def channels_first(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG001 - a forward pre-hook
+    """The same inputs, those of shape `[B, C, H, W]` with the strides of that order, also where one axis has length 1.
+
+    PyTorch takes a single channel with a stride of 1 for channels last.
+    """
+    return tuple(
+        torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x) if isinstance(x, Tensor) and x.dim() == 4 else x
+        for x in inputs
+    )
+
+
+def overflows(model: nn.Module) -> bool:
+    """Whether `model`, a module or a captured graph, has a convolution that oneDNN cannot train channels last."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and _overflows(module.weight, module.stride):
+            return True
+        nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+        for node in nodes:
+            if node.target is CONV2D:
+                weight = node.args[1]
+                while weight.op == "call_module":  # a fake-quantizer
+                    weight = weight.args[0]
+                stride = node.args[3] if len(node.args) > 3 else 1
+                if weight.op == "get_attr" and _overflows(module.get_parameter(str(weight.target)), stride):
+                    return True
+    return False
+
+
+def _overflows(weight: Tensor, stride: Any) -> bool:
+    strides = (stride,) if isinstance(stride, int) else tuple(stride)
+    return tuple(weight.shape[2:]) == (1, 1) and max(strides) > 1 and weight.shape[1] < CHANNEL_BLOCK

@@ -152,7 +152,7 @@ def augmented(images: np.ndarray, view: View) -> np.ndarray:
     columns = resampling(1 + SCALE * scale, SHIFT * right)
     moved = rows @ images[:, 0] @ columns.transpose(0, 2, 1)
     noisy = moved + np.float32(NOISE) * random.standard_normal(moved.shape, dtype=np.float32)
-    clipped: np.ndarray = noisy.clip(0, 1)[:, None]
+    clipped: np.ndarray = noisy.clip(0, 1).reshape(-1, 1, 8, 8)  # [:, None] gives strides of channels last
     return clipped
 
 

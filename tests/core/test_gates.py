@@ -6,7 +6,7 @@ import pytest
 
 from kdq_core.catalog import Catalog
 from kdq_core.errors import StageError
-from kdq_core.gates import check_required
+from kdq_core.gates import check_required, judge
 from kdq_core.plan import make_plan
 from kdq_core.records import EvaluationReport, Metric, OperatorCoverage
 from kdq_core.spec import DEFAULT_GATES, Gate, Recipe, Site
@@ -40,6 +40,16 @@ def test_a_required_gate_that_is_not_met_names_what_runs_in_float():
 def test_gates_that_are_met_or_not_required_let_the_run_go_on():
     check_required((Gate(metric="coverage_macs", at_least=1.0, required=True),), report(1.0), FLOATS)
     check_required((Gate(metric="top1", at_least=0.9),), report(0.5), FLOATS)
+
+
+def test_what_is_noted_with_a_metric_is_told_where_its_gate_is_not_met():
+    flips = Metric(name="parity_flips", value=3, unit="count", direction="lower", note="they part at stem")
+    report = EvaluationReport(models={"int8": (flips,)})
+    assert [v.note for at_most in (2, 3) for v in judge((Gate(metric="parity_flips", at_most=at_most),), report)] == [
+        "they part at stem", "",
+    ]  # fmt: skip
+    with pytest.raises(StageError, match=r"int8 parity_flips ≤ 2: 3, bound 2 \(they part at stem\); nothing was"):
+        check_required((Gate(metric="parity_flips", at_most=2, required=True),), report, ())
 
 
 def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():

@@ -16,10 +16,10 @@ def test_gates_tell_rule_value_bound_and_verdict(report_of: Callable[..., Evalua
     gates = (*DEFAULT_GATES, Gate(metric="latency_p50_ms", at_most=1.5))
     told = [v.model_dump() for v in judge(gates, report_of(top1=0.9, coverage=1.0, flips=2.0))]
     assert told == [
-        {"rule": "int8 top1 ≥ 0.95 x teacher top1", "value": 0.9, "bound": 0.95 * 0.98, "met": False},
-        {"rule": "int8 coverage_macs ≥ 1", "value": 1.0, "bound": 1.0, "met": True},
-        {"rule": "int8 parity_flips ≤ 0", "value": 2.0, "bound": 0.0, "met": False},
-        {"rule": "int8 latency_p50_ms ≤ 1.5", "value": None, "bound": 1.5, "met": False},
+        {"rule": "int8 top1 ≥ 0.95 x teacher top1", "value": 0.9, "bound": 0.95 * 0.98, "met": False, "note": ""},
+        {"rule": "int8 coverage_macs ≥ 1", "value": 1.0, "bound": 1.0, "met": True, "note": ""},
+        {"rule": "int8 parity_flips ≤ 0", "value": 2.0, "bound": 0.0, "met": False, "note": ""},
+        {"rule": "int8 latency_p50_ms ≤ 1.5", "value": None, "bound": 1.5, "met": False, "note": ""},
     ]
 
 
