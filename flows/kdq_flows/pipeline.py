@@ -44,7 +44,11 @@ class Pipeline:
         self.catalog = Catalog.load()
         self.observer: Observer = observer or Silent()
         teachers: dict[str, str] = {}
-        found = call_with_retries(lambda: resolved(recipe, site, teachers.__setitem__), recipe.retry)
+        found = call_with_retries(
+            lambda: resolved(recipe, site, teachers.__setitem__),
+            recipe.retry,
+            on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
+        )
         words = [f"{asked} is {meant}" for asked, meant in teachers.items()]
         for line in words:
             self.observer.message(f"teacher {line}")

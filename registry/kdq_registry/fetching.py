@@ -62,7 +62,8 @@ def fetch(site: Site, model: str) -> Fetched:
         sha256 = found.tags.get(SHA_TAG) or _read(kept / note)
         if sha256 is None or not _whole(kept / f"{sha256}.onnx", sha256):
             sha256 = _download(site, mlflow, found, kept)
-            (kept / note).write_text(sha256)
+            if SHA_TAG not in found.tags:
+                (kept / note).write_text(sha256)
     return Fetched(name=name, version=int(found.version), sha256=sha256, path=kept / f"{sha256}.onnx")
 
 

@@ -58,7 +58,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def kdq(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs a command on the site in this process; gives what it says as JSON."""
+    """Runs a command on the site in this process; gives what it says as JSON, and on stderr."""
     from typer.testing import CliRunner
 
     from kdq_flows.cli import app
@@ -68,7 +68,7 @@ def kdq(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
     def run(*words: str) -> Any:
         done = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
-        return json.loads(done.stdout)
+        return json.loads(done.stdout), done.stderr
 
     return run
 
@@ -108,10 +108,14 @@ def test_stages_read_the_registered_model_and_a_moved_alias_is_a_miss_that_the_p
     rows = np.fromfile(kept.file("logits.bin"), "<f4").reshape(1197, 10)
     x = batch.inputs[0].numpy().reshape(64, 64)
     np.testing.assert_allclose(rows[batch.ids.numpy()], x @ weights(0), rtol=1e-4, atol=1e-5)
-    states = {row["stage"]: (row["state"], row["why"]) for row in kdq("plan", str(recipe_file))}
+    rows, said = kdq("plan", str(recipe_file))
+    states = {row["stage"]: (row["state"], row["why"]) for row in rows}
     assert states["train_teacher"] == states["cache_teacher"] == ("cached", "")
+    assert said.startswith("teacher digits@champion is version 1 of 'digits', sha256 ")
     client(site).set_registered_model_alias("digits", "champion", "2")
-    states = {row["stage"]: (row["state"], row["why"]) for row in kdq("plan", str(recipe_file))}
+    rows, said = kdq("plan", str(recipe_file))
+    states = {row["stage"]: (row["state"], row["why"]) for row in rows}
+    assert said.startswith("teacher digits@champion is version 2 of 'digits', sha256 ")
     assert states["train_teacher"] == ("run", "recipe.teacher.members changed")
 
 
@@ -141,7 +145,8 @@ def test_the_key_holds_what_the_file_holds_however_it_was_named(
 
 
 def test_validate_asks_no_registry(site: Site, recipe_file: Path, kdq: Callable[..., Any]) -> None:
-    assert kdq("validate", str(recipe_file))[0]["valid"] is True
+    (told,), _ = kdq("validate", str(recipe_file))
+    assert told["valid"] is True
     assert not (site.home / "registered").exists()
     with pytest.raises(RecipeError, match=r"^no registered model named 'digits'\. Registered: none\.$"):
         kdq("plan", str(recipe_file))

@@ -120,7 +120,10 @@ def register_commands(app: typer.Typer) -> None:
         from kdq_core.store import Store
         from kdq_flows.teachers import resolved
 
-        made = make_plan(resolved(recipe, site), site, Catalog.load())
+        def tell(model: str, found: str) -> None:
+            typer.echo(f"teacher {model} is {found}", err=True)
+
+        made = make_plan(resolved(recipe, site, tell), site, Catalog.load())
         rows: list[dict[str, object]] = [
             {
                 "stage": line.stage,
