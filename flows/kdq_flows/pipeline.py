@@ -20,7 +20,7 @@ from kdq_core.spec import Recipe, Site
 from kdq_core.store import Entry, Store
 from kdq_flows.leases import device_lease
 from kdq_flows.observer import Observer, Silent
-from kdq_flows.result import RunResult, StageFacts, artifact_of, gains_of, gates_of, models_of, version_of
+from kdq_flows.result import RunResult, StageFacts, artifact_of, gains_of, gates_of, models_of, notes_of, version_of
 from kdq_flows.retrying import call_with_retries
 from kdq_flows.supervisor import run_child
 from kdq_flows.teachers import resolved
@@ -149,6 +149,7 @@ class Pipeline:
             stages=stages,
             models=models_of(self.entries),
             gains=gains_of(self.entries),
+            notes=notes_of(self.entries),
             gates=gates_of(self.plan.recipe.gates, self.entries),
             artifact=artifact_of(self.entries),
             version=version_of(self.entries),

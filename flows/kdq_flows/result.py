@@ -64,6 +64,7 @@ class RunResult(Frozen):
         stages: in the order of the plan; stages that were never reached are missing.
         models: per model its metrics by name.
         gains: of the teacher, one for each stage that trained a control.
+        notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
         gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
         artifact: the int8 file, once exported.
         version: the model version, once registered.
@@ -77,6 +78,7 @@ class RunResult(Frozen):
     stages: tuple[StageFacts, ...]
     models: dict[str, dict[str, float]]
     gains: tuple[GainFacts, ...] = ()
+    notes: tuple[str, ...] = ()
     gates: tuple[GateVerdict, ...] = ()
     artifact: ArtifactFacts | None = None
     version: VersionFacts | None = None
@@ -101,6 +103,14 @@ def gains_of(entries: Mapping[str, Entry]) -> tuple[GainFacts, ...]:
         if isinstance(record, Checkpoint)
         for gain in record.gains
     )
+
+
+def notes_of(entries: Mapping[str, Entry]) -> tuple[str, ...]:
+    """What was noted with the metrics of the int8 model, each note once with its first metric."""
+    report = entries["evaluate"].record if "evaluate" in entries else None
+    metrics = report.models.get("int8", ()) if isinstance(report, EvaluationReport) else ()
+    first = {metric.note: metric for metric in reversed(metrics) if metric.note}
+    return tuple(f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
 
 
 def gates_of(gates: Sequence[Gate], entries: Mapping[str, Entry]) -> tuple[GateVerdict, ...]:

@@ -153,6 +153,8 @@ def _closing(result: RunResult) -> None:
     common.show(table_of(result), title=f"{result.run}: {result.status} in {result.seconds:.1f} s", as_json=False)
     for gain in result.gains:
         typer.echo(line_of(gain))
+    for note in result.notes:
+        typer.echo(note)
     if result.status == "no-news":
         typer.echo("no news: every stage was cached, nothing ran and nothing was registered")
     if result.artifact:
@@ -174,5 +176,4 @@ def _gates(result: RunResult) -> None:
         typer.echo(f"gates     all {len(result.gates)} met")
     for verdict in unmet:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
-        why = f": {verdict.note}" if verdict.note else ""
-        typer.echo(f"gates     not met: {verdict.rule} (it is {value}){why}")
+        typer.echo(f"gates     not met: {verdict.rule} (it is {value})")

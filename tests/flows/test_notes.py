@@ -1,0 +1,28 @@
+"""What evaluators note with a metric is among the facts of a run, and on the screen."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kdq_core.records import EvaluationReport, Metric
+from kdq_flows.cli.run import _closing
+from kdq_flows.result import RunResult, notes_of
+
+
+def metric(name: str, value: float, note: str = "") -> Metric:
+    return Metric(name=name, value=value, unit="lsb", direction="lower", note=note)
+
+
+def test_each_note_on_the_int8_model_is_told_once_with_its_first_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = (
+        metric("parity_flips", 2, "they part at stem"), metric("parity_p99_lsb", 1.5, "they part at stem"),
+        metric("latency_p50_ms", 0.1), metric("other", 3, "another"),
+    )  # fmt: skip
+    report = EvaluationReport(models={"int8": metrics, "student": (metric("bytes", 1, "not told"),)})
+    entries: Any = {"evaluate": SimpleNamespace(record=report)}
+    told = ("parity_flips is 2: they part at stem", "other is 3: another")
+    assert notes_of(entries) == told
+    assert notes_of({}) == ()
+    _closing(RunResult(run="r", status="completed", seconds=1, stages=(), models={}, notes=told))
+    assert "\nparity_flips is 2: they part at stem\nother is 3: another\n" in capsys.readouterr().out
