@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from kdq_bench_workloads.nets import BagOfWords, TextTransformer, resnet
-from machine import machine
+from machine import busy, machine
 from quantization import interleaved, interval, report
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -234,7 +233,7 @@ def main() -> None:
     torch.set_num_threads(2)
     results = json.loads(asked.output.read_text()) if asked.output.is_file() else {}
     for name in asked.sections or SECTIONS:
-        load = os.getloadavg()[0]
+        load = busy()
         results |= {"machine": machine(PACKAGES), name: {"load": load, "rows": globals()[name](asked.rounds)}}
         asked.output.write_text(json.dumps(results, indent=1) + "\n")
         asked.output.with_suffix(".md").write_text(page(results))

@@ -21,3 +21,10 @@ def machine(packages: tuple[str, ...]) -> str:
     """One line: CPU, cores, Python and package versions."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"Machine: {cpu()}, {os.cpu_count()} cores; Python {platform.python_version()}; {versions}."
+
+
+def busy(seconds: float = 2.0) -> float:
+    """How many cores other processes keep busy, watched while this one sleeps."""
+    import psutil
+
+    return float(psutil.cpu_percent(seconds)) / 100 * (os.cpu_count() or 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import busy, machine
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "quantization.json", HERE / "quantization.md"
@@ -348,7 +347,7 @@ def main() -> None:
     items = [item for item in BENCHMARKS if arguments.models is None or item.name in arguments.models]
     results = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     for name in arguments.sections or SECTIONS:
-        load = os.getloadavg()[0]
+        load = busy()
         rows = globals()[name](items, arguments.rounds)
         measured = {row["model"] for row in rows}
         kept = [row for row in results.get(name, {}).get("rows", []) if row["model"] not in measured]
