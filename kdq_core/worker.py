@@ -62,9 +62,17 @@ def named(error: BaseException) -> KdqError:
         return TransientError(f"the device ran out of memory: {text}; lower batch_size or free the device")
     if isinstance(error, ConnectionError | TimeoutError):
         return TransientError(f"a connection failed: {text}; check the network, then run again")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return StoreError("the disk is full; free some space or set KDQ_HOME to a larger disk, then run again")
     return StageError(text)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether there was no room to write, also where a library says so in words of its own, as safetensors does."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in codes
+    return any(f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in codes)
 
 
 if __name__ == "__main__":

@@ -178,13 +178,24 @@ def child_environment(site: Site) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device.removeprefix("cuda-"),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # Threads that wait would keep their core busy: beside another process a step then takes ten times as long.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        **waiting_briefly(),
+        "MPLCONFIGDIR": os.environ.get(
+            "MPLCONFIGDIR", str(site.home / "matplotlib")
+        ),  # or it writes to the user's home
         "PYTHONHASHSEED": "0",
         "ORT_DISABLE_TELEMETRY": "1",  # otherwise its import writes to the user's home folder
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "KDQ_PARENT_PID": str(os.getpid()),
     }
+
+
+def waiting_briefly() -> dict[str, str]:
+    """Let threads that wait give up their core after some microseconds, unless the user says how they shall wait.
+
+    GNU OpenMP lets them keep it for milliseconds: beside another process a training step then takes ten times as long.
+    """
+    said = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    return {} if said else {"GOMP_SPINCOUNT": "5000"}
 
 
 class _Events:

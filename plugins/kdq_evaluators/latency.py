@@ -2,7 +2,7 @@
 
 What: median and 95th percentile of the wall time of one call, and the speed-up over the baseline.
 Formula: candidate and baseline are called in turns, so that both meet the same machine; speedup = median over the turns
-    of baseline time / candidate time.
+    of baseline time / candidate time. The baseline takes turns with a copy of itself, so that its times compare.
 Source: intervals (95 %) between order statistics, free of any distribution: Conover 1999, "Practical Nonparametric
     Statistics", 3.2. Where the sample is too small for an end of the interval, it is left out.
 Defaults and where they come from: one sample and one thread, as on a small device; 200 turns give the median to a few
@@ -39,8 +39,7 @@ class Latency(Evaluator):
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
         """`latency_p50_ms` and `latency_p95_ms`; `speedup` where the candidate is another file than the baseline."""
         inputs = first_inputs(batches, self.batch_size)
-        subjects = (candidate,) if candidate.path == baseline.path else (candidate, baseline)
-        sessions = [subject.target.session(subject.path, threads=self.threads) for subject in subjects]
+        sessions = [subject.target.session(subject.path, threads=self.threads) for subject in (candidate, baseline)]
         for _ in range(self.warmup):
             for session in sessions:
                 session.run(inputs)
@@ -50,7 +49,7 @@ class Latency(Evaluator):
             metric("latency_p50_ms", ours, 0.5, "ms"),
             metric("latency_p95_ms", ours, 0.95, "ms"),
         )
-        if len(sessions) == 1:
+        if candidate.path == baseline.path:
             return found
         return (*found, metric("speedup", sorted(theirs / own for own, theirs in times), 0.5, "ratio"))
 

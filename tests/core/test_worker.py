@@ -1,6 +1,7 @@
 import errno
 
 import pytest
+from safetensors import SafetensorError
 
 from kdq_core.errors import PluginError, StageError, StoreError, TransientError
 from kdq_core.worker import named
@@ -28,6 +29,11 @@ from kdq_core.worker import named
         ),
         (
             OSError(errno.ENOSPC, "No space left on device"),
+            StoreError,
+            "the disk is full; free some space or set KDQ_HOME to a larger disk, then run again",
+        ),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             StoreError,
             "the disk is full; free some space or set KDQ_HOME to a larger disk, then run again",
         ),

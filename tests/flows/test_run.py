@@ -39,7 +39,8 @@ gates: [{metric: coverage_macs, at_least: 1.0}, {metric: parity_flips, at_most: 
 
 def environment(home: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "KDQ_", "MLFLOW_"))}
-    return kept | {"KDQ_HOME": str(home), "KDQ_THREADS": "1"}
+    kept.pop("MPLCONFIGDIR", None)
+    return kept | {"KDQ_HOME": str(home), "KDQ_THREADS": "1", "HOME": str(home.parent / "user")}
 
 
 def kdq(home: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -94,6 +95,11 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
     assert hashlib.sha256(file.read_bytes()).hexdigest() == result["artifact"]["sha256"]
     assert file.stat().st_size == result["artifact"]["bytes"] == int8["bytes"]
     assert result["version"] == {"name": "tiny", "version": 1}
+
+
+def test_a_run_writes_nothing_to_the_users_home(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    home, _, _ = finished
+    assert list((home.parent / "user").rglob("*")) == []
 
 
 def test_a_second_run_is_no_news_and_registers_nothing(finished: tuple[Path, Path, dict[str, Any]]) -> None:

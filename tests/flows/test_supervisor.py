@@ -109,10 +109,20 @@ def test_a_child_gets_the_request_and_its_events_and_result_come_back_in_order(r
 def test_waiting_threads_leave_their_core_to_others_unless_the_user_says_otherwise(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert supervisor.child_environment(site)["OMP_WAIT_POLICY"] == "PASSIVE"
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert supervisor.child_environment(site)["GOMP_SPINCOUNT"] == "5000"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert supervisor.child_environment(site)["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in supervisor.child_environment(site)
+
+
+def test_matplotlib_keeps_its_files_in_the_home_unless_the_user_says_where(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    assert supervisor.child_environment(site)["MPLCONFIGDIR"] == str(site.home / "matplotlib")
+    monkeypatch.setenv("MPLCONFIGDIR", "/elsewhere")
+    assert supervisor.child_environment(site)["MPLCONFIGDIR"] == "/elsewhere"
 
 
 def test_the_child_inherits_the_lease(run: Run) -> None:

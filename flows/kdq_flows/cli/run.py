@@ -69,7 +69,9 @@ class Progressing:
             if self._progress is None:
                 self._console.print(f"{stage:14} {state} in {seconds:.1f} s", markup=False)
                 return
-            bar = self._bars.setdefault(stage, self._progress.add_task(stage, total=1, note=""))
+            if stage not in self._bars:
+                self._bars[stage] = self._progress.add_task(stage, total=1, note="")
+            bar = self._bars[stage]
             full = state != "failed"
             total = self._progress.tasks[self._progress.task_ids.index(bar)].total or 1
             self._progress.update(bar, total=total, completed=total if full else None, note=state)
@@ -166,7 +168,7 @@ def _closing(result: RunResult) -> None:
     for name, address in result.links.items():
         typer.echo(f"{name:9} {address}")
     if not result.links:
-        typer.echo("pages     none is up; 'kdq up' starts them")
+        typer.echo("pages     'kdq up' starts them, or says where they are")
 
 
 def _gates(result: RunResult) -> None:
