@@ -10,7 +10,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pluggy
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from kdq_core import hookspecs
 from kdq_core.api import API_VERSION
@@ -92,6 +91,8 @@ def _check_api(module: Any) -> None:
     wanted = getattr(module, "KDQ_PLUGIN_API", None)
     if wanted is None:
         return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # most modules state no range
+
     try:
         fits = SpecifierSet(wanted).contains(str(API_VERSION))
     except (InvalidSpecifier, TypeError, AttributeError):
