@@ -75,14 +75,26 @@ class Entry:
         return next(ref.sha256 for ref in self.manifest.files if ref.path == name)
 
 
+FULL = "the disk is full"
+MAKE_ROOM = "free some space or set KDQ_HOME to a larger disk, then run again"
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether there was no room to write, also where a library says so in words of its own, as safetensors does."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in codes
+    return any(f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in codes)
+
+
 @contextlib.contextmanager
 def explained(folder: Path, doing: str) -> Iterator[None]:
     """Turn an `OSError` into a `StoreError` that says what is true and what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fact, remedy = "the disk is full", "free some space or set KDQ_HOME to a larger disk, then run again"
+        if disk_is_full(error):
+            fact, remedy = FULL, MAKE_ROOM
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             fact, remedy = "it is not writable", "make it writable or set KDQ_HOME to a folder that is"
         else:

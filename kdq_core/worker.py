@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ import traceback
 from typing import Any
 
 from kdq_core.errors import ErrorRecord, KdqError, StageError, StoreError, TransientError
+from kdq_core.store import FULL, MAKE_ROOM, disk_is_full
 
 PR_SET_PDEATHSIG = 1
 
@@ -63,16 +63,8 @@ def named(error: BaseException) -> KdqError:
     if isinstance(error, ConnectionError | TimeoutError):
         return TransientError(f"a connection failed: {text}; check the network, then run again")
     if disk_is_full(error):
-        return StoreError("the disk is full; free some space or set KDQ_HOME to a larger disk, then run again")
+        return StoreError(f"{FULL}; {MAKE_ROOM}")
     return StageError(text)
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether there was no room to write, also where a library says so in words of its own, as safetensors does."""
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in codes
-    return any(f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in codes)
 
 
 if __name__ == "__main__":
