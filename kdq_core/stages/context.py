@@ -111,7 +111,11 @@ class StageContext:
         return int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{purpose}".encode()).digest()[:4], "big") >> 1
 
     def example(self) -> tuple[Tensor, ...]:
-        """Two validation samples, to trace a model with.
+        """The inputs of `two_samples`, to trace a model with."""
+        return self.two_samples().inputs
+
+    def two_samples(self) -> Batch:
+        """Two validation samples, to learn a model's graph, paths and shapes from; the same in each stage.
 
         Raises:
             StageError: there are not as many.
@@ -123,7 +127,7 @@ class StageContext:
                 f"the workload's split 'validation' gives {count} of the two samples that tracing a model takes; "
                 "put more into it"
             )
-        return batch.inputs
+        return batch
 
     def view(self, epoch: int) -> View | None:
         """What training samples look like in an epoch; `None` leaves it to the order's seed and the epoch.

@@ -14,10 +14,11 @@ from kdq_core.distillation.transfer import holding, transfer
 from kdq_core.errors import StageError
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
-from kdq_core.stages.teaching import online_teacher, teacher_source, the_teacher, two_samples
+from kdq_core.stages.teaching import online_teacher, teacher_source, the_teacher
 from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import CachedTeacher
 from kdq_core.training.control import check_labels, gain, remembered
+from kdq_core.training.fit import to_device
 from kdq_core.training.losses import hard_loss, labelled
 
 
@@ -103,5 +104,5 @@ def taught(
     pairing = None
     if isinstance(teacher, CachedTeacher) and any(part.distiller.features != "none" for part, _ in parts):
         pairing = online_teacher(context, device, half=True)
-    batch = two_samples(context, device)
+    batch = to_device(context.two_samples(), device)
     return prepared(context.workload, parts, teacher, student, batch, plain=plain, pairing=pairing)

@@ -54,12 +54,7 @@ def cache_teacher(context: StageContext) -> TeacherOutputs:
 def _tapped(context: StageContext, teacher: OnlineTeacher, device: torch.device) -> tuple[str, ...]:
     """The teacher's modules that the recipe's distillers compare with modules of the student."""
     student = context.workload.student()
-    return teacher_paths(paired(context.distillers, student, teacher, two_samples(context, device)))
-
-
-def two_samples(context: StageContext, device: torch.device) -> Batch:
-    """Validation samples to learn paths and shapes from, the same in each stage."""
-    return to_device(next(iter(context.workload.batches("validation", batch_size=2))), device)
+    return teacher_paths(paired(context.distillers, student, teacher, to_device(context.two_samples(), device)))
 
 
 def teacher_source(context: StageContext, device: torch.device) -> TeacherSource:
