@@ -14,12 +14,13 @@ from pydantic import Field
 
 from kdq_core.errors import PluginError, StageError, TransientError
 from kdq_core.hookspecs import PluginSpec, hookimpl
+from kdq_core.intervals import Z95, paired
 from kdq_core.kinds import Distiller, Evaluator, Place, Plugin, Quantizer, Session, Shapes, Subject, Target, Workload
 from kdq_core.records import Departure, EvaluationReport, Metric, OperatorCoverage, TensorSpec
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
-    from kdq_core.quantization.capture import Attention, BatchNorm, Dropout
+    from kdq_core.quantization.capture import Attention, BatchNorm, Dropout, module_path
     from kdq_core.quantization.culprit import why_untraceable
     from kdq_core.quantization.fake import FakeQuantize, Grid
     from kdq_core.quantization.levels import LevelsFakeQuantize
@@ -36,6 +37,7 @@ _LAZY = {
     "Attention": "kdq_core.quantization.capture",
     "BatchNorm": "kdq_core.quantization.capture",
     "Dropout": "kdq_core.quantization.capture",
+    "module_path": "kdq_core.quantization.capture",
     "LevelsFakeQuantize": "kdq_core.quantization.levels",
     "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
     "departures_of_conversion": "kdq_core.quantization.walk",
@@ -51,12 +53,12 @@ _LAZY = {
 }
 
 __all__ = [
-    "API_VERSION", "Attention", "Batch", "BatchNorm", "Batches", "Departure", "Distiller", "Dropout",
+    "API_VERSION", "Z95", "Attention", "Batch", "BatchNorm", "Batches", "Departure", "Distiller", "Dropout",
     "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
     "MinMaxFakeQuantize", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
     "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError",
-    "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "hookimpl", "quantize",
-    "recurrent", "round_to_grid", "why_untraceable",
+    "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "hookimpl", "module_path",
+    "paired", "quantize", "recurrent", "round_to_grid", "why_untraceable",
 ]  # fmt: skip
 
 

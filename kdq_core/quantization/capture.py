@@ -48,6 +48,12 @@ GATED: dict[Any, Literal["lstm", "gru"]] = {aten.lstm.input: "lstm", aten.gru.in
 DROPOUTS = {aten.dropout.default: F.dropout, aten.feature_dropout.default: F.dropout2d}
 
 
+def module_path(node: fx.Node) -> str:
+    """Path of the module whose forward made `node`; empty for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over axis 1, with the original's parameters and buffers under their old names.
 

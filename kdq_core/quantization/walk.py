@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from kdq_core.quantization.capture import module_path
 from kdq_core.quantization.convert import DEQUANTIZE, QUANTIZE
 from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.records import Departure
@@ -55,6 +56,5 @@ def departures_of_conversion(
 def _departure(q: Node, share: float, most: int) -> Departure:
     maker = q.args[0]
     assert isinstance(maker, Node)
-    stack = list(maker.meta.get("nn_module_stack", {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return Departure(path=path or str(q.args[5]), operator=str(q.args[5]), share=share, most=most)
+    label = str(q.args[5])
+    return Departure(path=module_path(maker) or label, operator=label, share=share, most=most)

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError
+from kdq_core.intervals import Z95, paired
 from kdq_core.kinds import Workload
 from kdq_core.records import Gain
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import has_classes, labelled, outputs_of
-
-NORMAL_95 = 1.959964
 
 
 def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:
@@ -102,11 +101,9 @@ def interval(differences: Tensor, *, proportions: bool) -> tuple[float, float]:
         Its lower and upper end; of a difference of proportions within -1 and 1.
     """
     if not proportions:
-        half = NORMAL_95 * float(differences.std() / len(differences) ** 0.5)
+        half = Z95 * float(differences.std() / len(differences) ** 0.5)
         return float(differences.mean()) - half, float(differences.mean()) + half
-    d = torch.cat([differences, differences.new_tensor([1.0, -1.0])])
-    mean, half = float(d.mean()), NORMAL_95 * float(d.std(correction=0) / len(d) ** 0.5)
-    return max(-1.0, mean - half), min(1.0, mean + half)
+    return paired(int((differences > 0).sum()), int((differences < 0).sum()), len(differences))
 
 
 def _scores(workload: Workload, outputs: Outputs, batch: Batch, classes: bool) -> Tensor:

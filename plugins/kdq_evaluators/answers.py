@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kdq_core.api import Batches, StageError, Subject
+from kdq_core.api import Z95, Batches, StageError, Subject
 
 if TYPE_CHECKING:
     import numpy as np
-
-Z95 = 1.959964
-"""97.5 % quantile of the normal distribution."""
 
 
 def answers(subject: Subject, batches: Batches) -> np.ndarray:
@@ -72,19 +69,3 @@ def wilson(successes: int, samples: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
     scale = 1 + z2 / samples
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def paired(gained: int, lost: int, samples: int) -> tuple[float, float]:
-    """95 % interval of a difference of two proportions on the same samples (Bonett and Price 2012).
-
-    An adjusted Wald interval: one discordant pair is added each way, so that it has a width even where none was seen.
-
-    Args:
-        gained: samples right only in the first.
-        lost: samples right only in the second.
-        samples: all samples.
-    """
-    first, second = (gained + 1) / (samples + 2), (lost + 1) / (samples + 2)
-    middle = first - second
-    half = Z95 * math.sqrt((first + second - middle**2) / (samples + 2))
-    return max(-1.0, middle - half), min(1.0, middle + half)

@@ -17,7 +17,7 @@ import math
 import time
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batches, Evaluator, Field, Metric, Session, StageError, Subject
+from kdq_core.api import Z95, Batches, Evaluator, Field, Metric, Session, StageError, Subject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ def first_inputs(batches: Batches, size: int) -> tuple[np.ndarray, ...]:
 def metric(name: str, ordered: list[float], share: float, unit: str) -> Metric:
     """The quantile `share` of sorted values, with the 95 % interval between order statistics."""
     count = len(ordered)
-    half = 1.959964 * math.sqrt(count * share * (1 - share))
+    half = Z95 * math.sqrt(count * share * (1 - share))
     low, high = math.floor(count * share - half) - 1, math.ceil(count * share + half)
     return Metric(
         name=name,

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batches, Evaluator, Metric, Subject
-from kdq_evaluators.answers import answers, labels, paired, wilson
+from kdq_core.api import Batches, Evaluator, Metric, Subject, paired
+from kdq_evaluators.answers import answers, labels, wilson
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import onnx
 from torch.fx import Node
 
-from kdq_core.api import OperatorCoverage, StageError
-from kdq_targets.ort_operators import module_path, weight_of
+from kdq_core.api import OperatorCoverage, StageError, module_path
+from kdq_targets.ort_operators import weight_of
 from kdq_targets.ort_places import Finder
 from kdq_targets.ort_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
 from kdq_targets.ort_unpack import shipped

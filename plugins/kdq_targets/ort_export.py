@@ -18,7 +18,7 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
-from kdq_core.api import StageError, dequantize, dynamic_linear, quantize, why_untraceable
+from kdq_core.api import StageError, dequantize, dynamic_linear, module_path, quantize, why_untraceable
 from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.ort_float import widen
 from kdq_targets.ort_fuse import fuse
@@ -105,7 +105,7 @@ def _translated(error: BaseException) -> torch.fx.Node | None:
 
 def _origin(node: torch.fx.Node) -> str:
     """Operator, module path, and line of the model's code behind a node of an exported graph."""
-    path = str([*node.meta.get("nn_module_stack", {"": ("",)}).values()][-1][0])
+    path = module_path(node)
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     frames = [frame for frame in frames if not frame[0].startswith(str(Path(torch.__file__).parent))]
     where = [f"module {path!r}"] if path else []

@@ -56,12 +56,6 @@ REASONS = {
 SAME_AS = {"bmm": "matmul", "baddbmm": "matmul", "einsum": "matmul", "rnn_tanh": "rnn", "rnn_relu": "rnn"}
 
 
-def module_path(node: Node) -> str:
-    """Path of the module whose forward made `node`; empty for the model itself."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else ""
-
-
 def moves_data(node: Node) -> bool:
     """Whether `node` leaves its input on its grid: it moves data, or pads with zeros, which every grid has."""
     if node.target != aten.pad.default:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from torch.fx import GraphModule, Node
 
-from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent
+from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, module_path
 from kdq_targets.ort_operators import (
     COPIES,
     FOLDED,
@@ -25,7 +25,6 @@ from kdq_targets.ort_operators import (
     SWALLOWED,
     inputs_of,
     is_float,
-    module_path,
     moves_data,
     operator_kind,
     weight_of,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from kdq_core.api import Departure, Session, quantize
-from kdq_targets.ort_operators import FOLDED, module_path
+from kdq_core.api import Departure, Session, module_path, quantize
+from kdq_targets.ort_operators import FOLDED
 from kdq_targets.ort_shrink import THROUGH, mark, mark_behind
 
 QUANTIZE = quantize._opoverload

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kdq_core.api import StageError
-from kdq_evaluators.answers import paired, wilson
+from kdq_core.api import StageError, paired
+from kdq_evaluators.answers import wilson
 from kdq_evaluators.quality import Quality
 
 
