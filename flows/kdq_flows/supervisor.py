@@ -179,9 +179,8 @@ def child_environment(site: Site) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         **waiting_briefly(),
-        "MPLCONFIGDIR": os.environ.get(
-            "MPLCONFIGDIR", str(site.home / "matplotlib")
-        ),  # or it writes to the user's home
+        # Otherwise matplotlib, which torchmetrics imports, writes to the user's home folder.
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(site.home / "matplotlib")),
         "PYTHONHASHSEED": "0",
         "ORT_DISABLE_TELEMETRY": "1",  # otherwise its import writes to the user's home folder
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
