@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
 from kdq_evaluators.answers import all_answers
-from kdq_evaluators.simulated import count_flips, differences, first_departure, simulate, top1
+from kdq_evaluators.simulated import classes, count_flips, differences, first_departure, simulate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ class Parity(Evaluator):
         """
         if candidate.simulation is None:
             return ()
-        file = all_answers(candidate, batches)
+        file, labels = all_answers(candidate, batches), classes(batches)
         found: list[Metric] = []
         for name, model in {"converted": candidate.simulation, "prepared": candidate.prepared}.items():
             if model is None:
@@ -65,11 +65,10 @@ class Parity(Evaluator):
                     f"simulation {_text(ours)}; export the model that is simulated"
                 )
             found += _pair(PAIRS[name], file, simulated, candidate, batches)
-            share = top1(simulated[0], batches)
-            if share is not None:
-                samples = len(file[0])
+            if labels is not None and simulated[0].ndim == 2:
+                share = float((simulated[0].argmax(1) == labels).mean())
                 found.append(
-                    Metric(name=f"top1_{name}", value=share, unit="fraction", direction="higher", samples=samples)
+                    Metric(name=f"top1_{name}", value=share, unit="fraction", direction="higher", samples=len(labels))
                 )
         return tuple(found)
 
@@ -83,7 +82,7 @@ def _pair(
     steps = [differences(ours, theirs, scale) for ours, theirs, scale in zip(file, simulated, scales, strict=False)]
     note = ""
     if flips or any(one["p99"] > 1 for one in steps):
-        note = first_departure(candidate, batches)
+        note = first_departure(candidate, batches, converting=prefix == PAIRS["prepared"])
     samples = len(file[0])
     metrics = [
         Metric(

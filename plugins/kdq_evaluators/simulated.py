@@ -69,18 +69,24 @@ def differences(file: np.ndarray, simulated: np.ndarray, scale: float | None) ->
     return {"p50": float(p50), "p99": float(p99), "max": float(steps.max())}
 
 
-def top1(logits: np.ndarray, batches: Batches) -> float | None:
-    """Share of samples whose largest logit is their label's; `None` where outputs or labels are no classes."""
+def classes(batches: Batches) -> np.ndarray | None:
+    """The label of each sample, int64 `[N]`; `None` where a batch has none, or they are no classes."""
     import numpy as np
 
     labels = [batch.targets for batch in batches()]
-    if logits.ndim != 2 or any(x is None or x.ndim != 1 or x.is_floating_point() for x in labels):
+    if any(x is None or x.ndim != 1 or x.is_floating_point() for x in labels):
         return None
-    return float((logits.argmax(1) == np.concatenate([x.numpy() for x in labels if x is not None])).mean())
+    return np.concatenate([x.numpy() for x in labels if x is not None])
 
 
-def first_departure(subject: Subject, batches: Batches) -> str:
-    """Which layer is the first whose integers are not the same, in words; from the first batch in which one is not."""
+def first_departure(subject: Subject, batches: Batches, *, converting: bool) -> str:
+    """Which layer is the first whose integers are not the same, in words; from the first batch in which one is not.
+
+    Args:
+        subject: with its simulations.
+        batches: gives the test split.
+        converting: compare the prepared model with the converted one first; the file is compared with that.
+    """
     from torch.fx import GraphModule
 
     from kdq_core.api import departures_of_conversion
@@ -88,7 +94,7 @@ def first_departure(subject: Subject, batches: Batches) -> str:
     file, prepared = subject.simulation, subject.prepared
     assert file is not None
     for batch in batches():
-        if isinstance(prepared, GraphModule) and isinstance(file, GraphModule):
+        if converting and isinstance(prepared, GraphModule) and isinstance(file, GraphModule):
             found = departures_of_conversion(prepared, file, batch.inputs)
             if found:
                 return f"converted and prepared model part at {_named(found)}"

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from kdq_core.api import Departure, StageError
 from kdq_evaluators.parity import Parity
-from kdq_evaluators.simulated import count_flips, state_hash
+from kdq_evaluators.simulated import count_flips, first_departure, state_hash
 
 ROWS = np.array([[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 2, 0]], dtype=np.float32)
 
@@ -173,3 +173,14 @@ def test_a_second_output_has_differences_of_its_own(subject, table):
     finally:
         type(candidate.target).session = monkey
     assert (found["parity_max_lsb"], found["parity_output_1_p50_lsb"]) == (0, 2)
+
+
+@pytest.mark.parametrize(("converting", "text"), [(False, "file and converted"), (True, "converted and prepared")])
+def test_what_conversion_changes_is_not_laid_to_the_file(subject, table, monkeypatch, converting, text):
+    away = (Departure(path="stem", operator="conv2d", share=0.5, most=1),)
+    graph = fx.symbolic_trace(nn.Identity())
+    candidate = subject("int8", lambda x: x, simulation=graph, prepared=graph)
+    monkeypatch.setattr(type(candidate.target), "departures", lambda *_, **__: away)
+    monkeypatch.setattr("kdq_core.quantization.walk.departures_of_conversion", lambda *_: away)
+    note = first_departure(candidate, table(ROWS), converting=converting)
+    assert note == f"{text} model part at stem (conv2d): 50.00% of its values, by up to 1 LSB"
