@@ -39,7 +39,7 @@ def variants(asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Sections of the recipe of each variant; all get `epochs`, of which the QAT ones train `qat` quantized."""
     fit = {"batch_size": 128, "learning_rate": 3e-3, "weight_decay": 5e-3}
     whole, part = {"epochs": asked.epochs, **fit}, {"epochs": asked.epochs - asked.qat, **fit}
-    tuned = {"epochs": asked.qat, "batch_size": 128, "learning_rate": 1e-3, "weight_decay": 5e-3}
+    tuned = {"epochs": asked.qat, "batch_size": 128, "learning_rate": 2e-3, "weight_decay": 5e-3}
     low4, low2 = {"weights": 4, "activations": 4}, {"weights": 2, "activations": 2}
     made: dict[str, dict[str, Any]] = {}
     for who, distiller in (("no teacher", SILENT), ("taught", TAUGHT)):
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--folder", required=True, help="where the four files of the data set are")
     parser.add_argument("--home", required=True, help="KDQ_HOME; what is there already is not computed again")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=24, help="of a student, in all")
-    parser.add_argument("--qat", type=int, default=8, help="of these, quantized")
+    parser.add_argument("--epochs", type=int, default=16, help="of a student, in all")
+    parser.add_argument("--qat", type=int, default=12, help="of these, quantized")
     parser.add_argument("--teacher-epochs", type=int, default=10)
     parser.add_argument("--few-epochs", type=int, default=12, help="of a student with 600 labels")
     parser.add_argument("--threads", type=int, default=2)

@@ -270,7 +270,7 @@ def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | 
         return
     given = {name for evaluator in evaluators for name in evaluator.metrics}
     for index, gate in enumerate(recipe.gates):
-        if gate.metric not in given:
+        if gate.metric.partition("/")[0] not in given:  # behind the slash: which of several outputs
             place = lines.where(("gates", index, "metric")) if lines else ""
             near = did_you_mean(gate.metric, given)
             raise RecipeError(

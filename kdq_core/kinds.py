@@ -41,6 +41,8 @@ class Plugin(Frozen):
 class Workload(Plugin, abc.ABC):
     """Data, models and hard loss of a learning problem.
 
+    Its models give a tensor of logits, or for several tasks a dict of tensors by task; `Batch.tasks` holds the labels.
+
     Promise: the same seed, epoch and view give the same batches; the splits are disjoint.
     """
 
@@ -77,7 +79,10 @@ class Workload(Plugin, abc.ABC):
 
     @abc.abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """The mean loss of `outputs` against the hard labels of `batch` (a scalar tensor)."""
+        """The mean loss of `outputs` against the hard labels of `batch` (a scalar tensor).
+
+        With several tasks it is the sum over those that `batch.tasks` has labels of: each is asked for alone, too.
+        """
 
 
 def takes_views(workload: Workload) -> bool:

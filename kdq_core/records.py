@@ -58,7 +58,10 @@ class Checkpoint(Frozen):
 class StoredTensor(Frozen):
     """One flat, memory-mapped file of rows: that of sample i in view v is row v * samples + i."""
 
-    name: str = Field(description="'logits', or what stands for them under 'top_k'; 'features/' and a path")
+    name: str = Field(
+        description="'logits', or what stands for them under 'top_k'; of a task 'tasks/', its name, '/' and that; "
+        "'features/' and a path"
+    )
     path: str = Field(description="file in the entry: values in little-endian order, nothing else")
     dtype: str = Field(description="as NumPy writes it, such as '<f2'")
     shape: tuple[int, ...] = Field(description="of one row")
@@ -73,7 +76,10 @@ class TeacherOutputs(Frozen):
     seed: int = Field(description="of the views")
     views: int = Field(ge=1)
     samples: int = Field(ge=1, description="of one view")
-    classes: int = Field(ge=1, description="length of the last axis of the logits")
+    classes: int = Field(ge=1, description="length of the last axis of the logits; of several tasks, of the first's")
+    tasks: dict[str, int] = Field(
+        default={}, description="of several tasks, that length of each, in the teacher's order"
+    )
     tensors: tuple[StoredTensor, ...]
 
 

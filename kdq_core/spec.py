@@ -156,6 +156,9 @@ class DistillerUse(Frozen):
     weight: Schedule = Field(
         default=Schedule(schedule="constant", start=1.0), description="0 to 1000, or a schedule; of all its terms"
     )
+    task: str | None = Field(
+        default=None, min_length=1, description="the one of the models' named outputs it is for; none: each of them"
+    )
     taps: Literal["auto"] | tuple[tuple[str, str], ...] = Field(
         default="auto",
         description="`auto`, or pairs `[path in student, path in teacher]` of modules whose outputs are compared",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ class Batch:
 
     Attributes:
         inputs: what the student is called with, each of shape `[B, ...]`.
-        targets: hard labels of shape `[B, ...]`, or `None` where the data is unlabelled.
+        targets: hard labels of shape `[B, ...]`, or `None` where the data is unlabelled or the models have tasks.
         ids: int64 sample numbers within the split, shape `[B]`.
         extra: named inputs beside those, each of shape `[B, ...]`: what a teacher of another modality reads.
         view: number of the view the inputs are; the stage fills it in, a workload need not.
+        tasks: hard labels by task, each `[B, ...]`, for models with several outputs; a task without labels is missing.
     """
 
     inputs: tuple[Tensor, ...]
@@ -42,14 +43,40 @@ class Batch:
     ids: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     view: int = 0
+    tasks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is any hard label."""
+        return self.targets is not None or bool(self.tasks)
+
+    def task(self, name: str) -> Batch:
+        """The batch as one task sees it: its labels are the `targets`, `None` without, and all there is in `tasks`."""
+        labels = self.tasks.get(name)
+        return replace(self, targets=labels, tasks={} if labels is None else {name: labels})
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gives for a batch: logits `[B, C]`, and named features where they were asked for."""
+    """What a model gives for a batch.
+
+    Attributes:
+        logits: `[B, C]`; of a model with several tasks, those of the first.
+        features: named tensors, where they were asked for.
+        tasks: every output by task, in the model's order, where it gives several; empty where it gives one tensor.
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    tasks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def task(self, name: str) -> Outputs:
+        """The outputs of one task: its logits, the same features.
+
+        Raises:
+            KeyError: there is no such task.
+        """
+        return Outputs(self.tasks[name], self.features)
 
 
 @dataclass(frozen=True)

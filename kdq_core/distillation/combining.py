@@ -3,7 +3,7 @@
 The loss of a step is `sum_i w_i * soft_i + H * hard` with `H = prod_i (1 - min(w_i, 1) * (1 - h_i))`, where `h_i` is
 the weight distiller i gives the hard loss beside itself. With one distiller of weight 1 that is its own loss. At weight
 0 a distiller is as if it were not there; H is continuous in every weight. The product is our own convention: the papers
-have one distiller each.
+have one distiller each. With several tasks each has a hard loss and an H of its own, over the distillers of that task.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdq_core.distillation.gap import gap
 from kdq_core.distillation.pairs import Pair
+from kdq_core.distillation.tasks import check_tasks, tasks_of
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Workload
 from kdq_core.spec import Schedule
@@ -40,6 +41,7 @@ class Part:
         weight: of all its soft terms.
         options: its options that change over the fit.
         pairs: layers it compares.
+        task: the one output it is for; by default each, or none in particular for a distiller of features.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Part:
     weight: Schedule = CONSTANT
     options: Mapping[str, Schedule] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
+    task: str | None = None
 
     @property
     def follows_the_gap(self) -> bool:
@@ -60,7 +63,10 @@ class Part:
 
 
 class DistillationLoss:
-    """The loss `fit()` minimises. Terms are called `<term>` with one distiller, `<name>/<term>` with several.
+    """The loss `fit()` minimises.
+
+    Terms are called `<term>` with one distiller, `<name>/<term>` with several; of models with several tasks
+    `<task>/<term>` or `<name>/<task>/<term>`, and the hard losses `hard/<task>`.
 
     Attributes:
         taught: the module being fitted, where a distiller compares features.
@@ -85,31 +91,41 @@ class DistillationLoss:
         self._share = min(1.0, done / max(1, total - 1))
 
     def __call__(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Weighted terms of one batch. An unlabelled batch has no hard term.
+        """Weighted terms of one batch. What is unlabelled has no hard term.
 
         Raises:
-            StageError: a distiller needs labels that are not there, or features that the teacher does not give.
+            StageError: a distiller needs labels that are not there, features that the teacher does not give, or a task
+                that one of the models does not have.
         """
         student, paths = outputs_of(model, batch), teacher_paths(self.parts)
         teacher = self.teacher(batch, paths) if paths else self.teacher(batch)
-        distance = gap(student.logits, teacher.logits) if any(p.follows_the_gap for p in self.parts) else 0.0
         terms: dict[str, Tensor] = {}
-        hard = 1.0
+        hard = dict.fromkeys(student.tasks or [""], 1.0)
         for index, part in enumerate(self.parts):
-            weight, distiller = part.at(self._share, distance)
-            _check_labels(distiller, part, batch)
+            tasks = tasks_of(student, part.task, features=part.distiller.features != "none")
+            check_tasks(tasks, student, teacher, part.name)
             ours = self.taught.features(index) if self.taught is not None else {}
-            given = distiller.loss(
-                Outputs(student.logits, ours),
-                Outputs(teacher.logits, {pair.name: teacher.features[pair.teacher] for pair in part.pairs}),
-                batch,
-            )
-            prefix = f"{part.name}/" if len(self.parts) > 1 else ""
-            terms |= {f"{prefix}{name}": weight * term for name, term in given.terms.items()}
-            hard *= 1 - min(weight, 1.0) * (1 - given.hard_weight)
-        if hard and batch.targets is not None:
-            terms["hard"] = hard * self.workload.loss(student, batch)
-        return terms
+            theirs = {pair.name: teacher.features[pair.teacher] for pair in part.pairs}
+            for task in tasks:
+                mine, told = (x.task(task) if task else x for x in (student, teacher))
+                seen = batch.task(task) if task else batch
+                distance = gap(mine.logits, told.logits) if part.follows_the_gap else 0.0
+                weight, distiller = part.at(self._share, distance)
+                _check_labels(distiller, part, seen)
+                given = distiller.loss(Outputs(mine.logits, ours), Outputs(told.logits, theirs), seen)
+                prefix = (f"{part.name}/" if len(self.parts) > 1 else "") + (f"{task}/" if task else "")
+                terms |= {f"{prefix}{name}": weight * term for name, term in given.terms.items()}
+                for name in [task] if task in hard else hard:
+                    hard[name] *= 1 - min(weight, 1.0) * (1 - given.hard_weight)
+        return terms | self._hard(student, batch, hard)
+
+    def _hard(self, student: Outputs, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """The hard loss, or that of each task, by name of the term."""
+        if not student.tasks:
+            labelled = batch.targets is not None and weights[""]
+            return {"hard": weights[""] * self.workload.loss(student, batch)} if labelled else {}
+        asked = [name for name, weight in weights.items() if weight and name in batch.tasks]
+        return {f"hard/{name}": weights[name] * self.workload.loss(student, batch.task(name)) for name in asked}
 
 
 def teacher_paths(parts: Iterable[Part]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from collections import OrderedDict
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -122,7 +123,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
     """Turn `model` into an ATen graph with a free batch size. The model itself is left as it is.
 
     Args:
-        model: gives one tensor, or a tuple of tensors.
+        model: gives one tensor, a tuple of tensors, or a dict of tensors by task.
         example: inputs, each of shape `[B, ...]` with B >= 2.
 
     Returns:
@@ -172,13 +173,16 @@ def _plain_outputs(graph: fx.Graph, name: str) -> None:
     spec = codegen.pytree_info.out_spec
     output = graph.output_node()
     values = tuple(cast(Any, output.args[0]))
+    remedy = "let it give a tensor, a flat tuple of tensors, or a dict of tensors by task"
     if not all(isinstance(value, fx.Node) for value in values):
-        raise StageError(f"model {name!r} gives more than tensors; let it give a tensor or a tuple of tensors")
-    if spec.type not in (None, tuple, list):
-        raise StageError(f"model {name!r} gives a {spec.type.__name__!r}; let it give a tensor or a tuple of tensors")
-    if spec.type in (tuple, list) and spec.num_children != len(values):
-        raise StageError(f"model {name!r} gives nested outputs; let it give a tensor or a flat tuple of tensors")
-    output.args = (values if spec.type in (tuple, list) else values[0],)
+        raise StageError(f"model {name!r} gives more than tensors; {remedy}")
+    by_task = spec.type in (dict, OrderedDict)
+    if spec.type not in (None, tuple, list) and not by_task:
+        raise StageError(f"model {name!r} gives a {spec.type.__name__!r}; {remedy}")
+    if spec.type is not None and spec.num_children != len(values):
+        raise StageError(f"model {name!r} gives nested outputs; {remedy}")
+    given: Any = values[0] if spec.type is None else values
+    output.args = (dict(zip(spec.context, values, strict=True)) if by_task else given,)
     graph.set_codegen(fx.graph.CodeGen())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -290,6 +291,7 @@ def _fit_bias(
 def output_scales(converted: fx.GraphModule) -> tuple[float | None, ...]:
     """The LSB of each output of a converted model; `None` where the output is float."""
     value: Any = converted.graph.output_node().args[0]
+    value = tuple(value.values()) if isinstance(value, Mapping) else value
     outputs = value if isinstance(value, tuple | list) else (value,)
     return tuple(
         float(operator.attrgetter(node.args[1].target)(converted)) if node.target is DEQUANTIZE else None

@@ -73,6 +73,7 @@ class StageContext:
                     distiller=cast("Distiller", self.catalog.build("distiller", use.use, use.options_at(0))),
                     weight=use.weight,
                     options=use.schedules,
+                    task=use.task,
                 ),
                 use.taps,
             )

@@ -47,6 +47,7 @@ def cache_teacher(context: StageContext) -> TeacherOutputs:
         views=spec.views,
         samples=samples,
         classes=build.classes,
+        tasks=build.tasks,
         tensors=build.tensors,
     )
 

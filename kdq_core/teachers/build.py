@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdq_core.errors import StageError
 from kdq_core.records import StoredTensor
-from kdq_core.teachers.encoding import FEATURES, encode, encode_features, feature_layout, layout
+from kdq_core.teachers.encoding import FEATURES, TASKS, encode_outputs, feature_layout, layout
 from kdq_core.teachers.rows import Rows, reserve, row_bytes
 from kdq_core.teachers.spec import CacheSpec
 from kdq_core.tensors import Batch, Outputs
@@ -32,6 +32,7 @@ class Build:
         tensors: one a file.
         rows: the files, open for writing, by name.
         classes: length of the last axis of the logits.
+        tasks: that length of each of several tasks.
         views: views that are done.
         batches: batches of the next view that are done.
     """
@@ -40,6 +41,7 @@ class Build:
     tensors: tuple[StoredTensor, ...]
     rows: dict[str, Rows]
     classes: int
+    tasks: dict[str, int]
     views: int = 0
     batches: int = 0
 
@@ -47,7 +49,7 @@ class Build:
         """Bring all rows to the disk, then say how far it came."""
         for rows in self.rows.values():
             rows.flush()
-        said = {"classes": self.classes, "views": self.views, "batches": self.batches}
+        said = {"classes": self.classes, "tasks": self.tasks, "views": self.views, "batches": self.batches}
         draft = self.folder / f"{PROGRESS}.{os.getpid()}"
         draft.write_text(json.dumps(said | {"tensors": [t.model_dump(mode="json") for t in self.tensors]}))
         draft.replace(self.folder / PROGRESS)
@@ -110,12 +112,11 @@ def _found(folder: Path, count: int) -> Build | None:
         rows = {t.name: Rows(folder / t.path, t, count, writable=True) for t in tensors}
     except OSError:
         return None
-    return Build(folder, tensors, rows, said["classes"], said["views"], said["batches"])
+    return Build(folder, tensors, rows, said["classes"], said["tasks"], said["views"], said["batches"])
 
 
 def _made(folder: Path, said: Outputs, spec: CacheSpec, samples: int) -> Build:
-    shape = tuple(said.logits.shape[1:])
-    tensors, count = (*layout(shape, spec), *feature_layout(said.features, spec)), spec.views * samples
+    tensors, count = (*layout(said, spec), *feature_layout(said.features, spec)), spec.views * samples
     sizes = {tensor.name: count * row_bytes(tensor) for tensor in tensors}
     if sum(sizes.values()) > spec.limit_gb * 1e9:
         raise StageError(_too_large(sizes, spec, samples))
@@ -123,7 +124,8 @@ def _made(folder: Path, said: Outputs, spec: CacheSpec, samples: int) -> Build:
     for tensor in tensors:
         reserve(folder / tensor.path, sizes[tensor.name])
     rows = {tensor.name: Rows(folder / tensor.path, tensor, count, writable=True) for tensor in tensors}
-    return Build(folder, tensors, rows, classes=shape[-1])
+    tasks = {name: logits.shape[-1] for name, logits in said.tasks.items()}
+    return Build(folder, tensors, rows, classes=said.logits.shape[-1], tasks=tasks)
 
 
 def _too_large(sizes: Mapping[str, int], spec: CacheSpec, samples: int) -> str:
@@ -139,32 +141,44 @@ def _too_large(sizes: Mapping[str, int], spec: CacheSpec, samples: int) -> str:
 
 
 def _put(build: Build, said: Outputs, batch: Batch, spec: CacheSpec, view: int, samples: int) -> None:
-    given = {f"{FEATURES}{path}": value for path, value in said.features.items()}
-    for name, values in (encode(said.logits, spec) | encode_features(said.features, spec)).items():
+    for name, values in encode_outputs(said, spec).items():
         kept = next(tensor.shape for tensor in build.tensors if tensor.name == name)
         if values.shape != (len(batch.ids), *kept):
             raise StageError(
                 f"{_called(name)} have the shape {values.shape} for a batch of {len(batch.ids)} samples, where "
                 f"{(len(batch.ids), *kept)} was expected from the first batch; what is kept has one shape for every "
                 "sample: pad the inputs to one length, or run the teacher beside the student with "
-                f"teacher: {{cache: {{{'features' if name in given else 'enabled'}: false}}}}"
+                f"teacher: {{cache: {{{'features' if name.startswith(FEATURES) else 'enabled'}: false}}}}"
             )
         finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not finite.all():
             row = int(finite.argmin())
-            value = given.get(name, said.logits)[row]
+            value = _told(said, name)[row]
             raise StageError(_not_finite(name, value, f"sample {int(batch.ids[row])} in view {view}"))
         build.rows[name].write(view * samples + batch.ids.cpu().numpy(), values)
 
 
+def _told(said: Outputs, name: str) -> Tensor:
+    """What the teacher gave that is kept under `name`."""
+    if name.startswith(FEATURES):
+        return said.features[name.removeprefix(FEATURES)]
+    return said.tasks[_task(name)] if said.tasks else said.logits
+
+
+def _task(name: str) -> str:
+    return name.removeprefix(TASKS).rpartition("/")[0]
+
+
 def _called(name: str) -> str:
-    path = name.removeprefix(FEATURES)
-    return "the teacher's logits" if path == name else f"the teacher's features of {path!r}"
+    if name.startswith(FEATURES):
+        return f"the teacher's features of {name.removeprefix(FEATURES)!r}"
+    return f"the teacher's logits of {_task(name)!r}" if name.startswith(TASKS) else "the teacher's logits"
 
 
 def _not_finite(name: str, value: Tensor, where: str) -> str:
     """What is said of `value`, one sample's, that is no finite number, or is none as it is kept."""
-    one = "logit" if not name.startswith(FEATURES) else f"feature of {name.removeprefix(FEATURES)!r}"
+    what, _, of = _called(name).removeprefix("the teacher's ").partition(" ")
+    one = f"{what.removesuffix('s')} {of}".strip()
     wrong = value[~value.isfinite()]
     if not wrong.numel():
         return (

@@ -1,7 +1,7 @@
 """How a teacher's logits become rows of a file, and logits again.
 
 What: whole rows in fp16 or fp32; or the k largest logits of a row with the probability left for all others. Features
-    are whole rows, always.
+    are whole rows, always. Each of several tasks has files of its own.
 Formula: with top-k, `rest = logsumexp(the other C - k logits) - log(C - k)` stands for each of the others, so that the
     softmax of a row keeps the probabilities of the k largest and the sum of the others.
 Limits: with top-k, temperatures other than 1 see the others as equal; fp16 has 11 bits, a relative error of 2^-11.
@@ -19,31 +19,46 @@ from torch import Tensor
 from kdq_core.errors import StageError
 from kdq_core.records import StoredTensor
 from kdq_core.teachers.spec import CacheSpec
+from kdq_core.tensors import Outputs
 
 LOGITS, TOP, INDEX, REST = "logits", "top", "top_index", "top_rest"
 FEATURES = "features/"
 """Begins the name of what a tapped module gave; its path follows."""
+TASKS = "tasks/"
+"""Begins the name of what is kept of one of several tasks; its name and `/` follow."""
 DTYPES = {"fp16": "<f2", "fp32": "<f4"}
 
 
-def layout(shape: tuple[int, ...], spec: CacheSpec) -> tuple[StoredTensor, ...]:
-    """The files for logits of which a row has `shape`, `[..., C]`.
+def layout(outputs: Outputs, spec: CacheSpec) -> tuple[StoredTensor, ...]:
+    """The files for the logits `[B, ..., C]` of a teacher, or of each of its tasks.
 
     Raises:
         StageError: `top_k` leaves no other class.
     """
+    if not outputs.tasks:
+        return _layout(tuple(outputs.logits.shape[1:]), spec, "", "")
+    each = enumerate(outputs.tasks.items())
+    return tuple(
+        tensor
+        for number, (task, logits) in each
+        for tensor in _layout(tuple(logits.shape[1:]), spec, f"{TASKS}{task}/", f"task-{number}-")
+    )
+
+
+def _layout(shape: tuple[int, ...], spec: CacheSpec, prefix: str, stem: str) -> tuple[StoredTensor, ...]:
     *outer, classes = shape
     kind = DTYPES[spec.form]
-    if spec.top_k is None:
-        return (_stored(LOGITS, kind, shape),)
-    if spec.top_k >= classes:
-        raise StageError(
-            f"'teacher.cache.top_k' is {spec.top_k}, but the teacher's logits have {classes} classes; "
-            "ask for fewer, or leave top_k out"
-        )
-    kept = (*outer, spec.top_k)
-    index = "<u2" if classes <= 1 << 16 else "<i4"
-    return (_stored(TOP, kind, kept), _stored(INDEX, index, kept), _stored(REST, kind, tuple(outer)))
+    files = [(LOGITS, kind, shape)]
+    if spec.top_k is not None:
+        if spec.top_k >= classes:
+            raise StageError(
+                f"'teacher.cache.top_k' is {spec.top_k}, but the teacher's logits have {classes} classes; "
+                "ask for fewer, or leave top_k out"
+            )
+        kept = (*outer, spec.top_k)
+        index = "<u2" if classes <= 1 << 16 else "<i4"
+        files = [(TOP, kind, kept), (INDEX, index, kept), (REST, kind, tuple(outer))]
+    return tuple(StoredTensor(name=prefix + n, path=f"{stem}{n}.bin", dtype=d, shape=s) for n, d, s in files)
 
 
 def feature_layout(features: Mapping[str, Tensor], spec: CacheSpec) -> tuple[StoredTensor, ...]:
@@ -70,6 +85,37 @@ def decode_feature(rows: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(rows).to(device, non_blocking=True).float()
 
 
+def encode_outputs(outputs: Outputs, spec: CacheSpec) -> dict[str, np.ndarray]:
+    """Rows by name of the file, for all that a teacher gives for a batch."""
+    rows = encode_features(outputs.features, spec)
+    if not outputs.tasks:
+        return rows | encode(outputs.logits, spec)
+    for task, logits in outputs.tasks.items():
+        rows |= {f"{TASKS}{task}/{name}": values for name, values in encode(logits, spec).items()}
+    return rows
+
+
+def decode_outputs(
+    rows: Mapping[str, np.ndarray], classes: int, tasks: Mapping[str, int], device: torch.device
+) -> Outputs:
+    """Float32 outputs on `device` of rows without features.
+
+    Args:
+        rows: by name of the file.
+        classes: of the logits.
+        tasks: classes by task, where there are several.
+        device: of the outputs.
+    """
+    if not tasks:
+        return Outputs(decode(rows, classes, device))
+    found: dict[str, Tensor] = {}
+    for task, count in tasks.items():
+        prefix = f"{TASKS}{task}/"
+        mine = {name.removeprefix(prefix): values for name, values in rows.items() if name.startswith(prefix)}
+        found[task] = decode(mine, count, device)
+    return Outputs(next(iter(found.values())), tasks=found)
+
+
 def encode(logits: Tensor, spec: CacheSpec) -> dict[str, np.ndarray]:
     """Rows by name of the file, for float32 logits `[B, ..., C]`."""
     kind = DTYPES[spec.form]
@@ -90,7 +136,3 @@ def decode(rows: Mapping[str, np.ndarray], classes: int, device: torch.device) -
     top, rest = (torch.from_numpy(rows[name]).to(device).float() for name in (TOP, REST))
     index = torch.from_numpy(rows[INDEX].astype(np.int64)).to(device)
     return rest[..., None].repeat(*[1] * rest.ndim, classes).scatter_(-1, index, top)
-
-
-def _stored(name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
-    return StoredTensor(name=name, path=f"{name}.bin", dtype=dtype, shape=shape)

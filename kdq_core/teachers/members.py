@@ -5,13 +5,14 @@ Formula: `mean`: z = sum_i w_i z_i / sum_i w_i, the geometric mean of their prob
     w_i exp(-H_i) in place of w_i, where H_i is the entropy of member i's softmax for that sample.
 Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (means of an ensemble); Kwon et al. 2020,
     "Adaptive Knowledge Distillation Based on Entropy" (weights that fall with the entropy; exp(-H) is our choice).
-Limits: all members give logits of one shape; entropy has a meaning for classes alone.
+Limits: all members give logits of one shape; entropy has a meaning for classes alone. Where they have several tasks,
+    all have the same, and each task is combined for itself.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdq_core.errors import StageError
+from kdq_core.errors import StageError, listing
 from kdq_core.kinds import Workload
 from kdq_core.spec import TeacherSpec
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
@@ -36,13 +37,25 @@ class Ensemble(nn.Module):
         self.combine = combine
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Combined logits `[B, ..., C]`.
+    def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """Combined logits `[B, ..., C]`, by task where the members have tasks.
 
         Raises:
-            StageError: the members' logits have different shapes.
+            StageError: the members' tasks, or the shapes of their logits, differ.
         """
-        answers = [cast("Tensor", member(*inputs)) for member in self.members]
+        given = [member(*inputs) for member in self.members]
+        tasks = [tuple(answer) if isinstance(answer, Mapping) else () for answer in given]
+        odd = next((i for i, names in enumerate(tasks) if set(names) != set(tasks[0])), None)
+        if odd is not None:
+            raise StageError(
+                f"teacher 1 gives the tasks {listing(tasks[0])}, teacher {odd + 1} {listing(tasks[odd])}; "
+                "all members of 'teacher.members' must have the same tasks"
+            )
+        if tasks[0]:
+            return {name: self._combined([answer[name] for answer in given]) for name in tasks[0]}
+        return self._combined(given)
+
+    def _combined(self, answers: list[Tensor]) -> Tensor:
         shapes = [tuple(answer.shape) for answer in answers]
         odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
         if odd is not None:
@@ -75,18 +88,23 @@ class Normalized(nn.Module):
 
 
 class OnnxTeacher(nn.Module):
-    """A model in ONNX Runtime, on the CPU. Its file is a buffer, so that it is kept where weights are kept."""
+    """A model in ONNX Runtime, on the CPU. Its file is a buffer, so that it is kept where weights are kept.
 
-    def __init__(self, content: bytes = b"") -> None:
+    Attributes:
+        tasks: names of the outputs that are tasks; none for the first output alone.
+    """
+
+    def __init__(self, content: bytes = b"", tasks: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.register_buffer("content", torch.from_numpy(np.frombuffer(content, np.uint8).copy()))
+        self.tasks = tasks
         self._session: Any = None
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The first output of the file, on the device of the inputs.
+    def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """The first output of the file, or those that are tasks by name; on the device of the inputs.
 
         Raises:
-            StageError: the file takes another number of inputs, or ONNX Runtime refuses it.
+            StageError: the file takes another number of inputs, has no such output, or ONNX Runtime refuses it.
         """
         session = self._session = self._session or self._opened()
         names = [given.name for given in session.get_inputs()]
@@ -94,14 +112,21 @@ class OnnxTeacher(nn.Module):
             raise StageError(
                 f"the ONNX teacher takes {len(names)} inputs ({', '.join(names)}), the workload gives {len(inputs)}"
             )
+        outputs = [given.name for given in session.get_outputs()]
+        strange = next((name for name in self.tasks if name not in outputs), None)
+        if strange is not None:
+            raise StageError(
+                f"the ONNX teacher has no output {strange!r} ('tasks' in 'teacher.members'); it has {listing(outputs)}"
+            )
         try:
             fed = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
-            answer = session.run(None, fed)[0]
+            answers = session.run(list(self.tasks) or outputs[:1], fed)
         except Exception as error:
             raise StageError(
                 f"ONNX Runtime cannot run the teacher: {error}; export it with a free batch size"
             ) from error
-        return torch.from_numpy(answer).to(inputs[0].device)
+        found = [torch.from_numpy(answer).to(inputs[0].device) for answer in answers]
+        return dict(zip(self.tasks, found, strict=True)) if self.tasks else found[0]
 
     def file(self) -> bytes:
         """The content of the file."""
@@ -134,7 +159,7 @@ def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:
 def empty_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     """A member's module before its weights are loaded or trained."""
     if spec.source == "onnx":
-        return OnnxTeacher()
+        return OnnxTeacher(tasks=spec.tasks)
     if spec.source == "student":
         return workload.student()
     return _factory(spec.factory)() if spec.factory else workload.teacher()
@@ -151,7 +176,7 @@ def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     if not path.is_file():
         raise StageError(f"the teacher's file {spec.file!r} is not there; check 'file' in 'teacher.members'")
     if spec.source == "onnx":
-        return OnnxTeacher(path.read_bytes())
+        return OnnxTeacher(path.read_bytes(), spec.tasks)
     model = empty_member(spec, workload)
     try:
         weights = load_file(path)

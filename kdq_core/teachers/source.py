@@ -13,7 +13,7 @@ from kdq_core.distillation.taps import tapping
 from kdq_core.errors import StageError, listing
 from kdq_core.records import TeacherOutputs
 from kdq_core.store import Entry
-from kdq_core.teachers.encoding import FEATURES, decode, decode_feature
+from kdq_core.teachers.encoding import FEATURES, decode_feature, decode_outputs
 from kdq_core.teachers.rows import Rows
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.layout import channels_last
@@ -107,7 +107,7 @@ class CachedTeacher:
         read = {name: rows.read(at) for name, rows in self._rows.items() if not name.startswith(FEATURES)}
         device = batch.inputs[0].device
         features = {path: decode_feature(self._features(path).read(at), device) for path in paths}
-        return Outputs(decode(read, self.record.classes, device), features)
+        return replace(decode_outputs(read, self.record.classes, self.record.tasks, device), features=features)
 
     def _features(self, path: str) -> Rows:
         rows = self._rows.get(f"{FEATURES}{path}")
@@ -141,7 +141,8 @@ def reading(batch: Batch, names: Sequence[str]) -> Batch:
 
 def in_float32(outputs: Outputs) -> Outputs:
     """The same outputs as float32."""
-    return Outputs(outputs.logits.float(), {name: value.float() for name, value in outputs.features.items()})
+    features, tasks = ({k: v.float() for k, v in part.items()} for part in (outputs.features, outputs.tasks))
+    return Outputs(outputs.logits.float(), features, tasks)
 
 
 def half_precision(device: torch.device) -> bool:

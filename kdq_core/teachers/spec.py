@@ -44,6 +44,10 @@ class MemberSpec(Frozen):
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
         description="`module:function` that makes the module a checkpoint is loaded into; none: the workload's teacher",
     )
+    tasks: tuple[str, ...] = Field(
+        default=(),
+        description="names of outputs of an ONNX model, where the student has several; none: its first",
+    )
     weight: float = Field(default=1.0, gt=0, le=1000, description="beside the other members")
     normalize: NormalizeSpec | None = Field(default=None, description="its own, on top of what the workload gives")
 
@@ -60,6 +64,8 @@ class MemberSpec(Frozen):
             raise ValueError(f"a teacher from {self.source!r} reads no 'model'; write source: registered")
         if self.factory is not None and self.source != "checkpoint":
             raise ValueError(f"a teacher from {self.source!r} takes no 'factory'; only a checkpoint does")
+        if self.tasks and self.source not in ("onnx", "registered"):
+            raise ValueError(f"a teacher from {self.source!r} takes no 'tasks'; its module names its outputs itself")
         return self
 
     @property

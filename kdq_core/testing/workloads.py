@@ -10,6 +10,7 @@ import torch
 
 from kdq_core.kinds import Workload, takes_views
 from kdq_core.tensors import Batch, Outputs, Split, View
+from kdq_core.training.losses import outputs_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,8 +27,9 @@ def check_workload(workload: Workload) -> None:
     another epoch or seed gives another order of `train`; a view gives each sample the same content whatever seed and
     epoch order them, and is `View(seed, epoch)` where it is not given; `validation` and `test` ignore all three; no
     sample of one split is in another (as far as inputs are unaugmented); teacher and student give finite logits of one
-    shape `[B, C]`, have the same weights for the same seed, and can be exported; the loss is a finite scalar with a
-    gradient.
+    shape `[B, C]`, or a dict of such by task; they have the same weights for the same seed, and can be exported; the
+    loss is a finite scalar with a gradient. With several tasks, labels have names of outputs, and the loss of a batch
+    is the sum of its losses with the labels of one task alone.
 
     It goes through all the data several times: give it a small instance of the workload.
 
@@ -62,7 +64,8 @@ def samples(batches: list[Batch]) -> dict[int, bytes]:
     found = {}
     for batch in batches:
         extra = (batch.extra[name] for name in sorted(batch.extra))
-        tensors = (*batch.inputs, *extra, *(() if batch.targets is None else (batch.targets,)))
+        labels = (batch.targets, *(batch.tasks[name] for name in sorted(batch.tasks)))
+        tensors = (*batch.inputs, *extra, *(x for x in labels if x is not None))
         for row, number in enumerate(batch.ids.tolist()):
             found[number] = b"".join(content(t[row]) for t in tensors)
     return found
@@ -139,23 +142,46 @@ def disjoint_splits(workload: Workload) -> None:
 
 def usable_models(workload: Workload) -> None:
     """Models are repeatable, agree in shape, have finite logits and can be exported; the loss has a gradient."""
-    batch = collect(workload, "train")[0]
+    batch, *later = collect(workload, "train")
     shapes = {}
     for name, make in (("teacher", workload.teacher), ("student", workload.student)):
         model, twin = seeded(make), seeded(make)
         for key, value in model.state_dict().items():
             assert torch.equal(value, twin.state_dict()[key]), f"the same seed should give the same {name}: {key!r}"
-        logits = model(*batch.inputs)
-        assert logits.isfinite().all(), f"the {name}'s logits should be finite, but they are not"
-        shapes[name] = tuple(logits.shape)
-        loss = workload.loss(Outputs(logits), batch)
+        outputs = outputs_of(model, batch)
+        given = outputs.tasks or {"": outputs.logits}
+        for logits in given.values():
+            assert logits.isfinite().all(), f"the {name}'s logits should be finite, but they are not"
+        shapes[name] = {task: tuple(logits.shape) for task, logits in given.items()}
+        loss = workload.loss(outputs, batch)
+        richest = max((batch, *later), key=lambda one: len(one.tasks))
+        additive_over_tasks(workload, outputs_of(model, richest), richest, name)
         assert loss.ndim == 0, f"the loss should be a scalar, but it has shape {tuple(loss.shape)}"
         assert loss.isfinite(), f"the loss of the {name} should be finite, but it is {float(loss.detach())}"
         loss.backward()  # type: ignore[no-untyped-call]
+        for other in later:  # each may have labels of other tasks
+            if other.tasks:
+                workload.loss(outputs_of(model, other), other).backward()  # type: ignore[no-untyped-call]
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, f"every parameter of the {name} should get a gradient, but {without} get none"
         torch.export.export(model.eval(), batch.inputs, strict=False)
-    assert shapes["teacher"] == shapes["student"], f"teacher and student should give one shape, but give {shapes}"
+    said = {name: given.get("", given) for name, given in shapes.items()}
+    assert shapes["teacher"] == shapes["student"], f"teacher and student should give one shape, but give {said}"
+
+
+def additive_over_tasks(workload: Workload, outputs: Outputs, batch: Batch, who: str) -> None:
+    """Labels are of tasks the model has; each task's hard loss gets a weight of its own, so the whole is their sum."""
+    strange = sorted(set(batch.tasks) - set(outputs.tasks))
+    there = list(outputs.tasks)
+    assert not strange, f"labels should be of the {who}'s outputs {there}, but there are some of {strange}"
+    if not batch.tasks:
+        return
+    parts = sum(float(workload.loss(outputs, batch.task(name)).detach()) for name in batch.tasks)
+    whole = float(workload.loss(outputs, batch).detach())
+    assert abs(parts - whole) <= 1e-4 * max(1.0, abs(whole)), (
+        f"the loss of a batch should be the sum of its losses with the labels of one task alone, but it is {whole:g} "
+        f"and they sum to {parts:g}"
+    )
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:

@@ -3,9 +3,9 @@
 What: the control has the start, seeds, batches, steps and phases of the taught student, and `hard_loss` alone.
     Both answer every labelled sample of the test split, in PyTorch; the gain is the mean difference.
 Formula: d_i is +1 where only the taught student is right, -1 where only the control is, else 0; without classes it is
-    the difference of the hard losses of sample i. The 95 % interval is m +- 1.96 s / sqrt(n), with mean m and standard
-    deviation s of the d_i: the normal approximation of paired differences. For right and wrong answers a +1 and a -1
-    join the d_i first, so that few disagreements show no gain.
+    the difference of the hard losses of sample i, of all its tasks. The 95 % interval is m +- 1.96 s / sqrt(n), with
+    mean m and standard deviation s of the d_i: the normal approximation of paired differences. For right and wrong
+    answers a +1 and a -1 join the d_i first, so that few disagreements show no gain.
 Source: those two are the adjustment of Bonett and Price 2012, "Adjusted Wald Confidence Interval for a Difference of
     Binomial Proportions Based on Paired Data", Journal of Educational and Behavioral Statistics 37(4).
 Limits: the interval is of the test samples. Both students are of one seed: another seed would give another pair, and
@@ -66,10 +66,10 @@ def gain(taught: nn.Module, control: nn.Module, workload: Workload, device: torc
     classes = True
     for given in workload.batches("test", batch_size=batch_size):
         batch = to_device(given, device)
-        if batch.targets is None:
+        if not batch.labelled:
             continue
         answers = [outputs_of(model, batch) for model in (taught, control)]
-        classes = has_classes(answers[0], batch.targets)
+        classes = batch.targets is not None and has_classes(answers[0].logits, batch.targets)
         found.append(torch.stack([_scores(workload, outputs, batch, classes) for outputs in answers]))
     scores = torch.cat(found, dim=1) if found else torch.zeros(2, 0)
     if scores.shape[1] < 2 or not scores.isfinite().all():
@@ -108,11 +108,11 @@ def interval(differences: Tensor, *, proportions: bool) -> tuple[float, float]:
 
 def _scores(workload: Workload, outputs: Outputs, batch: Batch, classes: bool) -> Tensor:
     """Of each sample 1 for a right and 0 for a wrong answer, or its hard loss: float64 `[B]` on the CPU."""
-    assert batch.targets is not None
-    if classes:
+    if classes and batch.targets is not None:
         return (outputs.logits.argmax(1) == batch.targets).double().cpu()
     losses = []
     for row in range(len(batch.ids)):
         one = torch.tensor([row])
-        losses.append(workload.loss(Outputs(outputs.logits[row : row + 1]), rows_of(batch, one)))
+        mine = Outputs(outputs.logits[one], tasks={name: logits[one] for name, logits in outputs.tasks.items()})
+        losses.append(workload.loss(mine, rows_of(batch, one)))
     return torch.stack(losses).double().cpu()

@@ -222,6 +222,7 @@ def rows_of(batch: Batch, at: Tensor) -> Batch:
         targets=None if batch.targets is None else batch.targets[at],
         ids=batch.ids[at],
         extra={name: x[at] for name, x in batch.extra.items()},
+        tasks={name: x[at] for name, x in batch.tasks.items()},
     )
 
 
@@ -234,6 +235,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         inputs=tuple(x.to(device, non_blocking=True) for x in batch.inputs),
         targets=None if batch.targets is None else batch.targets.to(device, non_blocking=True),
         extra={name: x.to(device, non_blocking=True) for name, x in batch.extra.items()},
+        tasks={name: x.to(device, non_blocking=True) for name, x in batch.tasks.items()},
     )
 
 

@@ -16,20 +16,27 @@ from kdq_core.training.fit import Loss, to_device
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
-    """Call `model` on the inputs of `batch`."""
+    """Call `model` on the inputs of `batch`.
+
+    Raises:
+        StageError: it gives neither a tensor nor a dict of tensors.
+    """
     given = model(*batch.inputs)
-    if not isinstance(given, Tensor):
-        raise StageError(
-            f"the model gave {type(given).__name__!r} where a tensor of logits is needed; return the logits alone"
-        )
-    return Outputs(logits=given)
+    if isinstance(given, Tensor):
+        return Outputs(logits=given)
+    if isinstance(given, Mapping) and given and all(isinstance(value, Tensor) for value in given.values()):
+        return Outputs(logits=next(iter(given.values())), tasks=dict(given))
+    raise StageError(
+        f"the model gave {type(given).__name__!r} where a tensor of logits is needed, or for several tasks a dict of "
+        "tensors by task; return the logits alone"
+    )
 
 
 def hard_loss(workload: Workload) -> Loss:
     """The workload's own loss alone; a batch without labels moves nothing: no gradient reaches the model."""
 
     def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        if batch.targets is None:
+        if not batch.labelled:
             return {"hard": torch.zeros((), device=batch.inputs[0].device, requires_grad=True)}
         return {"hard": workload.loss(outputs_of(model, batch), batch)}
 
@@ -38,13 +45,13 @@ def hard_loss(workload: Workload) -> Loss:
 
 def labelled(batches: Iterable[Batch]) -> bool:
     """Whether one of `batches` has labels; reads no further than the first that has."""
-    return any(batch.targets is not None for batch in batches)
+    return any(batch.labelled for batch in batches)
 
 
 def validation(
     workload: Workload, device: torch.device, batch_size: int, read: Callable[[Batch], Batch] = lambda batch: batch
 ) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Curves of the validation split: mean loss and, for class labels, top-1; `read` says what of a batch is read."""
+    """Curves of the validation split, as of `curves`; `read` says what of a batch is read."""
 
     def score(model: nn.Module) -> Mapping[str, float]:
         with observers_off(model):
@@ -60,25 +67,36 @@ def curves(
     batch_size: int,
     read: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> dict[str, float]:
-    """Mean loss and, for class labels, top-1 over the labelled samples of the validation split."""
-    loss, hits, classed, seen = 0.0, 0, 0, 0
+    """Mean loss and, for class labels, top-1 over the labelled samples of the validation split; top-1 of each task."""
+    loss, seen = 0.0, 0
+    hits: dict[str, int] = {}
+    classed: dict[str, int] = {}
     for given in workload.batches("validation", batch_size=batch_size):
         batch = to_device(read(given), device)
-        if batch.targets is None:
+        if not batch.labelled:
             continue
         outputs, count = outputs_of(model, batch), len(batch.ids)
         seen += count
         loss += workload.loss(outputs, batch).item() * count
-        if has_classes(outputs, batch.targets):
-            hits += int((outputs.logits.argmax(1) == batch.targets).sum())
-            classed += count
+        for name, (one, labels) in by_task(outputs, batch).items():
+            if labels is not None and has_classes(one, labels):
+                curve = f"validation/top1{'/' if name else ''}{name}"
+                hits[curve] = hits.get(curve, 0) + int((one.argmax(1) == labels).sum())
+                classed[curve] = classed.get(curve, 0) + count
     values = {"validation/loss": loss / seen} if seen else {}
-    return values | ({"validation/top1": hits / classed} if classed else {})
+    return values | {curve: hits[curve] / classed[curve] for curve in hits}
 
 
-def has_classes(outputs: Outputs, targets: Tensor) -> bool:
+def by_task(outputs: Outputs, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Logits and labels of each task; of a model with one output under the name ``."""
+    if not outputs.tasks:
+        return {"": (outputs.logits, batch.targets)}
+    return {name: (logits, batch.tasks.get(name)) for name, logits in outputs.tasks.items()}
+
+
+def has_classes(logits: Tensor, targets: Tensor) -> bool:
     """Whether each sample has logits of classes and one class as its label, so that an answer is right or wrong."""
-    return outputs.logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
 
 
 @contextlib.contextmanager

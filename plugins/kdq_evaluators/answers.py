@@ -1,9 +1,9 @@
-"""What a shipped file answers on the whole test split, and intervals of proportions; shared by the evaluators."""
+"""What a shipped file answers on the test split, what is right, and intervals of proportions; for all evaluators."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kdq_core.api import Z95, Batches, StageError, Subject
 
@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def answers(subject: Subject, batches: Batches) -> np.ndarray:
-    """First output of the file for every sample, float `[N, C]`, in the runtime that it was written for.
+class Truth(NamedTuple):
+    """The hard labels of one output.
 
-    Raises:
-        StageError: there is no sample, or an answer is not finite.
+    Attributes:
+        rows: which samples have one, bool `[N]`.
+        classes: their classes, int64 `[M]`.
     """
-    return all_answers(subject, batches)[0]
+
+    rows: np.ndarray
+    classes: np.ndarray
 
 
-def all_answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
+def answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
     """Every output of the file for every sample, each float `[N, ...]`, in the runtime that it was written for.
 
     Raises:
@@ -43,23 +46,32 @@ def all_answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
     return outputs
 
 
-def labels(batches: Batches) -> np.ndarray:
-    """Hard labels of the test split, int64 `[N]`.
+def suffixes(subject: Subject, count: int) -> tuple[str, ...]:
+    """What is put behind a metric's name for each of `count` outputs: of the first nothing, else `/` and its name.
 
-    Raises:
-        StageError: a batch has none.
+    A file's outputs have the names of the tasks, where the model has several.
     """
+    names = [output.name for output in subject.target.signature(subject.path)[1]] if count > 1 else []
+    return ("", *(f"/{name}" for name in names[1:]))
+
+
+def truths(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None, ...]:
+    """Which samples have a class as their label, for each of `count` outputs; `None` where no sample of it has."""
     import numpy as np
 
-    parts = []
-    for batch in batches():
-        if batch.targets is None:
-            raise StageError(
-                "evaluator 'quality' compares with hard labels, but the test split has none; "
-                "give the workload labels, or leave 'quality' out of 'evaluate'"
-            )
-        parts.append(batch.targets.numpy())
-    return np.concatenate(parts)
+    given = [(len(batch.ids), {"": batch.targets, **batch.tasks}) for batch in batches()]
+    tasks = any(set(labels) - {""} for _, labels in given)
+    names = [output.name for output in subject.target.signature(subject.path)[1]] if tasks else [""]
+    found: list[Truth | None] = []
+    for name in (*names, *[None] * count)[:count]:
+        parts = [(size, None if name is None else labels.get(name)) for size, labels in given]
+        there = [labels for _, labels in parts if labels is not None]
+        if not there or any(labels.ndim != 1 or labels.is_floating_point() for labels in there):
+            found.append(None)
+            continue
+        rows = np.concatenate([np.full(size, labels is not None) for size, labels in parts])
+        found.append(Truth(rows, np.concatenate([labels.numpy() for labels in there])))
+    return tuple(found)
 
 
 def wilson(successes: int, samples: int) -> tuple[float, float]:

@@ -12,17 +12,20 @@ Source: after Jacob et al. 2018, "Quantization and Training of Neural Networks f
     Inference": training must simulate what inference computes.
 Defaults and where they come from: no options.
 Costs: one pass of all three over the test split; the simulations are the slower.
-Limits: says nothing of a float model. Samples the test split does not have may differ. Flips are counted in the first
-    output; further outputs give differences, as `parity_output_1_p99_lsb`.
+    Of a model with several outputs the first has these names, another `parity_p99_lsb/<its name>` and so on; flips are
+    counted in the first, and where labels are classes.
+Limits: says nothing of a float model. Samples the test split does not have may differ.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
-from kdq_evaluators.answers import all_answers
-from kdq_evaluators.simulated import classes, count_flips, differences, first_departure, simulate
+from kdq_evaluators.answers import Truth, answers, suffixes, truths
+from kdq_evaluators.simulated import count_flips, differences, first_departure, simulate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +55,8 @@ class Parity(Evaluator):
         """
         if candidate.simulation is None:
             return ()
-        file, labels = all_answers(candidate, batches), classes(batches)
+        file = answers(candidate, batches)
+        truth, named = truths(candidate, batches, len(file)), suffixes(candidate, len(file))
         found: list[Metric] = []
         for name, model in {"converted": candidate.simulation, "prepared": candidate.prepared}.items():
             if model is None:
@@ -64,39 +68,64 @@ class Parity(Evaluator):
                     f"evaluator 'parity' compares outputs of one shape, but the file gives {_text(shapes)} and its "
                     f"simulation {_text(ours)}; export the model that is simulated"
                 )
-            found += _pair(PAIRS[name], file, simulated, candidate, batches)
-            if labels is not None and simulated[0].ndim == 2:
-                share = float((simulated[0].argmax(1) == labels).mean())
-                found.append(
-                    Metric(name=f"top1_{name}", value=share, unit="fraction", direction="higher", samples=len(labels))
-                )
+            scales = (*candidate.output_scales, *[None] * len(file))
+            outputs = [Output(*one) for one in zip(named, file, simulated, scales, truth, strict=False)]
+            departure = partial(first_departure, candidate, batches, converting=name == "prepared")
+            found += _pair(PAIRS[name], outputs, departure)
+            found += [one.top1(name) for one in outputs if one.truth is not None]
         return tuple(found)
 
 
-def _pair(
-    prefix: str, file: tuple[np.ndarray, ...], simulated: tuple[np.ndarray, ...], candidate: Subject, batches: Batches
-) -> list[Metric]:
-    """Metrics of the file against one simulation."""
-    flips, ties = count_flips(file[0], simulated[0])
-    scales = (*candidate.output_scales, *[None] * len(file))
-    steps = [differences(ours, theirs, scale) for ours, theirs, scale in zip(file, simulated, scales, strict=False)]
-    note = ""
-    if flips or any(one["p99"] > 1 for one in steps):
-        note = first_departure(candidate, batches, converting=prefix == PAIRS["prepared"])
-    samples = len(file[0])
-    metrics = [
-        Metric(
-            name=f"{prefix}_flips", value=flips, unit="count", direction="lower", samples=samples,
-            note=note if flips else "",
-        ),
-        Metric(name=f"{prefix}_ties", value=ties, unit="count", direction="neither", samples=samples),
-    ]  # fmt: skip
-    for index, one in enumerate(steps):
-        middle = f"_output_{index}" if index else ""
+class Output(NamedTuple):
+    """One output of the file and of its simulation, each `[N, ...]`.
+
+    Attributes:
+        suffix: put behind the names of its metrics.
+        file: what the file gives.
+        simulated: what the simulation gives.
+        scale: its LSB, `None` for float.
+        truth: its hard labels, where they are classes.
+    """
+
+    suffix: str
+    file: np.ndarray
+    simulated: np.ndarray
+    scale: float | None
+    truth: Truth | None
+
+    def top1(self, simulation: str) -> Metric:
+        """Share of labelled samples of which the simulation gives the class."""
+        assert self.truth is not None
+        right = self.simulated[self.truth.rows].argmax(1) == self.truth.classes
+        name = f"top1_{simulation}{self.suffix}"
+        return Metric(name=name, value=float(right.mean()), unit="fraction", direction="higher", samples=len(right))
+
+
+def _pair(prefix: str, outputs: list[Output], departure: Callable[[], str]) -> list[Metric]:
+    """Metrics of the file against one simulation: flips of each output of classes, differences of all."""
+    flips = {one.suffix: count_flips(one.file, one.simulated) for one in outputs if one.truth or not one.suffix}
+    steps = {one.suffix: differences(one.file, one.simulated, one.scale) for one in outputs}
+    breach = any(count for count, _ in flips.values()) or any(step["p99"] > 1 for step in steps.values())
+    note = departure() if breach else ""
+    metrics: list[Metric] = []
+    for one in outputs:
+        if one.suffix in flips:
+            count, ties = flips[one.suffix]
+            metrics += [
+                Metric(
+                    name=f"{prefix}_flips{one.suffix}", value=count, unit="count", direction="lower",
+                    samples=len(one.file), note=note if count else "",
+                ),
+                Metric(
+                    name=f"{prefix}_ties{one.suffix}", value=ties, unit="count", direction="neither",
+                    samples=len(one.file),
+                ),
+            ]  # fmt: skip
+        step = steps[one.suffix]
         metrics += [
             Metric(
-                name=f"{prefix}{middle}_{name}_lsb", value=one[name], unit="lsb", direction="lower",
-                samples=file[index].size, note=note if name == "p99" and one["p99"] > 1 else "",
+                name=f"{prefix}_{name}_lsb{one.suffix}", value=step[name], unit="lsb", direction="lower",
+                samples=one.file.size, note=note if name == "p99" and step["p99"] > 1 else "",
             )
             for name in QUANTILES
         ]  # fmt: skip

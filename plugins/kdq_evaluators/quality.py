@@ -8,15 +8,17 @@ Source: intervals (95 %): Wilson 1927 for top-1 and agreement; Bonett and Price 
     only, not the luck of the training seed.
 Defaults and where they come from: no options; macro averages give every class the same weight, as in scikit-learn.
 Costs: one pass of candidate and baseline over the test split.
-Limits: single-label classification with logits `[B, C]` as the first output; no interval for precision, recall, F1.
+    Of a model with several tasks the first output has these names, another `top1/<task>` and so on.
+Limits: single-label classification with logits `[B, C]`; an output whose labels are no classes is left out; no interval
+    for precision, recall, F1.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batches, Evaluator, Metric, Subject, paired
-from kdq_evaluators.answers import answers, labels, wilson
+from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject, paired
+from kdq_evaluators.answers import answers, suffixes, truths, wilson
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,12 +31,29 @@ class Quality(Evaluator):
     late_imports: ClassVar[tuple[str, ...]] = ("torchmetrics.functional.classification",)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
-        """Metrics in fractions; with the difference from the baseline where the candidate is another file."""
-        logits, truth = answers(candidate, batches), labels(batches)
-        found = absolute(logits, truth)
-        if candidate.path == baseline.path:
-            return found
-        return found + relative(logits.argmax(1), answers(baseline, batches).argmax(1), truth)
+        """Metrics in fractions; with the difference from the baseline where the candidate is another file.
+
+        Raises:
+            StageError: no output has a class as the label of some sample.
+        """
+        given = answers(candidate, batches)
+        truth = truths(candidate, batches, len(given))
+        if not any(truth):
+            raise StageError(
+                "evaluator 'quality' compares with hard labels, but the test split has none that are classes; "
+                "give the workload labels, or leave 'quality' out of 'evaluate'"
+            )
+        other = None if candidate.path == baseline.path else answers(baseline, batches)
+        found: list[Metric] = []
+        for index, (suffix, known) in enumerate(zip(suffixes(candidate, len(given)), truth, strict=True)):
+            if known is None:
+                continue
+            logits = given[index][known.rows]
+            metrics = absolute(logits, known.classes)
+            if other is not None:
+                metrics += relative(logits.argmax(1), other[index][known.rows].argmax(1), known.classes)
+            found += [metric.model_copy(update={"name": metric.name + suffix}) for metric in metrics]
+        return tuple(found)
 
 
 def absolute(logits: np.ndarray, truth: np.ndarray) -> tuple[Metric, ...]:

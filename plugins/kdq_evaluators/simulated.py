@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kdq_core.api import Batches, Departure, StageError, Subject
@@ -26,6 +27,7 @@ def simulate(model: nn.Module, batches: Batches) -> tuple[np.ndarray, ...]:
     with torch.no_grad():
         for batch in batches():
             given = model(*batch.inputs)
+            given = tuple(given.values()) if isinstance(given, Mapping) else given
             given = (given,) if isinstance(given, torch.Tensor) else given
             parts.append([value.float().numpy() for value in given])
     if state_hash(model) != before:
@@ -67,16 +69,6 @@ def differences(file: np.ndarray, simulated: np.ndarray, scale: float | None) ->
     steps = np.round(np.abs(file.astype(np.float64) - wide) / lsb, 4)
     p50, p99 = np.quantile(steps, (0.5, 0.99), method="higher")
     return {"p50": float(p50), "p99": float(p99), "max": float(steps.max())}
-
-
-def classes(batches: Batches) -> np.ndarray | None:
-    """The label of each sample, int64 `[N]`; `None` where a batch has none, or they are no classes."""
-    import numpy as np
-
-    labels = [batch.targets for batch in batches()]
-    if any(x is None or x.ndim != 1 or x.is_floating_point() for x in labels):
-        return None
-    return np.concatenate([x.numpy() for x in labels if x is not None])
 
 
 def first_departure(subject: Subject, batches: Batches, *, converting: bool) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import traceback
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import onnx
 import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict
 
 from kdq_core.api import StageError, dequantize, dynamic_linear, module_path, quantize, why_untraceable
 from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
@@ -47,13 +49,13 @@ def write(
     training = model.training
     model.eval()
     try:
-        proto = _export(model, example)
+        proto, tasks = _export(model, example)
     finally:
         model.train(training)
     expand(proto)
     widen(proto)
     fuse(proto)
-    shrink(proto, rewrites)
+    shrink(proto, rewrites, tasks)
     onnx.checker.check_model(proto, full_check=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -63,7 +65,8 @@ def write(
         temporary.unlink(missing_ok=True)
 
 
-def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
+def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[str, ...]]:
+    """The ONNX model, and the names of its outputs where they are tasks."""
     inputs = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
     shapes = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else None for x in example)
     varargs = any(p.kind is p.VAR_POSITIONAL for p in _parameters(model))
@@ -80,7 +83,14 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
             )  # fmt: skip
         except Exception as error:
             raise StageError(refused + _why_unwritten(error)) from error
-    return written.model_proto if written is not None else None
+    assert written is not None
+    given = program.call_spec.out_spec
+    by_task = given is not None and given.type in (dict, OrderedDict, immutable_dict)
+    tasks = tuple(map(str, given.context)) if given is not None and by_task else ()
+    taken = sorted(set(tasks) & set(inputs))
+    if taken:
+        raise StageError(f"{refused}an output and an input are both called {taken[0]!r}; give the task another name")
+    return written.model_proto, tasks
 
 
 def _why_unwritten(error: BaseException) -> str:

@@ -36,10 +36,11 @@ def mark_weight(parameter: str) -> str:
     return f"<%{parameter}>"
 
 
-def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = ()) -> None:
+def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = (), tasks: Sequence[str] = ()) -> None:
     """Rewrite a fresh ONNX model in place: marks for operators, short names, nothing that is not used.
 
-    The `rewrites` of a target come between: they see the marks, and may name values as they like.
+    The `rewrites` of a target come between: they see the marks, and may name values as they like. Outputs are called
+    as `tasks` says, else `logits`, `output_1` and so on.
     """
     graph = proto.graph
     _name_nodes(graph)
@@ -50,7 +51,7 @@ def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = ()) -> None:
     for rewrite in rewrites:
         rewrite(graph)
     _strip(proto)
-    _rename_values(graph)
+    _rename_values(graph, tasks)
 
 
 def _name_nodes(graph: Any) -> None:
@@ -125,14 +126,14 @@ def _strip(proto: Any) -> None:
     proto.opset_import.extend(kept)
 
 
-def _rename_values(graph: Any) -> None:
+def _rename_values(graph: Any, tasks: Sequence[str]) -> None:
     for value in (*graph.input, *graph.output):
         shape = value.type.tensor_type.shape
         if shape.dim and shape.dim[0].dim_param:
             shape.dim[0].dim_param = "batch"
     names = {value.name: value.name for value in graph.input} | {"": ""}
     for index, value in enumerate(graph.output):
-        names[value.name] = "logits" if index == 0 else f"output_{index}"
+        names[value.name] = tasks[index] if tasks else f"output_{index}" if index else "logits"
     short = (name for name in _short_names() if name not in names.values())
     for item in (*graph.initializer, *graph.output):
         if item.name not in names:

@@ -390,3 +390,14 @@ def test_a_gate_on_a_metric_that_nobody_measures_is_an_error_with_its_line(tmp_p
         f"{file}:5: no evaluator of the recipe gives the metric 'byte' of a gate; did you mean 'bytes'? Given: bytes, "
         "compression, parameters, weight_bytes_float, weight_bytes_int8."
     )
+
+
+def test_a_gate_may_ask_for_the_metric_of_one_of_several_outputs(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "name: x\nworkload: digits\nevaluate: [quality]\ngates:\n  - {metric: top1/bright, at_least: 0.9}\n"
+    )
+    assert load_recipe(file).gates[0].metric == "top1/bright"
+    file.write_text(file.read_text().replace("top1/", "topp1/"))
+    with pytest.raises(RecipeError, match=":5: no evaluator of the recipe gives the metric 'topp1/bright' of a gate"):
+        load_recipe(file)

@@ -79,7 +79,7 @@ def test_the_short_form_is_one_distiller_of_weight_one():
         ("losses:\n  - dkd\n  - {use: fitness}", "r.yaml:6: no distiller named 'fitness'; did you mean 'fitnet'? "),
         ("losses:\n  - {use: dkd, wait: 1}",
          "r.yaml:5: unknown key 'wait' in 'distill.losses[0]'; did you mean 'weight'? "
-         "allowed: name, options, taps, use, weight"),
+         "allowed: name, options, taps, task, use, weight"),
         ("losses:\n  - {use: dkd, weight: heavy}",
          "r.yaml:5: key 'distill.losses[0].weight': 'heavy' is neither a number nor a schedule; write one as "
          "{schedule: linear, start: 1.0, end: 0.0}"),

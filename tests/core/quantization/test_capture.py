@@ -130,12 +130,27 @@ def test_what_a_function_called_from_forward_cannot_do_is_refused_with_its_line(
     assert f"({__file__}:{inspect.getsourcelines(double)[1] + 1}: return torch.from_numpy(x.numpy() * 2)); make" in text
 
 
-def test_a_dictionary_of_outputs_is_refused():
+def test_a_dict_of_outputs_keeps_its_names_and_their_order():
     class Named(nn.Module):
         def forward(self, x):
-            return {"logits": x + 1}
+            return {"tone": x + 1, "kind": x * 2}
 
-    assert refuse(Named()) == "model 'Named' gives a 'dict'; let it give a tensor or a tuple of tensors"
+    x = torch.arange(6.0).reshape(2, 3)
+    given = capture(Named(), (x,))(x)
+    assert list(given) == ["tone", "kind"]
+    assert torch.equal(given["tone"], x + 1)
+    assert torch.equal(given["kind"], x * 2)
+
+
+def test_a_dict_within_a_dict_of_outputs_is_refused():
+    class Nested(nn.Module):
+        def forward(self, x):
+            return {"both": {"tone": x + 1, "kind": x * 2}}
+
+    assert refuse(Nested()) == (
+        "model 'Nested' gives nested outputs; let it give a tensor, a flat tuple of tensors, or a dict of tensors by "
+        "task"
+    )
 
 
 def test_batch_norm_without_statistics_is_refused():

@@ -101,7 +101,7 @@ def test_top_k_keeps_the_largest_probabilities_and_the_sum_of_the_others() -> No
     [({"form": "fp16"}, 2 * 10), ({"form": "fp32"}, 4 * 10), ({"form": "fp16", "top_k": 3}, 3 * (2 + 2) + 2)],
 )
 def test_a_row_takes_the_bytes_of_its_form(spec: dict[str, Any], size: int) -> None:
-    assert sum(row_bytes(tensor) for tensor in layout((10,), CacheSpec(**spec))) == size
+    assert sum(row_bytes(tensor) for tensor in layout(Outputs(torch.zeros(1, 10)), CacheSpec(**spec))) == size
 
 
 def curve(source: TeacherSource, views: int) -> list[float]:

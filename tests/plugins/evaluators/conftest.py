@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdq_core.api import Batch, Subject, Target
+from kdq_core.api import Batch, Subject, Target, TensorSpec
 
 
 class FunctionSession:
@@ -22,6 +22,7 @@ class FunctionTarget(Target):
 
     functions: dict
     threads_asked: list
+    outputs: tuple[str, ...] = ("logits", "output_1")
 
     def session(self, path, *, threads):
         self.threads_asked.append(threads)
@@ -37,7 +38,7 @@ class FunctionTarget(Target):
         raise AssertionError("not used")
 
     def signature(self, path):
-        return (), ()
+        return (), tuple(TensorSpec(name=name, dtype="float32", shape=(-1, 3)) for name in self.outputs)
 
     def coverage(self, path, graph):
         return ()

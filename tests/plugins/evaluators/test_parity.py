@@ -172,7 +172,7 @@ def test_a_second_output_has_differences_of_its_own(subject, table):
         found = {m.name: m.value for m in Parity().evaluate(candidate, subject("student"), table(ROWS))}
     finally:
         type(candidate.target).session = monkey
-    assert (found["parity_max_lsb"], found["parity_output_1_p50_lsb"]) == (0, 2)
+    assert (found["parity_max_lsb"], found["parity_p50_lsb/output_1"]) == (0, 2)
 
 
 @pytest.mark.parametrize(("converting", "text"), [(False, "file and converted"), (True, "converted and prepared")])

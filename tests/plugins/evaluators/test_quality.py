@@ -90,7 +90,7 @@ def test_a_test_split_without_labels_is_refused(subject, table):
     with pytest.raises(StageError) as caught:
         Quality().evaluate(student, student, table(np.zeros((9, 3))))
     assert str(caught.value) == (
-        "evaluator 'quality' compares with hard labels, but the test split has none; "
+        "evaluator 'quality' compares with hard labels, but the test split has none that are classes; "
         "give the workload labels, or leave 'quality' out of 'evaluate'"
     )
 
