@@ -82,21 +82,29 @@ def reduced(value: Tensor, like: Tensor, layer: nn.Module) -> Tensor | None:
 
 def holding(
     spec: TransferSpec, student: nn.Module, written: tuple[str, ...], *, epochs: int, seed: int
-) -> Callable[[int], None]:
-    """What to call before each epoch: it holds the transferred parameters of the epoch's round and frees all others.
+) -> dict[str, Callable[..., None]]:
+    """What `fit` is to call so that in each round of epochs some transferred parameters stay as they are.
 
-    Which ones is a function of (seed, round) alone, so that a resumed fit holds the same.
+    Which ones is a function of (seed, round) alone, so that a resumed fit holds the same. They get a gradient, which is
+    dropped: several processes expect one of every parameter in each step.
+
+    Returns:
+        `before_epoch` and `after_backward` of `FitHooks`.
     """
     parameters = dict(student.named_parameters())
+    held: set[str] = set()
 
     def before_epoch(epoch: int) -> None:
         generator = torch.Generator().manual_seed(seed + epoch * spec.rounds // epochs)
         order = torch.randperm(len(written), generator=generator).tolist()
-        held = {written[index] for index in order[: int(spec.hold * len(written))]}
-        for name in written:
-            parameters[name].requires_grad_(name not in held)
+        held.clear()
+        held.update(written[index] for index in order[: int(spec.hold * len(written))])
 
-    return before_epoch
+    def after_backward() -> None:
+        for name in held:
+            parameters[name].grad = None
+
+    return {"before_epoch": before_epoch, "after_backward": after_backward}
 
 
 def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:

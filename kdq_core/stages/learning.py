@@ -75,13 +75,13 @@ def distill(context: StageContext) -> Checkpoint:
     return context.checkpoint("student", student, history, (gained,))
 
 
-def _transferred(context: StageContext, student: nn.Module) -> dict[str, Callable[[int], None]]:
-    """Start the student from the teacher's parameters where the recipe asks for it; what to call before each epoch."""
+def _transferred(context: StageContext, student: nn.Module) -> dict[str, Callable[..., None]]:
+    """Start the student from the teacher's parameters where the recipe asks for it; what `fit` is to call then."""
     spec, epochs = context.recipe.distill.transfer, context.recipe.distill.fit.epochs
     if spec is None:
         return {}
     written = transfer(spec, student, the_teacher(context))
-    return {"before_epoch": holding(spec, student, written, epochs=epochs, seed=context.seed_of("transfer"))}
+    return holding(spec, student, written, epochs=epochs, seed=context.seed_of("transfer"))
 
 
 def taught(

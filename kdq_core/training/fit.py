@@ -31,6 +31,7 @@ class FitHooks:
     Attributes:
         before_epoch: called with the epoch, from 0, before its first step (phases of QAT).
         before_step: called before each step with the steps done and the steps in all (schedules of the loss).
+        after_backward: called in each step once there are gradients, before they are clipped and used.
         score: curves to add after an epoch, measured in eval mode; must change no buffer of the model.
         on_step: called with steps done, steps in all and the loss, a few times a second.
         on_epoch: called with each finished epoch's record.
@@ -38,6 +39,7 @@ class FitHooks:
 
     before_epoch: Callable[[int], None] = lambda _epoch: None
     before_step: Callable[[int, int], None] = lambda _done, _total: None
+    after_backward: Callable[[], None] = lambda: None
     score: Callable[[nn.Module], Mapping[str, float]] = lambda _model: {}
     on_step: Callable[[int, int, float], None] = lambda _done, _total, _loss: None
     on_epoch: Callable[[EpochRecord], None] = lambda _record: None
@@ -157,7 +159,7 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         values = _step(
-            model, loss, to_device(share(batch, accelerator), accelerator.device), optimizer, spec, accelerator
+            model, loss, to_device(share(batch, accelerator), accelerator.device), optimizer, spec, accelerator, hooks
         )
         if not math.isfinite(values["loss"]):
             raise StageError(
@@ -182,12 +184,14 @@ def _step(
     optimizer: torch.optim.Optimizer,
     spec: FitSpec,
     accelerator: Accelerator,
+    hooks: FitHooks,
 ) -> dict[str, float]:
     with accelerator.autocast():
         terms = loss(model, batch)
     total = torch.stack([term.float() for term in terms.values()]).sum()
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(total)
+    hooks.after_backward()
     if spec.clip_norm is not None:
         accelerator.clip_grad_norm_(model.parameters(), spec.clip_norm)
     optimizer.step()

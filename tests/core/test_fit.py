@@ -169,7 +169,8 @@ from accelerate import Accelerator
 from torch import nn
 from kdq_core.distillation.combining import Part
 from kdq_core.distillation.taught import taught
-from kdq_core.spec import FitSpec
+from kdq_core.distillation.transfer import holding
+from kdq_core.spec import FitSpec, TransferSpec
 from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch
 from kdq_core.training.fit import FitHooks, fit
@@ -193,7 +194,8 @@ parts = [(Part("kd", LogitKd()), "auto"), (Part("hint", Fitnet()), "auto")]
 model, loss = taught(Hard(), parts, OnlineTeacher(teacher), student, next(batches(0)))
 assert any(name.startswith("projectors") for name, _ in model.named_parameters())
 spec, accelerator = FitSpec(epochs=3, batch_size=16, learning_rate=0.05, optimizer="sgd"), Accelerator(cpu=True)
-hooks = FitHooks(before_step=loss.before_step)
+held = holding(TransferSpec(hold=0.5, rounds=3), student, ("0.weight", "0.bias", "2.weight"), epochs=3, seed=0)
+hooks = FitHooks(before_step=loss.before_step, **held)
 history = fit(model, loss, batches, spec, samples=48, accelerator=accelerator, hooks=hooks)
 if accelerator.is_main_process:
     torch.save({"world": accelerator.num_processes, "weights": model.state_dict(),
@@ -205,7 +207,7 @@ if accelerator.is_main_process:
 def test_two_processes_give_the_fit_of_one(tmp_path: Path) -> None:
     """Each takes half of every batch; steps, learning rates, gradients and curves stay those of one process.
 
-    So it is with a teacher, projectors, and a batch without labels.
+    So it is with a teacher, projectors, a batch without labels, and parameters that are held for an epoch.
     """
     (tmp_path / "fit.py").write_text(DISTRIBUTED)
     with socket.socket() as free:
