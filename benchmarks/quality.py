@@ -1,0 +1,218 @@
+"""Quality of the shipped file: float, post-training, QAT, and QAT with the teacher teaching, over paired seeds.
+
+Every figure is top-1 of the file on the test split in ONNX Runtime. All variants of a seed get the same number of epochs
+in all, see the same samples in the same order and start from the same weights. One teacher, of seed 0, teaches all
+seeds. What is in the store already is not computed again.
+
+```
+pip install ./benchmarks/workloads
+python benchmarks/quality.py fashion-mnist --folder DIR --home DIR > benchmarks/quality-fashion-mnist.md
+python benchmarks/quality.py clinc150 --folder DIR --home DIR > benchmarks/quality-clinc150.md
+```
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+from kdq_core.site import Site
+from kdq_core.spec import Recipe
+from kdq_flows import compress
+
+T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
+"""97.5 % quantile of Student's t by degrees of freedom."""
+PACKAGES = ("kdq", "torch", "onnxruntime")
+SILENT: dict[str, Any] = {"use": "logit-kd", "options": {"alpha": 0.0}}
+TAUGHT: dict[str, Any] = {"use": "logit-kd", "options": {"alpha": 0.9, "temperature": 4.0}}
+LSQ, STATIC = {"use": "lsq"}, {"use": "static"}
+LOW = {"W8A8": {}, "W4A4": {"weights": 4, "activations": 4}, "W2A2": {"weights": 2, "activations": 2}}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one data set is trained.
+
+    Attributes:
+        about: data and models, for the page.
+        batch: samples of a step.
+        epochs: of a student in all.
+        qat: of these, quantized.
+        teacher_epochs: of the teacher.
+        views: kept of each sample.
+        few: with this many labels, the number of epochs; `None` where all data is always labelled.
+    """
+
+    about: str
+    batch: int
+    epochs: int
+    qat: int
+    teacher_epochs: int
+    views: int
+    few: tuple[int, int] | None = None
+
+
+SETTINGS = {
+    "fashion-mnist": Setting(
+        about="First 12,000 training images, 10,000 test images. Student: ResNet-8 of 78 thousand parameters. Teacher: "
+        "ResNet-14 of 0.7 million, which has seen all labels.",
+        batch=128, epochs=16, qat=12, teacher_epochs=10, views=6, few=(600, 12),
+    ),
+    "clinc150": Setting(
+        about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one layer, "
+        "64 wide. Teacher: two layers, 128 wide.",
+        batch=64, epochs=16, qat=12, teacher_epochs=16, views=1,
+    ),
+}  # fmt: skip
+
+
+def variants(setting: Setting) -> dict[str, dict[str, Any]]:
+    """Sections of the recipe of each variant; all get `epochs`, of which the QAT ones train `qat` quantized."""
+    fit = {"batch_size": setting.batch, "learning_rate": 3e-3, "weight_decay": 5e-3}
+    whole, part = {"epochs": setting.epochs, **fit}, {"epochs": setting.epochs - setting.qat, **fit}
+    tuned = {"epochs": setting.qat, "batch_size": setting.batch, "learning_rate": 2e-3, "weight_decay": 5e-3}
+    made: dict[str, dict[str, Any]] = {}
+    for who, distiller in (("no teacher", SILENT), ("taught", TAUGHT)):
+        made[f"W8A8 static, {who}"] = {"distill": {**distiller, "fit": whole}, "quantize": STATIC}
+        for bits, section in LOW.items():
+            quantize = {**LSQ, **section, "fit": tuned}
+            made[f"{bits} lsq, {who}"] = {"distill": {**distiller, "fit": part}, "quantize": quantize}
+        if setting.few is not None:
+            labels, epochs = setting.few
+            few = {"distill": {**distiller, "fit": {**whole, "epochs": epochs}}, "quantize": STATIC}
+            made[f"{labels} labels, W8A8 static, {who}"] = {**few, "labelled": labels}
+    return made
+
+
+def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sections: dict[str, Any]) -> Recipe:
+    """One run of the teacher section `teacher`; `sections` may say `labelled` for the workload."""
+    rest = {name: section for name, section in sections.items() if name != "labelled"}
+    options = {"folder": asked.folder} | {name: sections[name] for name in ("labelled",) if name in sections}
+    return Recipe.model_validate({
+        "name": asked.data,
+        "seed": seed,
+        "workload": {"use": asked.data, "options": options},
+        "teacher": {**teacher, "cache": {"views": SETTINGS[asked.data].views}},
+        "evaluate": ["quality", "size", "coverage", "parity"],
+        "gates": [],
+        **rest,
+    })  # fmt: skip
+
+
+def nobody(setting: Setting) -> dict[str, Any]:
+    """Where no teacher teaches, a student stands in for it, so that none of 9 times the size is asked."""
+    fit = {"epochs": 1, "batch_size": setting.batch, "weight_decay": 5e-3}
+    return {"members": [{"source": "student"}], "fit": fit}
+
+
+def teacher(asked: argparse.Namespace, site: Site) -> tuple[dict[str, Any], float]:
+    """The one teacher, trained in a run of its own with seed 0, as a checkpoint for all seeds; and its top-1."""
+    setting = SETTINGS[asked.data]
+    fit = {"epochs": setting.teacher_epochs, "batch_size": setting.batch, "weight_decay": 5e-3}
+    sections = {"distill": {**SILENT, "fit": {"epochs": 1}}, "quantize": STATIC}
+    result = compress(recipe(asked, 0, {"fit": fit}, sections), site, server=False)
+    key = next(stage.key for stage in result.stages if stage.name == "train_teacher")
+    (weights,) = (site.home / "store" / key[:2] / key).glob("*.safetensors")
+    return {"members": [{"source": "checkpoint", "file": str(weights)}]}, result.models["teacher"]["top1"]
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval of the mean over seeds, in points."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.2f}"
+    half = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:+.2f} ± {half:.2f}"
+
+
+def main() -> None:
+    """Run what is not in the store yet, and print the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", choices=sorted(SETTINGS))
+    parser.add_argument("--folder", required=True, help="where the files of the data set are")
+    parser.add_argument("--home", required=True, help="KDQ_HOME; what is there already is not computed again")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="variants whose name this regular expression is found in")
+    asked = parser.parse_args()
+    site, setting = Site(home=Path(asked.home), threads=asked.threads), SETTINGS[asked.data]
+    chosen = {name: s for name, s in variants(setting).items() if re.search(asked.only, name)}
+    taught, teaches = {}, math.nan
+    if any(name.endswith(", taught") for name in chosen):
+        taught, teaches = teacher(asked, site)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    for seed in range(asked.seeds):
+        for name, sections in chosen.items():
+            began = time.monotonic()
+            who = taught if name.endswith(", taught") else nobody(setting)
+            result = compress(recipe(asked, seed, who, sections), site, server=False)
+            found[name].append(result.models)
+            top1 = {role: round(m["top1"], 4) for role, m in result.models.items()}
+            print(f"seed {seed}, {name}: {top1} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    print(page(asked, found, teaches))
+
+
+def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teaches: float) -> str:
+    """The result as Markdown."""
+    setting = SETTINGS[asked.data]
+    control = found.get("W8A8 static, no teacher")
+    floats = [100 * models["student"]["top1"] for models in control] if control else []
+    shipped = {name: [100 * models["int8"]["top1"] for models in runs] for name, runs in found.items()}
+    rows = []
+    for name, runs in found.items():
+        against = interval(differences(shipped[name], floats)) if floats and "labels" not in name else ""
+        gain = ""
+        twin = shipped.get(name.replace(", taught", ", no teacher")) if name.endswith(", taught") else None
+        if twin:
+            gain = interval(differences(shipped[name], twin))
+        each = ", ".join(f"{value:.2f}" for value in shipped[name])
+        flips, prepared = (", ".join(f"{m['int8'][k]:.0f}" for m in runs) for k in FLIPS)
+        lsb = max(models["int8"]["parity_p99_lsb"] for models in runs)
+        ratio = statistics.mean(models["student"]["bytes"] / models["int8"]["bytes"] for models in runs)
+        mean = statistics.mean(shipped[name])
+        rows.append(
+            f"| {name} | {mean:.2f} | {each} | {against} | {gain} | {flips} | {prepared} | {lsb:g} | {ratio:.2f} |"
+        )
+    few = f"; with few labels {setting.few[1]} in all" if setting.few else ""
+    lines = [
+        f"# Quality on {asked.data}",
+        "",
+        f"Written by `python benchmarks/quality.py {asked.data} --folder DIR --home DIR`. {setting.about}",
+        f"A student trains {setting.epochs} epochs in all, of these {setting.qat} quantized (`static`: none){few}.",
+        f"The teacher trains {setting.teacher_epochs} epochs and has a top-1 of {100 * teaches:.2f} %; one for all seeds.",
+        "Top-1 of the shipped file in ONNX Runtime. Flips: samples whose class differs, exact ties aside, between the",
+        "file and the converted model, and between the file and the trained one. p99: difference of file and converted",
+        "model in LSBs. Size: bytes of the float student's file over those of the file. Intervals: 95 %, Student's t over",
+        "paired seeds.",
+        "",
+        "| variant | top-1 % | each seed | against float, points | gain of the teacher | flips: converted | trained "
+        "| p99 LSB | size |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+        *rows,
+        "",
+        f"Float student, same epochs, no teacher: {', '.join(f'{value:.2f}' for value in floats) or 'not run'} %.",
+        "",
+        machine(PACKAGES),
+    ]
+    return "\n".join(lines)
+
+
+FLIPS = ("parity_flips", "parity_prepared_flips")
+
+
+def differences(ours: list[float], theirs: list[float]) -> list[float]:
+    """Seed by seed."""
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
+
+
+if __name__ == "__main__":
+    main()
