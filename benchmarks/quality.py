@@ -1,8 +1,8 @@
 """Quality of the shipped file: float, post-training, QAT, and QAT with the teacher teaching, over paired seeds.
 
-Every figure is top-1 of the file on the test split in ONNX Runtime. All variants of a seed get the same number of epochs
-in all, see the same samples in the same order and start from the same weights. One teacher, of seed 0, teaches all
-seeds. What is in the store already is not computed again.
+Every figure is top-1 of the file on the test split in ONNX Runtime. All variants of a seed get the same number of
+epochs in all, see the same samples in the same order and start from the same weights. One teacher, of seed 0, teaches
+all seeds. What is in the store already is not computed again.
 
 ```
 pip install ./benchmarks/workloads
@@ -68,8 +68,8 @@ SETTINGS = {
         batch=128, epochs=16, qat=12, teacher_epochs=10, views=6, few=(600, 12),
     ),
     "clinc150": Setting(
-        about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one layer, "
-        "64 wide. Teacher: two layers, 128 wide.",
+        about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one "
+        "layer, 64 wide. Teacher: two layers, 128 wide.",
         batch=64, epochs=16, qat=12, teacher_epochs=16, views=1,
     ),
 }  # fmt: skip
@@ -188,11 +188,11 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         "",
         f"Written by `python benchmarks/quality.py {asked.data} --folder DIR --home DIR`. {setting.about}",
         f"A student trains {setting.epochs} epochs in all, of these {setting.qat} quantized (`static`: none){few}.",
-        f"The teacher trains {setting.teacher_epochs} epochs and has a top-1 of {100 * teaches:.2f} %; one for all seeds.",
+        f"The teacher trains {setting.teacher_epochs} epochs, its top-1 is {100 * teaches:.2f} %; one for all seeds.",
         "Top-1 of the shipped file in ONNX Runtime. Flips: samples whose class differs, exact ties aside, between the",
         "file and the converted model, and between the file and the trained one. p99: difference of file and converted",
-        "model in LSBs. Size: bytes of the float student's file over those of the file. Intervals: 95 %, Student's t over",
-        "paired seeds.",
+        "model in LSBs. Size: bytes of the float student's file over those of the file. Intervals: 95 %, Student's t",
+        "over paired seeds.",
         "",
         "| variant | top-1 % | each seed | against float, points | gain of the teacher | flips: converted | trained "
         "| p99 LSB | size |",
