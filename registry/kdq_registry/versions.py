@@ -83,4 +83,5 @@ def version_called(mlflow: MlflowClient, name: str, alias: str) -> Any:
 def unknown_model(name: str, names: list[str]) -> RecipeError:
     """What is said of a model that is not there."""
     hint = did_you_mean(name, names) or "."
-    return RecipeError(f"no registered model named {name!r}{hint} Registered: {listing(names)}.")
+    there = listing(names) if names else "none; `kdq run FILE` registers one"
+    return RecipeError(f"no registered model named {name!r}{hint} Registered: {there}.")

@@ -231,3 +231,23 @@ def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests
         "static, weight-only. "
         "Quarantined: kdq-guest-broken (ModuleNotFoundError: No module named 'a_module_nobody_has').\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; what is done is kept, run again to go on"),
+        (ZeroDivisionError("by nothing"), 1, "ZeroDivisionError: by nothing"),
+    ],
+)
+def test_a_run_that_is_broken_off_still_ends_with_its_json(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, text: str
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("kdq_flows.running.run_recipe", stop)
+    (tmp_path / "r.yaml").write_text("name: x\nworkload: digits\n")
+    found, out, _ = call("run", "r.yaml", "--json")
+    told = json.loads(out)
+    assert (found, told["status"], told["error"]) == (code, "failed", text)

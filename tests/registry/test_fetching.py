@@ -111,7 +111,7 @@ def test_what_is_not_registered_is_named_with_what_is(
 def test_a_site_without_a_registry_has_no_models_and_gets_none_made(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         fetch(Site(home=tmp_path), "digits/1")
-    assert str(caught.value) == "no registered model named 'digits'. Registered: none."
+    assert str(caught.value) == "no registered model named 'digits'. Registered: none; `kdq run FILE` registers one."
     assert not list(tmp_path.iterdir())
 
 

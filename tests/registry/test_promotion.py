@@ -119,7 +119,7 @@ def test_a_home_without_models_stays_empty(tmp_path: Path) -> None:
     assert list_models(site) == []
     with pytest.raises(RecipeError) as caught:
         promote(site, "digits", 1)
-    assert str(caught.value) == "no registered model named 'digits'. Registered: none."
+    assert str(caught.value) == "no registered model named 'digits'. Registered: none; `kdq run FILE` registers one."
     assert not site.home.exists()
 
 

@@ -148,5 +148,5 @@ def test_validate_asks_no_registry(site: Site, recipe_file: Path, kdq: Callable[
     (told,), _ = kdq("validate", str(recipe_file))
     assert told["valid"] is True
     assert not (site.home / "registered").exists()
-    with pytest.raises(RecipeError, match=r"^no registered model named 'digits'\. Registered: none\.$"):
+    with pytest.raises(RecipeError, match=r"^no registered model named 'digits'\. Registered: none; `kdq run"):
         kdq("plan", str(recipe_file))

@@ -92,8 +92,6 @@ def register_commands(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
     ) -> None:
         """Run a recipe: teach, distil, quantize, export, measure, register."""
-        from kdq_core.errors import KdqError
-
         began = time.monotonic()
         try:
             recipe, site = common.load_recipe(file), common.site()
@@ -102,9 +100,9 @@ def register_commands(app: typer.Typer) -> None:
             observer = Progressing(bars=sys.stderr.isatty())
             with observer.live():
                 result, error = run_recipe(recipe, site, server=not no_server, observer=observer)
-        except KdqError as refused:
+        except BaseException as stopped:  # an interrupt too: a script that reads the last line gets one
             if as_json:
-                typer.echo(_refused(file, refused, time.monotonic() - began).model_dump_json())
+                typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())
             raise
         if as_json:
             typer.echo(result.model_dump_json())
@@ -141,11 +139,14 @@ def register_commands(app: typer.Typer) -> None:
             typer.echo(made.note, err=True)
 
 
-def _refused(file: Path, error: Exception, seconds: float) -> RunResult:
-    """The facts of a run that never began."""
+def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
+    """The facts of a run that never began, or that was broken off."""
+    from kdq_core.errors import KdqError
     from kdq_flows.result import RunResult
 
-    return RunResult(run=file.stem, status="failed", seconds=round(seconds, 3), stages=(), models={}, error=str(error))
+    text = str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    text = "interrupted; what is done is kept, run again to go on" if isinstance(error, KeyboardInterrupt) else text
+    return RunResult(run=file.stem, status="failed", seconds=round(seconds, 3), stages=(), models={}, error=text)
 
 
 def _closing(result: RunResult) -> None:
