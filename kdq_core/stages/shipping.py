@@ -15,7 +15,7 @@ from kdq_core.spec import Role
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.quantizing import placement, quantized_student
 from kdq_core.stages.teaching import the_teacher
-from kdq_core.teachers.members import OnnxTeacher
+from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
 INT8, STUDENT, TEACHER, EXAMPLE = "int8.onnx", "student.onnx", "teacher.onnx", "example.safetensors"
 

@@ -15,7 +15,8 @@ from kdq_core.errors import RecipeError, StageError
 from kdq_core.records import Checkpoint
 from kdq_core.spec import Recipe, TeacherSpec
 from kdq_core.stages.teaching import the_teacher
-from kdq_core.teachers.members import Ensemble, Normalized, OnnxTeacher, empty_member, read_member, whole
+from kdq_core.teachers.members import Ensemble, Normalized, empty_member, read_member, whole
+from kdq_core.teachers.onnx_teacher import OnnxTeacher
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
 from kdq_workloads.digits import Digits
 
