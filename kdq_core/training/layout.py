@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-CONV2D = torch.ops.aten.conv2d.default
+CONVS = {torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding}
 CHANNEL_BLOCK = 16
 """Channels that oneDNN takes at a time, at most."""
 
@@ -83,7 +83,7 @@ def overflows(model: nn.Module) -> bool:
             return True
         nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
         for node in nodes:
-            if node.target is CONV2D:
+            if node.target in CONVS:
                 weight = node.args[1]
                 while weight.op == "call_module":  # a fake-quantizer
                     weight = weight.args[0]

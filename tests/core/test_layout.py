@@ -53,3 +53,11 @@ def test_a_captured_graph_is_seen_through_with_and_without_fake_quantizers(chann
     places = placed(graph, OnnxRuntimeCpu(), MinMaxQat(), QuantizeSpec()).places
     assert overflows(graph) is wrong
     assert overflows(prepare(graph, places, MinMaxQat())) is wrong
+
+
+@pytest.mark.parametrize(("channels", "wrong"), [(16, False), (8, True)])
+def test_a_captured_convolution_whose_padding_is_a_word_is_seen(channels: int, wrong: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(channels, 16, 1, stride=2, padding="valid"))
+    graph = capture(model, (torch.zeros(2, channels, 8, 8),))
+    assert torch.ops.aten.conv2d.padding in {node.target for node in graph.graph.nodes}
+    assert overflows(graph) is wrong
