@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("data", choices=sorted(SETTINGS))
     parser.add_argument("--folder", required=True, help="where the files of the data set are")
     parser.add_argument("--home", required=True, help="KDQ_HOME; what is there already is not computed again")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="variants whose name this regular expression is found in")
     asked = parser.parse_args()
@@ -151,7 +151,7 @@ def main() -> None:
     if any(name.endswith(", taught") for name in chosen):
         taught, teaches = teacher(asked, site)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for seed in range(asked.seeds):
+    for seed in asked.seeds:
         for name, sections in chosen.items():
             began = time.monotonic()
             who = taught if name.endswith(", taught") else nobody(setting)

@@ -16,7 +16,7 @@ from typing import Any
 from kdq_core.catalog import Catalog, kdq_code_version, named_plugins
 from kdq_core.errors import RecipeError
 from kdq_core.kinds import Distiller, Kind, Plugin, Target, Workload
-from kdq_core.spec import DistillerUse, Recipe, Site
+from kdq_core.spec import DistillerUse, Recipe, Site, TeacherSpec
 from kdq_core.store import sha256_file
 from kdq_core.teachers.spec import MemberSpec
 
@@ -110,6 +110,7 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
     teachers_options = workload.model_dump(mode="json", exclude=set(unread))
     several = {"losses": losses, "order": list(losses)}
     soft = several if len(losses) > 1 else next(iter(losses.values()))
+    soft = soft | {"fuse_views": recipe.distill.fuse_views}
     grid = {"use": recipe.quantize.use, "options": options("quantizer", recipe.quantize.use)}
     return {
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
@@ -154,6 +155,15 @@ def _member(member: MemberSpec) -> dict[str, Any]:
             "'teacher.members', or give its whole path"
         )
     return asked | {"sha256": sha256_file(path)}
+
+
+def answering(spec: TeacherSpec) -> dict[str, Any]:
+    """What decides the teachers' answers beside their weights; later stages depend on it through the record."""
+    named = ("weight", "normalize", "tasks", "factory", "factory_code")
+    members = [{name: part[name] for name in named if part.get(name)} for part in map(_member, spec.members)]
+    if len(members) == 1:
+        del members[0]["weight"]
+    return {"members": members, "inputs": list(spec.inputs), "combine": spec.combine if len(members) > 1 else None}
 
 
 def _module_digest(name: str) -> str:

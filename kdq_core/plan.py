@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from kdq_core.catalog import Catalog, kdq_code_version
-from kdq_core.errors import PluginError, StoreError
+from kdq_core.errors import PluginError, RecipeError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.gates import with_fitting_gates
 from kdq_core.keys import KeyParts
@@ -106,6 +106,11 @@ def _kept(recipe: Recipe, parts: KeyParts) -> tuple[StageNode, ...]:
     """
     cache, features = recipe.teacher.cache, bool(parts.tapping)
     if not cache.enabled or (features and not cache.features):
+        if recipe.distill.fuse_views:
+            raise RecipeError(
+                "'distill.fuse_views' takes the mean over what is kept of the teacher, but nothing is kept; write "
+                f"teacher: {{cache: {{{'features' if cache.enabled else 'enabled'}: true}}}}, or leave it out"
+            )
         return ()
     if not takes_views(parts.workload):
         raise PluginError(

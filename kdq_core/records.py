@@ -30,7 +30,10 @@ class EpochRecord(Frozen):
 class Gain(Frozen):
     """What a student gained from the teacher over its control, on the samples of the test split."""
 
-    metric: Literal["top1", "loss"] = Field(description="top1: share of right answers; loss: the workload's hard loss")
+    metric: str = Field(
+        pattern=r"^(top1|loss)(/.+)?$",
+        description="top1: share of right answers; loss: the workload's hard loss; behind a slash: of which task",
+    )
     taught: float = Field(description="mean of the student with the teacher")
     control: float = Field(description="mean of the same student without it")
     difference: float = Field(description="taught - control")
@@ -41,7 +44,7 @@ class Gain(Frozen):
     @property
     def shown(self) -> bool:
         """Whether the whole interval is on the better side of zero; for a loss that is below it."""
-        return self.low > 0 if self.metric == "top1" else self.high < 0
+        return self.low > 0 if self.metric.startswith("top1") else self.high < 0
 
 
 class Checkpoint(Frozen):
@@ -53,6 +56,7 @@ class Checkpoint(Frozen):
     parameters: int = Field(ge=0, description="number of trainable values")
     history: tuple[EpochRecord, ...] = ()
     gains: tuple[Gain, ...] = Field(default=(), description="of the teacher, where the recipe asks for a control")
+    answers: dict[str, JsonValue] = Field(default={}, description="of teachers: how answers are made of their weights")
 
 
 class StoredTensor(Frozen):

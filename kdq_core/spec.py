@@ -225,6 +225,10 @@ class DistillSpec(Frozen):
     transfer: TransferSpec | None = Field(
         default=None, description="start from the teacher's parameters; none: from random ones"
     )
+    fuse_views: bool = Field(
+        default=False,
+        description="teach with the mean of what the teacher says of all kept views of a sample, not of one",
+    )
     fit: FitSpec = FitSpec()
     control: bool = Field(
         default=False, description="train a student without the teacher as well, and tell the teacher's gain"
@@ -266,11 +270,13 @@ class Rule(Frozen):
     match: str = Field(min_length=1, description="module path with * and ?, or a type of operator such as conv")
     weights: Bits | None = Field(default=None, description="bits of the weights")
     activations: Bits | None = Field(default=None, description="bits of what the operator gives")
-    skip: bool = Field(default=False, description="leave the operator in float")
+    skip: bool | None = Field(
+        default=None, description="true: leave the operator in float; false: take it back from an earlier rule"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Rule:
-        if not self.model_fields_set & {"weights", "activations", "skip"}:
+        if self.weights is None and self.activations is None and self.skip is None:
             raise ValueError("a rule says 'weights', 'activations' or 'skip'")
         return self
 
@@ -302,10 +308,16 @@ class QuantizeSpec(Frozen):
     )
     fit: QatFitSpec = Field(default=QatFitSpec(), description="for quantizers that train")
     freeze_observers: float = Field(
-        default=0.5, ge=0, le=1, description="share of the epochs after which the ranges stand still"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the steps after which the ranges stand still, by the last epoch; 1: never",
     )
     freeze_batch_norm: float = Field(
-        default=0.7, ge=0, le=1, description="share of the epochs after which batch-norm statistics stand still"
+        default=0.7,
+        ge=0,
+        le=1,
+        description="share of the steps after which batch-norm statistics stand still, by the last epoch; 1: never",
     )
     control: bool = Field(
         default=False, description="quantize once more without the teacher, and tell the teacher's gain"

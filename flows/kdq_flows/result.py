@@ -147,7 +147,9 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 def line_of(gain: GainFacts) -> str:
     """A gain in words; it is called one only where its interval lies on the better side of zero."""
-    scale, unit = (100, "points top-1") if gain.metric == "top1" else (1, "hard loss")
+    kind, _, task = gain.metric.partition("/")
+    scale, unit = (100, "points top-1") if kind == "top1" else (1, "hard loss")
+    unit += f" of {task!r}" if task else ""
     low, high = (f"{scale * end:.3g}" for end in (gain.low, gain.high))
     found = "with the teacher" if gain.shown else "no gain of the teacher shown:"
     return f"{gain.stage}: {found} {scale * gain.difference:+.3g} {unit} ({low} to {high})"

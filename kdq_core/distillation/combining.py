@@ -8,20 +8,20 @@ have one distiller each. With several tasks each has a hard loss and an H of its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from kdq_core.distillation.gap import gap
 from kdq_core.distillation.pairs import Pair
-from kdq_core.distillation.tasks import check_tasks, tasks_of
+from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Workload
 from kdq_core.spec import Schedule
 from kdq_core.tensors import Batch, Outputs
-from kdq_core.training.losses import outputs_of
+from kdq_core.training.losses import check_names, outputs_of
 
 if TYPE_CHECKING:
     from kdq_core.distillation.taught import Taught
@@ -98,21 +98,23 @@ class DistillationLoss:
                 that one of the models does not have.
         """
         student, paths = outputs_of(model, batch), teacher_paths(self.parts)
+        check_names(student, batch)
         teacher = self.teacher(batch, paths) if paths else self.teacher(batch)
         terms: dict[str, Tensor] = {}
         hard = dict.fromkeys(student.tasks or [""], 1.0)
         for index, part in enumerate(self.parts):
-            tasks = tasks_of(student, part.task, features=part.distiller.features != "none")
-            check_tasks(tasks, student, teacher, part.name)
+            compares = part.distiller.features != "none"
+            tasks = tasks_of(student, teacher, part.task, part.name, features=compares)
             ours = self.taught.features(index) if self.taught is not None else {}
             theirs = {pair.name: teacher.features[pair.teacher] for pair in part.pairs}
             for task in tasks:
-                mine, told = (x.task(task) if task else x for x in (student, teacher))
-                seen = batch.task(task) if task else batch
-                distance = gap(mine.logits, told.logits) if part.follows_the_gap else 0.0
+                distance = gap_between(student, teacher, task) if part.follows_the_gap else 0.0
                 weight, distiller = part.at(self._share, distance)
-                _check_labels(distiller, part, seen)
-                given = distiller.loss(Outputs(mine.logits, ours), Outputs(told.logits, theirs), seen)
+                mine, told = of_task(student, task).logits, of_task(teacher, task).logits
+                seen = batch.task(task) if task and student.tasks else batch
+                with _naming(task):
+                    _check_labels(distiller, part, seen)
+                    given = distiller.loss(Outputs(mine, ours), Outputs(told, theirs), seen)
                 prefix = (f"{part.name}/" if len(self.parts) > 1 else "") + (f"{task}/" if task else "")
                 terms |= {f"{prefix}{name}": weight * term for name, term in given.terms.items()}
                 for name in [task] if task in hard else hard:
@@ -147,6 +149,17 @@ def teacher_model(teacher: TeacherSource, parts: Iterable[Part]) -> nn.Module:
             "one PyTorch teacher that runs beside the student, or a distiller of outputs, such as 'logit-kd'"
         )
     return model
+
+
+@contextlib.contextmanager
+def _naming(task: str) -> Iterator[None]:
+    """Put the task in front of an error about its logits or labels."""
+    try:
+        yield
+    except StageError as error:
+        if not task:
+            raise
+        raise StageError(f"task {task!r}: {error}") from error
 
 
 def _check_labels(distiller: Distiller, part: Part, batch: Batch) -> None:

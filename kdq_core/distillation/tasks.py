@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+from kdq_core.distillation.gap import gap
 from kdq_core.errors import StageError, did_you_mean, listing
 from kdq_core.tensors import Outputs
 
 
-def tasks_of(student: Outputs, asked: str | None, *, features: bool) -> tuple[str, ...]:
+def tasks_of(student: Outputs, teacher: Outputs, asked: str | None, name: str, *, features: bool) -> tuple[str, ...]:
     """The tasks a distiller is called for, one after the other; `("",)` for a single call on what the models give.
 
     Args:
         student: what it gives.
-        asked: the one task the distiller is for, or `None`.
-        features: whether it compares features, which are the same for all tasks.
-    """
-    if asked is not None:
-        return (asked,)
-    return ("",) if features or not student.tasks else tuple(student.tasks)
-
-
-def check_tasks(tasks: Iterable[str], student: Outputs, teacher: Outputs, name: str) -> None:
-    """Refuse a distiller for a task that one of the models does not have.
-
-    Args:
-        tasks: as of `tasks_of`.
-        student: what it gives.
         teacher: what it gives.
+        asked: the one task the distiller is for, or `None` for all of the student's.
         name: of the distiller.
+        features: whether it compares features, which are the same for all tasks.
 
     Raises:
-        StageError: one has no such task.
+        StageError: one of the models has no such task, or only one of them has tasks and none is asked for.
     """
+    if asked is None and features:
+        return ("",)
+    if asked is None and bool(student.tasks) != bool(teacher.tasks):
+        who, other, names = ("student", "teacher", student) if student.tasks else ("teacher", "student", teacher)
+        raise StageError(
+            f"the {who} gives the tasks {listing(names.tasks)}, the {other} one output without a name; say with 'task' "
+            f"of distiller {name!r} which of them it is for, or name the outputs of an ONNX teacher in its 'tasks'"
+        )
+    for task in (asked,) if asked is not None else student.tasks:
+        _check(task, student, teacher, name, asked=asked is not None)
+    return (asked,) if asked is not None else tuple(student.tasks) or ("",)
+
+
+def of_task(outputs: Outputs, task: str) -> Outputs:
+    """The outputs for one of `tasks_of`; a model with one output gives that for the task the recipe names."""
+    return outputs.task(task) if task and outputs.tasks else outputs
+
+
+def gap_between(student: Outputs, teacher: Outputs, task: str) -> float:
+    """How far the two are apart in a task; where none is named, the mean over those that both have."""
+    shared = [name for name in student.tasks if name in teacher.tasks] if not task else []
+    if shared:
+        return sum(gap(student.tasks[name], teacher.tasks[name]) for name in shared) / len(shared)
+    return gap(of_task(student, task).logits, of_task(teacher, task).logits)
+
+
+def _check(task: str, student: Outputs, teacher: Outputs, name: str, *, asked: bool) -> None:
+    if not student.tasks and not teacher.tasks:
+        raise StageError(
+            f"distiller {name!r} is for the task {task!r}, but both models give one output without a name; leave "
+            "'task' out"
+        )
     for who, given in (("student", student), ("teacher", teacher)):
-        missing = next((task for task in tasks if task and task not in given.tasks), None)
-        if missing is not None:
+        if given.tasks and task not in given.tasks:
+            remedy = "correct the distiller's 'task'" if asked else "name one they share in the distiller's 'task'"
             raise StageError(
-                f"distiller {name!r} compares the task {missing!r}, but the {who} gives {_said(given.tasks)}"
-                f"{did_you_mean(missing, given.tasks) or '.'} Let both models give a dict with that name, name the "
-                "outputs of an ONNX teacher in its 'tasks', or correct the distiller's 'task'"
+                f"distiller {name!r} compares the task {task!r}, but the {who} gives the tasks {listing(given.tasks)}"
+                f"{did_you_mean(task, given.tasks) or '.'} Let both models give a dict with that name, or {remedy}"
             )
-
-
-def _said(tasks: Iterable[str]) -> str:
-    names = list(tasks)
-    return f"the tasks {listing(names)}" if names else "one output without a name"

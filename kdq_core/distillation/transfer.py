@@ -6,7 +6,8 @@ It undoes the widening of Net2Net (Chen, Goodfellow and Shlens 2016, arXiv:1511.
 epochs, a random share of the transferred tensors is held fixed while all other parameters train.
 
 Limits: groups are neighbours, whatever they do, so that it is a start and no more; a linear layer behind a flattened
-map mixes positions. Layers are never widened, and kernels must have one size.
+map mixes positions. Layers are never widened, and kernels must have one size. Transposed convolutions, recurrent layers
+and packed attention are copied where shapes are the same, and never made narrower; convolutions keep their groups.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from kdq_core.distillation.taps import matching
 from kdq_core.errors import RecipeError
 from kdq_core.spec import TransferSpec
+
+UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+"""Layers whose axes mean something else, or hold several matrices: they are copied, never made narrower."""
 
 
 @torch.no_grad()
@@ -40,7 +44,8 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
         if values is None:
             raise RecipeError(
                 f"layer {theirs!r} of the teacher {_shapes(source)} cannot be mapped to {ours!r} of the student "
-                f"{_shapes(layer)}; the student's must be of the same kind, no wider, and of the same kernel"
+                f"{_shapes(layer)}; the student's must be of the same kind, no wider, and of one kernel and groups; "
+                "transposed, recurrent and packed layers must have the same shapes"
             )
         own = dict(layer.named_parameters(recurse=False))
         for name, value in values.items():
@@ -58,6 +63,11 @@ def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
     """The source's own parameters and buffers in the layer's shapes, by name; `None` where they cannot be mapped."""
     wanted, given = _own(layer), _own(source)
     if type(layer) is not type(source) or not wanted or wanted.keys() - given.keys():
+        return None
+    alike = all(given[name].shape == tensor.shape for name, tensor in wanted.items())
+    if isinstance(layer, UNLIKE) and not alike:
+        return None
+    if getattr(layer, "groups", 1) != getattr(source, "groups", 1):
         return None
     values = {name: reduced(given[name], tensor, layer) for name, tensor in wanted.items()}
     possible = {name: value for name, value in values.items() if value is not None}

@@ -12,12 +12,13 @@ from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.taught import taught as prepared
 from kdq_core.distillation.transfer import holding, transfer
 from kdq_core.errors import StageError
+from kdq_core.keys import answering
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.teaching import online_teacher, teacher_source, the_teacher
 from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import CachedTeacher
-from kdq_core.training.control import check_labels, gain, remembered
+from kdq_core.training.control import check_labels, gains, remembered
 from kdq_core.training.fit import to_device
 from kdq_core.training.losses import hard_loss, labelled
 
@@ -46,7 +47,8 @@ def train_teacher(context: StageContext) -> Checkpoint:
         at = replace(context, number=number)
         history += at.trained(one, hard_loss(context.workload), spec.fit, accelerator)
         members.append(model)
-    return context.checkpoint("teacher", whole(spec, members).cpu(), history)
+    made = context.checkpoint("teacher", whole(spec, members).cpu(), history)
+    return made.model_copy(update={"answers": answering(spec)})
 
 
 def distill(context: StageContext) -> Checkpoint:
@@ -71,8 +73,8 @@ def distill(context: StageContext) -> Checkpoint:
     control = workload.student().to(device)
     rewind()
     history += replace(context, number=1).trained(control, hard_loss(workload), spec.fit, accelerator)
-    gained = gain(student, control, workload, device, EVALUATION_BATCH)
-    return context.checkpoint("student", student, history, (gained,))
+    gained = gains(student, control, workload, device, EVALUATION_BATCH)
+    return context.checkpoint("student", student, history, gained)
 
 
 def _transferred(context: StageContext, student: nn.Module) -> dict[str, Callable[..., None]]:

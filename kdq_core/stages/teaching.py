@@ -64,7 +64,8 @@ def teacher_source(context: StageContext, device: torch.device) -> TeacherSource
     if kept is None:
         return online_teacher(context, device, half=True)
     teacher = context.parents["train_teacher"].digest
-    return CachedTeacher(kept, teacher=teacher, data=context.workload.fingerprint())
+    data, fuse = context.workload.fingerprint(), context.recipe.distill.fuse_views
+    return CachedTeacher(kept, teacher=teacher, data=data, fuse=fuse)
 
 
 def online_teacher(context: StageContext, device: torch.device, *, half: bool) -> OnlineTeacher:

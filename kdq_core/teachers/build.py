@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdq_core.errors import StageError
 from kdq_core.records import StoredTensor
-from kdq_core.teachers.encoding import FEATURES, TASKS, encode_outputs, feature_layout, layout
+from kdq_core.teachers.encoding import FEATURES, TASKS, class_count, encode_outputs, feature_layout, layout
 from kdq_core.teachers.rows import Rows, reserve, row_bytes
 from kdq_core.teachers.spec import CacheSpec
 from kdq_core.tensors import Batch, Outputs
@@ -124,8 +124,8 @@ def _made(folder: Path, said: Outputs, spec: CacheSpec, samples: int) -> Build:
     for tensor in tensors:
         reserve(folder / tensor.path, sizes[tensor.name])
     rows = {tensor.name: Rows(folder / tensor.path, tensor, count, writable=True) for tensor in tensors}
-    tasks = {name: logits.shape[-1] for name, logits in said.tasks.items()}
-    return Build(folder, tensors, rows, classes=said.logits.shape[-1], tasks=tasks)
+    tasks = {name: class_count(logits) for name, logits in said.tasks.items()}
+    return Build(folder, tensors, rows, classes=class_count(said.logits), tasks=tasks)
 
 
 def _too_large(sizes: Mapping[str, int], spec: CacheSpec, samples: int) -> str:

@@ -41,12 +41,23 @@ def layout(outputs: Outputs, spec: CacheSpec) -> tuple[StoredTensor, ...]:
     return tuple(
         tensor
         for number, (task, logits) in each
-        for tensor in _layout(tuple(logits.shape[1:]), spec, f"{TASKS}{task}/", f"task-{number}-")
+        for tensor in _layout(tuple(logits.shape[1:]), _fitting(spec, logits), f"{TASKS}{task}/", f"task-{number}-")
     )
 
 
+def _fitting(spec: CacheSpec, logits: Tensor) -> CacheSpec:
+    """How one of several tasks is kept: those of `top_k` classes or fewer as a whole."""
+    whole = spec.top_k is not None and class_count(logits) <= spec.top_k
+    return spec.model_copy(update={"top_k": None}) if whole else spec
+
+
+def class_count(logits: Tensor) -> int:
+    """Length of the last axis of logits `[B, ..., C]`; 1 for one number a sample, `[B]`."""
+    return logits.shape[-1] if logits.ndim > 1 else 1
+
+
 def _layout(shape: tuple[int, ...], spec: CacheSpec, prefix: str, stem: str) -> tuple[StoredTensor, ...]:
-    *outer, classes = shape
+    *outer, classes = shape or (1,)
     kind = DTYPES[spec.form]
     files = [(LOGITS, kind, shape)]
     if spec.top_k is not None:
@@ -91,7 +102,7 @@ def encode_outputs(outputs: Outputs, spec: CacheSpec) -> dict[str, np.ndarray]:
     if not outputs.tasks:
         return rows | encode(outputs.logits, spec)
     for task, logits in outputs.tasks.items():
-        rows |= {f"{TASKS}{task}/{name}": values for name, values in encode(logits, spec).items()}
+        rows |= {f"{TASKS}{task}/{name}": values for name, values in encode(logits, _fitting(spec, logits)).items()}
     return rows
 
 

@@ -6,13 +6,14 @@ Formula: `mean`: z = sum_i w_i z_i / sum_i w_i, the geometric mean of their prob
 Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (means of an ensemble); Kwon et al. 2020,
     "Adaptive Knowledge Distillation Based on Entropy" (weights that fall with the entropy; exp(-H) is our choice).
 Limits: all members give logits of one shape; entropy has a meaning for classes alone. Where they have several tasks,
-    all have the same, and each task is combined for itself.
+    each task is combined for itself, over the members that have it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -41,30 +42,33 @@ class Ensemble(nn.Module):
         """Combined logits `[B, ..., C]`, by task where the members have tasks.
 
         Raises:
-            StageError: the members' tasks, or the shapes of their logits, differ.
+            StageError: some have tasks and others have none, or the shapes of their logits differ.
         """
         given = [member(*inputs) for member in self.members]
         tasks = [tuple(answer) if isinstance(answer, Mapping) else () for answer in given]
-        odd = next((i for i, names in enumerate(tasks) if set(names) != set(tasks[0])), None)
+        odd = next((i for i, names in enumerate(tasks) if bool(names) != bool(tasks[0])), None)
         if odd is not None:
+            said = [f"the tasks {listing(names)}" if names else "one output without a name" for names in tasks]
             raise StageError(
-                f"teacher 1 gives the tasks {listing(tasks[0])}, teacher {odd + 1} {listing(tasks[odd])}; "
-                "all members of 'teacher.members' must have the same tasks"
+                f"teacher 1 gives {said[0]}, teacher {odd + 1} {said[odd]}; let all members of 'teacher.members' name "
+                "their outputs, or none"
             )
-        if tasks[0]:
-            return {name: self._combined([answer[name] for answer in given]) for name in tasks[0]}
-        return self._combined(given)
+        everyone = range(len(given))
+        if not tasks[0]:
+            return self._combined(given, everyone)
+        sure = {name: [i for i in everyone if name in tasks[i]] for name in dict.fromkeys(itertools.chain(*tasks))}
+        return {name: self._combined([given[i][name] for i in who], who) for name, who in sure.items()}
 
-    def _combined(self, answers: list[Tensor]) -> Tensor:
+    def _combined(self, answers: list[Tensor], who: Sequence[int]) -> Tensor:
         shapes = [tuple(answer.shape) for answer in answers]
         odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
         if odd is not None:
             raise StageError(
-                f"teacher 1 gives logits of shape {shapes[0]}, teacher {odd + 1} of shape {shapes[odd]}; "
-                "all members of 'teacher.members' must have the same classes"
+                f"teacher {who[0] + 1} gives logits of shape {shapes[0]}, teacher {who[odd] + 1} of shape "
+                f"{shapes[odd]}; all members of 'teacher.members' must have the same classes"
             )
         logits = torch.stack(answers)
-        weights = cast("Tensor", self.weights).to(logits).reshape(-1, *[1] * answers[0].ndim)
+        weights = cast("Tensor", self.weights)[list(who)].to(logits).reshape(-1, *[1] * answers[0].ndim)
         if self.combine == "confidence":
             logs = logits.log_softmax(-1)
             weights = weights * (logs.exp() * logs).sum(-1, keepdim=True).exp()

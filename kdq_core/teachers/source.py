@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -62,20 +63,21 @@ class CachedTeacher:
         record: what is kept: views, samples, form.
     """
 
-    def __init__(self, entry: Entry, *, teacher: str, data: str) -> None:
+    def __init__(self, entry: Entry, *, teacher: str, data: str, fuse: bool = False) -> None:
         """Open the entry.
 
         Args:
             entry: of a stage that keeps teacher outputs.
             teacher: digest of the teacher the student is to learn from.
             data: fingerprint of the student's data.
+            fuse: give the mean of the logits of all kept views, whichever view is asked for.
 
         Raises:
             StageError: it is of another teacher or other data.
         """
         assert isinstance(entry.record, TeacherOutputs)
         self.record = record = entry.record
-        self._folder = entry.folder
+        self._folder, self._fuse = entry.folder, fuse
         for what, asked, kept in (("teacher", teacher, record.teacher), ("data", data, record.data)):
             if asked != kept:
                 raise StageError(
@@ -103,11 +105,17 @@ class CachedTeacher:
                 f"there is no kept teacher output for view {batch.view}: the views are 0 to {self.record.views - 1}; "
                 "keep more, or train on those in turn"
             )
-        at = batch.view * self.record.samples + ids
-        read = {name: rows.read(at) for name, rows in self._rows.items() if not name.startswith(FEATURES)}
-        device = batch.inputs[0].device
+        at, device = batch.view * self.record.samples + ids, batch.inputs[0].device
         features = {path: decode_feature(self._features(path).read(at), device) for path in paths}
-        return replace(decode_outputs(read, self.record.classes, self.record.tasks, device), features=features)
+        views = range(self.record.views) if self._fuse else (batch.view,)
+        said = [self._logits(view * self.record.samples + ids, device) for view in views]
+        logits = torch.stack([one.logits for one in said]).mean(0)
+        tasks = {name: torch.stack([one.tasks[name] for one in said]).mean(0) for name in said[0].tasks}
+        return Outputs(logits, features, tasks)
+
+    def _logits(self, at: np.ndarray, device: torch.device) -> Outputs:
+        read = {name: rows.read(at) for name, rows in self._rows.items() if not name.startswith(FEATURES)}
+        return decode_outputs(read, self.record.classes, self.record.tasks, device)
 
     def _features(self, path: str) -> Rows:
         rows = self._rows.get(f"{FEATURES}{path}")

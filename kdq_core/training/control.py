@@ -3,9 +3,9 @@
 What: the control has the start, seeds, batches, steps and phases of the taught student, and `hard_loss` alone.
     Both answer every labelled sample of the test split, in PyTorch; the gain is the mean difference.
 Formula: d_i is +1 where only the taught student is right, -1 where only the control is, else 0; without classes it is
-    the difference of the hard losses of sample i, of all its tasks. The 95 % interval is m +- 1.96 s / sqrt(n), with
-    mean m and standard deviation s of the d_i: the normal approximation of paired differences. For right and wrong
-    answers a +1 and a -1 join the d_i first, so that few disagreements show no gain.
+    the difference of the hard losses of sample i. The 95 % interval is m +- 1.96 s / sqrt(n), with mean m and standard
+    deviation s of the d_i: the normal approximation of paired differences. For right and wrong answers a +1 and a -1
+    join the d_i first, so that few disagreements show no gain. Each of several tasks has a gain of its own.
 Source: those two are the adjustment of Bonett and Price 2012, "Adjusted Wald Confidence Interval for a Difference of
     Binomial Proportions Based on Paired Data", Journal of Educational and Behavioral Statistics 37(4).
 Limits: the interval is of the test samples. Both students are of one seed: another seed would give another pair, and
@@ -25,7 +25,7 @@ from kdq_core.kinds import Workload
 from kdq_core.records import Gain
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import rows_of, to_device
-from kdq_core.training.losses import has_classes, labelled, outputs_of
+from kdq_core.training.losses import by_task, has_classes, labelled, outputs_of
 
 
 def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:
@@ -56,31 +56,48 @@ def remembered(device: torch.device) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def gain(taught: nn.Module, control: nn.Module, workload: Workload, device: torch.device, batch_size: int) -> Gain:
+def gains(
+    taught: nn.Module, control: nn.Module, workload: Workload, device: torch.device, batch_size: int
+) -> tuple[Gain, ...]:
     """What `taught` has over `control` on the labelled samples of the test split; both in eval mode on `device`.
+
+    Returns:
+        One, or one of each task that has labels.
 
     Raises:
         StageError: there are fewer than two such samples, or a loss is not finite.
     """
-    found: list[Tensor] = []
-    classes = True
+    found: dict[str, list[Tensor]] = {}
     for given in workload.batches("test", batch_size=batch_size):
         batch = to_device(given, device)
-        if not batch.labelled:
-            continue
         answers = [outputs_of(model, batch) for model in (taught, control)]
-        classes = batch.targets is not None and has_classes(answers[0].logits, batch.targets)
-        found.append(torch.stack([_scores(workload, outputs, batch, classes) for outputs in answers]))
-    scores = torch.cat(found, dim=1) if found else torch.zeros(2, 0)
+        for task, (logits, labels) in by_task(answers[0], batch).items():
+            if labels is None:
+                continue
+            right = has_classes(logits, labels)
+            seen = batch.task(task) if task else batch
+            metric = f"{'top1' if right else 'loss'}{'/' if task else ''}{task}"
+            scores = [
+                _hits(by_task(x, batch)[task][0], labels) if right else _losses(workload, x, seen) for x in answers
+            ]
+            found.setdefault(metric, []).append(torch.stack(scores))
+    return tuple(_gain(metric, torch.cat(scores, dim=1)) for metric, scores in found.items()) or (
+        _gain("loss", torch.zeros(2, 0)),
+    )
+
+
+def _gain(metric: str, scores: Tensor) -> Gain:
+    """From the scores of taught and control, float64 `[2, n]`."""
+    of, classes = f" of {metric.partition('/')[2]!r}" if "/" in metric else "", metric.startswith("top1")
     if scores.shape[1] < 2 or not scores.isfinite().all():
         raise StageError(
-            f"no gain can be measured on the {scores.shape[1]} labelled samples of the workload's split 'test': it "
+            f"no gain can be measured on the {scores.shape[1]} labelled samples{of} of the workload's split 'test': it "
             "takes two or more, each with a finite loss; correct the split, or drop 'control'"
         )
     low, high = interval(scores[0] - scores[1], proportions=classes)
     ours, theirs = (float(mean) for mean in scores.mean(1))
     return Gain(
-        metric="top1" if classes else "loss",
+        metric=metric,
         taught=ours,
         control=theirs,
         difference=ours - theirs,
@@ -106,10 +123,13 @@ def interval(differences: Tensor, *, proportions: bool) -> tuple[float, float]:
     return paired(int((differences > 0).sum()), int((differences < 0).sum()), len(differences))
 
 
-def _scores(workload: Workload, outputs: Outputs, batch: Batch, classes: bool) -> Tensor:
-    """Of each sample 1 for a right and 0 for a wrong answer, or its hard loss: float64 `[B]` on the CPU."""
-    if classes and batch.targets is not None:
-        return (outputs.logits.argmax(1) == batch.targets).double().cpu()
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each sample 1 for a right and 0 for a wrong answer: float64 `[B]` on the CPU."""
+    return (logits.argmax(1) == labels).double().cpu()
+
+
+def _losses(workload: Workload, outputs: Outputs, batch: Batch) -> Tensor:
+    """The hard loss of each sample: float64 `[B]` on the CPU."""
     losses = []
     for row in range(len(batch.ids)):
         one = torch.tensor([row])

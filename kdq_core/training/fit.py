@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +152,7 @@ def _epoch(
 ) -> dict[str, float]:
     model.train()
     sums: dict[str, float] = {}
+    counts: Counter[str] = Counter()
     told, steps, total = time.monotonic(), 0, spec.epochs * per_epoch
     for steps, batch in enumerate(batches, start=1):
         done = epoch * per_epoch + steps
@@ -168,13 +170,15 @@ def _epoch(
             )
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
+            counts[name] += 1
         if time.monotonic() - told > 0.2:
             told = time.monotonic()
             hooks.on_step(done, total, values["loss"])
     if not steps:
         raise StageError("the workload gave no training batch; check its split 'train'")
     hooks.on_step((epoch + 1) * per_epoch, total, sums["loss"] / steps)
-    return {f"train/{name}": value / steps for name, value in sums.items()}
+    curves = sums if len(sums) > 2 else {"loss": sums["loss"]}  # a single term is the loss
+    return {f"train/{name}": value / counts[name] for name, value in curves.items()}
 
 
 def _step(
@@ -195,7 +199,7 @@ def _step(
     if spec.clip_norm is not None:
         accelerator.clip_grad_norm_(model.parameters(), spec.clip_norm)
     optimizer.step()
-    told = {"loss": total, **(terms if len(terms) > 1 else {})}
+    told = {"loss": total, **terms}
     return {name: accelerator.reduce(value.detach(), "mean").item() for name, value in told.items()}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from kdq_core.errors import StageError
+from kdq_core.errors import StageError, listing
 from kdq_core.kinds import Workload
 from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.tensors import Batch, Outputs
@@ -38,7 +38,9 @@ def hard_loss(workload: Workload) -> Loss:
     def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         if not batch.labelled:
             return {"hard": torch.zeros((), device=batch.inputs[0].device, requires_grad=True)}
-        return {"hard": workload.loss(outputs_of(model, batch), batch)}
+        outputs = outputs_of(model, batch)
+        check_names(outputs, batch)
+        return {"hard": workload.loss(outputs, batch)}
 
     return loss
 
@@ -76,6 +78,7 @@ def curves(
         if not batch.labelled:
             continue
         outputs, count = outputs_of(model, batch), len(batch.ids)
+        check_names(outputs, batch)
         seen += count
         loss += workload.loss(outputs, batch).item() * count
         for name, (one, labels) in by_task(outputs, batch).items():
@@ -85,6 +88,22 @@ def curves(
                 classed[curve] = classed.get(curve, 0) + count
     values = {"validation/loss": loss / seen} if seen else {}
     return values | {curve: hits[curve] / classed[curve] for curve in hits}
+
+
+def check_names(outputs: Outputs, batch: Batch) -> None:
+    """Refuse labels that no output of the student can be held against.
+
+    Raises:
+        StageError: outputs have names and labels have none, or the other way round, or other ones.
+    """
+    strange = sorted(set(batch.tasks) - set(outputs.tasks))
+    if strange or (outputs.tasks and batch.targets is not None and not batch.tasks):
+        gives = f"the tasks {listing(outputs.tasks)}" if outputs.tasks else "one output without a name"
+        there = f"labels of {listing(batch.tasks)}" if strange else "labels without a name ('targets')"
+        raise StageError(
+            f"the model gives {gives}, but the workload's batches have {there}; put labels into `Batch.tasks` under "
+            "the names of a model's dict, or let the model give one tensor and put them into `targets`"
+        )
 
 
 def by_task(outputs: Outputs, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:

@@ -46,13 +46,14 @@ def answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
     return outputs
 
 
-def suffixes(subject: Subject, count: int) -> tuple[str, ...]:
-    """What is put behind a metric's name for each of `count` outputs: of the first nothing, else `/` and its name.
+def output_names(subject: Subject) -> tuple[str, ...]:
+    """Names of the file's outputs, in order: those of the tasks, where the model has several."""
+    return tuple(output.name for output in subject.target.signature(subject.path)[1])
 
-    A file's outputs have the names of the tasks, where the model has several.
-    """
-    names = [output.name for output in subject.target.signature(subject.path)[1]] if count > 1 else []
-    return ("", *(f"/{name}" for name in names[1:]))
+
+def suffixes(subject: Subject, count: int) -> tuple[str, ...]:
+    """What is put behind a metric's name for each of `count` outputs: of the first nothing, else `/` and its name."""
+    return ("", *(f"/{name}" for name in output_names(subject)[1:])) if count > 1 else ("",)
 
 
 def truths(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None, ...]:
@@ -61,7 +62,7 @@ def truths(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None
 
     given = [(len(batch.ids), {"": batch.targets, **batch.tasks}) for batch in batches()]
     tasks = any(set(labels) - {""} for _, labels in given)
-    names = [output.name for output in subject.target.signature(subject.path)[1]] if tasks else [""]
+    names = output_names(subject) if tasks else ("",)
     found: list[Truth | None] = []
     for name in (*names, *[None] * count)[:count]:
         parts = [(size, None if name is None else labels.get(name)) for size, labels in given]

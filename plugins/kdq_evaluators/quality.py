@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject, paired
-from kdq_evaluators.answers import answers, suffixes, truths, wilson
+from kdq_evaluators.answers import answers, output_names, suffixes, truths, wilson
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,27 +33,35 @@ class Quality(Evaluator):
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
         """Metrics in fractions; with the difference from the baseline where the candidate is another file.
 
+        Of models with several tasks, outputs of one name are compared; one that the baseline does not have is left out.
+
         Raises:
-            StageError: no output has a class as the label of some sample.
+            StageError: no output of the baseline has a class as the label of some sample.
         """
         given = answers(candidate, batches)
-        truth = truths(candidate, batches, len(given))
+        other = given if candidate.path == baseline.path else answers(baseline, batches)
+        truth = truths(baseline, batches, len(other))
         if not any(truth):
             raise StageError(
                 "evaluator 'quality' compares with hard labels, but the test split has none that are classes; "
                 "give the workload labels, or leave 'quality' out of 'evaluate'"
             )
-        other = None if candidate.path == baseline.path else answers(baseline, batches)
+        ours, theirs = (_by_name(s, x, len(other)) for s, x in ((candidate, given), (baseline, other)))
         found: list[Metric] = []
-        for index, (suffix, known) in enumerate(zip(suffixes(candidate, len(given)), truth, strict=True)):
-            if known is None:
+        for name, suffix, known in zip(theirs, suffixes(baseline, len(other)), truth, strict=True):
+            if known is None or name not in ours:
                 continue
-            logits = given[index][known.rows]
+            logits = ours[name][known.rows]
             metrics = absolute(logits, known.classes)
-            if other is not None:
-                metrics += relative(logits.argmax(1), other[index][known.rows].argmax(1), known.classes)
+            if candidate.path != baseline.path:
+                metrics += relative(logits.argmax(1), theirs[name][known.rows].argmax(1), known.classes)
             found += [metric.model_copy(update={"name": metric.name + suffix}) for metric in metrics]
         return tuple(found)
+
+
+def _by_name(subject: Subject, given: tuple[np.ndarray, ...], count: int) -> dict[str, np.ndarray]:
+    """Outputs by name where the baseline has several (`count`); else the first, whatever it is called."""
+    return dict(zip(output_names(subject), given, strict=True)) if count > 1 else {"": given[0]}
 
 
 def absolute(logits: np.ndarray, truth: np.ndarray) -> tuple[Metric, ...]:

@@ -47,6 +47,16 @@ def test_a_fit_lowers_the_loss_and_records_every_epoch() -> None:
     assert history[-1].values["train/loss"] < 0.7 * history[0].values["train/loss"]
 
 
+def test_a_term_that_some_batches_lack_is_the_mean_over_those_that_have_it() -> None:
+    def terms(m: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        soft = 0.0 * m(*batch.inputs).sum() + 1.0
+        return {"soft": soft, "hard": 4 * soft} if int(batch.ids[0]) == 16 else {"soft": soft}
+
+    spec = FitSpec(epochs=1, batch_size=16)
+    (record,) = fit(model(), terms, batches, spec, samples=48, accelerator=Accelerator(cpu=True))
+    assert record.values == pytest.approx({"train/loss": 7 / 3, "train/soft": 1.0, "train/hard": 4.0})
+
+
 @pytest.fixture
 def bf16() -> Iterator[Accelerator]:
     """An accelerator of mixed precision; a process has one precision, so it is forgotten before and after."""

@@ -1,5 +1,6 @@
 """A model with several tasks, from its teacher to its int8 file."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdq_core.catalog import Catalog
+from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
 from kdq_core.errors import StageError
-from kdq_core.kinds import Workload
+from kdq_core.kinds import Subject, Workload
 from kdq_core.records import Artifact, Checkpoint, EvaluationReport, TeacherOutputs
+from kdq_core.teachers.members import Ensemble
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.testing.workloads import usable_models
+from kdq_evaluators.quality import Quality
 
 FIT = {"epochs": 20, "batch_size": 16, "learning_rate": 0.02}
 STAGES = ("train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate")
@@ -169,9 +174,22 @@ def test_a_task_that_is_not_there_is_named_with_those_that_are(stages_of: Any, i
         made(stages_of, installed, tmp_path, STAGES[:3], teacher={"fit": fit}, distill=distill)
     assert str(caught.value) == (
         "distiller 'logit-kd' compares the task 'kinds', but the student gives the tasks bright, kind; did you mean "
-        "'kind'? Let both models give a dict with that name, name the outputs of an ONNX teacher in its 'tasks', or "
-        "correct the distiller's 'task'"
+        "'kind'? Let both models give a dict with that name, or correct the distiller's 'task'"
     )
+
+
+def test_an_error_about_one_task_says_which(stages_of: Any, installed: Any, tmp_path: Path) -> None:
+    fit = {"epochs": 1, "batch_size": 96}
+    with pytest.raises(StageError, match=r"^task 'kind': .*\(96, 3\).*\(96, 5\)"):
+        made(
+            stages_of, installed, tmp_path, STAGES[:3],
+            options={"teacher_kinds": 5}, teacher={"fit": fit}, distill={"fit": fit},
+        )  # fmt: skip
+    with pytest.raises(StageError, match=r"^task 'bright': distiller 'dkd' needs a label for each sample"):
+        made(
+            stages_of, installed, tmp_path, STAGES[:3],
+            teacher={"fit": fit}, distill={"fit": {"epochs": 1, "batch_size": 8}, "use": "dkd"},
+        )  # fmt: skip
 
 
 def test_the_shipped_teacher_can_teach_from_its_onnx_file_by_task(
@@ -189,12 +207,22 @@ def test_the_shipped_teacher_can_teach_from_its_onnx_file_by_task(
     kept = whole.entries["cache_teacher"]
     same = np.fromfile(kept.file(kept.record.tensors[0].path), "<f2").reshape(-1, 3)
     np.testing.assert_allclose(rows[:96], same[:96], atol=2e-2)
-    del member["tasks"]
-    with pytest.raises(StageError, match=r"but the teacher gives one output without a name\. Let both models give"):
-        made(stages_of, installed, tmp_path / "b", STAGES[:3], teacher={"members": [member]}, distill={"fit": fit})
-    member["tasks"] = ["brght", "kind"]
+    unnamed = {name: value for name, value in member.items() if name != "tasks"}
+    with pytest.raises(StageError) as caught:
+        made(stages_of, installed, tmp_path / "b", STAGES[:3], teacher={"members": [unnamed]}, distill={"fit": fit})
+    assert str(caught.value) == (
+        "the student gives the tasks bright, kind, the teacher one output without a name; say with 'task' of distiller "
+        "'logit-kd' which of them it is for, or name the outputs of an ONNX teacher in its 'tasks'"
+    )
+    for distill in ({"fit": fit, "losses": [{"use": "logit-kd", "task": "kind"}]}, {"fit": fit}):  # both remedies
+        chosen = unnamed if "losses" in distill else member
+        done = made(
+            stages_of, installed, tmp_path / "b", STAGES[:3], teacher={"members": [chosen]}, distill=distill
+        )  # fmt: skip
+        assert any("kind/kd" in name or name == "train/kd" for name in curves(done, "distill"))
+    strange = member | {"tasks": ["brght", "kind"]}
     with pytest.raises(StageError, match=r"no output 'brght' \('tasks' in 'teacher.members'\); it has bright, kind"):
-        made(stages_of, installed, tmp_path / "c", STAGES[:3], teacher={"members": [member]}, distill={"fit": fit})
+        made(stages_of, installed, tmp_path / "b", STAGES[:3], teacher={"members": [strange]}, distill={"fit": fit})
 
 
 def test_two_teachers_are_combined_task_by_task(stages_of: Any, installed: Any, tmp_path: Path) -> None:
@@ -233,9 +261,107 @@ def test_features_a_control_and_openvino_know_of_tasks(stages_of: Any, installed
     for stage in ("distill", "quantize"):
         named = {name for epoch in run.entries[stage].record.history for name in epoch.values}
         assert {"train/fitnet/hint", "train/logit-kd/kind/kd", "train/hard/kind"} <= named
-    (gain,) = run.entries["distill"].record.gains
-    assert (gain.metric, gain.samples) == ("loss", 64)
+    gains = run.entries["distill"].record.gains
+    assert [(gain.metric, gain.samples) for gain in gains] == [("top1/kind", 64), ("top1/bright", 64)]
     report = run.entries["evaluate"].record
     assert isinstance(report, EvaluationReport)
     assert report.value("int8", "top1/bright") is not None
     assert report.value("int8", "parity_p50_lsb/bright") == 0
+
+
+class Unnamed(TwoTasks):
+    """Its labels have no names, where its models' outputs have."""
+
+    def batches(self, split: Any, **asked: Any) -> Any:
+        for batch in super().batches(split, **asked):
+            yield Batch(batch.inputs, batch.tasks["kind"], batch.ids)
+
+
+def test_labels_that_no_output_is_meant_for_are_refused(stages_of: Any, installed: Any, tmp_path: Path) -> None:
+    text = (
+        "the model gives the tasks bright, kind, but the workload's batches have labels without a name ('targets'); "
+        "put labels into `Batch.tasks` under the names of a model's dict, or let the model give one tensor and put "
+        "them into `targets`"
+    )
+    run = stages_of(tmp_path, installed(Unnamed), workload={"use": "digits"}, teacher={"fit": FIT})
+    with pytest.raises(StageError) as caught:
+        run.stage("train_teacher")
+    assert str(caught.value) == text
+    with pytest.raises(AssertionError) as told:
+        usable_models(Unnamed())
+    assert str(told.value) == text
+
+
+def outputs(**tasks: Tensor) -> Outputs:
+    return Outputs(next(iter(tasks.values())), tasks=tasks)
+
+
+def test_a_model_with_one_output_meets_the_task_the_recipe_names() -> None:
+    one, two, three = (torch.full((2, 3), float(n)) for n in range(3))
+    several, single = outputs(kind=one, bright=two), Outputs(three)
+    for student, teacher in ((several, single), (single, several)):
+        assert tasks_of(student, teacher, "bright", "kd", features=False) == ("bright",)
+        with pytest.raises(
+            StageError, match=r"the tasks bright, kind, the (student|teacher) one output without a name"
+        ):
+            tasks_of(student, teacher, None, "kd", features=False)
+        assert tasks_of(student, teacher, None, "hint", features=True) == ("",)
+    assert torch.equal(of_task(several, "bright").logits, two)
+    assert torch.equal(of_task(single, "bright").logits, three)
+    with pytest.raises(StageError, match=r"both models give one output without a name; leave 'task' out$"):
+        tasks_of(single, single, "bright", "kd", features=False)
+
+
+def test_the_gap_where_no_task_is_named_is_the_mean_over_the_shared_ones() -> None:
+    far, near = torch.tensor([[9.0, -9.0]]), torch.tensor([[-9.0, 9.0]])
+    student, teacher = outputs(kind=far, bright=far), outputs(bright=far, kind=near)
+    assert gap_between(student, teacher, "") == pytest.approx(0.5, abs=1e-6)
+    assert gap_between(student, teacher, "kind") == pytest.approx(1.0, abs=1e-6)
+
+
+def test_teachers_of_one_task_each_make_one_of_two(whole: Any) -> None:
+    class Says(nn.Module):
+        def __init__(self, **said: float) -> None:
+            super().__init__()
+            self.said = said
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {name: x + value for name, value in self.said.items()}
+
+    both = Ensemble([Says(kind=1.0), Says(bright=2.0, kind=5.0)], [1.0, 3.0], "mean")
+    given = both(torch.zeros(2, 3))
+    assert {name: float(value[0, 0]) for name, value in given.items()} == {"kind": 4.0, "bright": 2.0}
+    mixed = Ensemble([Says(kind=1.0), nn.Identity()], [1.0, 1.0], "mean")
+    with pytest.raises(StageError, match=r"teacher 1 gives the tasks kind, teacher 2 one output without a name; let"):
+        mixed(torch.zeros(2, 3))
+
+
+def test_few_classes_are_kept_whole_beside_the_top_k_of_many(stages_of: Any, installed: Any, tmp_path: Path) -> None:
+    fit = {"epochs": 1, "batch_size": 96}
+    run = made(
+        stages_of, installed, tmp_path, STAGES[:3], teacher={"fit": fit, "cache": {"top_k": 2}}, distill={"fit": fit}
+    )
+    names = [tensor.name for tensor in run.entries["cache_teacher"].record.tensors]
+    assert names == [f"tasks/kind/{part}" for part in ("top", "top_index", "top_rest")] + ["tasks/bright/logits"]
+
+
+def test_tasks_are_compared_by_name_whatever_order_a_file_has_them_in(whole: Any) -> None:
+    entry = whole.entries["export"]
+    model = onnx.load(entry.file("teacher.onnx"))
+    kind, bright = model.graph.output
+    del model.graph.output[:]
+    model.graph.output.extend([bright, kind])
+    swapped = entry.folder.parent / "swapped.onnx"
+    onnx.save(model, swapped)
+    target = Catalog.load().build("target", "onnxruntime-cpu", {})
+    make = partial(Subject, target=target, threads=1)
+    student = make(role="student", path=entry.file("student.onnx"))
+    found = [
+        {m.name: m.value for m in Quality().evaluate(make(role="teacher", path=path), student, the_test_split)}
+        for path in (entry.file("teacher.onnx"), swapped)
+    ]
+    assert found[0] == found[1]
+
+
+def the_test_split() -> Any:
+    return TwoTasks().batches("test", batch_size=64)

@@ -13,7 +13,7 @@ from torch import nn
 from kdq_core.errors import StageError
 from kdq_core.spec import FitSpec
 from kdq_core.tensors import Batch
-from kdq_core.training.control import gain, interval
+from kdq_core.training.control import gains, interval
 from kdq_core.training.fit import fit
 from kdq_core.training.losses import hard_loss
 from kdq_core.training.resume import tensors_of
@@ -205,7 +205,7 @@ def test_the_loss_of_each_sample_is_compared_with_that_of_the_same_sample(tiny):
         def forward(self, x):
             return self.factor * x[:, 0, 0, :1]
 
-    found = gain(Says(0.1), Says(-0.2), workload, torch.device("cpu"), 20)
+    (found,) = gains(Says(0.1), Says(-0.2), workload, torch.device("cpu"), 20)
     ours, theirs = ((factor * x[:, 0, 0, 0] - y) ** 2 for factor in (0.1, -0.2))
     d, half = ours - theirs, 1.959964 * np.std(ours - theirs, ddof=1) / 8
     wanted = [ours.mean(), theirs.mean(), d.mean(), d.mean() - half, d.mean() + half, 64]
@@ -239,7 +239,7 @@ def test_what_cannot_be_measured_is_an_error(tiny):
             return torch.full((len(x), 1), float("nan"))
 
     with pytest.raises(StageError) as caught:
-        gain(Nothing(), Nothing(), workload, torch.device("cpu"), 64)
+        gains(Nothing(), Nothing(), workload, torch.device("cpu"), 64)
     assert str(caught.value) == (
         "no gain can be measured on the 64 labelled samples of the workload's split 'test': it takes two or more, each "
         "with a finite loss; correct the split, or drop 'control'"

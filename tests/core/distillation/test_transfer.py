@@ -79,10 +79,19 @@ def test_an_embedding_keeps_its_rows_and_takes_means_of_its_columns():
         (nn.Linear(4, 4), nn.Linear(2, 4)),
         (nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3)),
         (nn.Linear(2, 2), nn.Conv2d(2, 2, 1)),
+        (nn.ConvTranspose2d(2, 4, 1), nn.ConvTranspose2d(4, 4, 1)),
+        (nn.MultiheadAttention(4, 1), nn.MultiheadAttention(6, 1)),
+        (nn.GRU(2, 2), nn.GRU(4, 4)),
+        (nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 8, 1)),
     ],
 )
 def test_wider_layers_other_kernels_and_other_kinds_cannot_be_mapped(layer, source):
     assert mapped(layer, source) is None
+
+
+def test_a_recurrent_layer_of_the_same_shapes_is_copied():
+    source, layer = nn.GRU(2, 3), nn.GRU(2, 3)
+    assert all(torch.equal(value, getattr(source, name)) for name, value in mapped(layer, source).items())
 
 
 def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
@@ -93,7 +102,8 @@ def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
         transfer(TransferSpec(layers=(("1", "0"),)), teacher, student)
     assert str(caught.value) == (
         "layer '0' of the teacher (Linear: weight (3, 2), bias (3,)) cannot be mapped to '1' of the student (Linear: "
-        "weight (6, 2), bias (6,)); the student's must be of the same kind, no wider, and of the same kernel"
+        "weight (6, 2), bias (6,)); the student's must be of the same kind, no wider, and of one kernel and groups; "
+        "transposed, recurrent and packed layers must have the same shapes"
     )
     with pytest.raises(RecipeError, match=r"distill\.transfer finds no layer of the student"):
         transfer(TransferSpec(), student, teacher)

@@ -96,6 +96,24 @@ def test_top_k_keeps_the_largest_probabilities_and_the_sum_of_the_others() -> No
     np.testing.assert_allclose(np.take_along_axis(q, rest, -1), evenly, rtol=1e-5)
 
 
+def test_one_number_a_sample_is_kept_as_one(tmp_path: Path) -> None:
+    entry, record = kept(tmp_path, lambda batch: Outputs(batch.inputs[0].sum(1)), form="fp32")
+    assert (record.classes, record.tensors[0].shape) == (1, ())
+    (batch, *_) = batches(1)
+    said = CachedTeacher(entry, teacher=A, data=B)(replace(batch, view=1)).logits
+    assert torch.equal(said, batch.inputs[0].sum(1))
+
+
+def test_fused_views_teach_with_the_mean_of_what_is_kept_of_a_sample(tmp_path: Path) -> None:
+    entry, record = kept(tmp_path, lambda batch: Outputs(batch.inputs[0]), form="fp32")
+    (batch, *_) = batches(0)
+    each = [CachedTeacher(entry, teacher=A, data=B)(replace(batch, view=v)).logits for v in range(record.views)]
+    fused = CachedTeacher(entry, teacher=A, data=B, fuse=True)
+    for view in range(record.views):
+        assert torch.equal(fused(replace(batch, view=view)).logits, torch.stack(each).mean(0))
+    assert not torch.equal(each[0], each[1])
+
+
 @pytest.mark.parametrize(
     ("spec", "size"),
     [({"form": "fp16"}, 2 * 10), ({"form": "fp32"}, 4 * 10), ({"form": "fp16", "top_k": 3}, 3 * (2 + 2) + 2)],

@@ -246,3 +246,36 @@ def test_a_recipe_reaches_the_worker_as_it_was_read(distill: dict[str, Any]) -> 
     members = [{"source": "student", "normalize": {"mean": [0.5], "std": [0.5]}}, {"source": "pipeline"}]
     recipe = Recipe.model_validate({"name": "x", **RECIPE, "distill": distill, "teacher": {"members": members}})
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"members": [{"weight": 1}, {"weight": 100}]},
+        {"combine": "confidence"},
+        {"members": [{"normalize": {"mean": [0.1], "std": [0.2]}}, {}]},
+    ],
+    ids=["weight", "combine", "normalize"],
+)
+def test_another_way_to_combine_the_same_weights_is_another_teacher_to_all_later_stages(
+    stages_of: Any, tiny: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    files = []
+    for number in range(2):
+        torch.manual_seed(number)
+        files.append(tmp_path / f"{number}.safetensors")
+        save_file(tiny.build("workload", "digits", {}).teacher().state_dict(), files[-1])
+
+    def run(**teacher: Any) -> Any:
+        options = teacher.pop("members", [{}, {}])
+        members = [{"source": "checkpoint", "file": str(f), **o} for f, o in zip(files, options, strict=True)]
+        made = stages_of(tmp_path / "home", tiny, workload={"use": "digits"}, teacher={"members": members, **teacher})
+        for name in ("train_teacher", "cache_teacher"):
+            made.stage(name)
+        return made
+
+    one, other, again = run(), run(**change), run()
+    keys = [made.plan.node("distill").key({n: made.entries[n].digest for n in made.entries}) for made in (one, other)]
+    assert keys[0] != keys[1]
+    rows = [made.entries["cache_teacher"].file("logits.bin").read_bytes() for made in (one, other, again)]
+    assert rows[0] == rows[2] != rows[1]

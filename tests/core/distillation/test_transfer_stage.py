@@ -1,0 +1,73 @@
+"""A recipe whose student starts from the teacher's parameters and holds some of them in turn."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdq_core.distillation.transfer import transfer
+from kdq_core.errors import RecipeError
+from kdq_core.spec import TransferSpec
+from kdq_core.stages.learning import distill
+
+FIT = {"epochs": 4, "batch_size": 32}
+
+
+def made(stages_of: Any, tiny: Any, home: Path, **transfer: Any) -> Any:
+    run = stages_of(
+        home, tiny, workload={"use": "digits"}, teacher={"fit": FIT},
+        distill={"fit": FIT, "transfer": {"hold": 0.5, "rounds": 1, **transfer}},
+    )  # fmt: skip
+    for name in ("train_teacher", "cache_teacher"):
+        run.stage(name)
+    return run
+
+
+def weights(entry: Any) -> dict[str, torch.Tensor]:
+    return load_file(entry.file(entry.record.weights))
+
+
+def test_what_is_held_keeps_the_bits_the_teacher_gave_it(stages_of: Any, tiny: Any, tmp_path: Path) -> None:
+    run = made(stages_of, tiny, tmp_path)
+    found = weights(run.stage("distill"))
+    workload = tiny.build("workload", "digits", {})
+    student, teacher = workload.student(), workload.teacher()
+    teacher.load_state_dict(weights(run.entries["train_teacher"]))
+    names = transfer(TransferSpec(), student, teacher)
+    start = dict(student.named_parameters())
+    still = [name for name in names if torch.equal(found[name], start[name])]
+    assert len(names) == 6
+    assert len(still) == 3  # half of them, in the one round there is
+
+
+def test_a_killed_transfer_goes_on_to_the_same_bits(
+    stages_of: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights(made(stages_of, tiny, tmp_path / "a", rounds=2).stage("distill"))
+    run = made(stages_of, tiny, tmp_path / "b", rounds=2)
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["record"]["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    context = run.context("distill", draft)
+    object.__setattr__(context, "emit", kill)
+    with pytest.raises(KeyboardInterrupt):
+        distill(context)
+    assert context.scratch.exists()
+    found = weights(run.stage("distill"))
+    assert all(torch.equal(found[name], value) for name, value in whole.items())
+
+
+def test_fused_views_need_something_that_is_kept(stages_of: Any, tiny: Any, tmp_path: Path) -> None:
+    asked = {"teacher": {"cache": {"enabled": False}}, "distill": {"fuse_views": True}}
+    with pytest.raises(RecipeError) as caught:
+        stages_of(tmp_path, tiny, workload={"use": "digits"}, **asked)
+    assert str(caught.value) == (
+        "'distill.fuse_views' takes the mean over what is kept of the teacher, but nothing is kept; write "
+        "teacher: {cache: {enabled: true}}, or leave it out"
+    )
