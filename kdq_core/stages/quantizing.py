@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -17,10 +18,11 @@ from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase, weights_of
 from kdq_core.quantization.refine import correct_biases, equalize, reestimate_batch_norm
 from kdq_core.records import Checkpoint, EpochRecord
+from kdq_core.spec import QuantizeSpec
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.learning import taught
 from kdq_core.tensors import Batch
-from kdq_core.training.control import check_labels, gain, remembered
+from kdq_core.training.control import check_labels, gains, remembered
 from kdq_core.training.fit import Loss, to_device
 from kdq_core.training.losses import hard_loss, validation
 
@@ -42,7 +44,7 @@ def quantize(context: StageContext) -> Checkpoint:
     if trains:
         module, soft = taught(context, model, device, plain=student)
         rewind = remembered(device)
-        history = _trained(context, module, soft, model, accelerator, before_step=soft.before_step)
+        history = _trained(context, module, soft, model, accelerator, soft.before_step)
     _finished(context, model, device)
     if not trains:
         score = validation(context.workload, device, EVALUATION_BATCH)
@@ -53,8 +55,8 @@ def quantize(context: StageContext) -> Checkpoint:
     rewind()
     history += _trained(replace(context, number=1), control, hard_loss(context.workload), control, accelerator)
     _finished(context, control, device)
-    gained = gain(model, control, context.workload, device, EVALUATION_BATCH)
-    return context.checkpoint("quantized", model, history, (gained,))
+    gained = gains(model, control, context.workload, device, EVALUATION_BATCH)
+    return context.checkpoint("quantized", model, history, gained)
 
 
 def _started(context: StageContext, device: torch.device) -> tuple[nn.Module, GraphModule]:
@@ -79,12 +81,20 @@ def _trained(
     loss: Loss,
     model: GraphModule,
     accelerator: Accelerator,
-    **hooks: Callable[..., None],
+    schedule: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[EpochRecord, ...]:
-    """Fit `module`, which is `model` or a module around it, through the phases of the recipe."""
+    """Fit `module`, which is `model` or a module around it, through the phases of the recipe; `schedule` is the loss's.
+
+    The phase, too, follows from the step alone, so that a fit that goes on does so with the same bits.
+    """
     spec = context.recipe.quantize
-    whole = with_weight_loss(loss, model, spec.weight_loss)
-    return context.trained(module, whole, spec.fit, accelerator, before_epoch=_phases(context, model), **hooks)
+    whole, enter = with_weight_loss(loss, model, spec.weight_loss), phases(spec, model)
+
+    def before_step(done: int, total: int) -> None:
+        enter(done, total)
+        schedule(done, total)
+
+    return context.trained(module, whole, spec.fit, accelerator, before_step=before_step)
 
 
 def _finished(context: StageContext, model: GraphModule, device: torch.device) -> None:
@@ -134,19 +144,27 @@ def _prepared(context: StageContext, graph: GraphModule) -> GraphModule:
     return prepare(graph, places, context.quantizer, round_bias=low)
 
 
-def _phases(context: StageContext, model: GraphModule) -> Callable[[int], None]:
-    spec = context.recipe.quantize
+def phases(spec: QuantizeSpec, model: GraphModule) -> Callable[[int, int], None]:
+    """Gives what switches `model` before each step: called with the steps done and the steps in all."""
+    now: list[bool] = []
 
-    def before_epoch(epoch: int) -> None:
-        share = epoch / spec.fit.epochs
-        set_phase(
-            model,
-            observe=share < spec.freeze_observers,
-            quantize=True,
-            freeze_batch_norm=share >= spec.freeze_batch_norm,
-        )
+    def enter(done: int, total: int) -> None:
+        shares = (spec.freeze_observers, spec.freeze_batch_norm)
+        still = [done >= _begin(share, spec.fit.epochs, total) for share in shares]
+        if still != now:
+            now[:] = still
+            set_phase(model, observe=not still[0], quantize=True, freeze_batch_norm=still[1])
 
-    return before_epoch
+    return enter
+
+
+def _begin(share: float, epochs: int, total: int) -> float:
+    """The step (of `total`) that a phase begins with: after `share` of them, but with the last epoch at the latest.
+
+    A single epoch keeps its last step for it. A share of 1 means never.
+    """
+    least = total // epochs if epochs > 1 else 1
+    return min(share * total, total - least) if share < 1 else math.inf
 
 
 def _calibrate(context: StageContext, model: GraphModule, device: torch.device) -> None:
