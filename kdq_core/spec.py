@@ -288,7 +288,7 @@ class QuantizeSpec(Frozen):
     options: dict[str, JsonValue] = Field(default={}, description="the quantizer's own fields")
     weights: Bits = Field(default=8, description="bits of the weights, 2 to 8")
     activations: Bits = Field(default=8, description="bits of the activations, 2 to 8")
-    edges: Bits = Field(default=8, description="least bits of the first and the last layer: weights, input and output")
+    edges: Bits = Field(default=8, description="least bits of first and last layers: weights, inputs and outputs")
     rules: tuple[Rule, ...] = Field(default=(), description="exceptions for layers; the last one that matches wins")
     calibration_batches: int = Field(
         default=8, ge=1, le=100_000, description="training batches the ranges see before anything is rounded"

@@ -5,7 +5,7 @@ The target says where; the `quantize` section of the recipe says how many bits, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from kdq_core.spec import QuantizeSpec, Rule
 if TYPE_CHECKING:
     from kdq_core.kinds import Place, Quantizer, Target
 
+Step = Callable[[fx.Node], Iterable[fx.Node]]
 SHOWN = 12
 """Names an error lists."""
 NO_LAYER = "the model has no layer that the target can quantize; it needs at least one conv or linear"
@@ -121,30 +122,49 @@ def _matches(rule: Rule, place: Place) -> bool:
 def _stated(place: Place, rules: Sequence[Rule], field: str, default: Any) -> Any:
     """What the last matching rule that states `field` says of it."""
     for rule in reversed(rules):
-        if field in rule.model_fields_set and getattr(rule, field) is not None and _matches(rule, place):
+        if getattr(rule, field) is not None and _matches(rule, place):
             return getattr(rule, field)
     return default
 
 
 def _edges(graph: fx.GraphModule, places: Sequence[Place]) -> Iterator[str]:
-    """Names of the places at the ends: first and last weight, the inputs and outputs, the last layer's input."""
-    order = {node: index for index, node in enumerate(graph.graph.nodes)}
-    nodes = {node.name: node for node in order}
+    """Names of places at the ends: of the first and last layers the weights, inputs, outputs, what the last read."""
+    nodes = {node.name: node for node in graph.graph.nodes}
     by_node = {place.node: place for place in places}
-    layers = sorted(
-        ((min(nodes[p.node].users, key=order.__getitem__), p) for p in places if p.role == "weight"),
-        key=lambda pair: order[pair[0]],
-    )
-    for _, place in layers[:1] + layers[-1:]:
-        yield place.name
-    ends: list[fx.Node] = [node for node in order if node.op == "placeholder"]
-    ends += graph.graph.output_node().all_input_nodes
-    if layers:
-        ends += [node for node in layers[-1][0].all_input_nodes if node.name != layers[-1][1].node]
-    for end in ends:
+    layers: dict[fx.Node, list[str]] = {}
+    for place in places:
+        for user in nodes[place.node].users if place.role == "weight" else ():
+            layers.setdefault(user, []).append(place.name)
+    inputs, outputs = graph.graph.find_nodes(op="placeholder"), graph.graph.output_node().all_input_nodes
+    last = [layer for layer in layers if _is_outer(layer, layers.keys(), lambda node: node.users, outputs)]
+    first = [layer for layer in layers if _is_outer(layer, layers.keys(), lambda node: node.all_input_nodes, inputs)]
+    for layer in (*first, *last):
+        yield from layers[layer]
+    for end in (*inputs, *outputs, *(node for layer in last for node in layer.all_input_nodes)):
         node: fx.Node | None = end
         while node is not None and node.name not in by_node:  # behind dropout and copies
             node = node.all_input_nodes[0] if node.all_input_nodes and node.op != "get_attr" else None
         if node is not None:
             place = by_node[node.name]
             yield place.shared_with or place.name
+
+
+def _is_outer(layer: fx.Node, layers: Set[fx.Node], step: Step, ends: Sequence[fx.Node]) -> bool:
+    """Whether `step` leads from `layer` to one of `ends`, past no other layer.
+
+    What another layer leads to is its own: of the blocks around a residual stream only the last one is the last.
+    """
+    others = _led_to({layer}, step, layers) & layers
+    theirs = others | _led_to(others, step, set())
+    return not ({layer} | _led_to({layer}, step, theirs) - theirs).isdisjoint(ends)
+
+
+def _led_to(starts: Set[fx.Node], step: Step, stops: Set[fx.Node]) -> Set[fx.Node]:
+    """All nodes that `step` leads to from `starts`; from one of `stops` it goes no further."""
+    found: set[fx.Node] = set()
+    ahead = list(starts)
+    while ahead:
+        new = set(step(ahead.pop())) - found
+        found |= new
+        ahead += new - stops
+    return found

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from kdq_core.errors import RecipeError
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.placing import placed
-from kdq_core.spec import QuantizeSpec
+from kdq_core.spec import QuantizeSpec, Recipe
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
@@ -41,6 +41,10 @@ def by_path(placement, role):
     }
 
 
+def weights(placement):
+    return {p.name: p.bits for p in placement.places if p.role == "weight"}
+
+
 def test_the_first_and_the_last_layer_keep_8_bits(graph):
     placement = bits(graph, weights=4, activations=4)
     assert by_path(placement, "weight") == {
@@ -50,6 +54,86 @@ def test_the_first_and_the_last_layer_keep_8_bits(graph):
     assert kept["x:input"] == 8
     assert [p.bits for p in placement.places if p.path in ("stem", "body") and p.role == "activation"] == [4, 4]
     assert [p.bits for p in placement.places if p.path in ("hidden", "head") and p.role == "activation"] == [8, 8]
+
+
+class Heads(nn.Module):
+    def __init__(self, cascade=False):
+        super().__init__()
+        self.stem, self.hidden = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.one, self.two, self.cascade = nn.Linear(8, 3), nn.Linear(11 if cascade else 8, 2), cascade
+
+    def forward(self, x):
+        x = F.relu(self.hidden(F.relu(self.stem(x))))
+        one = self.one(x)
+        return {"one": one, "two": self.two(torch.cat([x, one], 1) if self.cascade else x)}
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_every_head_keeps_8_bits(cascade):
+    placement = bits(capture(Heads(cascade), (torch.randn(2, 8),)), weights=4, activations=4)
+    assert weights(placement) == {"stem.weight": 8, "hidden.weight": 4, "one.weight": 8, "two.weight": 8}
+    made = {p.path: p.bits for p in placement.places if p.role == "activation" and p.operator == "linear"}
+    assert made == {"stem": 4, "hidden": 8, "one": 8, "two": 8}
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.LSTM(4, 6, bidirectional=True, batch_first=True), nn.LSTM(12, 6, batch_first=True)
+        self.hidden, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(F.relu(self.hidden(self.two(self.one(x)[0])[0][:, -1])))
+
+
+def test_all_weights_of_a_first_recurrent_layer_keep_8_bits():
+    kept = weights(bits(capture(Gated(), (torch.randn(2, 5, 4),)), weights=4))
+    assert {name: value for name, value in kept.items() if name.startswith("one")} == {
+        "one.weight_ih_l0": 8, "one.weight_hh_l0": 8, "one.weight_ih_l0_reverse": 8, "one.weight_hh_l0_reverse": 8,
+    }  # fmt: skip
+    assert {name: value for name, value in kept.items() if not name.startswith("one")} == {
+        "two.weight_ih_l0": 4, "two.weight_hh_l0": 4, "hidden.weight": 4, "head.weight": 8,
+    }  # fmt: skip
+
+
+class Table(nn.Module):
+    """Two columns of categories beside numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.colour, self.shape = nn.Embedding(5, 4), nn.Embedding(6, 4)
+        self.mixed, self.hidden, self.head = nn.Linear(11, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, numbers, codes):
+        x = torch.cat([numbers, self.colour(codes[:, 0]), self.shape(codes[:, 1])], 1)
+        return self.head(F.relu(self.hidden(F.relu(self.mixed(x)))))
+
+
+def test_every_layer_that_an_input_goes_into_keeps_8_bits():
+    graph = capture(Table(), (torch.randn(2, 3), torch.zeros(2, 2, dtype=torch.int64)))
+    assert weights(bits(graph, weights=4)) == {
+        "colour.weight": 8, "shape.weight": 8, "mixed.weight": 8, "hidden.weight": 4, "head.weight": 8,
+    }  # fmt: skip
+
+
+class Stream(nn.Module):
+    """Blocks around a stream that is the output itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.wide, self.narrow = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for wide, narrow in zip(self.wide, self.narrow, strict=True):
+            x = x + narrow(F.relu(wide(x)))
+        return x
+
+
+def test_what_a_later_layer_is_added_to_is_not_the_last():
+    kept = weights(bits(capture(Stream(), (torch.randn(2, 8),)), weights=4))
+    assert {name for name, value in kept.items() if value == 8} == {"stem.weight", "narrow.2.weight"}
 
 
 def test_what_moves_data_has_the_bits_of_what_it_moves(graph):
@@ -83,6 +167,17 @@ def test_a_skipped_layer_has_no_place_and_a_later_rule_takes_it_back(graph):
     assert set(by_path(placement, "weight")) == {"stem", "body", "head"}
 
 
+def test_a_recipe_on_its_way_to_a_worker_keeps_its_skips(graph):
+    rules = [{"match": "hidden", "skip": True}, {"match": "linear", "weights": 4}]
+    recipe = Recipe.model_validate({"name": "skips", "workload": {"use": "digits"}, "quantize": {"rules": rules}})
+    sent = Recipe.model_validate_json(recipe.model_dump_json())
+    assert sent == recipe
+    for spec in (recipe.quantize, sent.quantize):
+        placement = placed(graph, OnnxRuntimeCpu(reduce_range="off"), MinMaxQat(), spec)
+        assert set(by_path(placement, "weight")) == {"stem", "body", "head"}
+        assert by_path(placement, "weight")["head"] == (4, -8, 7)
+
+
 def test_a_rule_that_matches_nothing_lists_near_names(graph):
     with pytest.raises(RecipeError) as caught:
         bits(graph, rules=[{"match": "conv", "weights": 4}, {"match": "hiden", "skip": True}])
@@ -92,7 +187,16 @@ def test_a_rule_that_matches_nothing_lists_near_names(graph):
     )
 
 
-@pytest.mark.parametrize("wrong", [{"weights": 1}, {"weights": 9}, {"activations": 1}, {"rules": [{"match": "conv"}]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": 1},
+        {"weights": 9},
+        {"activations": 1},
+        {"rules": [{"match": "conv"}]},
+        {"rules": [{"match": "conv", "skip": None}]},
+    ],
+)
 def test_bits_out_of_range_and_empty_rules_are_refused(wrong):
     with pytest.raises(ValueError, match=r"greater than or equal to 2|less than or equal to 8|a rule says"):
         QuantizeSpec.model_validate(wrong)
