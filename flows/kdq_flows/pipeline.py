@@ -18,6 +18,7 @@ from kdq_core.plan import Plan, StageNode, make_plan
 from kdq_core.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Entry, Store
+from kdq_flows.coverage import coverage_of
 from kdq_flows.leases import device_lease
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.result import RunResult, StageFacts, artifact_of, gains_of, gates_of, models_of, notes_of, version_of
@@ -152,6 +153,7 @@ class Pipeline:
             notes=notes_of(self.entries),
             gates=gates_of(self.plan.recipe.gates, self.entries),
             artifact=artifact_of(self.entries),
+            coverage=coverage_of(self.entries),
             version=version_of(self.entries),
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),

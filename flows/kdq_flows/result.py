@@ -12,6 +12,7 @@ from kdq_core.gates import GateVerdict, judge
 from kdq_core.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.spec import Gate
 from kdq_core.store import Entry
+from kdq_flows.coverage import OperatorFacts
 
 MODELS = ("teacher", "student", "int8")
 
@@ -67,6 +68,7 @@ class RunResult(Frozen):
         notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
         gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
         artifact: the int8 file, once exported.
+        coverage: how each of its operators runs.
         version: the model version, once registered.
         error: the error of a failed run.
         links: addresses of the user interfaces that are up.
@@ -81,6 +83,7 @@ class RunResult(Frozen):
     notes: tuple[str, ...] = ()
     gates: tuple[GateVerdict, ...] = ()
     artifact: ArtifactFacts | None = None
+    coverage: tuple[OperatorFacts, ...] = ()
     version: VersionFacts | None = None
     error: str | None = None
     links: dict[str, str] = Field(default={})

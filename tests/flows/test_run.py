@@ -77,13 +77,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
 def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     _, _, result = finished
     assert list(result) == [
-        "run", "status", "seconds", "stages", "models", "gains", "notes", "gates", "artifact", "version", "error",
-        "links",
+        "run", "status", "seconds", "stages", "models", "gains", "notes", "gates", "artifact", "coverage", "version",
+        "error", "links",
     ]  # fmt: skip
     assert result["status"] == "completed"
     assert states(result) == dict.fromkeys(STAGES, "ran")
     int8, student = result["models"]["int8"], result["models"]["student"]
     assert int8["coverage_macs"] == 1.0
+    assert sum(one["macs_share"] for one in result["coverage"] if one["int8"]) == pytest.approx(1.0)
+    assert sum(one["weight_share"] for one in result["coverage"]) == pytest.approx(1.0)
     assert int8["parity_flips"] == 0
     assert int8["parity_p99_lsb"] <= 1
     assert student["parameters"] >= 100_000

@@ -151,6 +151,7 @@ def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
 
 def _closing(result: RunResult) -> None:
     """The table, then the teacher's gains, where the file is, which version it became, and the pages' addresses."""
+    from kdq_flows.coverage import float_lines
     from kdq_flows.result import line_of, table_of
 
     common.show(table_of(result), title=f"{result.run}: {result.status} in {result.seconds:.1f} s", as_json=False)
@@ -163,6 +164,8 @@ def _closing(result: RunResult) -> None:
     if result.artifact:
         typer.echo(f"file      {result.artifact.path}")
         typer.echo(f"          {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")
+    for line in float_lines(result.coverage):
+        typer.echo(f"in float  {line}")
     _gates(result)
     if result.version:
         typer.echo(f"version   {result.version.name} {result.version.version}")
