@@ -177,6 +177,9 @@ class Quantizer(Plugin, abc.ABC):
     tolerance_lsb: ClassVar[float] = 1.0
     trains: ClassVar[bool] = True
     """False for post-training quantization: the ranges see calibration data, and no weight is trained."""
+    idempotent: ClassVar[bool] = True
+    """False for one that moves what it has rounded when it is rounded again with the same state, such as by a tanh
+    before rounding; the method card says why."""
     activations: ClassVar[Literal["static", "dynamic", "none"]] = "static"
     """`static`: ranges are fixed before the file is shipped; `dynamic`: measured by the runtime for each batch;
     `none`: activations stay float and only weights are stored as integers."""

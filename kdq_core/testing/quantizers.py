@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert, output_scales
+from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.spec import QuantizeSpec
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.fx import GraphModule
+    from torch.nn import Module
 
     from kdq_core.kinds import Quantizer, Target
     from kdq_core.records import OperatorCoverage
 
 SAMPLES = 256
-
+EXACT = 0.01
+"""LSB by which float32 may miss a level."""
 
 COMPUTING = ("conv", "linear", "lstm", "gru")
 
@@ -39,10 +42,12 @@ def check_quantizer(
     """Check the promises of a quantizer on small networks, through to `target`'s runtime.
 
     The prepared model trains, with finite gradients that are not all zero; the same seed gives the same model; its
-    state survives safetensors bit for bit; scoring changes nothing; the converted model gives the prepared one's
-    outputs within `tolerance_lsb` (99 % of the values); the exported file gives the converted model's within one LSB
-    with no other answer except on ties; every conv, linear and recurrent layer runs in an int8 kernel: with dynamic
-    ranges the linear layers do, and with float activations none has to, but coverage says why.
+    state survives safetensors bit for bit; scoring changes nothing; weights and activations that are on the grid stay
+    where they are when they are rounded again, unless the class says `idempotent: ClassVar[bool] = False`; the
+    converted model gives the prepared one's outputs within `tolerance_lsb` (99 % of the values); the exported file
+    gives the converted model's within one LSB with no other answer except on ties; every conv, linear and recurrent
+    layer runs in an int8 kernel: with dynamic ranges the linear layers do, and with float activations none has to, but
+    coverage says why.
 
     Args:
         quantizer: the plug-in, with the options to check.
@@ -68,6 +73,8 @@ def _check(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -
     _check_determinism(prepared, _trained(quantizer, target, spec, toy))
     _check_reload(prepared, _prepared(quantizer, target, spec, toy), x)
     _check_scoring(prepared, x)
+    if type(quantizer).idempotent:
+        _check_idempotence(prepared, x)
     converted = convert(prepared)
     (scale,) = output_scales(converted)
     static = quantizer.activations == "static"
@@ -156,6 +163,27 @@ def _check_scoring(prepared: GraphModule, x: tuple[Tensor, ...]) -> None:
         prepared(*(3 * part if part.is_floating_point() else part for part in x))
     moved = _difference(before, prepared.state_dict())
     assert not moved, f"scoring should change nothing, but it changed {', '.join(moved)}"
+
+
+@torch.no_grad()
+def _check_idempotence(prepared: GraphModule, x: tuple[Tensor, ...]) -> None:
+    """State is held: `prepared` observes nothing."""
+    rounded: dict[FakeQuantize, Tensor] = {}
+
+    def keep(module: Module, _: object, y: Tensor) -> None:
+        rounded[cast(FakeQuantize, module)] = y
+
+    hooks = [m.register_forward_hook(keep) for m in prepared.modules() if isinstance(m, FakeQuantize)]
+    prepared(*x)
+    for hook in hooks:
+        hook.remove()
+    for module, y in rounded.items():
+        lsb = float(((module(y) - y).abs() / module.grid().spread(y)).max())
+        assert lsb < EXACT, (
+            f"what is rounded should stay where it is when it is rounded again, but {module.place.name!r} moves it by "
+            f"{lsb:.2f} LSB; round to the nearest level, or, if the method means to move it, set `idempotent: "
+            "ClassVar[bool] = False` and say why in the method card"
+        )
 
 
 def _check_close(one: Tensor, other: Tensor, scale: float, tolerance: float, it: str, its_model: str) -> None:

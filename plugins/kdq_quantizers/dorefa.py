@@ -21,12 +21,13 @@ Costs
     calibration.
 Limits
     Activation ranges never move again: where weights change much, `lsq` or `pact` follow and this does not. With few
-    bits a weight cannot be zero. Without calibration batches the first batch sets the ranges.
+    bits a weight cannot be zero. Without calibration batches the first batch sets the ranges. A weight that is rounded
+    already goes through tanh once more, and may come to another level: the class says so (`idempotent = False`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Place, Quantizer
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 class DoReFa(Quantizer):
     """Training with tanh weights and fixed activation ranges."""
+
+    idempotent: ClassVar[bool] = False
 
     def fake_quantizer(self, place: Place) -> FakeQuantize:
         """A tanh rounding for a weight, a calibrated range for an activation."""

@@ -22,11 +22,13 @@ Costs
 Limits
     Where nothing is clipped only the decay moves alpha. AdamW makes steps of the learning rate relative to alpha
     whatever the decay's size. Inside the range the scale's rounding error gives no gradient: `lsq` uses that too.
+    Weights as in `dorefa` go through tanh, and one that is rounded already may come to another level when it is rounded
+    again: the class says so (`idempotent = False`), though activations and min-max weights stay.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from kdq_core.api import Field, Place, Quantizer
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 class Pact(Quantizer):
     """Training with learned clipping."""
 
+    idempotent: ClassVar[bool] = False
     decay: float = Field(default=1e-4, ge=0, le=1, description="L2 decay of the clipping values")
     weights: Literal["dorefa", "minmax"] = Field(default="dorefa", description="how weights are rounded")
 
