@@ -84,7 +84,9 @@ class File:
         for node in self.nodes.values():
             if node.name.startswith((f"<{name}>", f"<{name}.")):
                 bodies = [item.g for item in node.attribute if item.HasField("g")]
+                inside = [value for body in bodies for inner in body.node for value in inner.input]
                 total += sum(_bytes(tensor) for body in bodies for tensor in body.initializer if len(tensor.dims) > 1)
+                total += sum(self._stored(value) for value in inside)
                 total += sum(self._stored(value) for value in node.input[1:3] if value and not bodies)
         return total
 

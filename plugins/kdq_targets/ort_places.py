@@ -41,7 +41,7 @@ class Finder:
 
     Args:
         graph: from `capture`.
-        keep_float: module paths of operators that stay float.
+        keep_float: operators that stay float, as `path:type`; the model's own have no path, as in `:add`.
         quantize_outputs: whether the model's outputs get a grid.
     """
 
@@ -78,7 +78,7 @@ class Finder:
             yield node, kind, reason
 
     def _reason(self, node: Node, kind: str) -> str:
-        if module_path(node) in self.keep_float:
+        if f"{module_path(node)}:{kind}" in self.keep_float:
             return "left in float by a rule of the recipe"
         if kind in ("lstm", "gru"):
             module = cast(Recurrent, self.graph.get_submodule(cast(str, node.target)))

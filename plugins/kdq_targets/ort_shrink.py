@@ -145,6 +145,8 @@ def _rename_values(graph: Any, tasks: Sequence[str]) -> None:
                 if name not in names:
                     names[name] = next(short)
                 values[index] = names[name]
+        for inner in (inner for item in node.attribute if item.HasField("g") for inner in item.g.node):
+            inner.input[:] = [names.get(name, name) for name in inner.input]  # what a body reads of this graph
 
 
 def _short_names() -> Iterator[str]:

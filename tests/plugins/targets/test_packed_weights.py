@@ -159,3 +159,32 @@ def test_the_size_of_packed_weights_is_what_is_shipped(convs, tmp_path):
     digits_of_bytes, levels, layers = 243 * 5, 3, 4 * -(-24 * 24 * 9 // 5)
     assert packed["weight_bytes_int8"] == 24 * 9 + 24 * 5 + layers + digits_of_bytes + levels
     assert plain["weight_bytes_int8"] == 24 * 9 + 24 * 5 + 4 * 24 * 24 * 9
+
+
+class Sequence(nn.Module):
+    """Its second GRU is no first or last layer, so that it has the bits asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gru = nn.Linear(8, 64), nn.GRU(64, 64, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(128, 5)
+
+    def forward(self, x):
+        return self.head(self.gru(F.relu(self.stem(x)))[0].mean(1))
+
+
+def test_both_matrices_of_a_gru_are_packed(ship, both, tmp_path):
+    torch.manual_seed(0)
+    gru = ship(Sequence(), (7, 8), OnnxRuntimeCpu(reduce_range="on"), weights=2)
+    unpacked = tmp_path / "unpacked.onnx"
+    plain = OnnxRuntimeCpu(reduce_range="on", pack=False)
+    plain.export(gru.converted, gru.example, unpacked)
+    x = np.random.default_rng(0).normal(size=(50, 7, 8)).astype(np.float32)
+    answers = [plain.session(path, threads=1).run((x,))[0] for path in (gru.path, unpacked)]
+    np.testing.assert_array_equal(*answers)
+    rows = [next(r for r in plain.coverage(path, gru.graph) if r.operator == "gru") for path in (gru.path, unpacked)]
+    assert [(row.kernel, row.int8) for row in rows] == [("Scan", True)] * 2
+    matrices = 2 * 2 * 3 * 64 * 64
+    assert rows[1].weight_bytes == matrices
+    assert rows[0].weight_bytes <= matrices / 4 + 8
+    assert gru.path.stat().st_size < unpacked.stat().st_size - 0.7 * matrices
