@@ -13,7 +13,7 @@ from kdq_targets.ort_shrink import LABEL, mark
 
 CONTRIB = "com.microsoft"
 FEW = 64
-"""A weight of so few levels stands outside of the Scan, where it is packed; at batch 1 a step then takes 10 % longer."""
+"""A weight of so few levels stands outside of the Scan, where it is packed; at batch 1 a step then takes 10 % more."""
 
 
 def gru_scan(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:

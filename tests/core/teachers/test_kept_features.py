@@ -82,7 +82,7 @@ def losses(run, stage):
     return {name: [value for other, value in values if other == name] for name in names}
 
 
-@pytest.mark.parametrize(("stage", "tolerance"), [("distill", 1e-3), ("quantize", 1e-2)])
+@pytest.mark.parametrize(("stage", "tolerance"), [("distill", 1e-3), ("quantize", 3e-2)])
 def test_the_loss_curve_is_that_of_the_teacher_beside_the_student(kept, online, half, stage, tolerance):
     """In training with rounding, a value that is rounded the other way moves a whole step."""
     expected = losses(online, stage)
