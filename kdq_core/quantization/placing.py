@@ -26,7 +26,10 @@ NO_LAYER = "the model has no layer that the target can quantize; it needs at lea
 
 @dataclass(frozen=True)
 class Placement:
-    """Where quantizers go, and which operators the recipe's rules leave in float (module paths)."""
+    """Where quantizers go, and which operators the recipe's rules leave in float, as `path:type`.
+
+    Operators of the model's own forward have no path: `:add`. No rule tells two of one type in one forward apart.
+    """
 
     places: tuple[Place, ...]
     keep_float: tuple[str, ...] = ()
@@ -49,7 +52,8 @@ def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: Qu
     if not any(place.role == "weight" for place in places):
         raise StageError(NO_LAYER)
     check_rules(spec.rules, places)
-    keep = tuple(sorted({place.path for place in places if place.path and _stated(place, spec.rules, "skip", False)}))
+    skipped = {f"{place.path}:{place.operator}" for place in places if _stated(place, spec.rules, "skip", False)}
+    keep = tuple(sorted(skipped))
     if keep:
         places = target.places(graph, keep_float=keep)
         if not any(place.role == "weight" for place in places):
@@ -98,20 +102,26 @@ def narrow(place: Place, bits: int) -> Place:
 
 
 def check_rules(rules: Sequence[Rule], places: Sequence[Place]) -> None:
-    """Refuse a rule that matches nothing.
+    """Refuse a rule that matches nothing, or skips what is no operator.
 
     Raises:
-        RecipeError: with near names.
+        RecipeError: with near names, or what to skip instead.
     """
     paths = sorted({place.path for place in places} - {""})
     operators = sorted({place.operator for place in places} - {""})
     for index, rule in enumerate(rules):
-        if not any(_matches(rule, place) for place in places):
+        matched = [place for place in places if _matches(rule, place)]
+        if not matched:
             more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
             near = did_you_mean(rule.match, [*paths, *operators]) or "."
             raise RecipeError(
                 f"quantize.rules[{index}]: no operator matches {rule.match!r}{near} "
                 f"The model has {listing(paths[:SHOWN])}{more}; types of operator: {listing(operators)}."
+            )
+        if rule.skip and all(place.operator == "input" for place in matched):
+            raise RecipeError(
+                f"quantize.rules[{index}]: {rule.match!r} is no operator that could be left in float; skip the layers "
+                "that read the input"
             )
 
 

@@ -6,11 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdq_core.errors import RecipeError
-from kdq_core.quantization.capture import capture
+from kdq_core.quantization.capture import capture, module_path
 from kdq_core.quantization.placing import placed
 from kdq_core.spec import QuantizeSpec, Recipe
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
+from kdq_targets.openvino_cpu import OpenVinoCpu
 
 
 class Net(nn.Module):
@@ -54,6 +55,60 @@ def test_the_first_and_the_last_layer_keep_8_bits(graph):
     assert kept["x:input"] == 8
     assert [p.bits for p in placement.places if p.path in ("stem", "body") and p.role == "activation"] == [4, 4]
     assert [p.bits for p in placement.places if p.path in ("hidden", "head") and p.role == "activation"] == [8, 8]
+
+
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return torch.cat([self.one(x) + self.two(x), F.avg_pool2d(x, 3, 1, 1)], 1)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mixer, self.head = nn.Conv2d(1, 4, 1), Mixer(), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.mixer(x + F.avg_pool2d(x, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("target", [OnnxRuntimeCpu(reduce_range="off"), OpenVinoCpu(reduce_range="off")])
+@pytest.mark.parametrize(
+    ("rules", "kept", "float_too"),
+    [
+        ([{"match": "add", "skip": True}], {":add", "mixer:add"}, {":pool", "mixer:pool", "mixer:concat"}),
+        ([{"match": "pool", "skip": True}, {"match": "mixer", "skip": False}], {":pool"}, set()),
+        ([{"match": "concat", "skip": True}], {"mixer:concat"}, {"mixer:add", "mixer:pool"}),
+        ([{"match": "mixer", "skip": True}], {"mixer:add", "mixer:concat", "mixer:pool"}, set()),
+    ],
+)
+def test_operators_are_left_in_float_one_by_one(target, rules, kept, float_too):
+    mixed = capture(Mixed(), (torch.randn(2, 1, 8, 8),))
+    placement = placed(mixed, target, MinMaxQat(), QuantizeSpec.model_validate({"rules": rules}))
+    assert set(placement.keep_float) == kept
+    reasons = {
+        f"{module_path(node)}:{kind}": reason
+        for node, kind, reason in target.finder(mixed, placement.keep_float).operators()
+    }
+    assert {name for name, reason in reasons.items() if reason == "left in float by a rule of the recipe"} == kept
+    assert {name for name, reason in reasons.items() if reason} == kept | float_too
+    assert len(reasons) == 9
+    assert {name for name in reasons if name.endswith(":conv")} == {
+        "stem:conv", "mixer.one:conv", "mixer.two:conv", "head:conv"
+    }  # fmt: skip
+
+
+def test_an_input_is_no_operator_that_could_be_skipped(graph):
+    with pytest.raises(RecipeError) as caught:
+        bits(graph, rules=[{"match": "input", "skip": True}])
+    assert str(caught.value) == (
+        "quantize.rules[0]: 'input' is no operator that could be left in float; skip the layers that read the input"
+    )
+    assert bits(graph, rules=[{"match": "input", "activations": 7}], edges=2).keep_float == ()
 
 
 class Heads(nn.Module):
@@ -163,7 +218,7 @@ def test_the_last_rule_that_states_a_field_wins(graph):
 def test_a_skipped_layer_has_no_place_and_a_later_rule_takes_it_back(graph):
     rules = [{"match": "linear", "skip": True}, {"match": "head", "skip": False}]
     placement = bits(graph, rules=rules)
-    assert placement.keep_float == ("hidden",)
+    assert placement.keep_float == ("hidden:linear",)
     assert set(by_path(placement, "weight")) == {"stem", "body", "head"}
 
 

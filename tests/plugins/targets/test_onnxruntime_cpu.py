@@ -194,8 +194,11 @@ class Skip(nn.Module):
 
 
 def test_a_layer_kept_float_stays_float_and_says_why(tmp_path):
-    files = shipped(Skip(), (1, 8, 8), tmp_path, keep_float=("two", "hidden"))
-    rows = {row.path: row for row in files.target.coverage(files.path, files.graph, keep_float=("two", "hidden"))}
+    files = shipped(Skip(), (1, 8, 8), tmp_path, keep_float=("two:conv", "hidden:linear"))
+    rows = {
+        row.path: row
+        for row in files.target.coverage(files.path, files.graph, keep_float=("two:conv", "hidden:linear"))
+    }
     for path, kernels, weight_bytes in (("two", {"Conv", "FusedConv"}, 2304), ("hidden", {"Gemm", "FusedGemm"}, 8192)):
         kept = rows.pop(path)
         assert kept.kernel in kernels
@@ -207,6 +210,36 @@ def test_a_layer_kept_float_stays_float_and_says_why(tmp_path):
     lsb, flips = compare(files, (1, 8, 8))
     assert lsb.mean() < 0.05
     assert not flips.any()
+
+
+class Pooled(nn.Module):
+    """Operators of the model's own forward, of two types."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(1, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.one(x) + self.two(x)
+        return self.head(F.adaptive_avg_pool2d(torch.cat([x, F.avg_pool2d(x, 3, 1, 1)], 2), 1).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("skipped", "expected"),
+    [
+        ((), ["QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool"]),
+        ((":concat",), ["Add", "AveragePool", "Concat", "GlobalAveragePool"]),
+        ((":add",), ["Add", "AveragePool", "Concat", "GlobalAveragePool"]),
+    ],
+)
+def test_an_operator_of_the_models_own_forward_can_stay_float(tmp_path, skipped, expected):
+    files = shipped(Pooled(), (1, 8, 8), tmp_path, keep_float=skipped)
+    rows = files.target.coverage(files.path, files.graph, keep_float=skipped)
+    between = [row for row in rows if row.operator not in ("conv", "linear")]
+    assert [row.kernel for row in between] == expected
+    named = {f":{row.operator}" for row in between if row.reason == "left in float by a rule of the recipe"}
+    assert named == set(skipped)
+    assert all(row.int8 for row in rows if row.operator in ("conv", "linear"))
 
 
 def test_what_moves_data_repeats_the_grid_of_its_input():

@@ -64,7 +64,9 @@ def test_coverage_is_read_from_the_runtimes_own_graph(residual):
 def test_a_float_file_has_no_int8_kernel(residual, tmp_path):
     path = tmp_path / "float.onnx"
     residual.target.export(Residual(), residual.example, path)
-    rows = residual.target.coverage(path, residual.graph, keep_float=("stem", "one.0", "two.0", "head"))
+    rows = residual.target.coverage(
+        path, residual.graph, keep_float=("stem:conv", "one.0:conv", "two.0:conv", "head:linear")
+    )
     assert {row.kernel for row in rows if row.operator in ("conv", "linear")} == {
         "Convolution_f32",
         "FullyConnected_f32",
