@@ -214,7 +214,8 @@ class Target(Plugin, abc.ABC):
 
         Args:
             graph: from `capture`.
-            keep_float: module paths of operators that the recipe's rules leave in float.
+            keep_float: operators that the recipe's rules leave in float, as `path:type`; the model's own have no path:
+                `:add`.
         """
 
     @abc.abstractmethod

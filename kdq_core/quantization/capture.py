@@ -189,13 +189,14 @@ def _plain_outputs(graph: fx.Graph, name: str) -> None:
 def _functionalise(graph: fx.Graph) -> None:
     """Replace in-place operators; what used the changed tensor afterwards uses the result."""
     order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in reversed(list(graph.nodes)):  # batch-norm's counter, once for each call: its module counts itself
+        if node.target == aten.add_.Tensor and _counter(node).op == "get_attr" and not node.users:
+            graph.erase_node(node)
     for node in list(graph.nodes):
         if node.target not in FUNCTIONAL:
             continue
         changed = node.args[0]
-        if changed.op == "get_attr":  # batch-norm's counter: its module counts itself
-            if not node.users:
-                graph.erase_node(node)
+        if changed.op == "get_attr":
             continue
         base = changed.args[0] if changed.target in VIEWS else None
         if base is not None and any(order.get(user, 0) > order[node] for user in base.users):
@@ -205,6 +206,13 @@ def _functionalise(graph: fx.Graph) -> None:
             )
         node.target = FUNCTIONAL[node.target]
         changed.replace_all_uses_with(node, delete_user_cb=lambda user, n=node: order[user] > order[n])
+
+
+def _counter(node: fx.Node) -> fx.Node:
+    """What a chain of additions in place began with."""
+    while node.target == aten.add_.Tensor:
+        node = cast(fx.Node, node.args[0])
+    return node
 
 
 def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:

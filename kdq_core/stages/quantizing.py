@@ -65,14 +65,19 @@ def _started(context: StageContext, device: torch.device) -> tuple[nn.Module, Gr
     student = context.load_into(context.workload.student(), "distill")
     context.seeded("quantize")
     graph = capture(student, context.example())
-    if spec.equalize:
-        equalize(graph)
+    if spec.equalize and not equalize(graph):
+        raise StageError(_nothing("equalize", "two layers in a row with nothing between them but relu"))
     model = _prepared(context, graph).to(device)
     _calibrate(context, model, device)
     if spec.bias_correction:
         set_phase(model, observe=False, quantize=False, freeze_batch_norm=True)
-        correct_biases(model, _calibration(context, device))
+        if not correct_biases(model, _calibration(context, device)):
+            raise StageError(_nothing("bias_correction", "a quantized layer with a bias, or a batch norm behind it"))
     return student, model
+
+
+def _nothing(option: str, wanted: str) -> str:
+    return f"'quantize.{option}' finds nothing to do: the student does not have {wanted}; leave it out"
 
 
 def _trained(

@@ -30,8 +30,9 @@ class FitHooks:
     """What the caller may do around a fit.
 
     Attributes:
-        before_epoch: called with the epoch, from 0, before its first step (phases of QAT).
-        before_step: called before each step with the steps done and the steps in all (schedules of the loss).
+        before_epoch: called with the epoch, from 0, before its first step.
+        before_step: called before each step with the steps done and the steps in all (phases of QAT, schedules
+            of the loss).
         after_backward: called in each step once there are gradients, before they are clipped and used.
         score: curves to add after an epoch, measured in eval mode; must change no buffer of the model.
         on_step: called with steps done, steps in all and the loss, a few times a second.

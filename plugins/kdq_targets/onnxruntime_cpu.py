@@ -77,7 +77,7 @@ class OnnxRuntimeCpu(Target):
         return {"reduce_range": cpu_saturates() if self.reduce_range == "auto" else self.reduce_range == "on"}
 
     def places(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Place, ...]:
-        """Where quantizers go in a captured graph; none at the module paths of `keep_float`."""
+        """Where quantizers go in a captured graph; none for the operators of `keep_float`."""
         from kdq_targets.ort_places import find_places
 
         return find_places(self.finder(graph, keep_float), 63 if self.resolved()["reduce_range"] else 127)

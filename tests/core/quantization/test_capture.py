@@ -170,3 +170,19 @@ def test_a_view_changed_in_place_is_refused():
     assert refuse(View()) == (
         "'relu_' changes a view in place while its base 'add' is used later; use the operator that gives a new tensor"
     )
+
+
+def test_a_batch_norm_that_is_called_twice_counts_in_its_module_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.norm(self.norm(x))
+
+    graph = capture(Twice(), (torch.randn(4, 3),))
+    graph(torch.randn(4, 3))
+    assert int(graph.norm.num_batches_tracked) == 2
+    graph.eval()(torch.randn(4, 3))
+    assert int(graph.norm.num_batches_tracked) == 2
