@@ -11,16 +11,19 @@ from kdq_quantizers.power_of_two import PowerOfTwo
 from kdq_quantizers.weight_only import WeightOnly
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
-CONV_NET, TRANSFORMER = (next(toy for toy in TOYS if toy.name == name) for name in ("conv net", "transformer"))
+TOY = {toy.name: toy for toy in TOYS}
+CONV_NET, CONV_1D, TRANSFORMER, TABLE = (
+    TOY[name] for name in ("conv net", "conv 1d", "transformer", "table with embeddings")
+)
 
 
 @pytest.mark.parametrize(
     ("quantizer", "bits", "toy"),
     [
-        (FixedStep(), (8, 8), CONV_NET), (FixedStep(step=0.05), (4, 4), CONV_NET),
+        (FixedStep(), (8, 8), CONV_1D), (FixedStep(step=0.05), (4, 4), CONV_NET),
         (PowerOfTwo(rounding="nearest"), (3, 4), CONV_NET), (Apot(), (4, 8), TRANSFORMER),
         (Codebook(scope="tensor"), (2, 4), CONV_NET), (Dynamic(), (8, 8), TRANSFORMER),
-        (Dynamic(), (4, 8), CONV_NET), (WeightOnly(), (8, 8), TRANSFORMER), (WeightOnly(group=4), (4, 8), CONV_NET),
+        (Dynamic(), (4, 8), CONV_NET), (WeightOnly(), (8, 8), TABLE), (WeightOnly(group=4), (4, 8), CONV_NET),
     ],
     ids=lambda value: getattr(value, "name", None) or repr(value),
 )  # fmt: skip
