@@ -74,9 +74,9 @@ measured does not meet its gate. The evaluators of KDQ give these metrics:
 - `size`: `bytes`, `weight_bytes_int8`, `weight_bytes_float`, `parameters`, `compression`
 - `latency`: `latency_p50_ms`, `latency_p95_ms`; but for the student also `speedup`
 - `coverage`, for `int8` alone: `coverage_macs`, `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
-- `parity`, for `int8` alone, against the converted model: `parity_flips`, `parity_ties`, `parity_p50_lsb`,
-  `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained one: `parity_prepared_flips` and so on,
-  `top1_prepared`"""
+- `parity`, for `int8` alone, against the converted model: `parity_flips`, `parity_ties`,
+  `parity_agreement`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained one:
+  `parity_prepared_flips` and so on, `top1_prepared`; of a further output or task with its name behind (`top1/price`)"""
 LOSSES = """\
 A list in place of `use` and `options`. Each is a distiller's name, or a mapping:
 

@@ -8,6 +8,7 @@ Formula: |file - simulation| / scale of the output, over all its elements, round
     arithmetic on the same integers counts as none. For a float output, which has no scale, one LSB stands for 1/255 of
     the simulation's range on the test split. A flip is a sample whose top-1 class differs; where the two classes tie
     exactly in either of the two outputs, which one wins is arbitrary: that is counted as a tie, not as a flip.
+    Agreement is the share of samples with the same class, ties not excused.
 Source: after Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference": training must simulate what inference computes.
 Defaults and where they come from: no options.
@@ -41,7 +42,7 @@ class Parity(Evaluator):
         *(
             f"{prefix}_{name}"
             for prefix in PAIRS.values()
-            for name in ("flips", "ties", "p50_lsb", "p99_lsb", "max_lsb")
+            for name in ("flips", "ties", "agreement", "p50_lsb", "p99_lsb", "max_lsb")
         ),
         "top1_converted",
         "top1_prepared",
@@ -119,6 +120,10 @@ def _pair(prefix: str, outputs: list[Output], departure: Callable[[], str]) -> l
                 Metric(
                     name=f"{prefix}_ties{one.suffix}", value=ties, unit="count", direction="neither",
                     samples=len(one.file),
+                ),
+                Metric(
+                    name=f"{prefix}_agreement{one.suffix}", value=1 - (count + ties) / len(one.file), unit="fraction",
+                    direction="higher", samples=len(one.file),
                 ),
             ]  # fmt: skip
         step = steps[one.suffix]

@@ -33,6 +33,7 @@ def test_equal_outputs_have_no_flip_and_no_difference(subject, table):
     assert found == {
         "parity_flips": 0,
         "parity_ties": 0,
+        "parity_agreement": 1.0,
         "parity_p50_lsb": 0,
         "parity_p99_lsb": 0,
         "parity_max_lsb": 0,
@@ -44,6 +45,7 @@ def test_a_flip_is_counted(subject, table):
     # Row 2 keeps its class; in row 4 the file picks class 1, the simulation class 0, which tie in the simulation.
     assert found["parity_flips"] == 2
     assert found["parity_ties"] == 1
+    assert found["parity_agreement"] == 0.25
 
 
 def test_a_flip_between_classes_that_tie_exactly_in_either_output_is_a_tie():
@@ -148,7 +150,8 @@ def test_a_breach_carries_what_the_walk_found(subject, table, monkeypatch):
         "file and converted model part at stem (conv2d): 1.25% of its values, by up to 1 LSB; the most at head: 9 LSB"
     )
     assert notes == {
-        "parity_flips": text, "parity_ties": "", "parity_p50_lsb": "", "parity_p99_lsb": text, "parity_max_lsb": "",
+        "parity_flips": text, "parity_ties": "", "parity_agreement": "", "parity_p50_lsb": "", "parity_p99_lsb": text,
+        "parity_max_lsb": "",
     }  # fmt: skip
     assert asked == [7, 7]
 
