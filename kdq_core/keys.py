@@ -159,7 +159,7 @@ def _member(member: MemberSpec) -> dict[str, Any]:
 
 def answering(spec: TeacherSpec) -> dict[str, Any]:
     """What decides the teachers' answers beside their weights; later stages depend on it through the record."""
-    named = ("weight", "normalize", "tasks", "factory", "factory_code")
+    named = ("weight", "normalize", "tasks", "inputs", "factory", "factory_code")
     members = [{name: part[name] for name in named if part.get(name)} for part in map(_member, spec.members)]
     if len(members) == 1:
         del members[0]["weight"]

@@ -51,6 +51,10 @@ class QatFitSpec(FitSpec):
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
 
 
+STUDENTS = ""
+"""Stands for all inputs of the student among the names of what teachers read."""
+
+
 class TeacherSpec(Frozen):
     """One teacher or several. By default the workload's, trained on hard labels."""
 
@@ -67,6 +71,13 @@ class TeacherSpec(Frozen):
         description="named inputs (`Batch.extra`) that the teachers read, in order; none: the student's inputs",
     )
     cache: CacheSpec = Field(default=CacheSpec(), description="its outputs on disk, for every student to read")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of all inputs the members read, each once; `STUDENTS` for the student's, `()` for those alone."""
+        each = [member.inputs or self.inputs or (STUDENTS,) for member in self.members]
+        names = tuple(dict.fromkeys(name for inputs in each for name in inputs))
+        return () if names == (STUDENTS,) else names
 
 
 SCHEDULE_EXAMPLE = "{schedule: linear, start: 1.0, end: 0.0}"

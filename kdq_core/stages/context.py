@@ -151,7 +151,10 @@ class StageContext:
 
     def read(self, batch: Batch) -> Batch:
         """What the model of this stage reads of a batch: a teacher that is trained, its own inputs."""
-        return reading(batch, self.recipe.teacher.inputs if self.stage == "train_teacher" else ())
+        if self.stage != "train_teacher":
+            return batch
+        spec = self.recipe.teacher
+        return reading(batch, spec.members[self.number].inputs or spec.inputs)
 
     def trained(
         self,

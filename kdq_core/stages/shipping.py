@@ -32,7 +32,7 @@ def export(context: StageContext) -> Artifact:
     converted = convert(quantized_student(context))
     models: dict[str, nn.Module] = {TEACHER: teacher, STUDENT: student, INT8: converted}
     mixed = not isinstance(teacher, OnnxTeacher) and any(isinstance(m, OnnxTeacher) for m in teacher.modules())
-    if mixed or context.recipe.teacher.inputs:
+    if mixed or context.recipe.teacher.reads:
         del models[TEACHER]
     baselines: dict[Role, str] = {"teacher": TEACHER, "student": STUDENT}
     for done, (name, model) in enumerate(models.items(), start=1):

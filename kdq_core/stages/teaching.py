@@ -70,7 +70,7 @@ def teacher_source(context: StageContext, device: torch.device) -> TeacherSource
 
 def online_teacher(context: StageContext, device: torch.device, *, half: bool) -> OnlineTeacher:
     """The teacher itself, in bf16 where `half` allows it and the device has it."""
-    inputs = context.recipe.teacher.inputs
+    inputs = context.recipe.teacher.reads
     return OnlineTeacher(the_teacher(context).to(device), inputs=inputs, half=half and half_precision(device))
 
 

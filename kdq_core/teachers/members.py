@@ -15,7 +15,7 @@ import importlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kdq_core.errors import StageError, listing
 from kdq_core.kinds import Workload
-from kdq_core.spec import TeacherSpec
+from kdq_core.spec import STUDENTS, TeacherSpec
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
 
@@ -75,6 +75,24 @@ class Ensemble(nn.Module):
         return (weights * logits).sum(0) / weights.sum(0)
 
 
+class Reads(nn.Module):
+    """A teacher that reads some of the inputs that all members read together."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...], given: tuple[str, ...]) -> None:
+        """Read `inputs` of `given`, names as of `TeacherSpec.reads`."""
+        super().__init__()
+        self.model, self.inputs, self.given = model, inputs, given
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the model gives for its own."""
+        own = len(inputs) - len(self.given) + 1  # how many are the student's, where those are among them
+        at, parts = 0, {}
+        for name in self.given:
+            parts[name] = inputs[at : at + (own if name == STUDENTS else 1)]
+            at += len(parts[name])
+        return self.model(*(x for name in self.inputs for x in parts[name]))
+
+
 class Normalized(nn.Module):
     """A teacher with a normalisation of its own."""
 
@@ -95,6 +113,10 @@ def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:
     """The members as the one teacher of a recipe."""
     pairs = zip(members, spec.members, strict=True)
     wrapped = [Normalized(m, s.normalize) if s.normalize else m for m, s in pairs]
+    for index, member in enumerate(spec.members):
+        own = member.inputs or spec.inputs or (STUDENTS,)
+        if own != (spec.reads or (STUDENTS,)):
+            wrapped[index] = Reads(wrapped[index], own, spec.reads)
     if len(wrapped) == 1:
         return wrapped[0]
     return Ensemble(wrapped, [member.weight for member in spec.members], spec.combine)

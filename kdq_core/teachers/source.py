@@ -13,6 +13,7 @@ from torch import nn
 from kdq_core.distillation.taps import tapping
 from kdq_core.errors import StageError, listing
 from kdq_core.records import TeacherOutputs
+from kdq_core.spec import STUDENTS
 from kdq_core.store import Entry
 from kdq_core.teachers.encoding import FEATURES, decode_feature, decode_outputs
 from kdq_core.teachers.rows import Rows
@@ -132,19 +133,22 @@ class CachedTeacher:
 def reading(batch: Batch, names: Sequence[str]) -> Batch:
     """The batch as a teacher sees it: the extra inputs `names` in place of the student's, where there are names.
 
+    `STUDENTS` among them stands for all of the student's.
+
     Raises:
         StageError: the workload gives no such input.
     """
     if not names:
         return batch
-    missing = [name for name in names if name not in batch.extra]
+    missing = [name for name in names if name != STUDENTS and name not in batch.extra]
     if missing:
         there = listing(batch.extra) if batch.extra else "no extra inputs"
         raise StageError(
             f"the teacher reads the input {missing[0]!r} ('teacher.inputs'), but the workload's batches have {there}; "
             "put it into `Batch.extra`, or correct the name"
         )
-    return replace(batch, inputs=tuple(batch.extra[name] for name in names))
+    parts = (batch.inputs if name == STUDENTS else (batch.extra[name],) for name in names)
+    return replace(batch, inputs=tuple(x for part in parts for x in part))
 
 
 def in_float32(outputs: Outputs) -> Outputs:

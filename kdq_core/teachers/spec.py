@@ -48,6 +48,9 @@ class MemberSpec(Frozen):
         default=(),
         description="names of outputs of an ONNX model, where the student has several; none: its first",
     )
+    inputs: tuple[str, ...] = Field(
+        default=(), description="named inputs (`Batch.extra`) that this teacher reads; none: those of 'teacher.inputs'"
+    )
     weight: float = Field(default=1.0, gt=0, le=1000, description="beside the other members")
     normalize: NormalizeSpec | None = Field(default=None, description="its own, on top of what the workload gives")
 

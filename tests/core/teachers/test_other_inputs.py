@@ -13,6 +13,8 @@ from kdq_core.catalog import Catalog
 from kdq_core.errors import StageError
 from kdq_core.kinds import Kind, Plugin
 from kdq_core.records import Artifact, Checkpoint
+from kdq_core.spec import TeacherSpec
+from kdq_core.teachers.members import whole
 from kdq_core.teachers.source import OnlineTeacher, reading
 from kdq_core.tensors import Batch
 from kdq_workloads.digits import Digits
@@ -88,3 +90,41 @@ def test_the_student_of_one_modality_learns_from_the_teacher_of_another(
     artifact = run.entries["export"].record
     assert isinstance(artifact, Artifact)
     assert sorted(artifact.baselines) == ["student"]
+
+
+class Hears(nn.Module):
+    """Answers with what it reads: `[B, 1]` and `[B, 3]`, or one of them."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat([*inputs, torch.zeros(len(inputs[0]), 4 - sum(x.shape[1] for x in inputs))], 1)
+
+
+def test_teachers_of_several_modalities_teach_together() -> None:
+    members = [{"weight": 1}, {"inputs": ["sound"]}, {"inputs": ["text", "sound"], "weight": 2}]
+    spec = TeacherSpec.model_validate({"members": members})
+    assert spec.reads == ("", "sound", "text")
+    batch = replace(BATCH, inputs=(torch.full((2, 1), 8.0),))
+    said = OnlineTeacher(whole(spec, [Hears(), Hears(), Hears()]), inputs=spec.reads)(batch).logits
+    image, sound, both = [8.0, 0, 0, 0], [1.0, 1, 1, 0], [1.0, 1, 1, 1]
+    assert said[0].tolist() == [(a + b + 2 * c) / 4 for a, b, c in zip(image, sound, both, strict=True)]
+    assert TeacherSpec().reads == ()
+    assert TeacherSpec.model_validate({"inputs": ["sound"], "members": [{}, {}]}).reads == ("sound",)
+
+
+def test_each_member_is_trained_on_what_it_reads(stages_of: Any, tmp_path: Path) -> None:
+    loaded = Catalog.load()
+    members = [{"source": "student"}, {"inputs": ["rows"]}]
+    run = stages_of(
+        tmp_path,
+        Installed(loaded.plugins, loaded.quarantined),
+        workload={"use": "digits", "options": {"student_width": 16}},
+        teacher={"fit": {"epochs": 1}, "members": members, "cache": {"views": 1}},
+        distill={"fit": {"epochs": 1}},
+    )
+    for name in ("train_teacher", "cache_teacher", "distill"):
+        run.stage(name)
+    history = run.entries["train_teacher"].record.history
+    assert [set(record.values) & {"train/loss", "2/train/loss"} for record in history] == [
+        {"train/loss"},
+        {"2/train/loss"},
+    ]
