@@ -159,10 +159,15 @@ def line_of(gain: GainFacts) -> str:
 
 
 def table_of(result: RunResult) -> list[dict[str, object]]:
-    """The closing table: one row a model; a metric that was not measured is an empty cell."""
+    """The closing table: one row a model; a metric that was not measured is an empty cell.
+
+    Of several tasks the first has the common columns, each other one its top-1.
+    """
     rows: list[dict[str, object]] = []
+    others = dict.fromkeys(name for values in result.models.values() for name in values if name.startswith("top1/"))
+    columns = (*COLUMNS[:1], *((f"top-1 {name[5:]}", name, "{:.2%}") for name in others), *COLUMNS[1:])
     for role, title in zip(MODELS, ("teacher", "float student", "int8 student"), strict=True):
         values = result.models.get(role, {})
-        cells = {name: form.format(values[key]) if key in values else "" for name, key, form in COLUMNS}
+        cells = {name: form.format(values[key]) if key in values else "" for name, key, form in columns}
         rows.append({"model": title, **cells})
     return rows
