@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from kdq_core.distillation.pairs import Pair
+from kdq_core.distillation.schedule import Schedule
 from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Workload
-from kdq_core.spec import Schedule
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.losses import check_names, outputs_of
 

@@ -14,9 +14,10 @@ from torch.fx import GraphModule
 
 from kdq_core.errors import StageError
 from kdq_core.quantization.capture import capture
+from kdq_core.quantization.equalize import equalize
 from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase, weights_of
-from kdq_core.quantization.refine import correct_biases, equalize, reestimate_batch_norm
+from kdq_core.quantization.refine import correct_biases, reestimate_batch_norm
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.spec import QuantizeSpec
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext

@@ -13,9 +13,10 @@ from torch import nn
 
 from kdq_core.distillation.combining import DistillationLoss, Part
 from kdq_core.distillation.gap import gap
+from kdq_core.distillation.schedule import Schedule
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller
-from kdq_core.spec import FitSpec, Schedule
+from kdq_core.spec import FitSpec
 from kdq_core.tensors import Batch, LossTerms
 from kdq_core.training.fit import FitHooks, fit
 from kdq_core.training.resume import tensors_of

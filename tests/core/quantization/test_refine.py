@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdq_core.quantization.capture import BatchNorm, capture
+from kdq_core.quantization.equalize import equalize
 from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
-from kdq_core.quantization.refine import correct_biases, equalize, reestimate_batch_norm
+from kdq_core.quantization.refine import correct_biases, reestimate_batch_norm
 from kdq_core.spec import QuantizeSpec
 from kdq_core.stages.quantizing import with_weight_loss
 from kdq_core.testing.toys import TOYS
