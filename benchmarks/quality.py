@@ -184,13 +184,16 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         rows.append(
             f"| {name} | {mean:.2f} | {each} | {against} | {gain} | {flips} | {prepared} | {lsb:g} | {ratio:.2f} |"
         )
+    taught = (
+        f"The teacher trains {setting.teacher_epochs} epochs, its top-1 is {100 * teaches:.2f} %; one for all seeds."
+    )
     few = f"; with few labels {setting.few[1]} in all" if setting.few else ""
     lines = [
         f"# Quality on {asked.data}",
         "",
         f"Written by `python benchmarks/quality.py {asked.data} --folder DIR --home DIR`. {setting.about}",
         f"A student trains {setting.epochs} epochs in all, of these {setting.qat} quantized (`static`: none){few}.",
-        f"The teacher trains {setting.teacher_epochs} epochs, its top-1 is {100 * teaches:.2f} %; one for all seeds.",
+        *([taught] if not math.isnan(teaches) else []),
         "Top-1 of the shipped file in ONNX Runtime but where said. Flips: samples whose class differs, exact ties",
         "aside, between the file and the converted model, and between the file and the trained one. p99: difference of",
         "file and converted model in LSBs. Size: bytes of the float student's file over those of the file. Intervals:",
