@@ -143,9 +143,7 @@ def _member(member: MemberSpec) -> dict[str, Any]:
             f"the teacher {member.model!r} is in a registry, which a plan does not read; `kdq plan` and `kdq run` "
             "fetch its file first (kdq_flows.teachers.resolved), or give that file as source: onnx"
         )
-    asked = member.model_dump(mode="json", exclude={"file", "model"})
-    if member.factory is not None:
-        asked["factory_code"] = _module_digest(member.factory.partition(":")[0])
+    asked = _described(member)
     if member.file is None:
         return asked
     path = Path(member.file)
@@ -157,10 +155,18 @@ def _member(member: MemberSpec) -> dict[str, Any]:
     return asked | {"sha256": sha256_file(path)}
 
 
+def _described(member: MemberSpec) -> dict[str, Any]:
+    """A teacher without its file, and with its factory's code."""
+    asked = member.model_dump(mode="json", exclude={"file", "model"})
+    if member.factory is not None:
+        asked["factory_code"] = _module_digest(member.factory.partition(":")[0])
+    return asked
+
+
 def answering(spec: TeacherSpec) -> dict[str, Any]:
     """What decides the teachers' answers beside their weights; later stages depend on it through the record."""
     named = ("weight", "normalize", "tasks", "inputs", "factory", "factory_code")
-    members = [{name: part[name] for name in named if part.get(name)} for part in map(_member, spec.members)]
+    members = [{name: part[name] for name in named if part.get(name)} for part in map(_described, spec.members)]
     if len(members) == 1:
         del members[0]["weight"]
     return {"members": members, "inputs": list(spec.inputs), "combine": spec.combine if len(members) > 1 else None}

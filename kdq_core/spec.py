@@ -71,11 +71,14 @@ class TeacherSpec(Frozen):
     )
     cache: CacheSpec = Field(default=CacheSpec(), description="its outputs on disk, for every student to read")
 
+    def read_by(self, member: MemberSpec) -> tuple[str, ...]:
+        """Names of the inputs one member reads, in order; `STUDENTS` for the student's."""
+        return member.inputs or self.inputs or (STUDENTS,)
+
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of all inputs the members read, each once; `STUDENTS` for the student's, `()` for those alone."""
-        each = [member.inputs or self.inputs or (STUDENTS,) for member in self.members]
-        names = tuple(dict.fromkeys(name for inputs in each for name in inputs))
+        names = tuple(dict.fromkeys(name for member in self.members for name in self.read_by(member)))
         return () if names == (STUDENTS,) else names
 
 

@@ -154,7 +154,7 @@ class StageContext:
         if self.stage != "train_teacher":
             return batch
         spec = self.recipe.teacher
-        return reading(batch, spec.members[self.number].inputs or spec.inputs)
+        return reading(batch, spec.read_by(spec.members[self.number]))
 
     def trained(
         self,

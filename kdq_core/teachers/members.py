@@ -113,8 +113,7 @@ def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:
     """The members as the one teacher of a recipe."""
     pairs = zip(members, spec.members, strict=True)
     wrapped = [Normalized(m, s.normalize) if s.normalize else m for m, s in pairs]
-    for index, member in enumerate(spec.members):
-        own = member.inputs or spec.inputs or (STUDENTS,)
+    for index, own in enumerate(map(spec.read_by, spec.members)):
         if own != (spec.reads or (STUDENTS,)):
             wrapped[index] = Reads(wrapped[index], own, spec.reads)
     if len(wrapped) == 1:

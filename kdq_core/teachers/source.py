@@ -108,8 +108,9 @@ class CachedTeacher:
             )
         at, device = batch.view * self.record.samples + ids, batch.inputs[0].device
         features = {path: decode_feature(self._features(path).read(at), device) for path in paths}
-        views = range(self.record.views) if self._fuse else (batch.view,)
-        said = [self._logits(view * self.record.samples + ids, device) for view in views]
+        if not self._fuse:
+            return replace(self._logits(at, device), features=features)
+        said = [self._logits(view * self.record.samples + ids, device) for view in range(self.record.views)]
         logits = torch.stack([one.logits for one in said]).mean(0)
         tasks = {name: torch.stack([one.tasks[name] for one in said]).mean(0) for name in said[0].tasks}
         return Outputs(logits, features, tasks)

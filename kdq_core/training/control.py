@@ -70,16 +70,20 @@ def gains(
     found: dict[str, list[Tensor]] = {}
     for given in workload.batches("test", batch_size=batch_size):
         batch = to_device(given, device)
+        if not batch.labelled:
+            continue
         answers = [outputs_of(model, batch) for model in (taught, control)]
-        for task, (logits, labels) in by_task(answers[0], batch).items():
+        ours, theirs = (by_task(outputs, batch) for outputs in answers)
+        for task, (logits, labels) in ours.items():
             if labels is None:
                 continue
             right = has_classes(logits, labels)
-            seen = batch.task(task) if task else batch
             metric = f"{'top1' if right else 'loss'}{'/' if task else ''}{task}"
-            scores = [
-                _hits(by_task(x, batch)[task][0], labels) if right else _losses(workload, x, seen) for x in answers
-            ]
+            if right:
+                scores = [_hits(logits, labels), _hits(theirs[task][0], labels)]
+            else:
+                seen = batch.task(task) if task else batch
+                scores = [_losses(workload, outputs, seen) for outputs in answers]
             found.setdefault(metric, []).append(torch.stack(scores))
     return tuple(_gain(metric, torch.cat(scores, dim=1)) for metric, scores in found.items()) or (
         _gain("loss", torch.zeros(2, 0)),

@@ -57,7 +57,8 @@ class Parity(Evaluator):
         if candidate.simulation is None:
             return ()
         file = answers(candidate, batches)
-        truth, named = truths(candidate, batches, len(file)), suffixes(candidate, len(file))
+        known, named = truths(candidate, batches, len(file)), suffixes(candidate, len(file))
+        truth = [one if given.ndim == 2 else None for one, given in zip(known, file, strict=True)]
         found: list[Metric] = []
         for name, model in {"converted": candidate.simulation, "prepared": candidate.prepared}.items():
             if model is None:
