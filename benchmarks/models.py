@@ -18,13 +18,11 @@ class Benchmark:
         name: as the result page shows it.
         model: makes a new one.
         inputs: random inputs for a number of samples.
-        steps: whether its training step is measured too.
     """
 
     name: str
     model: Callable[[], nn.Module]
     inputs: Callable[[int], tuple[Tensor, ...]]
-    steps: bool = False
 
 
 class Block(nn.Module):
@@ -137,10 +135,10 @@ def _sequences(count: int) -> tuple[Tensor, ...]:
 
 
 BENCHMARKS: tuple[Benchmark, ...] = (
-    Benchmark("ResNet-8", lambda: ResNet(1), _images, steps=True),
-    Benchmark("ResNet-20", lambda: ResNet(3), _images, steps=True),
+    Benchmark("ResNet-8", lambda: ResNet(1), _images),
+    Benchmark("ResNet-20", lambda: ResNet(3), _images),
     Benchmark("conv net, 4.3M", lambda: ResNet(3, (64, 128, 256)), _images),
-    Benchmark("transformer", Transformer, _tokens, steps=True),
+    Benchmark("transformer", Transformer, _tokens),
     Benchmark("MLP with embeddings", Table, _rows),
     Benchmark("LSTM", lambda: Sequence(nn.LSTM), _sequences),
     Benchmark("GRU", lambda: Sequence(nn.GRU), _sequences),

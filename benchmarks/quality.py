@@ -65,7 +65,7 @@ SETTINGS = {
     "fashion-mnist": Setting(
         about="First 12,000 training images, 10,000 test images. Student: ResNet-8 of 78 thousand parameters. Teacher: "
         "ResNet-14 of 0.7 million, which has seen all labels.",
-        batch=128, epochs=20, qat=15, teacher_epochs=10, views=6, few=(600, 12),
+        batch=128, epochs=20, qat=15, teacher_epochs=16, views=6, few=(600, 12),
     ),
     "clinc150": Setting(
         about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one "

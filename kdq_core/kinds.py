@@ -141,6 +141,7 @@ class Place:
         operator: type of that operator, such as `conv` or `linear`; rules match it too.
         bits: how many bits the recipe asks for, 2 to 8. Below 8 the core has narrowed `qmin` and `qmax` accordingly.
         limits: the integers the kernels take, where `qmin` and `qmax` were narrowed to fewer; see `kernel_range`.
+        weight_only: its operator computes in float; only the weight is stored as integers.
         shape: of a weight; filled in by `prepare`.
     """
 
@@ -158,6 +159,7 @@ class Place:
     operator: str = ""
     bits: int = 8
     limits: tuple[int, int] | None = None
+    weight_only: bool = False
     shape: tuple[int, ...] | None = None
 
     @property

@@ -14,6 +14,7 @@ Costs
     `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch 1.
     Packed weights make loading slower.
 Limits
+    Recurrent layers run in float, with float weights, whatever `gru` says.
     Means and sums over anything but all positions of a channel run in float: OpenVINO's int8 ones can be wrong.
     OpenVINO breaks ties of rounding its own way: single outputs differ by one LSB from the simulation. It sends no
     usage data from here: `openvino_telemetry` is kept from being imported in processes that load this target.

@@ -43,10 +43,14 @@ class Finder:
         graph: from `capture`.
         keep_float: operators that stay float, as `path:type`; the model's own have no path, as in `:add`.
         quantize_outputs: whether the model's outputs get a grid.
+        weight_only: types of recurrent layers that compute in float, on int8 weights.
     """
 
-    def __init__(self, graph: GraphModule, keep_float: Sequence[str], quantize_outputs: bool) -> None:
+    def __init__(
+        self, graph: GraphModule, keep_float: Sequence[str], quantize_outputs: bool, weight_only: Sequence[str] = ()
+    ) -> None:
         self.graph, self.keep_float, self.quantize_outputs = graph, keep_float, quantize_outputs
+        self.weight_only = weight_only
         self.nodes = list(graph.graph.nodes)
 
     def kind(self, node: Node) -> str | None:
@@ -71,6 +75,8 @@ class Finder:
         wanted = self.wanted
         for node, kind in self.kinds.items():
             reason = self._reason(node, kind)
+            if not reason and kind in self.weight_only:
+                reason = f"weight-only, as the option {kind!r} of the target says: int8 weights, float arithmetic"
             if not reason and kind in FOLLOWERS and node not in self._int8:
                 reason = "its result goes to float operators only"
                 if self.tail(node) in wanted:
@@ -130,7 +136,7 @@ class Finder:
         self._wanted: set[Node] = set()
         outputs = {self.source(node) for node in self.graph.graph.output_node().all_input_nodes}
         for node, kind in self.kinds.items():
-            if kind not in WIDE or self._reason(node, kind):
+            if kind not in WIDE or kind in self.weight_only or self._reason(node, kind):
                 continue
             self._want(inputs_of(node, kind)[0])
             tail = self.tail(node)
@@ -254,7 +260,7 @@ def _weight(graph: GraphModule, node: Node, finder: Finder, limit: int) -> Place
     return Place(
         name=str(node.target), role="weight", node=node.name, dtype="int8", symmetric=True, axis=axis,
         qmin=-limit, qmax=limit, channels=None if axis is None else int(value.shape[axis]),
-        path=module_path(maker), operator=kind,
+        path=module_path(maker), operator=kind, weight_only=kind in finder.weight_only,
     )  # fmt: skip
 
 

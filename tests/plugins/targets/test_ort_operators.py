@@ -301,3 +301,31 @@ def test_clipping_moves_behind_the_quantization_and_gives_the_same_integers(low,
     assert [node.op_type for node in model.graph.node] == types
     x = np.linspace(-9, 9, 4001, dtype=np.float32)
     np.testing.assert_array_equal(before.run(None, {"x": x})[0], after.run(None, {"x": x})[0])
+
+
+class ConvThenGru(nn.Module):
+    """What the GRU reads is int8 already."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gru, self.head = (
+            nn.Conv1d(3, 8, 3, padding=1),
+            nn.GRU(8, 12, batch_first=True),
+            nn.Linear(12, 4),
+        )
+
+    def forward(self, x):
+        return self.head(self.gru(F.relu(self.stem(x)).transpose(1, 2))[0][:, -1])
+
+
+def test_a_gru_is_weight_only_where_the_target_is_told_so(tmp_path):
+    def inputs(count, data):
+        return (torch.randn(count, 3, 6, generator=data),)
+
+    files = shipped(ConvThenGru, inputs, tmp_path, gru="weight-only")
+    conv, gru, head = (row for row in files.rows if row.operator in ("conv", "gru", "linear"))
+    assert (conv.int8, gru.int8, gru.kernel, head.int8) == (True, False, "GRU", True)
+    assert gru.reason == "weight-only, as the option 'gru' of the target says: int8 weights, float arithmetic"
+    assert gru.weight_bytes == 3 * 12 * (8 + 12)
+    assert np.abs(files.integers - files.answers).max() <= 1.01 * files.scale
+    assert np.abs(files.simulated - files.integers).max() <= 1.01 * files.scale
