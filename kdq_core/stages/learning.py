@@ -15,9 +15,9 @@ from kdq_core.errors import StageError
 from kdq_core.keys import answering
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
-from kdq_core.stages.teaching import online_teacher, teacher_source, the_teacher
+from kdq_core.stages.teaching import online_teacher, rehearse, teacher_source, the_teacher
 from kdq_core.teachers.members import empty_member, read_member, whole
-from kdq_core.teachers.source import CachedTeacher
+from kdq_core.teachers.source import CachedTeacher, OnlineTeacher
 from kdq_core.training.control import check_labels, gains, remembered
 from kdq_core.training.fit import to_device
 from kdq_core.training.losses import hard_loss, labelled
@@ -37,6 +37,9 @@ def train_teacher(context: StageContext) -> Checkpoint:
             "the teacher is trained on labels, but no batch of the workload's split 'train' has any; label some, or "
             "name a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file"
         )
+    untrained = [(empty_member if m.trained else read_member)(m, context.workload) for m in spec.members]
+    device = accelerator.device
+    rehearse(context, OnlineTeacher(whole(spec, untrained).to(device), inputs=spec.reads), device)
     for number, member in enumerate(spec.members):
         if not member.trained:
             members.append(read_member(member, context.workload))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from kdq_core.distillation.combining import teacher_paths
-from kdq_core.distillation.taught import paired
+from kdq_core.distillation.taught import taught
+from kdq_core.distillation.transfer import transfer
 from kdq_core.records import TeacherOutputs
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.teachers.build import build_outputs
@@ -25,7 +26,8 @@ def cache_teacher(context: StageContext) -> TeacherOutputs:
     spec, workload, device = context.recipe.teacher.cache, context.workload, context.accelerator().device
     teacher = online_teacher(context, device, half=spec.form == "fp16")
     samples, folder = workload.samples("train"), context.scratch.parent / "outputs"
-    paths = _tapped(context, teacher, device) if spec.features else ()
+    read = rehearse(context, teacher, device)
+    paths = read if spec.features else ()
 
     def batches(number: int) -> Iterable[Batch]:
         for batch in workload.batches("train", batch_size=EVALUATION_BATCH, view=context.view(number)):
@@ -52,10 +54,24 @@ def cache_teacher(context: StageContext) -> TeacherOutputs:
     )
 
 
-def _tapped(context: StageContext, teacher: OnlineTeacher, device: torch.device) -> tuple[str, ...]:
-    """The teacher's modules that the recipe's distillers compare with modules of the student."""
-    student = context.workload.student()
-    return teacher_paths(paired(context.distillers, student, teacher, to_device(context.two_samples(), device)))
+def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device) -> tuple[str, ...]:
+    """Teach two samples to an untrained student, so that what does not fit is told before hours are spent.
+
+    Returns:
+        The teacher's modules that the recipe's distillers compare with modules of the student.
+
+    Raises:
+        RecipeError: a tap or a transferred layer fits nothing.
+        StageError: what the two models give does not fit the distillers, or lacks the labels they need.
+    """
+    recipe, student = context.recipe, context.workload.student().to(device)
+    if recipe.distill.transfer is not None:
+        transfer(recipe.distill.transfer, student, teacher.model)
+    batch = to_device(next(iter(context.workload.batches("train", batch_size=2))), device)
+    model, loss = taught(context.workload, context.distillers, teacher, student, batch)
+    with torch.no_grad():
+        loss(model.train(), batch)
+    return teacher_paths(loss.parts)
 
 
 def teacher_source(context: StageContext, device: torch.device) -> TeacherSource:

@@ -51,15 +51,15 @@ class Case:
     error: type[KdqError] = StageError
 
 
-def other_classes(name: str) -> str:
+def other_classes(name: str, batch: int = 2) -> str:
     if name == "token-kd":
         return (
-            "distiller 'token-kd' compares logits [samples, positions, classes] of one shape, but the student's are "
-            "(32, 3) and the teacher's (32, 5); give both models one tokenizer and the same classes"
+            f"distiller 'token-kd' compares logits [samples, positions, classes] of one shape, but the student's are "
+            f"({batch}, 3) and the teacher's ({batch}, 5); give both models one tokenizer and the same classes"
         )
     return (
-        f"distiller '{name}' compares logits of one shape, but the student's are (32, 3) and the teacher's (32, 5); "
-        "give both models the same classes and the same batch"
+        f"distiller '{name}' compares logits of one shape, but the student's are ({batch}, 3) and the teacher's "
+        f"({batch}, 5); give both models the same classes and the same batch"
     )
 
 
@@ -81,45 +81,45 @@ TUPLE = (
     "it, or let the module give one"
 )
 CASES = [
-    *(Case(f"classes {name}", "distill", other_classes(name), name, 5, ONLINE, FIVE) for name in OF_OUTPUTS),
-    Case("classes, kept", "distill", other_classes("logit-kd"), teacher=5, options=FIVE),
-    Case("classes, onnx", "distill", other_classes("logit-kd"), teacher="five.onnx", cache=ONLINE),
-    Case("classes, onnx, kept", "distill", other_classes("logit-kd"), teacher="five.onnx"),
-    Case("classes, a schedule", "distill",
-         "the gap of a schedule is between outputs of one shape, but the student's are (32, 3) and the teacher's "
-         "(32, 5); give both models the same classes", GAP, 5, options=FIVE),
+    *(Case(f"classes {name}", "train_teacher", other_classes(name), name, 5, ONLINE, FIVE) for name in OF_OUTPUTS),
+    Case("classes, before it trains", "train_teacher", other_classes("logit-kd"), teacher=None, options=FIVE),
+    Case("classes, kept", "train_teacher", other_classes("logit-kd"), teacher=5, options=FIVE),
+    Case("classes, onnx", "train_teacher", other_classes("logit-kd"), teacher="five.onnx", cache=ONLINE),
+    Case("classes, onnx, kept", "train_teacher", other_classes("logit-kd"), teacher="five.onnx"),
+    Case("classes, a schedule", "train_teacher",
+         "the gap of a schedule is between outputs of one shape, but the student's are (2, 3) and the teacher's "
+         "(2, 5); give both models the same classes", GAP, 5, options=FIVE),
     Case("classes, of a file", "train_teacher",
          "the weights in {file!r} do not fit the module of the workload's teacher(): Error(s) in loading state_dict "
          "for Sequential: size mismatch for head.weight: copying a param with shape torch.Size([5, 32]) from "
          "checkpoint, the shape in current model is torch.Size([3, 32]). size mismatch for head.bias: copying a param "
          "with shape torch.Size([5]) from checkpoint, the shape in current model is torch.Size([3]); name the "
          "'factory' in 'teacher.members' that makes the file's own module, or another file", teacher=5),
-    *(Case(f"NaN {name}", "distill", not_finite(name, "logits", 96), name, "head.nan", ONLINE) for name in OF_OUTPUTS),
-    *(Case(f"NaN {name}", "distill", not_finite(name, "features", 1024, "of the pair 'relu~relu' "), name, "conv.nan")
-      for name in OF_FEATURES),
-    Case("NaN, kept", "cache_teacher",
-         "the teacher gave a logit of nan for sample 44 in view 0, so no student can learn from it; check the "
-         "teacher's weights and the data for NaN", teacher="head.nan"),
-    Case("no labels", "distill",
-         "distiller 'dkd' needs a label for each sample, but the workload gave a batch of 32 samples without labels; "
+    *(Case(f"NaN {name}", "train_teacher", not_finite(name, "logits", 6), name, "head.nan", ONLINE)
+      for name in OF_OUTPUTS),
+    *(Case(f"NaN {name}", "train_teacher", not_finite(name, "features", 64, "of the pair 'relu~relu' "), name,
+           "conv.nan") for name in OF_FEATURES),
+    Case("NaN, kept", "train_teacher", not_finite("logit-kd", "logits", 6), teacher="head.nan"),
+    Case("no labels", "train_teacher",
+         "distiller 'dkd' needs a label for each sample, but the workload gave a batch of 2 samples without labels; "
          "label the data, or use a distiller that needs none, such as 'logit-kd'",
          "dkd", options={"labels": "every second batch"}),
     Case("no labels for a teacher", "train_teacher",
          "the teacher is trained on labels, but no batch of the workload's split 'train' has any; label some, or name "
          "a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file",
          teacher=None, options={"labels": "none"}),
-    Case("no such tap of the student", "distill",
+    Case("no such tap of the student", "train_teacher",
          "no module of the student (Sequential) matches the tap 'cnov'; nearest: 'conv'",
          taps("cnov", "conv"), cache=ONLINE, error=RecipeError),
-    Case("no such tap of the teacher", "distill",
+    Case("no such tap of the teacher", "train_teacher",
          "no module of the teacher (Sequential) matches the tap 'blocks.0'; nearest: 'conv', 'bn', 'relu'",
          taps("conv", "blocks.0"), error=RecipeError),
-    Case("no such layer to start from", "distill",
+    Case("no such layer to start from", "train_teacher",
          "no module of the teacher (Sequential) matches the layer 'haed'; nearest: 'head'",
          {"transfer": {"layers": [["head", "haed"]]}}, error=RecipeError),
-    Case("a tuple of the student", "distill", TUPLE.format("student"), taps("lstm", "conv"),
+    Case("a tuple of the student", "train_teacher", TUPLE.format("student"), taps("lstm", "conv"),
          options={"recurrent": "student"}, error=RecipeError),
-    Case("a tuple of the teacher", "distill", TUPLE.format("teacher"), taps("conv", "lstm"), "lstm",
+    Case("a tuple of the teacher", "train_teacher", TUPLE.format("teacher"), taps("conv", "lstm"), "lstm",
          options={"recurrent": "teacher"}, error=RecipeError),
 ]  # fmt: skip
 
@@ -230,7 +230,7 @@ def test_distillers_of_hidden_layers_take_a_teacher_of_other_classes(
     both.entries = run.entries
     with pytest.raises(StageError) as caught:
         both.stage("distill")
-    assert str(caught.value) == other_classes("dist")
+    assert str(caught.value) == other_classes("dist", batch=32)
 
 
 def test_members_of_different_classes_are_numbered(
@@ -238,9 +238,8 @@ def test_members_of_different_classes_are_numbered(
 ) -> None:
     members = [member(file_of(3)), member(file_of("five.onnx"))]
     run = run_of(stages_of, tmp_path, catalog, Case("", "", ""), members)
-    run.stage("train_teacher")
     with pytest.raises(StageError) as caught:
-        run.stage("cache_teacher")
+        run.stage("train_teacher")
     assert str(caught.value) == (
         "teacher 1 gives logits of shape (2, 3), teacher 2 of shape (2, 5); all members of 'teacher.members' must "
         "have the same classes"
