@@ -1,8 +1,7 @@
 """Quality of the shipped file: float, post-training, QAT, and QAT with the teacher teaching, over paired seeds.
 
-Every figure is top-1 of the file on the test split in the runtime it is for, ONNX Runtime but where said. All variants
-of a seed get the same number of epochs in all, see the same samples in the same order and start from the same weights.
-One teacher, of seed 0, teaches all seeds. What is in the store already is not computed again.
+All variants of a seed start from the same weights; what is compared trains as many epochs, on the same samples in the
+same order. One teacher, of seed 0, teaches all seeds. What is in the store already is not computed again.
 
 ```
 pip install ./benchmarks/workloads
@@ -33,9 +32,31 @@ T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
 """97.5 % quantile of Student's t by degrees of freedom."""
 PACKAGES = ("kdq", "torch", "onnxruntime", "openvino")
 SILENT: dict[str, Any] = {"use": "logit-kd", "options": {"alpha": 0.0}}
-TAUGHT: dict[str, Any] = {"use": "logit-kd", "options": {"alpha": 0.9, "temperature": 4.0}}
-LSQ, STATIC = {"use": "lsq"}, {"use": "static"}
+LSQ, STATIC = {"use": "lsq", "freeze_batch_norm": 0.85}, {"use": "static"}
 LOW = {"W8A8": {}, "W4A4": {"weights": 4, "activations": 4}, "W2A2": {"weights": 2, "activations": 2}}
+ALONE, CONTROL, TAUGHT = ", alone", ", control", ", taught"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a student is trained, in float and then quantized.
+
+    Attributes:
+        batch: samples of a step.
+        rate: learning rate.
+        epochs: in float.
+        qat: quantized.
+    """
+
+    batch: int
+    rate: float
+    epochs: int
+    qat: int
+
+    def section(self, epochs: int, **more: Any) -> dict[str, Any]:
+        """A `fit` section of a recipe."""
+        common = {"batch_size": self.batch, "learning_rate": self.rate, "weight_decay": 5e-3}
+        return {"epochs": epochs, **common, **more}
 
 
 @dataclass(frozen=True)
@@ -44,18 +65,20 @@ class Setting:
 
     Attributes:
         about: data and models, for the page.
-        batch: samples of a step.
-        epochs: of a student in all.
-        qat: of these, quantized.
+        alone: a student without a teacher; the float one trains as many epochs as float and quantized together.
+        taught: a student with a teacher, and its control.
+        options: of `logit-kd`.
+        teacher_batch: samples of a step of the teacher.
         teacher_epochs: of the teacher.
         views: kept of each sample.
         few: with this many labels, the number of epochs; `None` where all data is always labelled.
     """
 
     about: str
-    batch: int
-    epochs: int
-    qat: int
+    alone: Fit
+    taught: Fit
+    options: dict[str, float]
+    teacher_batch: int
     teacher_epochs: int
     views: int
     few: tuple[int, int] | None = None
@@ -65,33 +88,38 @@ SETTINGS = {
     "fashion-mnist": Setting(
         about="First 12,000 training images, 10,000 test images. Student: ResNet-8 of 78 thousand parameters. Teacher: "
         "ResNet-14 of 0.7 million, which has seen all labels.",
-        batch=128, epochs=20, qat=15, teacher_epochs=16, views=6, few=(600, 12),
+        alone=Fit(batch=128, rate=3e-3, epochs=5, qat=15), taught=Fit(batch=64, rate=2e-3, epochs=25, qat=12),
+        options={"alpha": 0.9, "temperature": 2.0}, teacher_batch=128, teacher_epochs=16, views=6, few=(600, 12),
     ),
     "clinc150": Setting(
         about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one "
         "layer, 64 wide. Teacher: two layers, 128 wide.",
-        batch=64, epochs=16, qat=12, teacher_epochs=16, views=1,
+        alone=Fit(batch=64, rate=3e-3, epochs=4, qat=12), taught=Fit(batch=64, rate=3e-3, epochs=12, qat=6),
+        options={"alpha": 0.9, "temperature": 2.0}, teacher_batch=64, teacher_epochs=16, views=1,
     ),
 }  # fmt: skip
 
 
 def variants(setting: Setting) -> dict[str, dict[str, Any]]:
-    """Sections of the recipe of each variant; all get `epochs`, of which the QAT ones train `qat` quantized."""
-    fit = {"batch_size": setting.batch, "learning_rate": 3e-3, "weight_decay": 5e-3}
-    whole = {"epochs": setting.epochs, **fit}
-    part = {"epochs": setting.epochs - setting.qat, **fit, "schedule": "constant"}  # the rate falls in QAT, once
-    tuned = {"epochs": setting.qat, **fit, "warmup": 0.02}
+    """Sections of the recipe of each variant."""
+    alone, taught = setting.alone, setting.taught
+    part = {**SILENT, "fit": alone.section(alone.epochs, schedule="constant")}  # the rate falls in QAT, once
+    whole = {"distill": {**SILENT, "fit": alone.section(alone.epochs + alone.qat)}, "quantize": STATIC}
     made: dict[str, dict[str, Any]] = {}
-    for who, distiller in (("no teacher", SILENT), ("taught", TAUGHT)):
-        for bits, section in LOW.items():
-            quantize = {**LSQ, **section, "fit": tuned, "freeze_batch_norm": 0.85}
-            made[f"{bits} lsq, {who}"] = {"distill": {**distiller, "fit": part}, "quantize": quantize}
-        made[f"W8A8 static, {who}"] = {"distill": {**distiller, "fit": whole}, "quantize": STATIC}
-        made[f"W8A8 static in OpenVINO, {who}"] = {**made[f"W8A8 static, {who}"], "target": {"use": "openvino"}}
+    for bits, section in LOW.items():
+        quantize = {**LSQ, **section, "fit": alone.section(alone.qat, warmup=0.02)}
+        made[f"{bits} lsq{ALONE}"] = {"distill": part, "quantize": quantize}
+    made[f"W8A8 static{ALONE}"] = whole
+    made[f"W8A8 static in OpenVINO{ALONE}"] = {**whole, "target": {"use": "openvino"}}
+    for who, distiller in ((CONTROL, SILENT), (TAUGHT, {"use": "logit-kd", "options": setting.options})):
+        float_ = {**distiller, "fit": taught.section(taught.epochs)}
+        for bits in ("W8A8", "W4A4"):
+            quantize = {**LSQ, **LOW[bits], "fit": taught.section(taught.qat, warmup=0.02)}
+            made[f"{bits} lsq{who}"] = {"distill": float_, "quantize": quantize}
         if setting.few is not None:
             labels, epochs = setting.few
-            few = {"distill": {**distiller, "fit": {**whole, "epochs": epochs}}, "quantize": STATIC}
-            made[f"{labels} labels, W8A8 static, {who}"] = {**few, "labelled": labels}
+            few = {"distill": {**distiller, "fit": taught.section(epochs)}, "quantize": STATIC}
+            made[f"{labels} labels, W8A8 static{who}"] = {**few, "labelled": labels}
     return made
 
 
@@ -112,14 +140,14 @@ def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sectio
 
 def nobody(setting: Setting) -> dict[str, Any]:
     """Where no teacher teaches, a student stands in for it, so that none of 9 times the size is asked."""
-    fit = {"epochs": 1, "batch_size": setting.batch, "weight_decay": 5e-3}
+    fit = {"epochs": 1, "batch_size": setting.teacher_batch, "weight_decay": 5e-3}
     return {"members": [{"source": "student"}], "fit": fit}
 
 
 def teacher(asked: argparse.Namespace, site: Site) -> tuple[dict[str, Any], float]:
     """The one teacher, trained in a run of its own with seed 0, as a checkpoint for all seeds; and its top-1."""
     setting = SETTINGS[asked.data]
-    fit = {"epochs": setting.teacher_epochs, "batch_size": setting.batch, "weight_decay": 5e-3}
+    fit = {"epochs": setting.teacher_epochs, "batch_size": setting.teacher_batch, "weight_decay": 5e-3}
     sections = {"distill": {**SILENT, "fit": {"epochs": 1}}, "quantize": STATIC}
     result = compress(recipe(asked, 0, {"fit": fit}, sections), site, server=False)
     key = next(stage.key for stage in result.stages if stage.name == "train_teacher")
@@ -149,13 +177,13 @@ def main() -> None:
     site, setting = Site(home=Path(asked.home), threads=asked.threads), SETTINGS[asked.data]
     chosen = {name: s for name, s in variants(setting).items() if re.search(asked.only, name)}
     taught, teaches = {}, math.nan
-    if any(name.endswith(", taught") for name in chosen):
+    if any(name.endswith(TAUGHT) for name in chosen):
         taught, teaches = teacher(asked, site)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for seed in asked.seeds:
         for name, sections in chosen.items():
             began = time.monotonic()
-            who = taught if name.endswith(", taught") else nobody(setting)
+            who = taught if name.endswith(TAUGHT) else nobody(setting)
             result = compress(recipe(asked, seed, who, sections), site, server=False)
             found[name].append(result.models)
             top1 = {role: round(m["top1"], 4) for role, m in result.models.items()}
@@ -166,46 +194,49 @@ def main() -> None:
 def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teaches: float) -> str:
     """The result as Markdown."""
     setting = SETTINGS[asked.data]
-    control = found.get("W8A8 static, no teacher")
-    floats = [100 * models["student"]["top1"] for models in control] if control else []
+    alone, taught = setting.alone, setting.taught
     shipped = {name: [100 * models["int8"]["top1"] for models in runs] for name, runs in found.items()}
+    floats = {name: [100 * models["student"]["top1"] for models in runs] for name, runs in found.items()}
+    whole = floats.get(f"W8A8 static{ALONE}")
     rows = []
     for name, runs in found.items():
-        against = interval(differences(shipped[name], floats)) if floats and "labels" not in name else ""
-        gain = ""
-        twin = shipped.get(name.replace(", taught", ", no teacher")) if name.endswith(", taught") else None
-        if twin:
-            gain = interval(differences(shipped[name], twin))
+        against = interval(differences(shipped[name], whole)) if whole and name.endswith(ALONE) else ""
+        twin = shipped.get(name.replace(TAUGHT, CONTROL)) if name.endswith(TAUGHT) else None
+        gain = interval(differences(shipped[name], twin)) if twin else ""
         each = ", ".join(f"{value:.2f}" for value in shipped[name])
         flips, prepared = (", ".join(f"{m['int8'][k]:.0f}" for m in runs) for k in FLIPS)
         lsb = max(models["int8"]["parity_p99_lsb"] for models in runs)
         ratio = statistics.mean(models["student"]["bytes"] / models["int8"]["bytes"] for models in runs)
-        mean = statistics.mean(shipped[name])
+        mean, before = statistics.mean(shipped[name]), statistics.mean(floats[name])
         rows.append(
-            f"| {name} | {mean:.2f} | {each} | {against} | {gain} | {flips} | {prepared} | {lsb:g} | {ratio:.2f} |"
+            f"| {name} | {before:.2f} | {mean:.2f} | {each} | {against} | {gain} | {flips} | {prepared} | {lsb:g} "
+            f"| {ratio:.2f} |"
         )
-    taught = (
-        f"The teacher trains {setting.teacher_epochs} epochs, its top-1 is {100 * teaches:.2f} %; one for all seeds."
-    )
-    few = f"; with few labels {setting.few[1]} in all" if setting.few else ""
+    few = f"; with few labels it trains {setting.few[1]} in float, with all images" if setting.few else ""
+    teacher = "" if math.isnan(teaches) else f", top-1 {100 * teaches:.2f} %, one for all seeds"
     lines = [
         f"# Quality on {asked.data}",
         "",
         f"Written by `python benchmarks/quality.py {asked.data} --folder DIR --home DIR`. {setting.about}",
-        f"A student trains {setting.epochs} epochs in all, of these {setting.qat} quantized (`static`: none){few}.",
-        *([taught] if not math.isnan(teaches) else []),
-        "Top-1 of the shipped file in ONNX Runtime but where said. Flips: samples whose class differs, exact ties",
-        "aside, between the file and the converted model, and between the file and the trained one. p99: difference of",
-        "file and converted model in LSBs. Size: bytes of the float student's file over those of the file. Intervals:",
-        "95 %, Student's t over paired seeds.",
         "",
-        "| variant | top-1 % | each seed | against float, points | gain of the teacher | flips: converted | trained "
-        "| p99 LSB | size |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+        f"- *alone*: no teacher. {alone.epochs} epochs in float and {alone.qat} quantized (`static`: "
+        f"{alone.epochs + alone.qat} in float), batch {alone.batch}. Against the float student of as many epochs.",
+        f"- *taught*: {taught.epochs} epochs distilled in float, then {taught.qat} quantized with the teacher still "
+        f"teaching, batch {taught.batch}; `logit-kd`, {', '.join(f'{k} {v:g}' for k, v in setting.options.items())}"
+        f"{few}. The teacher trains {setting.teacher_epochs} epochs{teacher}.",
+        "- *control*: the same samples, order, first weights and epochs as *taught*, without a teacher.",
+        "",
+        "Top-1 on the test split, of the float student before quantization and of the shipped file, in ONNX Runtime",
+        "but where said. Flips: samples whose class differs, exact ties aside, between the file and the converted",
+        "model, and between the file and the trained one. p99: difference of file and converted model in LSBs. Size:",
+        "bytes of the float student's file over those of the file. Intervals: 95 %, Student's t over paired seeds.",
+        "",
+        "| variant | float student % | top-1 % | each seed | against float, points | gain of the teacher "
+        "| flips: converted | trained | p99 LSB | size |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
         *rows,
         "",
-        f"Float student, same epochs, no teacher: {', '.join(f'{value:.2f}' for value in floats) or 'not run'} %.",
-        "",
+        *([f"Float student alone, each seed: {', '.join(f'{value:.2f}' for value in whole)} %.", ""] if whole else []),
         machine(PACKAGES),
     ]
     return "\n".join(lines)
