@@ -32,14 +32,15 @@ RESULTS, PAGE = HERE / "quantization.json", HERE / "quantization.md"
 SECTIONS = ("coverage", "latency", "size", "step", "memory")
 PACKAGES = ("kdq", "torch", "onnxruntime", "openvino")
 BATCHES = (1, 32)
+ORT = "ONNX Runtime"
 TARGETS = {
-    "ONNX Runtime": ("kdq_targets.onnxruntime_cpu", "OnnxRuntimeCpu"),
+    ORT: ("kdq_targets.onnxruntime_cpu", "OnnxRuntimeCpu"),
     "OpenVINO": ("kdq_targets.openvino_cpu", "OpenVinoCpu"),
 }
 QUANTIZERS = {"minmax-qat": ("kdq_quantizers.minmax_qat", "MinMaxQat"), "lsq": ("kdq_quantizers.lsq", "Lsq")}
 COVERED = {"static": ("kdq_quantizers.static", "Static"), "lsq": QUANTIZERS["lsq"]}
 COMPUTING = ("conv", "linear", "lstm", "gru")
-STEP_BATCH = {"conv net, 4.3M": 16, "transformer": 64, "LSTM": 32, "GRU": 32}
+STEP_BATCH = {"conv net, 4.3M": 16, "transformer": 64, "LSTM": 32, "GRU": 32, "GRU, weight-only": 32}
 SLOT = 0.03
 """Seconds that one measurement of a latency should take at least."""
 
@@ -51,6 +52,14 @@ def plugins(known: dict[str, tuple[str, str]]) -> dict[str, Any]:
         if importlib.util.find_spec(module) is not None:
             found[name] = getattr(importlib.import_module(module), attribute)()
     return found
+
+
+def targets(item: Any) -> dict[str, Any]:
+    """The targets of a model, by name of their runtime."""
+    found = plugins(TARGETS)
+    if not item.options:
+        return found
+    return {ORT: type(found[ORT]).model_validate(item.options)}
 
 
 def prepared_graph(item: Any, target: Any, quantizer: Any, bits: tuple[int, int] = (8, 8)) -> Any:
@@ -123,7 +132,7 @@ def coverage(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: AR
     """What runs in int8 in each runtime's own graph, at 8 bits."""
     rows = []
     for item in items:
-        for runtime, target in plugins(TARGETS).items():
+        for runtime, target in targets(item).items():
             for name, quantizer in plugins(COVERED).items():
                 with tempfile.TemporaryDirectory() as folder:
                     *_, operators = files(item, target, Path(folder), quantizer=quantizer)
@@ -142,7 +151,7 @@ def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
     """Float against int8 in the same runtime, one thread."""
     rows = []
     for item in items:
-        for runtime, target in plugins(TARGETS).items():
+        for runtime, target in targets(item).items():
             with tempfile.TemporaryDirectory() as folder:
                 *paths, operators = files(item, target, Path(folder))
                 share = share_of(operators)
@@ -157,9 +166,9 @@ def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
 
 def size(items: list[Any], rounds: int) -> list[dict[str, Any]]:
     """Bytes of the float file and of files with 8-, 4- and 2-bit weights (first and last layer 8), and their speed."""
-    target = plugins(TARGETS)["ONNX Runtime"]
     rows = []
     for item in items:
+        target = targets(item)[ORT]
         with tempfile.TemporaryDirectory() as name:
             made = {bits: files(item, target, Path(name), (bits, 8)) for bits in (8, 4, 2)}
             whole = made[8][0].stat().st_size
@@ -201,7 +210,7 @@ def step(items: list[Any], rounds: int) -> list[dict[str, Any]]:
             forms["channels_last"] = torch.channels_last
         for form, layout in forms.items():
             for name, quantizer in plugins(QUANTIZERS).items():
-                _, prepared = prepared_graph(item, plugins(TARGETS)["ONNX Runtime"], quantizer)
+                _, prepared = prepared_graph(item, targets(item)[ORT], quantizer)
                 set_phase(prepared, observe=True, quantize=True, freeze_batch_norm=False)
                 model = item.model().train()
                 if images:
@@ -229,7 +238,7 @@ def memory(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: ARG0
 
     rows = []
     for item in items:
-        for runtime, target in plugins(TARGETS).items():
+        for runtime, target in targets(item).items():
             with tempfile.TemporaryDirectory() as folder:
                 *paths, _ = files(item, target, Path(folder))
                 np.savez(Path(folder) / "x.npz", *(part.numpy() for part in item.inputs(32)))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kdq_core.quantization.ops import dequantize, dynamic_linear, quantize
     from kdq_core.quantization.recurrent import Recurrent, recurrent
     from kdq_core.quantization.rounding import round_to_grid
+    from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
     from kdq_core.quantization.walk import departures_of_conversion
 
 API_VERSION = 1
@@ -49,6 +50,9 @@ _LAZY = {
     "Grid": "kdq_core.quantization.fake",
     "Recurrent": "kdq_core.quantization.recurrent",
     "recurrent": "kdq_core.quantization.recurrent",
+    "export_program": "kdq_core.quantization.tracing",
+    "traced_gru": "kdq_core.quantization.tracing",
+    "traced_lstm": "kdq_core.quantization.tracing",
     "why_untraceable": "kdq_core.quantization.culprit",
 }
 
@@ -57,8 +61,8 @@ __all__ = [
     "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
     "MinMaxFakeQuantize", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
     "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError",
-    "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "hookimpl", "module_path",
-    "paired", "quantize", "recurrent", "round_to_grid", "why_untraceable",
+    "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hookimpl",
+    "module_path", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable",
 ]  # fmt: skip
 
 

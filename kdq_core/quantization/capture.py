@@ -7,8 +7,6 @@ what they mean everywhere; in-place operators become their functional twins.
 from __future__ import annotations
 
 import copy
-import inspect
-import warnings
 from collections import OrderedDict
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 from kdq_core.errors import StageError
 from kdq_core.quantization.culprit import why_untraceable
 from kdq_core.quantization.recurrent import Recurrent
+from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
 
 aten = torch.ops.aten
 
@@ -43,9 +42,12 @@ VIEWS = {
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.slice.Tensor, aten.select.int,
 }  # fmt: skip
-RECURRENT = {aten.lstm.input: 5, aten.gru.input: 5, aten.rnn_tanh.input: 5, aten.rnn_relu.input: 5}
+GATED: dict[Any, Literal["lstm", "gru"]] = {
+    traced_lstm._opoverload: "lstm",
+    traced_gru._opoverload: "gru",
+}
+RECURRENT = {**dict.fromkeys(GATED, 5), aten.rnn_tanh.input: 5, aten.rnn_relu.input: 5}
 """Position of the dropout probability."""
-GATED: dict[Any, Literal["lstm", "gru"]] = {aten.lstm.input: "lstm", aten.gru.input: "gru"}
 DROPOUTS = {aten.dropout.default: F.dropout, aten.feature_dropout.default: F.dropout2d}
 
 
@@ -147,24 +149,12 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
 
 
 def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
-    batch = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: batch} if x.dim() else None for x in example)
-    forward_takes_varargs = _takes_varargs(model)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export warns of its own internals
-            return torch.export.export(
-                model, example, dynamic_shapes=(shapes,) if forward_takes_varargs else shapes, strict=False
-            )
+        return export_program(model, example)
     except Exception as error:
         raise StageError(
             f"model {type(model).__name__!r} cannot be captured as a graph: {why_untraceable(error, model)}"
         ) from error
-
-
-def _takes_varargs(model: nn.Module) -> bool:
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _plain_outputs(graph: fx.Graph, name: str) -> None:

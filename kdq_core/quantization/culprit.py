@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-TORCH = str(Path(torch.__file__).parent)
+MACHINERY = (str(Path(torch.__file__).parent), str(Path(__file__).with_name("tracing.py")), "<")
+"""Beginnings of files that are no model's code."""
 FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
 
 
@@ -43,14 +44,14 @@ def why_untraceable(error: BaseException, model: nn.Module) -> str:
 def spot(error: BaseException, model: nn.Module) -> tuple[str, str]:
     """The innermost module in whose code an error arose, and that line, as `file:line: code`.
 
-    Lines of PyTorch itself do not count. Without any, the second is empty.
+    Lines of PyTorch itself, and of tracing, do not count. Without any, the second is empty.
     """
     paths = {id(module): path for path, module in model.named_modules()}
     path, found = None, ("its forward", "")
     for frame, number in traceback.walk_tb(error.__traceback__):
         path = paths.get(id(frame.f_locals.get("self")), path)
         file = frame.f_code.co_filename
-        if path is not None and not file.startswith((TORCH, "<")):
+        if path is not None and not file.startswith(MACHINERY):
             owner = f"module {path!r}" if path else "its forward"
             found = owner, f"{file}:{number}: {linecache.getline(file, number).strip()}"
     return found

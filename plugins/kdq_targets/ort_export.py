@@ -20,7 +20,15 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 from torch.fx.immutable_collections import immutable_dict
 
-from kdq_core.api import StageError, dequantize, dynamic_linear, module_path, quantize, why_untraceable
+from kdq_core.api import (
+    StageError,
+    dequantize,
+    dynamic_linear,
+    export_program,
+    module_path,
+    quantize,
+    why_untraceable,
+)  # fmt: skip
 from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.ort_float import widen
 from kdq_targets.ort_fuse import fuse
@@ -68,12 +76,10 @@ def write(
 def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[str, ...]]:
     """The ONNX model, and the names of its outputs where they are tasks."""
     inputs = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else None for x in example)
-    varargs = any(p.kind is p.VAR_POSITIONAL for p in _parameters(model))
     refused = f"model {type(model).__name__!r} cannot be written as ONNX: "
     with _silence(), registry_read_once():
         try:
-            program = torch.export.export(model, example, dynamic_shapes=(shapes,) if varargs else shapes, strict=False)
+            program = export_program(model, example)
         except Exception as error:
             raise StageError(refused + why_untraceable(error, model)) from error
         try:
@@ -120,12 +126,6 @@ def _origin(node: torch.fx.Node) -> str:
     frames = [frame for frame in frames if not frame[0].startswith(str(Path(torch.__file__).parent))]
     where = [f"module {path!r}"] if path else []
     return ", ".join([f"operator {node.target}", *where, *([":".join(frames[-1])] if frames else [])])
-
-
-def _parameters(model: nn.Module) -> list[Any]:
-    import inspect
-
-    return list(inspect.signature(model.forward).parameters.values())
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from onnxscript import opset18 as op
 
-from kdq_core.api import recurrent
+from kdq_core.api import recurrent, traced_gru, traced_lstm
 
 aten = torch.ops.aten
 RECURRENT = "kdq.recurrent"
@@ -151,7 +151,7 @@ TRANSLATIONS: dict[Any, Any] = {
     aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
     aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
     aten.pad.default: pad,
-    aten.lstm.input: lstm,
-    aten.gru.input: gru,
+    traced_lstm._opoverload: lstm,
+    traced_gru._opoverload: gru,
     recurrent._opoverload: int8_layer,
 }
