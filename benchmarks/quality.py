@@ -80,7 +80,7 @@ class Setting:
         teacher_batch: samples of a step of the teacher.
         teacher_epochs: of the teacher.
         views: kept of each sample.
-        few: with this many labels, the number of epochs; `None` where all data is always labelled.
+        few: number of labels; epochs over all samples, taught; epochs over the labelled ones alone, for the control.
     """
 
     about: str
@@ -90,7 +90,7 @@ class Setting:
     teacher_batch: int
     teacher_epochs: int
     views: int
-    few: tuple[int, int] | None = None
+    few: tuple[int, int, int] | None = None
 
 
 SETTINGS = {
@@ -98,7 +98,7 @@ SETTINGS = {
         about="First 12,000 training images, 10,000 test images. Student: ResNet-8 of 78 thousand parameters. Teacher: "
         "ResNet-14 of 0.7 million, which has seen all labels.",
         alone=Fit(128, (3e-3, 3e-3), epochs=5, qat=15), taught=Fit(64, (2e-3, 1e-3), epochs=20, qat=6),
-        options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=128, teacher_epochs=16, views=6, few=(600, 12),
+        options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=128, teacher_epochs=16, views=6, few=(600, 12, 80),
     ),
     "clinc150": Setting(
         about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one "
@@ -126,21 +126,22 @@ def variants(setting: Setting) -> dict[str, dict[str, Any]]:
             quantize = {**LSQ, **LOW[bits], "fit": taught.quantized()}
             made[f"{bits} lsq{who}"] = {"distill": float_, "quantize": quantize}
         if setting.few is not None:
-            labels, epochs = setting.few
-            few = {"distill": {**distiller, "fit": taught.section(epochs)}, "quantize": STATIC}
-            made[f"{labels} labels, W8A8 static{who}"] = {**few, "labelled": labels}
+            labels, epochs, without = setting.few
+            few = {"distill": {**distiller, "fit": taught.section(without if who == CONTROL else epochs)}}
+            options = {"train_images" if who == CONTROL else "labelled": labels}
+            made[f"{labels} labels, W8A8 static{who}"] = {**few, "quantize": STATIC, "options": options}
     return made
 
 
 def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sections: dict[str, Any]) -> Recipe:
-    """One run of the teacher section `teacher`; `sections` may say `labelled` for the workload."""
-    rest = {name: section for name, section in sections.items() if name != "labelled"}
-    options = {"folder": asked.folder} | {name: sections[name] for name in ("labelled",) if name in sections}
+    """One run of the teacher section `teacher`; `options` among `sections` are the workload's."""
+    rest = {name: section for name, section in sections.items() if name != "options"}
+    options = {"folder": asked.folder} | sections.get("options", {})
     return Recipe.model_validate({
         "name": asked.data,
         "seed": seed,
         "workload": {"use": asked.data, "options": options},
-        "teacher": {**teacher, "cache": {"views": SETTINGS[asked.data].views}},
+        "teacher": {"cache": {"views": SETTINGS[asked.data].views}, **teacher},
         "evaluate": ["quality", "size", "coverage", "parity"],
         "gates": [],
         **rest,
@@ -158,7 +159,7 @@ def teacher(asked: argparse.Namespace, site: Site) -> tuple[dict[str, Any], floa
     setting = SETTINGS[asked.data]
     fit = {"epochs": setting.teacher_epochs, "batch_size": setting.teacher_batch, "weight_decay": 5e-3}
     sections = {"distill": {**SILENT, "fit": {"epochs": 1}}, "quantize": STATIC}
-    result = compress(recipe(asked, 0, {"fit": fit}, sections), site, server=False)
+    result = compress(recipe(asked, 0, {"fit": fit, "cache": {"enabled": False}}, sections), site, server=False)
     key = next(stage.key for stage in result.stages if stage.name == "train_teacher")
     (weights,) = (site.home / "store" / key[:2] / key).glob("*.safetensors")
     return {"members": [{"source": "checkpoint", "file": str(weights)}]}, result.models["teacher"]["top1"]
@@ -221,7 +222,11 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
             f"| {name} | {before:.2f} | {mean:.2f} | {each} | {against} | {gain} | {flips} | {prepared} | {lsb:g} "
             f"| {ratio:.2f} |"
         )
-    few = f"; with few labels it trains {setting.few[1]} in float, with all images" if setting.few else ""
+    few, only = "", ""
+    if setting.few:
+        labels, epochs, without = setting.few
+        few = f". With {labels} labels: {epochs} epochs in float over all images, the others unlabelled"
+        only = f". With {labels} labels: {without} epochs over the labelled images alone"
     teacher = "" if math.isnan(teaches) else f", top-1 {100 * teaches:.2f} %, one for all seeds"
     lines = [
         f"# Quality on {asked.data}",
@@ -233,7 +238,7 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         f"- *taught*: {taught.epochs} epochs distilled in float, then {taught.qat} quantized with the teacher still "
         f"teaching, batch {taught.batch}; `logit-kd`, {', '.join(f'{k} {v:g}' for k, v in setting.options.items())}"
         f"{few}. The teacher trains {setting.teacher_epochs} epochs{teacher}.",
-        "- *control*: the same samples, order, first weights and epochs as *taught*, without a teacher.",
+        f"- *control*: the same samples, order, first weights and epochs as *taught*, without a teacher{only}.",
         "",
         "Top-1 on the test split, of the float student before quantization and of the shipped file, in ONNX Runtime",
         "but where said. Flips: samples whose class differs, exact ties aside, between the file and the converted",
