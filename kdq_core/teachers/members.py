@@ -103,10 +103,22 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        """What the model gives for `(first - mean) / std`, along axis 1."""
-        shape = (1, -1, *[1] * (first.ndim - 2))
-        mean, std = (cast("Tensor", x).to(first).reshape(shape) for x in (self.mean, self.std))
-        return cast("Tensor", self.model((first - mean) / std, *others))
+        """What the model gives for `(first - mean) / std`, along axis 1; in float32 where `first` holds integers.
+
+        Raises:
+            StageError: there is neither one mean nor one a channel.
+        """
+        mean, std = cast("Tensor", self.mean), cast("Tensor", self.std)
+        if len(mean) > 1:
+            if first.ndim < 2 or first.shape[1] != len(mean):
+                has = f"{first.shape[1]} along axis 1" if first.ndim > 1 else "no axis 1"
+                raise StageError(
+                    f"'normalize' in 'teacher.members' has {len(mean)} means, but the teacher's first input has {has} "
+                    f"(shape {tuple(first.shape)}); give one mean and one std, or as many as there are channels"
+                )
+            mean, std = (x.reshape(1, -1, *[1] * (first.ndim - 2)) for x in (mean, std))
+        first = first if first.is_floating_point() else first.float()
+        return cast("Tensor", self.model((first - mean.to(first)) / std.to(first), *others))
 
 
 def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:

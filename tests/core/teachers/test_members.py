@@ -70,6 +70,30 @@ def test_a_teacher_may_have_a_normalisation_of_its_own() -> None:
     assert "mean" not in model.state_dict()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_integers_are_normalised_as_float32(dtype: torch.dtype) -> None:
+    model = Normalized(nn.Identity(), NormalizeSpec(mean=(0.5,), std=(0.25,)))
+    given = model(torch.tensor([[0, 1]], dtype=dtype))
+    assert given.dtype == torch.float32
+    assert given.tolist() == [[-2.0, 2.0]]
+    assert model(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float64
+    assert model(torch.ones(3)).tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("means", "shape", "has"),
+    [(2, (2, 3, 4, 4), "3 along axis 1"), (3, (2, 1, 4, 4), "1 along axis 1"), (3, (3,), "no axis 1")],
+)
+def test_a_normalisation_for_other_channels_is_refused(means: int, shape: tuple[int, ...], has: str) -> None:
+    model = Normalized(nn.Identity(), NormalizeSpec(mean=(0.5,) * means, std=(1.0,) * means))
+    with pytest.raises(StageError) as caught:
+        model(torch.zeros(shape))
+    assert str(caught.value) == (
+        f"'normalize' in 'teacher.members' has {means} means, but the teacher's first input has {has} (shape "
+        f"{shape}); give one mean and one std, or as many as there are channels"
+    )
+
+
 @pytest.mark.parametrize(
     ("member", "told"),
     [
