@@ -229,6 +229,7 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
             place = lines.where((*loc, "use")) if lines else ""
             raise PluginError(f"{place}: {error}" if place else str(error)) from error
     _check_taps(recipe, built, lines)
+    _check_top_k(recipe, built, lines)
     _check_quantize(recipe, built, lines)
     _check_gates(recipe, [p for p in built.values() if isinstance(p, Evaluator)], lines)
 
@@ -243,6 +244,22 @@ def _check_taps(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | N
             raise RecipeError(
                 f"{place + ': ' if place else ''}distiller {use.use!r} compares no features, so 'taps' mean nothing to "
                 "it; leave them out, or use a distiller of features, such as 'fitnet'"
+            )
+
+
+def _check_top_k(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:
+    """Refuse `top_k` where a distiller reads more of the teacher than that: it would learn from another teacher."""
+    cache = recipe.teacher.cache
+    if not cache.enabled or cache.top_k is None:
+        return
+    for loc, plugin in built.items():
+        if isinstance(plugin, Distiller) and not plugin.takes_top_k():
+            use = recipe.distill.distillers[int(loc[2]) if len(loc) > 1 else 0].use
+            place = lines.where(("teacher", "cache", "top_k")) if lines else ""
+            raise RecipeError(
+                f"{place + ': ' if place else ''}'teacher.cache.top_k' keeps the {cache.top_k} largest probabilities and "
+                f"the sum of the others, but distiller {use!r} as it is set reads all logits; leave top_k out, "
+                "or use a distiller of softmax distributions, such as 'logit-kd'"
             )
 
 

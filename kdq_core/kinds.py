@@ -105,6 +105,14 @@ class Distiller(Plugin, abc.ABC):
     features: ClassVar[Literal["none", "pairs"]] = "none"
     """`pairs`: `Outputs.features` of both models hold the tapped tensors, under the same names on both sides."""
 
+    def takes_top_k(self) -> bool:
+        """Whether the teacher's k largest probabilities and the sum of the others are enough (`teacher.cache.top_k`).
+
+        A loss that compares softmax distributions, or no logits at all, may say so; for any other a teacher kept that
+        way is another teacher.
+        """
+        return False
+
     @abc.abstractmethod
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
         """The soft terms, and the weight of the hard loss beside them. Teacher tensors carry no gradient."""

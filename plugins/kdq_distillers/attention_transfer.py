@@ -32,6 +32,10 @@ class AttentionTransfer(Distiller):
     power: float = Field(default=2.0, ge=1, le=8, description="p: the larger, the more the strongest activations count")
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
+    def takes_top_k(self) -> bool:
+        """It looks at no logits."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The soft term `attention`, and `hard_weight` for the hard loss.
 

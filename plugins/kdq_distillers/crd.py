@@ -43,6 +43,10 @@ class Crd(Distiller):
         """A linear map of channels for each pair whose channels differ."""
         return channel_maps(student, teacher)
 
+    def takes_top_k(self) -> bool:
+        """It looks at no logits."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
         """The soft term `contrast`, and `hard_weight` for the hard loss.
 

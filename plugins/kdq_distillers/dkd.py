@@ -36,6 +36,10 @@ class Dkd(Distiller):
     temperature: float = Field(default=4.0, ge=0.01, le=100, description="softens all distributions; 1 leaves them")
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
+    def takes_top_k(self) -> bool:
+        """It compares softmax distributions."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
         """The soft terms `tckd` and `nckd`, and `hard_weight` for the hard loss.
 

@@ -39,6 +39,10 @@ class Fitnet(Distiller):
         """A linear map of channels for each pair whose channels differ."""
         return channel_maps(student, teacher)
 
+    def takes_top_k(self) -> bool:
+        """It looks at no logits."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The soft term `hint`, and `hard_weight` for the hard loss.
 

@@ -28,6 +28,10 @@ class HardLabel(Distiller):
     zero_for_equal_models: ClassVar[bool] = False
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
 
+    def takes_top_k(self) -> bool:
+        """The likeliest class is among them."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The term `hard_label`, and `1 - alpha` for the hard loss.
 

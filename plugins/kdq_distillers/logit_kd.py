@@ -39,6 +39,10 @@ class LogitKd(Distiller):
     temperature: float = Field(default=4.0, ge=0.01, le=100, description="softens both distributions; 1 leaves them")
     standardize: bool = Field(default=False, description="give each sample's logits mean 0 and standard deviation 1")
 
+    def takes_top_k(self) -> bool:
+        """Unless logits are standardized, which takes all of them."""
+        return not self.standardize
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The soft term `kd`, and `1 - alpha` for the hard loss.
 

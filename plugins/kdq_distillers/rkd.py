@@ -37,6 +37,10 @@ class Rkd(Distiller):
     angle: float = Field(default=50.0, ge=0, le=100_000, description="weight of the angles of three samples")
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
+    def takes_top_k(self) -> bool:
+        """It looks at no logits."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The soft terms `distance` and `angle`, and `hard_weight` for the hard loss.
 

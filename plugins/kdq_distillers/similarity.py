@@ -30,6 +30,10 @@ class Similarity(Distiller):
     gamma: float = Field(default=3000.0, ge=0, le=1_000_000, description="weight of the difference, a sum over pairs")
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
+    def takes_top_k(self) -> bool:
+        """It looks at no logits."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The soft term `similarity`, and `hard_weight` for the hard loss.
 

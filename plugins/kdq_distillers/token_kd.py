@@ -38,6 +38,10 @@ class TokenKd(Distiller):
     )
     padding_value: int = Field(default=0, description="what that input holds where there is padding")
 
+    def takes_top_k(self) -> bool:
+        """It compares softmax distributions."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
         """The soft term `token`, and `1 - alpha` for the hard loss.
 

@@ -8,7 +8,8 @@ Formula: |file - simulation| / scale of the output, over all its elements, round
     arithmetic on the same integers counts as none. For a float output, which has no scale, one LSB stands for 1/255 of
     the simulation's range on the test split. A flip is a sample whose top-1 class differs; where the two classes tie
     exactly in either of the two outputs, which one wins is arbitrary: that is counted as a tie, not as a flip.
-    Agreement is the share of samples with the same class, ties not excused.
+    Agreement is the share of samples with the same class, ties not excused. Outputs `[N, ..., C]` have an answer for
+    each position; one number a sample has no class, so no flips.
 Source: after Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference": training must simulate what inference computes.
 Defaults and where they come from: no options.
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
 from kdq_evaluators.answers import Truth, answers, suffixes, truths
-from kdq_evaluators.simulated import count_flips, differences, first_departure, simulate
+from kdq_evaluators.simulated import by_answer, count_flips, differences, first_departure, simulate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,19 +113,19 @@ def _pair(prefix: str, outputs: list[Output], departure: Callable[[], str]) -> l
     metrics: list[Metric] = []
     for one in outputs:
         if one.suffix in flips:
-            count, ties = flips[one.suffix]
+            (count, ties), given = flips[one.suffix], len(by_answer(one.file))
             metrics += [
                 Metric(
                     name=f"{prefix}_flips{one.suffix}", value=count, unit="count", direction="lower",
-                    samples=len(one.file), note=note if count else "",
+                    samples=given, note=note if count else "",
                 ),
                 Metric(
                     name=f"{prefix}_ties{one.suffix}", value=ties, unit="count", direction="neither",
-                    samples=len(one.file),
+                    samples=given,
                 ),
                 Metric(
-                    name=f"{prefix}_agreement{one.suffix}", value=1 - (count + ties) / len(one.file), unit="fraction",
-                    direction="higher", samples=len(one.file),
+                    name=f"{prefix}_agreement{one.suffix}", value=1 - (count + ties) / given, unit="fraction",
+                    direction="higher", samples=given,
                 ),
             ]  # fmt: skip
         step = steps[one.suffix]

@@ -50,14 +50,25 @@ def state_hash(model: nn.Module) -> str:
 
 
 def count_flips(file: np.ndarray, simulated: np.ndarray) -> tuple[int, int]:
-    """Samples whose top-1 class differs, and those of differing class that tie exactly; of outputs `[N, C]`."""
+    """Answers whose top-1 class differs, and those of differing class that tie exactly.
+
+    Args:
+        file: `[N, C]`, or `[N, ..., C]` with an answer for each position; one number a sample, `[N]`, has no class.
+        simulated: of the same shape.
+    """
     import numpy as np
 
+    file, simulated = by_answer(file), by_answer(simulated)
     rows = np.arange(len(file))
     ours, theirs = file.argmax(1), simulated.argmax(1)
     tied = (file[rows, ours] == file[rows, theirs]) | (simulated[rows, ours] == simulated[rows, theirs])
     differ = ours != theirs
     return int((differ & ~tied).sum()), int((differ & tied).sum())
+
+
+def by_answer(values: np.ndarray) -> np.ndarray:
+    """`[N, ..., C]` as one row an answer, `[M, C]`; `[N]` as `[N, 1]`."""
+    return values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
 
 
 def differences(file: np.ndarray, simulated: np.ndarray, scale: float | None) -> dict[str, float]:

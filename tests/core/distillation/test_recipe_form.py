@@ -144,3 +144,24 @@ def test_the_order_of_distillers_and_the_code_of_each_are_in_the_keys():
     assert one[0] != other[0]
     plan = make_plan(recipe_from_text(LONG), Site(home=Path("home")), CATALOG)
     assert {"distiller fitnet", "distiller logit-kd"} <= set(plan.node("distill").parts["code"])
+
+
+WHOLE = ["mse-logits", "multi-label-kd", "regression-kd", "logistic", "dist", "logit-kd, options: {standardize: true}"]
+
+
+@pytest.mark.parametrize("use", WHOLE)
+def test_top_k_is_refused_for_a_distiller_that_reads_all_logits(use):
+    distill = f"distill:\n  losses:\n    - fitnet\n    - {{use: {use}}}\n"
+    name = use.partition(",")[0]
+    assert refusal(HEAD + distill + "teacher:\n  cache: {top_k: 3}\n") == (
+        "r.yaml:8: 'teacher.cache.top_k' keeps the 3 largest probabilities and the sum of the others, but distiller "
+        f"'{name}' as it is set reads all logits; leave top_k out, or use a distiller of softmax distributions, such "
+        "as 'logit-kd'"
+    )
+    keys(HEAD + distill + "teacher:\n  cache: {top_k: 3, enabled: false}\n")
+
+
+@pytest.mark.parametrize("use", ["logit-kd", "dkd", "hard-label", "mixed-kd", "token-kd"])
+def test_distillers_of_softmax_distributions_take_top_k(use):
+    text = HEAD + f"distill: {{use: {use}}}\nteacher: {{cache: {{top_k: 3}}}}\n"
+    check_recipe(recipe_from_text(text), CATALOG)

@@ -57,6 +57,16 @@ def test_a_flip_between_classes_that_tie_exactly_in_either_output_is_a_tie():
     assert count_flips(np.array([tie]), np.array([tie])) == (0, 0)
 
 
+def test_a_flip_is_counted_at_each_position_and_numbers_have_none(subject, table):
+    positions = np.stack([ROWS, ROWS[::-1]], 1)  # [4 samples, 2 positions, 3 classes]
+    found = measured(subject, table, lambda x: x + np.array([[0, 0, 0], [9, 0, 0]], dtype=np.float32), rows=positions)
+    assert found["parity_flips"] == 2  # of the second positions, two have another class than 0; one of them ties
+    assert found["parity_ties"] == 0
+    assert found["parity_agreement"] == 0.75
+    numbers = measured(subject, table, lambda x: x + 1, rows=ROWS[:, 0])
+    assert (numbers["parity_flips"], numbers["parity_p50_lsb"]) == (0, 2)
+
+
 def test_a_tie_of_other_classes_excuses_no_flip():
     file, simulated = np.array([[0.0, 0.0, 5.0, 1.0]]), np.array([[0.0, 0.0, 1.0, 5.0]])
     assert count_flips(file, simulated) == (1, 0)
