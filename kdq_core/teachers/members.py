@@ -42,7 +42,8 @@ class Ensemble(nn.Module):
         """Combined logits `[B, ..., C]`, by task where the members have tasks.
 
         Raises:
-            StageError: some have tasks and others have none, or the shapes of their logits differ.
+            StageError: some have tasks and others have none, the shapes of their logits differ, or their confidence is
+                asked for where there are no classes.
         """
         given = [member(*inputs) for member in self.members]
         tasks = [tuple(answer) if isinstance(answer, Mapping) else () for answer in given]
@@ -55,17 +56,25 @@ class Ensemble(nn.Module):
             )
         everyone = range(len(given))
         if not tasks[0]:
-            return self._combined(given, everyone)
+            return self._combined(given, everyone, "the teachers give")
         sure = {name: [i for i in everyone if name in tasks[i]] for name in dict.fromkeys(itertools.chain(*tasks))}
-        return {name: self._combined([given[i][name] for i in who], who) for name, who in sure.items()}
+        return {
+            name: self._combined([given[i][name] for i in who], who, f"the task {name!r} has")
+            for name, who in sure.items()
+        }
 
-    def _combined(self, answers: list[Tensor], who: Sequence[int]) -> Tensor:
+    def _combined(self, answers: list[Tensor], who: Sequence[int], told: str) -> Tensor:
         shapes = [tuple(answer.shape) for answer in answers]
         odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
         if odd is not None:
             raise StageError(
                 f"teacher {who[0] + 1} gives logits of shape {shapes[0]}, teacher {who[odd] + 1} of shape "
                 f"{shapes[odd]}; all members of 'teacher.members' must have the same classes"
+            )
+        if self.combine == "confidence" and (answers[0].ndim < 2 or answers[0].shape[-1] == 1):
+            raise StageError(
+                f"'combine: confidence' in 'teacher' asks how sure each teacher is of its class, but {told} outputs "
+                f"of shape {shapes[0]}, numbers without classes; use combine: mean"
             )
         logits = torch.stack(answers)
         weights = cast("Tensor", self.weights)[list(who)].to(logits).reshape(-1, *[1] * answers[0].ndim)

@@ -54,6 +54,29 @@ def test_with_confidence_the_surer_member_counts_more() -> None:
     assert w[0] > w[1] / 2
 
 
+@pytest.mark.parametrize("width", [(), (1,), (5, 1)])
+def test_numbers_have_no_confidence(width: tuple[int, ...]) -> None:
+    class Rates(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(-1, *[1] * len(width)).expand(-1, *width)
+
+    class Rated(Rates):
+        def forward(self, x: Tensor) -> Any:
+            return {"kind": torch.ones(len(x), 3), "rating": super().forward(x)}
+
+    x = torch.arange(4.0)
+    told = f"of shape {(4, *width)}, numbers without classes; use combine: mean"
+    for made, what in ((Rates, "the teachers give outputs"), (Rated, "the task 'rating' has outputs")):
+        with pytest.raises(StageError) as caught:
+            Ensemble([made(), made()], [1.0, 1.0], "confidence")(x)
+        text = str(caught.value)
+        assert text.startswith(
+            f"'combine: confidence' in 'teacher' asks how sure each teacher is of its class, but {what}"
+        )
+        assert text.endswith(told)
+        Ensemble([made(), made()], [1.0, 1.0], "mean")(x)
+
+
 def test_members_with_other_classes_are_named() -> None:
     with pytest.raises(StageError) as caught:
         Ensemble([Says([1.0, 0.0]), Says([1.0, 0.0, 0.0])], [1.0, 1.0], "mean")(torch.zeros(4, 1))
