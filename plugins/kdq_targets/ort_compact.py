@@ -41,15 +41,18 @@ def _says_nothing(node: Any, item: Any, scalars: set[str]) -> bool:
 def derive_bias_scales(graph: Any) -> None:
     """Write the step of an int32 bias as input scale times weight scale, where that is bit-exact.
 
-    The runtime folds the product when it loads the file; four bytes a channel are saved.
+    The runtime folds the product when it loads the file; four bytes a channel are saved. Equal constants are one by
+    now: with an input scale of 1 the bias has the weight's own scale, and two layers may share a step. So only what
+    nothing but biases reads is replaced, and once; the factors then stay constants.
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
     nodes: list[Any] = []
     replaced: set[str] = set()
+    elsewhere = _read_beside_biases(graph)
     for node in graph.node:
         product = _product(node, makers, tensors)
-        if product is not None:
+        if product is not None and product.output[0] not in elsewhere | replaced:
             replaced.add(product.output[0])
             nodes.append(product)
     if not nodes:
@@ -60,6 +63,18 @@ def derive_bias_scales(graph: Any) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name not in replaced]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _read_beside_biases(graph: Any) -> set[str]:
+    """Names of what is read by anything other than the dequantization of a bias; those of bodies count as well."""
+    biases = {node.input[2] for node in graph.node if node.op_type in ("Conv", "Gemm") and len(node.input) == 3}
+    bodies = [item.g for node in graph.node for item in node.attribute if item.HasField("g")]
+    return {
+        name
+        for node in (*graph.node, *(inner for body in bodies for inner in body.node))
+        if node.op_type != "DequantizeLinear" or node.output[0] not in biases
+        for name in node.input
+    }
 
 
 def _product(node: Any, makers: dict[str, Any], tensors: dict[str, Any]) -> Any:
