@@ -257,8 +257,8 @@ def _check_top_k(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | 
             use = recipe.distill.distillers[int(loc[2]) if len(loc) > 1 else 0].use
             place = lines.where(("teacher", "cache", "top_k")) if lines else ""
             raise RecipeError(
-                f"{place + ': ' if place else ''}'teacher.cache.top_k' keeps the {cache.top_k} largest probabilities and "
-                f"the sum of the others, but distiller {use!r} as it is set reads all logits; leave top_k out, "
+                f"{place + ': ' if place else ''}'teacher.cache.top_k' keeps the {cache.top_k} largest probabilities "
+                f"and the sum of the others, but distiller {use!r} as it is set reads all logits; leave top_k out, "
                 "or use a distiller of softmax distributions, such as 'logit-kd'"
             )
 

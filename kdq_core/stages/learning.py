@@ -15,6 +15,7 @@ from kdq_core.errors import StageError
 from kdq_core.keys import answering
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
+from kdq_core.stages.placing import check_student
 from kdq_core.stages.teaching import online_teacher, rehearse, teacher_source, the_teacher
 from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher
@@ -37,6 +38,7 @@ def train_teacher(context: StageContext) -> Checkpoint:
             "the teacher is trained on labels, but no batch of the workload's split 'train' has any; label some, or "
             "name a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file"
         )
+    check_student(context)
     untrained = [(empty_member if m.trained else read_member)(m, context.workload) for m in spec.members]
     device = accelerator.device
     rehearse(context, OnlineTeacher(whole(spec, untrained).to(device), inputs=spec.reads), device)
@@ -64,6 +66,7 @@ def distill(context: StageContext) -> Checkpoint:
     device = accelerator.device
     if spec.control:
         check_labels(context.batches(0, spec.fit.batch_size), workload.batches("test", batch_size=EVALUATION_BATCH))
+    check_student(context)
     context.seeded("student")
     student = workload.student().to(device)
     hooks = _transferred(context, student)
