@@ -48,7 +48,7 @@ def test_a_rule_that_matches_nothing(stages_of: Any, tiny: Catalog, tmp_path: Pa
         first = stages_of(tmp_path, tiny, workload="digits", teacher=TEACHER, distill=distill, quantize=good)
         first.stage("train_teacher")
         run.entries = first.entries
-    with pytest.raises(RecipeError, match=r"^quantize.rules\[0\]: no operator matches 'cnov'; nearest: 'conv'"):
+    with pytest.raises(RecipeError, match=r"^quantize.rules\[0\]: no operator matches 'cnov'; did you mean 'conv'"):
         run.stage(stage)
 
 
