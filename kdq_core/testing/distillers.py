@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from kdq_core.kinds import Distiller
@@ -14,6 +16,7 @@ from kdq_core.tensors import Batch, LossTerms, Outputs
 
 TOLERANCE = 1e-5
 EXTREME = 1e4
+STEP = 1e-6
 FEATURES: dict[str, tuple[int, ...]] = {"map": (6, 4, 4), "sequence": (5, 6), "vector": (6,)}
 NARROW: dict[str, tuple[int, ...]] = {"map": (4, 4, 4), "sequence": (5, 4), "vector": (4,)}
 DTYPES = (
@@ -33,11 +36,12 @@ class Subject:
 def check_distiller(distiller: Distiller, *, places: int = 0) -> None:
     """Check the promises of a distiller.
 
-    Equal models give zero soft loss; gradients are finite, for logits and features of up to 1e4 and in bf16 too; none
-    reaches the teacher; the loss is continuous in every field that is a number from 0 on, at 0, and at 1 where 1 is its
-    end; the order of the samples does not matter; a batch of one sample and a problem of one class work; models of
-    other dtypes, and of a GPU where there is one, work; the hard weight is finite and not negative. A distiller that
-    works without labels says so, by `needs_labels`.
+    Equal models give zero soft loss; for others the soft terms alone, without the loss on hard labels, give the
+    student's logits (of a distiller of features: its features) a gradient that is not zero; gradients are finite, for
+    logits and features of up to 1e4 and in bf16 too; none reaches the teacher; the loss is continuous in every field
+    that is a number, at both ends of its range; the order of the samples does not matter; a batch of one sample and a
+    problem of one class work; models of other dtypes, and of a GPU where there is one, work; the hard weight is finite
+    and not negative. A distiller that works without labels says so, by `needs_labels`.
 
     A distiller of features is tried on a map `[B, C, H, W]`, a sequence `[B, L, C]` and a vector `[B, C]` at once. Its
     projectors, where student and teacher differ in channels, get finite gradients that are not all zero.
@@ -105,7 +109,12 @@ def total(subject: Subject, student: Outputs, teacher: Outputs) -> Tensor:
     terms = soft(subject, student, teacher)
     classes = student.logits.shape[-1]
     hard = F.cross_entropy(student.logits.float().reshape(-1, classes), targets(student.logits).reshape(-1))
-    return torch.stack([term.float() for term in terms.terms.values()]).sum() + terms.hard_weight * hard
+    return summed(terms) + terms.hard_weight * hard
+
+
+def summed(terms: LossTerms) -> Tensor:
+    """All soft terms in one, without the hard loss."""
+    return torch.stack([term.float() for term in terms.terms.values()]).sum()
 
 
 def backward(loss: Tensor) -> None:
@@ -135,6 +144,46 @@ def scalar_terms(subject: Subject) -> None:
         assert term.ndim == 0, f"a soft term should be a scalar, but {name!r} has shape {tuple(term.shape)}"
     weight = terms.hard_weight
     assert 0 <= weight < float("inf"), f"the hard weight should be finite and not negative, but it is {weight!r}"
+
+
+def soft_terms_teach(subject: Subject) -> None:
+    """The soft terms alone move the student: the hard loss, which always does, is left out.
+
+    Weights that are 0 are lifted, since without them nothing is taught. Labels that are the teacher's own answers are
+    tried too: some distillers leave out what it gets wrong. A hard weight that follows the teacher teaches as well.
+    """
+    student = made(subject, 8, 10, seed=0)
+    what = "features" if subject.distiller.features == "pairs" else "logits"
+    for distiller in lifted(subject.distiller):
+        weights = set()
+        for seed in range(1, 5):
+            teacher, ours = made(subject, 8, 10, seed=seed), learning(student)
+            for labels in (targets(student.logits), teacher.logits.argmax(-1)):
+                terms = soft(replace(subject, distiller=distiller), ours, teacher, labels)
+                weights.add(float(terms.hard_weight))
+                loss = summed(terms)
+                if loss.requires_grad:
+                    backward(loss)
+                grads = [leaf.grad for name, leaf in leaves(ours) if (name == "logits") == (what == "logits")]
+                if len(weights) > 1 or any(grad is not None and grad.any() for grad in grads):
+                    return
+    raise AssertionError(
+        f"the soft terms alone should give the student's {what} a gradient that is not zero where student and teacher "
+        "differ, but they give none; compute them from the student's tensors, without detach"
+    )
+
+
+def lifted(distiller: Distiller) -> Iterator[Distiller]:
+    """The plug-in, and the same with its numbers that are 0 at their default, or where that is 0 too, above 0."""
+    yield distiller
+    raised = {}
+    for name, (_, top) in numbers(distiller).items():
+        if getattr(distiller, name) == 0:
+            default = type(distiller).model_fields[name].default
+            usual = isinstance(default, int | float) and default != 0
+            raised[name] = default if usual else min(1.0, top)
+    if raised:
+        yield with_fields(distiller, raised)
 
 
 def finite_gradients(subject: Subject) -> None:
@@ -204,15 +253,14 @@ def says_whether_it_needs_labels(subject: Subject) -> None:
 
 
 def continuous_at_the_ends(subject: Subject) -> None:
-    """A weight of almost 0 (or 1) does almost what 0 (or 1) does."""
+    """A number that is almost at an end of its range does almost what it does there."""
     student, teacher = made(subject, 8, 10, seed=0), made(subject, 8, 10, seed=1)
-    step = 1e-6
-    for name, end in ends(subject.distiller):
-        values = []
-        for at in (end, abs(end - step)):
-            values.append(
-                float(total(replace(subject, distiller=with_field(subject.distiller, name, at)), student, teacher))
-            )
+    for name, end, near in ends(subject.distiller):
+        try:
+            both = [with_fields(subject.distiller, {name: at}) for at in (end, near)]
+        except ValidationError:  # the other options do not allow this end
+            continue
+        values = [float(total(replace(subject, distiller=one), student, teacher)) for one in both]
         gap = abs(values[0] - values[1])
         limit = 1e-3 * (1 + abs(values[0]))
         assert gap <= limit, f"the loss should be continuous in {name!r}, but it jumps by {gap:g} at {end:g}"
@@ -241,23 +289,33 @@ def trained_projectors(subject: Subject) -> None:
         assert taught, f"the projector of {name!r} should get a gradient that is not zero, but it gets none"
 
 
-def ends(distiller: Distiller) -> Iterator[tuple[str, float]]:
-    """Names of the fields that are numbers from 0 on, each with 0, and with 1 where that is the largest allowed."""
-    for name, field in type(distiller).model_json_schema().get("properties", {}).items():
-        if field.get("type") == "number" and field.get("minimum") == 0:
-            yield name, 0.0
-            if field.get("maximum") == 1:
-                yield name, 1.0
+def ends(distiller: Distiller) -> Iterator[tuple[str, float, float]]:
+    """Each finite end of the range of a field that is a number: its name, the end, and a number just inside."""
+    for name, (low, high) in numbers(distiller).items():
+        for end, inwards in ((low, 1), (high, -1)):
+            if math.isfinite(end):
+                yield name, end, end + inwards * min(STEP * (abs(end) or 1.0), (high - low) / 2)
 
 
-def with_field(distiller: Distiller, name: str, value: float) -> Distiller:
-    """The same plug-in with one option changed, validated anew."""
-    return type(distiller).model_validate({**distiller.model_dump(), name: value})
+def numbers(distiller: Distiller) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest value of each field that is a number; infinite where it may not be reached."""
+    found = {}
+    for name, field in type(distiller).model_json_schema(by_alias=False).get("properties", {}).items():
+        forms = [form for form in (field, *field.get("anyOf", ())) if form.get("type") == "number"]
+        if forms:
+            found[name] = (forms[0].get("minimum", -math.inf), forms[0].get("maximum", math.inf))
+    return found
+
+
+def with_fields(distiller: Distiller, values: Mapping[str, float]) -> Distiller:
+    """The same plug-in with some options changed, validated anew."""
+    return type(distiller).model_validate({**distiller.model_dump(), **values})
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     scalar_terms,
     zero_for_equal_models,
+    soft_terms_teach,
     finite_gradients,
     other_dtypes_and_devices,
     no_gradient_into_the_teacher,

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+from pydantic import model_validator
 
 from kdq_core.api import Batch, Distiller, Field, LossTerms, View
 from kdq_core.catalog import Catalog
@@ -117,6 +118,64 @@ class JumpsAtZero(Squared):
         return LossTerms({"soft": (self.beta > 0) * (student - teacher).square().mean()}, 1.0)
 
 
+class JumpsAtTheTop(Squared):
+    beta: float = Field(default=1.0, ge=0, le=1000)
+
+    def terms(self, student, teacher):
+        return LossTerms({"soft": (self.beta if self.beta < 1000 else 0) * (student - teacher).square().mean()}, 1.0)
+
+
+class JumpsAtTheBottom(Squared):
+    temperature: float | None = Field(default=None, ge=0.5, le=8)
+
+    def terms(self, student, teacher):
+        return LossTerms({"soft": (self.temperature != 0.5) * (student - teacher).square().mean()}, 1.0)
+
+
+class OneOrTheOther(Squared):
+    """Not broken: each weight has an end that the other does not let it reach."""
+
+    beta: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _a_whole(self):
+        if self.alpha + self.beta != 1:
+            raise ValueError("the two weights make 1")
+        return self
+
+
+class Detached(Squared):
+    def terms(self, student, teacher):
+        return super().terms(student.detach(), teacher)
+
+
+class OnlyNamesTheStudent(Squared):
+    def terms(self, student, teacher):
+        return LossTerms({"soft": 0 * student.sum()}, 1.0)
+
+
+class DetachedWithoutLabels(Squared):
+    def terms(self, student, teacher):
+        return LossTerms({"soft": (student.detach() - teacher).square().mean()})
+
+
+class OnlyRight(Squared):
+    """Not broken: learns from the teacher where it is right."""
+
+    needs_labels: ClassVar[bool] = True
+
+    def loss(self, student, teacher, batch):
+        right = (teacher.logits.argmax(1) == batch.targets)[:, None].float()
+        return self.terms(student.logits.float() * right, teacher.logits.detach().float() * right)
+
+
+class Reweighs(Squared):
+    """Not broken: says how much the labels count, by how sure the teacher is."""
+
+    def terms(self, student, teacher):
+        return LossTerms({"soft": 0 * student.sum()}, float(teacher.softmax(1).amax(1).mean()))
+
+
 class WantsLabels(Squared):
     def loss(self, student, teacher, batch):
         assert batch.targets.ndim == 1
@@ -152,19 +211,19 @@ class LeaksFeatures(Vectors):
         return self.terms(student.features["vector"].float(), teacher.features["vector"].float())
 
 
+class LogitsOnly(Vectors):
+    def loss(self, student, teacher, batch):
+        return self.terms(student.logits.float(), teacher.logits.detach().float())
+
+
 class StrangeProjector(Vectors):
     def projectors(self, student, teacher):
         return super().projectors(student, teacher) | {"other": torch.nn.Identity()}
 
 
 class IdleProjector(Vectors):
-    def loss(self, student, teacher, batch):
-        return self.terms(student.logits.float(), teacher.logits.detach().float() + 1 - 1)
-
-    zero_for_equal_models: ClassVar[bool] = False
-
-    def terms(self, student, teacher):
-        return LossTerms({"soft": (student - teacher).square().mean() + 1}, 1.0)
+    def projectors(self, student, teacher):
+        return super().projectors(student, teacher) | {"map": torch.nn.Conv2d(4, 6, 1)}
 
 
 class Wild(torch.nn.Linear):
@@ -188,11 +247,17 @@ class WildProjector(Vectors):
         (LooksAtOrder, "the order of samples should not matter, but term 'soft' moves by"),
         (Jumps, "the loss should be continuous in 'alpha', but it jumps by"),
         (JumpsAtZero, "the loss should be continuous in 'beta', but it jumps by"),
+        (JumpsAtTheTop, "the loss should be continuous in 'beta', but it jumps by"),
+        (JumpsAtTheBottom, "the loss should be continuous in 'temperature', but it jumps by"),
+        (Detached, "the soft terms alone should give the student's logits a gradient that is not zero"),
+        (DetachedWithoutLabels, "the soft terms alone should give the student's logits a gradient that is not zero"),
+        (OnlyNamesTheStudent, "the soft terms alone should give the student's logits a gradient that is not zero"),
+        (LogitsOnly, "the soft terms alone should give the student's features a gradient that is not zero"),
         (WantsLabels, "a batch without labels should work, or the class should say needs_labels = True, but it raises"),
         (NeedsFloat32, "the loss should be finite, but it is inf for a student in torch.float64"),
         (LeaksFeatures, "no gradient should reach the teacher, but one did reach its vector; detach its tensors"),
         (StrangeProjector, "projectors should be for the pairs map, sequence, vector, but one is for 'other'"),
-        (IdleProjector, "the projector of 'vector' should get a gradient that is not zero, but it gets none"),
+        (IdleProjector, "the projector of 'map' should get a gradient that is not zero, but it gets none"),
         (WildProjector, "the projector of 'vector' should get finite gradients"),
     ],
 )
@@ -204,6 +269,11 @@ def test_the_distiller_kit_names_the_broken_promise(broken, sentence):
     with pytest.raises(AssertionError) as caught:
         check_distiller(broken())
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("sound", [OneOrTheOther(), OnlyRight(), Reweighs(), Squared(alpha=0)])
+def test_the_distiller_kit_lets_unusual_distillers_pass(sound):
+    check_distiller(sound)
 
 
 class Small(Digits):
