@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdq_core.quantization.capture import Attention, BatchNorm, Dropout, module_path
     from kdq_core.quantization.culprit import why_untraceable
     from kdq_core.quantization.fake import FakeQuantize, Grid
+    from kdq_core.quantization.layers import own_norm
     from kdq_core.quantization.levels import LevelsFakeQuantize
     from kdq_core.quantization.minmax import MinMaxFakeQuantize
     from kdq_core.quantization.ops import dequantize, dynamic_linear, quantize
@@ -39,6 +40,7 @@ _LAZY = {
     "BatchNorm": "kdq_core.quantization.capture",
     "Dropout": "kdq_core.quantization.capture",
     "module_path": "kdq_core.quantization.capture",
+    "own_norm": "kdq_core.quantization.layers",
     "LevelsFakeQuantize": "kdq_core.quantization.levels",
     "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
     "departures_of_conversion": "kdq_core.quantization.walk",
@@ -62,7 +64,8 @@ __all__ = [
     "MinMaxFakeQuantize", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
     "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError",
     "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hookimpl",
-    "module_path", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable",
+    "module_path", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru", "traced_lstm",
+    "why_untraceable",
 ]  # fmt: skip
 
 

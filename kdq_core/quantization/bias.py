@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from kdq_core.quantization.capture import BatchNorm
 from kdq_core.quantization.fake import FakeQuantize
+from kdq_core.quantization.layers import norm_behind, own_norm
 
 if TYPE_CHECKING:
     from kdq_core.kinds import Place
@@ -72,15 +73,12 @@ def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> N
             continue
         for op in list(call.users):
             x = _source(cast(fx.Node, op.args[0]), calls)
-            bias, norm, tail = _bias(prepared, op), None, op
-            after = next(iter(op.users)) if len(op.users) == 1 else None
-            if after is not None and after.op == "call_module" and isinstance(modules[after.target], BatchNorm):
-                norm, tail = cast(BatchNorm, modules[after.target]), after
+            bias, norm = _bias(prepared, op), norm_behind(prepared, op)
             if x is None or (bias is None and norm is None):
                 continue
             key = f"{op.name}_bias"
             holder[key] = RoundBias(x, weight, bias, norm, last=weight.place.operator == "linear")
-            _behind(prepared.graph, tail, f"bias_rounding.{key}")
+            _behind(prepared.graph, own_norm(prepared, op) or op, f"bias_rounding.{key}")
 
 
 def _source(node: fx.Node, calls: dict[fx.Node, Any]) -> FakeQuantize | None:

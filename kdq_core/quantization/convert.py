@@ -1,7 +1,7 @@
 """Convert: a prepared model becomes a graph of integers, quantize and dequantize, ready for export.
 
-Batch-norm that follows a conv or linear directly is folded. The integers of the folded weight are those of the
-simulation: `W * gamma / sigma = (scale * |gamma / sigma|) * (sign(gamma) * q)`.
+Batch-norm that directly follows a conv or linear, over its channels, is folded. The integers of the folded weight are
+those of the simulation: `W * gamma / sigma = (scale * |gamma / sigma|) * (sign(gamma) * q)`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from kdq_core.errors import StageError
 from kdq_core.kinds import Place
 from kdq_core.quantization import ops  # noqa: F401  (registers kdq::quantize and kdq::dequantize)
 from kdq_core.quantization.bias import RoundBias
-from kdq_core.quantization.capture import BatchNorm, Dropout
+from kdq_core.quantization.capture import Dropout
 from kdq_core.quantization.convert_recurrent import convert_recurrent
 from kdq_core.quantization.dynamic import RoundDynamically
 from kdq_core.quantization.fake import FakeQuantize, Grid
+from kdq_core.quantization.layers import norm_behind, own_norm
 from kdq_core.quantization.prepare import PLACES, RELU
 
 QUANTIZE = torch.ops.kdq.quantize.default
@@ -207,9 +208,8 @@ class _Converter:
         arg = op.args[2] if len(op.args) > 2 else None
         bias = self._value(arg).double() if arg is not None else None
         scale = grid.scale.double()
-        after = next(iter(op.users)) if len(op.users) == 1 else None
-        module = self.model.get_submodule(cast(str, after.target)) if after and after.op == "call_module" else None
-        if after is None or not isinstance(module, BatchNorm):
+        after, module = own_norm(self.model, op), norm_behind(self.model, op)
+        if after is None or module is None:
             return scale, bias
         factor = module.factor()
         bias = module.offset() + ((0.0 if bias is None else bias) - module.running_mean.double()) * factor

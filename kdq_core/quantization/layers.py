@@ -21,12 +21,23 @@ def only_reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(readers) == 1 else None
 
 
+def own_norm(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The call of a batch norm that alone reads the conv or linear `node`, over the layer's own output channels.
+
+    Only that one can be folded into the layer. Batch norm is over axis 1, where a linear layer has its channels if it
+    gives `[B, C]`: behind `[B, L, C]` it normalises L. Weights have as many axes as outputs with channels in axis 1.
+    """
+    after = only_reader(node) if node.target in LAYERS else None
+    if after is None or after.op != "call_module" or not isinstance(graph.get_submodule(str(after.target)), BatchNorm):
+        return None
+    weight = cast(fx.Node, node.args[1])
+    return after if node.meta["val"].dim() == weight.meta["val"].dim() else None
+
+
 def norm_behind(graph: fx.GraphModule, node: fx.Node) -> BatchNorm | None:
-    """The batch norm that alone reads the layer `node`, over the layer's own channels."""
-    after = only_reader(node)
-    module = graph.get_submodule(str(after.target)) if after is not None and after.op == "call_module" else None
-    own = node.target in CONVS or node.meta["val"].dim() == 2
-    return module if isinstance(module, BatchNorm) and own else None
+    """The module that `own_norm` calls."""
+    after = own_norm(graph, node)
+    return None if after is None else cast(BatchNorm, graph.get_submodule(str(after.target)))
 
 
 def parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> nn.Parameter | None:

@@ -50,7 +50,7 @@ REASONS = {
     "matmul": "products between activations gain nothing in int8",
     "softmax": "softmax between float products stays float",
     "layer_norm": "ONNX Runtime has no int8 kernel for layer_norm, and it needs the float range",
-    "batch_norm": "no conv or linear stands directly in front of it to take it in",
+    "batch_norm": "no conv or linear directly in front of it can take it in",
     "rnn": "ONNX Runtime has no int8 kernel for plain recurrent layers",
 }
 SAME_AS = {"bmm": "matmul", "baddbmm": "matmul", "einsum": "matmul", "rnn_tanh": "rnn", "rnn_relu": "rnn"}

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from torch.fx import GraphModule, Node
 
-from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, module_path
+from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, module_path, own_norm
 from kdq_targets.ort_operators import (
     COPIES,
     FOLDED,
@@ -111,7 +111,7 @@ class Finder:
 
     def _chain(self, node: Node) -> list[Node]:
         steps: tuple[Callable[[Node], bool], ...] = (
-            lambda n: self._calls(n, BatchNorm) and self.kind(node) in ("conv", "linear"),
+            lambda n: n is own_norm(self.graph, node),
             lambda n: n.target in FOLDED,
         )
         chain = [node]
