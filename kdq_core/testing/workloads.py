@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from kdq_core.errors import StageError
 from kdq_core.kinds import Workload, takes_views
+from kdq_core.spec import STUDENTS
+from kdq_core.teachers.source import reading
 from kdq_core.tensors import Batch, Outputs, Split, View
 from kdq_core.training.losses import check_names, outputs_of
 
@@ -20,7 +22,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 BATCH = 16
 
 
-def check_workload(workload: Workload) -> None:
+def check_workload(workload: Workload, *, teacher_inputs: Sequence[str] = ()) -> None:
     """Check the promises of a workload.
 
     The fingerprint is a stable sha256; each pass gives every sample number 0..N-1 once; the same seed and epoch give
@@ -36,12 +38,15 @@ def check_workload(workload: Workload) -> None:
 
     Args:
         workload: the plug-in, with the options to check.
+        teacher_inputs: names of the inputs that the teacher reads (`Batch.extra`), as a recipe's 'teacher.inputs' has
+            them; none: the student's.
 
     Raises:
         AssertionError: a promise is broken; the text says which.
     """
     for check in CHECKS:
         check(workload)
+    usable_models(workload, teacher_inputs)
 
 
 def collect(
@@ -141,15 +146,19 @@ def disjoint_splits(workload: Workload) -> None:
         assert not shared, f"splits should be disjoint, but {shared} samples of {one!r} are in {other!r} too"
 
 
-def usable_models(workload: Workload) -> None:
+def usable_models(workload: Workload, teacher_inputs: Sequence[str] = ()) -> None:
     """Models are repeatable, agree in shape, have finite logits and can be exported; the loss has a gradient."""
-    batch, *later = collect(workload, "train")
-    shapes = {}
-    for name, make in (("teacher", workload.teacher), ("student", workload.student)):
+    batches, shapes = collect(workload, "train"), {}
+    models = (("teacher", workload.teacher, tuple(teacher_inputs)), ("student", workload.student, ()))
+    for name, make, reads in models:
+        try:
+            batch, *later = (reading(one, reads) for one in batches)
+        except StageError as error:
+            raise AssertionError(str(error)) from error
         model, twin = seeded(make), seeded(make)
         for key, value in model.state_dict().items():
             assert torch.equal(value, twin.state_dict()[key]), f"the same seed should give the same {name}: {key!r}"
-        outputs = outputs_of(model, batch)
+        outputs = answered(name, model, batch, reads)
         given = outputs.tasks or {"": outputs.logits}
         for logits in given.values():
             assert logits.isfinite().all(), f"the {name}'s logits should be finite, but they are not"
@@ -172,6 +181,24 @@ def usable_models(workload: Workload) -> None:
         torch.export.export(model.eval(), batch.inputs, strict=False)
     said = {name: given.get("", given) for name, given in shapes.items()}
     assert shapes["teacher"] == shapes["student"], f"teacher and student should give one shape, but give {said}"
+
+
+def answered(name: str, model: nn.Module, batch: Batch, reads: Sequence[str]) -> Outputs:
+    """What a model gives for a batch, of which it reads the inputs `reads`, or the student's without names."""
+    try:
+        return outputs_of(model, batch)
+    except StageError as error:
+        raise AssertionError(str(error)) from error
+    except Exception as error:
+        own = " and ".join(
+            repr(given) if given != STUDENTS else "the student's inputs" for given in reads or (STUDENTS,)
+        )
+        shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
+        hint = "; where a recipe names others in 'teacher.inputs', give check_workload their names as 'teacher_inputs'"
+        raise AssertionError(
+            f"the {name} should answer for {own}, of shape {shapes}, but it raises {error!r}"
+            f"{hint if name == 'teacher' else ''}"
+        ) from error
 
 
 def additive_over_tasks(workload: Workload, outputs: Outputs, batch: Batch) -> None:
@@ -199,5 +226,4 @@ CHECKS: tuple[Callable[[Workload], None], ...] = (
     same_seed_same_batches,
     a_view_decides_what_a_sample_looks_like,
     disjoint_splits,
-    usable_models,
 )
