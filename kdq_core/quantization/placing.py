@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Step = Callable[[fx.Node], Iterable[fx.Node]]
 SHOWN = 12
 """Names an error lists."""
+ROLES = {"weights": "weight", "activations": "activation"}
+"""Fields of a rule, each with the role of the places it is about."""
 NO_LAYER = "the model has no layer that the target can quantize; it needs at least one conv or linear"
 
 
@@ -45,13 +47,14 @@ def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: Qu
         spec: bits and rules.
 
     Raises:
-        RecipeError: a rule matches nothing, or the rules skip all there is.
+        RecipeError: a rule matches nothing or changes nothing, or the rules skip all there is.
         StageError: the quantizer has nothing to quantize.
     """
     places = target.places(graph)
     if not any(place.role == "weight" for place in places):
         raise StageError(NO_LAYER)
     check_rules(spec.rules, places)
+    check_effects(spec.rules, places, quantizer)
     skipped = {f"{place.path}:{place.operator}" for place in places if _stated(place, spec.rules, "skip", False)}
     keep = tuple(sorted(skipped))
     if keep:
@@ -123,6 +126,51 @@ def check_rules(rules: Sequence[Rule], places: Sequence[Place]) -> None:
                 f"quantize.rules[{index}]: {rule.match!r} is no operator that could be left in float; skip the layers "
                 "that read the input"
             )
+
+
+def check_effects(rules: Sequence[Rule], places: Sequence[Place], quantizer: Quantizer) -> None:
+    """Refuse a rule that states bits for nothing that has any.
+
+    One of the fields it states is enough. What other rules skip counts here: they may be meant for the same layers.
+
+    Args:
+        rules: of the recipe; each matches a place.
+        places: of the target, with nothing skipped.
+        quantizer: says which of them get integers.
+
+    Raises:
+        RecipeError: says what the rule states, why that changes nothing, and what can be matched instead.
+        StageError: the quantizer has nothing to quantize.
+    """
+    kept = _wanted(places, quantizer)
+    for index, rule in enumerate(rules):
+        stated = {field: role for field, role in ROLES.items() if getattr(rule, field) is not None}
+        open_to = [place for place in kept if place.role in stated.values()]
+        if rule.skip is not None or any(_matches(rule, place) for place in open_to):
+            continue
+        why = " and ".join(_why_nothing(rule, role, places, quantizer.activations) for role in stated.values())
+        names = sorted({place.path or place.operator for place in open_to})
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        instead = f"match one of {listing(names[:SHOWN])}{more}, or leave the rule out" if names else "leave it out"
+        fields = " and ".join(f"{field!r}" for field in stated)
+        raise RecipeError(
+            f"quantize.rules[{index}]: {rule.match!r} states {fields}, which changes nothing: {why}; {instead}"
+        )
+
+
+def _why_nothing(rule: Rule, role: str, places: Sequence[Place], ranges: str) -> str:
+    """Why no place of this role that the rule matches gets bits."""
+    if role == "activation" and ranges != "static":
+        return {
+            "none": "the quantizer leaves all activations in float",
+            "dynamic": "the runtime measures the ranges of activations for each batch, always with 8 bits",
+        }[ranges]
+    if any(place.role == role and _matches(rule, place) for place in places):
+        return "with ranges measured for each batch a conv keeps float weights"
+    kinds = listing(sorted({place.operator for place in places if _matches(rule, place)}))
+    if role == "weight":
+        return f"what it matches ({kinds}) has no weights"
+    return f"what it matches ({kinds}) gives floats: nothing behind it takes integers"
 
 
 def _matches(rule: Rule, place: Place) -> bool:

@@ -9,7 +9,9 @@ from kdq_core.errors import RecipeError
 from kdq_core.quantization.capture import capture, module_path
 from kdq_core.quantization.placing import placed
 from kdq_core.spec import QuantizeSpec, Recipe
+from kdq_quantizers.dynamic import Dynamic
 from kdq_quantizers.minmax_qat import MinMaxQat
+from kdq_quantizers.weight_only import WeightOnly
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from kdq_targets.openvino_cpu import OpenVinoCpu
 
@@ -240,6 +242,74 @@ def test_a_rule_that_matches_nothing_lists_near_names(graph):
         "quantize.rules[1]: no operator matches 'hiden'; did you mean 'hidden'? "
         "The model has body, head, hidden, stem; types of operator: add, conv, input, linear."
     )
+
+
+LAYERS = "body, head, hidden, stem"
+WITHOUT = "leave the rule out"
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "rule", "refused"),
+    [
+        (
+            MinMaxQat(), {"match": "add", "weights": 4},
+            "'add' states 'weights', which changes nothing: what it matches (add) has no weights; "
+            f"match one of {LAYERS}, or {WITHOUT}",
+        ),
+        (
+            Dynamic(), {"match": "body", "weights": 4},
+            "'body' states 'weights', which changes nothing: with ranges measured for each batch a conv keeps float "
+            f"weights; match one of head, hidden, or {WITHOUT}",
+        ),
+        (
+            Dynamic(), {"match": "hidden", "activations": 4},
+            "'hidden' states 'activations', which changes nothing: the runtime measures the ranges of activations for "
+            "each batch, always with 8 bits; leave it out",
+        ),
+        (
+            WeightOnly(), {"match": "conv", "activations": 4},
+            "'conv' states 'activations', which changes nothing: the quantizer leaves all activations in float; "
+            "leave it out",
+        ),
+        (
+            WeightOnly(), {"match": "add", "weights": 4, "activations": 4},
+            "'add' states 'weights' and 'activations', which changes nothing: what it matches (add) has no weights and "
+            f"the quantizer leaves all activations in float; match one of {LAYERS}, or {WITHOUT}",
+        ),
+    ],
+    ids=lambda value: value["match"] if isinstance(value, dict) else type(value).__name__,
+)  # fmt: skip
+def test_a_rule_that_changes_nothing_is_refused(graph, quantizer, rule, refused):
+    spec = QuantizeSpec.model_validate({"rules": [{"match": "stem", "skip": False}, rule]})
+    with pytest.raises(RecipeError) as caught:
+        placed(graph, OnnxRuntimeCpu(reduce_range="off"), quantizer, spec)
+    assert str(caught.value) == f"quantize.rules[1]: {refused}"
+
+
+def test_a_layer_whose_output_stays_float_has_no_bits_of_activations():
+    normed = capture(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)), (torch.randn(2, 6),))
+    with pytest.raises(RecipeError) as caught:
+        bits(normed, rules=[{"match": "0", "weights": 4, "activations": 4}, {"match": "0", "activations": 4}])
+    assert str(caught.value) == (
+        "quantize.rules[1]: '0' states 'activations', which changes nothing: what it matches (linear) gives floats: "
+        f"nothing behind it takes integers; match one of 1, 2, input, or {WITHOUT}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "rules"),
+    [
+        (MinMaxQat(), [{"match": "add", "weights": 4, "activations": 4}]),
+        (WeightOnly(), [{"match": "*", "weights": 4, "activations": 4}]),
+        (Dynamic(), [{"match": "*", "weights": 4}]),
+        (Dynamic(), [{"match": "conv", "weights": 4, "skip": True}]),
+        (WeightOnly(), [{"match": "add", "skip": True}]),
+        (MinMaxQat(), [{"match": "body", "activations": 4}, {"match": "body", "skip": True}]),
+        (MinMaxQat(), [{"match": "linear", "skip": True}, {"match": "hidden", "activations": 4}]),
+    ],
+)
+def test_one_effect_of_a_rule_is_enough_and_what_others_skip_counts(graph, quantizer, rules):
+    placed(graph, OnnxRuntimeCpu(reduce_range="off"), quantizer, QuantizeSpec.model_validate({"rules": rules}))
 
 
 @pytest.mark.parametrize(
