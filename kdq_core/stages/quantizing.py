@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from kdq_core.errors import StageError
-from kdq_core.quantization.capture import capture
+from kdq_core.quantization.capture import BatchNorm, capture
 from kdq_core.quantization.equalize import equalize
 from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase, weights_of
@@ -66,6 +66,8 @@ def _started(context: StageContext, device: torch.device) -> tuple[nn.Module, Gr
     student = context.load_into(context.workload.student(), "distill")
     context.seeded("quantize")
     graph = capture(student, context.example())
+    if spec.reestimate_batch_norm and not any(isinstance(module, BatchNorm) for module in graph.modules()):
+        raise StageError(_nothing("reestimate_batch_norm", "a batch norm"))
     if spec.equalize and not equalize(graph):
         raise StageError(_nothing("equalize", "two layers in a row with nothing between them but relu"))
     model = _prepared(context, graph).to(device)

@@ -22,6 +22,7 @@ class Lone(Tiny):
     [
         ("equalize", "two layers in a row with nothing between them but relu"),
         ("bias_correction", "a quantized layer with a bias, or a batch norm behind it"),
+        ("reestimate_batch_norm", "a batch norm"),
     ],
 )
 def test_a_refinement_that_finds_nothing_is_refused(
