@@ -18,7 +18,8 @@ Costs
     As `minmax-qat`; the weights' range is measured once.
 Limits
     A stated step serves all tensors alike, at any number of bits: with 8 bits and q = 0.1 weights beyond 12.7 are
-    clipped, with 4 bits those beyond 0.7. One step a tensor wastes levels of channels with small weights; a step too
+    clipped (beyond 6.3 where the target keeps weights to -63..63, as on CPUs without VNNI), with 4 bits those beyond
+    0.7. One step a tensor wastes levels of channels with small weights; a step too
     large makes all of them zero. Weights that outgrow a step from data are clipped.
 """
 
