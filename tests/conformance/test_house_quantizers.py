@@ -15,6 +15,7 @@ from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
     [
         (Lsq(), 4), (Lsq(), 2), (Lsq(offset=True), 2), (Pact(), 4), (Pact(), 2), (DoReFa(), 4),
         (DoReFa(), 2), (Static(), 8), (Static(observer="mse"), 4), (Static(observer="minmax", weights="minmax"), 2),
+        (Static(observer="entropy"), 8), (Static(observer="percentile"), 8),
     ],
     ids=repr,
 )  # fmt: skip

@@ -21,8 +21,8 @@ CONV_NET, CONV_1D, TRANSFORMER, TABLE = (
     ("quantizer", "bits", "toy"),
     [
         (FixedStep(), (8, 8), CONV_1D), (FixedStep(step=0.05), (4, 4), CONV_NET),
-        (PowerOfTwo(rounding="nearest"), (3, 4), CONV_NET), (Apot(), (4, 8), TRANSFORMER),
-        (Codebook(scope="tensor"), (2, 4), CONV_NET), (Dynamic(), (8, 8), TRANSFORMER),
+        (PowerOfTwo(rounding="nearest"), (3, 4), CONV_NET), (PowerOfTwo(), (2, 2), CONV_NET),
+        (Apot(), (4, 8), TRANSFORMER), (Codebook(scope="tensor"), (2, 4), CONV_NET), (Dynamic(), (8, 8), TRANSFORMER),
         (Dynamic(), (4, 8), CONV_NET), (WeightOnly(), (8, 8), TABLE), (WeightOnly(group=4), (4, 8), CONV_NET),
     ],
     ids=lambda value: getattr(value, "name", None) or repr(value),
