@@ -15,13 +15,13 @@ from torch.fx import GraphModule
 from kdq_core.errors import StageError
 from kdq_core.quantization.capture import BatchNorm, capture
 from kdq_core.quantization.equalize import equalize
-from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase, weights_of
 from kdq_core.quantization.refine import correct_biases, reestimate_batch_norm
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.spec import QuantizeSpec
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.learning import taught
+from kdq_core.stages.placing import placement
 from kdq_core.tensors import Batch
 from kdq_core.training.control import check_labels, gains, remembered
 from kdq_core.training.fit import Loss, to_device
@@ -112,11 +112,6 @@ def _finished(context: StageContext, model: GraphModule, device: torch.device) -
         reestimate_batch_norm(model, _calibration(context, device))
     set_phase(model, observe=False, quantize=True, freeze_batch_norm=True)
     model.eval()
-
-
-def placement(context: StageContext, graph: GraphModule) -> Placement:
-    """Where quantizers go in the captured student under the recipe's rules."""
-    return placed(graph, context.target, context.quantizer, context.recipe.quantize)
 
 
 def quantized_student(context: StageContext) -> GraphModule:

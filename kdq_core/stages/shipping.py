@@ -13,7 +13,8 @@ from kdq_core.quantization.convert import convert, output_scales
 from kdq_core.records import Artifact, EvaluationReport, Metric
 from kdq_core.spec import Role
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
-from kdq_core.stages.quantizing import placement, quantized_student
+from kdq_core.stages.placing import placement
+from kdq_core.stages.quantizing import quantized_student
 from kdq_core.stages.teaching import the_teacher
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
