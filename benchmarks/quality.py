@@ -217,9 +217,10 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         flips, prepared = (", ".join(f"{m['int8'][k]:.0f}" for m in runs) for k in FLIPS)
         lsb = max(models["int8"]["parity_p99_lsb"] for models in runs)
         ratio = statistics.mean(models["student"]["bytes"] / models["int8"]["bytes"] for models in runs)
-        mean, before = statistics.mean(shipped[name]), statistics.mean(floats[name])
+        mean = statistics.mean(shipped[name])
+        before = "" if name.endswith(ALONE) else f"{statistics.mean(floats[name]):.2f}"
         rows.append(
-            f"| {name} | {before:.2f} | {mean:.2f} | {each} | {against} | {gain} | {flips} | {prepared} | {lsb:g} "
+            f"| {name} | {before} | {mean:.2f} | {each} | {against} | {gain} | {flips} | {prepared} | {lsb:g} "
             f"| {ratio:.2f} |"
         )
     few, only = "", ""
