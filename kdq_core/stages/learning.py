@@ -39,12 +39,12 @@ def train_teacher(context: StageContext) -> Checkpoint:
             "name a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file"
         )
     check_student(context)
-    untrained = [(empty_member if m.trained else read_member)(m, context.workload) for m in spec.members]
+    given = [(empty_member if m.trained else read_member)(m, context.workload) for m in spec.members]
     device = accelerator.device
-    rehearse(context, OnlineTeacher(whole(spec, untrained).to(device), inputs=spec.reads), device)
+    rehearse(context, OnlineTeacher(whole(spec, given).to(device), inputs=spec.reads), device)
     for number, member in enumerate(spec.members):
         if not member.trained:
-            members.append(read_member(member, context.workload))
+            members.append(given[number])
             continue
         context.seeded(f"teacher {number + 1}" if number else "teacher")
         model = empty_member(member, context.workload)

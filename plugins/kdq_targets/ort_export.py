@@ -28,7 +28,7 @@ from kdq_core.api import (
     module_path,
     quantize,
     why_untraceable,
-)  # fmt: skip
+)
 from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.ort_float import widen
 from kdq_targets.ort_fuse import fuse
