@@ -81,6 +81,7 @@ class Setting:
         teacher_epochs: of the teacher.
         views: kept of each sample.
         few: number of labels; epochs over all samples, taught; epochs over the labelled ones alone, for the control.
+        longer: W8A8 once more, taught and control, for longer and over more views: the fit and the views.
     """
 
     about: str
@@ -91,6 +92,7 @@ class Setting:
     teacher_epochs: int
     views: int
     few: tuple[int, int, int] | None = None
+    longer: tuple[Fit, int] | None = None
 
 
 SETTINGS = {
@@ -99,6 +101,7 @@ SETTINGS = {
         "ResNet-14 of 0.7 million, which has seen all labels.",
         alone=Fit(128, (3e-3, 3e-3), epochs=5, qat=15), taught=Fit(64, (2e-3, 1e-3), epochs=20, qat=6),
         options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=128, teacher_epochs=16, views=6, few=(600, 12, 80),
+        longer=(Fit(64, (2e-3, 1e-3), epochs=30, qat=10), 12),
     ),
     "clinc150": Setting(
         about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one "
@@ -125,6 +128,11 @@ def variants(setting: Setting) -> dict[str, dict[str, Any]]:
         for bits in ("W8A8", "W4A4"):
             quantize = {**LSQ, **LOW[bits], "fit": taught.quantized()}
             made[f"{bits} lsq{who}"] = {"distill": float_, "quantize": quantize}
+        if setting.longer is not None:
+            fit, views = setting.longer
+            float_ = {**distiller, "fit": fit.section(fit.epochs)}
+            section = {"distill": float_, "quantize": {**LSQ, "fit": fit.quantized()}, "views": views}
+            made[f"W8A8 lsq, longer{who}"] = section
         if setting.few is not None:
             labels, epochs, without = setting.few
             few = {"distill": {**distiller, "fit": taught.section(without if who == CONTROL else epochs)}}
@@ -134,14 +142,15 @@ def variants(setting: Setting) -> dict[str, dict[str, Any]]:
 
 
 def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sections: dict[str, Any]) -> Recipe:
-    """One run of the teacher section `teacher`; `options` among `sections` are the workload's."""
-    rest = {name: section for name, section in sections.items() if name != "options"}
+    """One run of the teacher section `teacher`; `options` among `sections` are the workload's, `views` the cache's."""
+    rest = {name: section for name, section in sections.items() if name not in ("options", "views")}
+    views = sections.get("views", SETTINGS[asked.data].views)
     options = {"folder": asked.folder} | sections.get("options", {})
     return Recipe.model_validate({
         "name": asked.data,
         "seed": seed,
         "workload": {"use": asked.data, "options": options},
-        "teacher": {"cache": {"views": SETTINGS[asked.data].views}, **teacher},
+        "teacher": {"cache": {"views": views}, **teacher},
         "evaluate": ["quality", "size", "coverage", "parity"],
         "gates": [],
         **rest,
@@ -228,6 +237,10 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         labels, epochs, without = setting.few
         few = f". With {labels} labels: {epochs} epochs in float over all images, the others unlabelled"
         only = f". With {labels} labels: {without} epochs over the labelled images alone"
+    if setting.longer:
+        fit, views = setting.longer
+        only += f". *Longer*: {fit.epochs} epochs in float and {fit.qat} quantized, over {views} views of a sample "
+        only += f"instead of {setting.views}"
     teacher = "" if math.isnan(teaches) else f", top-1 {100 * teaches:.2f} %, one for all seeds"
     lines = [
         f"# Quality on {asked.data}",
