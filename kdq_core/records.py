@@ -42,9 +42,11 @@ class Gain(Frozen):
     samples: int = Field(ge=1, description="that both models were asked about")
 
     @property
-    def shown(self) -> bool:
-        """Whether the whole interval is on the better side of zero; for a loss that is below it."""
-        return self.low > 0 if self.metric.startswith("top1") else self.high < 0
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """On which side of zero the whole interval lies; of a loss, lower is better."""
+        if not (self.low > 0 or self.high < 0):
+            return "undecided"
+        return "better" if (self.low > 0) == self.metric.startswith("top1") else "worse"
 
 
 class Checkpoint(Frozen):

@@ -37,7 +37,7 @@ class GainFacts(Frozen):
     low: float
     high: float
     samples: int
-    shown: bool
+    verdict: Literal["better", "worse", "undecided"]
 
 
 class ArtifactFacts(Frozen):
@@ -101,7 +101,7 @@ def gains_of(entries: Mapping[str, Entry]) -> tuple[GainFacts, ...]:
     """What the students gained from the teacher, in the order of the stages."""
     records = {name: entry.record for name, entry in entries.items()}
     return tuple(
-        GainFacts(stage=name, shown=gain.shown, **gain.model_dump())
+        GainFacts(stage=name, verdict=gain.verdict, **gain.model_dump())
         for name, record in records.items()
         if isinstance(record, Checkpoint)
         for gain in record.gains
@@ -148,13 +148,20 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 """Heading, metric and format of each column of the closing table."""
 
 
+VERDICTS = {
+    "better": "with the teacher",
+    "worse": "WORSE with the teacher:",
+    "undecided": "no gain of the teacher shown:",
+}
+
+
 def line_of(gain: GainFacts) -> str:
-    """A gain in words; it is called one only where its interval lies on the better side of zero."""
+    """A gain in words; it is called one, or a harm, only where its whole interval lies on that side of zero."""
     kind, _, task = gain.metric.partition("/")
     scale, unit = (100, "points top-1") if kind == "top1" else (1, "hard loss")
     unit += f" of {task!r}" if task else ""
     low, high = (f"{scale * end:.3g}" for end in (gain.low, gain.high))
-    found = "with the teacher" if gain.shown else "no gain of the teacher shown:"
+    found = VERDICTS[gain.verdict]
     return f"{gain.stage}: {found} {scale * gain.difference:+.3g} {unit} ({low} to {high})"
 
 

@@ -16,7 +16,7 @@ SHOWN = Gain(metric="top1", taught=0.9, control=0.888, difference=0.012, low=0.0
 
 def told(**changed: Any) -> str:
     gain = SHOWN.model_copy(update=changed)
-    return line_of(GainFacts(stage="distill", shown=gain.shown, **gain.model_dump()))
+    return line_of(GainFacts(stage="distill", verdict=gain.verdict, **gain.model_dump()))
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,12 @@ def told(**changed: Any) -> str:
         ({"low": 0.00004}, "distill: with the teacher +1.2 points top-1 (0.004 to 2)"),
         ({"low": -0.006}, "distill: no gain of the teacher shown: +1.2 points top-1 (-0.6 to 2)"),
         ({"difference": -0.012, "low": -0.02, "high": -0.004},
-         "distill: no gain of the teacher shown: -1.2 points top-1 (-2 to -0.4)"),
+         "distill: WORSE with the teacher: -1.2 points top-1 (-2 to -0.4)"),
         ({"metric": "loss", "difference": -0.0123, "low": -0.02, "high": -0.004},
          "distill: with the teacher -0.0123 hard loss (-0.02 to -0.004)"),
-        ({"metric": "loss"}, "distill: no gain of the teacher shown: +0.012 hard loss (0.004 to 0.02)"),
+        ({"metric": "loss"}, "distill: WORSE with the teacher: +0.012 hard loss (0.004 to 0.02)"),
+        ({"metric": "loss/age", "low": -0.004},
+         "distill: no gain of the teacher shown: +0.012 hard loss of 'age' (-0.004 to 0.02)"),
     ],
 )  # fmt: skip
 def test_a_gain_is_called_one_only_where_its_interval_is_on_the_better_side(changed: dict[str, Any], line: str) -> None:
@@ -72,7 +74,7 @@ def test_a_stages_gains_reach_the_facts_the_page_and_mlflow(
         assert pipeline.run_stage(node.name, digests)[1] is False
     facts = pipeline.facts()
     (found,) = facts.model_dump(mode="json")["gains"]
-    assert found == {"stage": "distill", **SHOWN.model_dump(mode="json"), "shown": True}
+    assert found == {"stage": "distill", **SHOWN.model_dump(mode="json"), "verdict": "better"}
     assert heard.gains_of == {"distill": (SHOWN,)}
     _closing(facts)
     assert "\ndistill: with the teacher +1.2 points top-1 (0.4 to 2)\n" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_where_the_teacher_has_no_weight_the_control_is_the_student_bit_for_bit(
     assert len(record.history) == 2 * EPOCHS
     assert curves(record, "") == curves(record, "2/")
     (gained,) = record.gains
-    assert (gained.difference, gained.shown) == (0.0, False)
+    assert (gained.difference, gained.verdict) == (0.0, "undecided")
     assert (gained.metric, gained.samples) == ("top1", 64)
     assert gained.low < 0 < gained.high
 
@@ -183,13 +184,13 @@ def test_a_control_without_any_label_is_refused_before_anything_is_trained(run_o
 def test_a_workload_of_numbers_is_measured_by_its_loss_and_lower_is_better(run_of):
     distill = {"use": "regression-kd", "options": {"alpha": 0.0}, "control": True}
     (gained,) = run_of(distill=distill, numbers=True).entries["distill"].record.gains
-    assert (gained.metric, gained.difference, gained.shown) == ("loss", 0.0, False)
-    assert gained.model_copy(update={"low": -0.2, "high": -0.1}).shown
-    assert not gained.model_copy(update={"low": 0.1, "high": 0.2}).shown
+    assert (gained.metric, gained.difference, gained.verdict) == ("loss", 0.0, "undecided")
+    assert gained.model_copy(update={"low": -0.2, "high": -0.1}).verdict == "better"
+    assert gained.model_copy(update={"low": 0.1, "high": 0.2}).verdict == "worse"
+    assert gained.model_copy(update={"low": math.nan, "high": math.nan}).verdict == "undecided"
     right = gained.model_copy(update={"metric": "top1"})
-    assert [right.model_copy(update={"low": low, "high": low + 0.2}).shown for low in (0.1, 0.0, -0.1)] == [
-        True, False, False,
-    ]  # fmt: skip
+    ends = {low: right.model_copy(update={"low": low, "high": low + 0.2}).verdict for low in (0.1, 0.0, -0.1, -0.3)}
+    assert ends == {0.1: "better", 0.0: "undecided", -0.1: "undecided", -0.3: "worse"}
 
 
 def test_the_loss_of_each_sample_is_compared_with_that_of_the_same_sample(tiny):
