@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from kdq_core.distillation.taps import Layer, layers, matching
 from kdq_core.errors import RecipeError
+from kdq_core.teachers.members import Ensemble, Normalized, Reads
+from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
 Taps = Literal["auto"] | Sequence[tuple[str, str]]
 
@@ -30,7 +32,7 @@ class Pair:
 def resolved(
     taps: Taps, student: nn.Module, teacher: nn.Module, run: tuple[Callable[[], Any], Callable[[], Any]], user: str
 ) -> tuple[Pair, ...]:
-    """The pairs that the recipe asks for.
+    """The pairs that the recipe asks for; where it leaves them to us, those with each of several teachers.
 
     Args:
         taps: `auto`, or pairs of patterns; both patterns of a pair must match equally many modules.
@@ -43,7 +45,8 @@ def resolved(
         RecipeError: a pattern matches nothing, or the two sides do not fit.
     """
     if taps == "auto":
-        return automatic(layers(student, run[0]), layers(teacher, run[1]), user)
+        found = layers(student, run[0])
+        return tuple(pair for its in of_members(teacher, run[1], user) for pair in automatic(found, its, user))
     pairs: list[Pair] = []
     for ours, theirs in taps:
         left, right = matching(student, ours, "student"), matching(teacher, theirs, "teacher")
@@ -54,6 +57,36 @@ def resolved(
             )
         pairs += [Pair(a, b) for a, b in zip(left, right, strict=True)]
     return tuple(dict.fromkeys(pairs))
+
+
+def members(teacher: nn.Module) -> dict[str, nn.Module]:
+    """The models of a recipe's teachers, without what combines or prepares, by what their paths begin with."""
+    if isinstance(teacher, Ensemble):
+        each = ((f"members.{index}.", member) for index, member in enumerate(teacher.members))
+        return {start + path: model for start, member in each for path, model in members(member).items()}
+    if isinstance(teacher, Normalized | Reads):
+        return {f"model.{path}": model for path, model in members(teacher.model).items()}
+    return {"": teacher}
+
+
+def of_members(teacher: nn.Module, run: Callable[[], object], user: str) -> list[list[Layer]]:
+    """The layers of each of a recipe's teachers, with paths as seen from all of them together.
+
+    Raises:
+        RecipeError: one of them is an ONNX model.
+    """
+    found = members(teacher)
+    closed = [number for number, model in enumerate(found.values(), 1) if isinstance(model, OnnxTeacher)]
+    if closed:
+        instead = "use a distiller of outputs, such as 'logit-kd', or a teacher from a checkpoint"
+        read = next((start for start, model in found.items() if not isinstance(model, OnnxTeacher)), None)
+        if read is not None:
+            instead = f"write the pairs with another teacher, as taps: [[path in student, {read}path in that teacher]]"
+        raise RecipeError(
+            f"taps: auto of distiller {user!r} finds nothing in teacher {closed[0]}: an ONNX model has no modules to "
+            f"compare with; {instead}"
+        )
+    return [[replace(layer, path=start + layer.path) for layer in layers(model, run)] for start, model in found.items()]
 
 
 def automatic(student: Sequence[Layer], teacher: Sequence[Layer], user: str) -> tuple[Pair, ...]:

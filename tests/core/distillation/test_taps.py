@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from kdq_core.quantization.convert import convert
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.spec import QuantizeSpec
+from kdq_core.teachers.members import Ensemble, Normalized
+from kdq_core.teachers.onnx_teacher import OnnxTeacher
+from kdq_core.teachers.spec import NormalizeSpec
 from kdq_core.testing.toys import TOYS
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
@@ -188,6 +192,41 @@ def test_auto_pairs_the_last_layer_of_each_resolution():
     words = [Layer("embed", (6, 16)), Layer("encoder.0", (6, 16)), Layer("hidden", (10,))]
     deep = [Layer("embed", (6, 64)), Layer("encoder.5", (6, 64)), Layer("first", (80,)), Layer("second", (80,))]
     assert automatic(words, deep, "x") == (Pair("encoder.0", "encoder.5"), Pair("hidden", "second"))
+
+
+def test_auto_pairs_with_each_of_several_teachers(resnet):
+    torch.manual_seed(1)
+    teachers = Ensemble(
+        [Normalized(DigitsResNet(4, (8, 16)), NormalizeSpec(mean=(0.1,), std=(1.0,))), DigitsResNet(4, (16, 24))],
+        [1.0, 3.0], "mean",
+    )  # fmt: skip
+    run = (lambda: resnet(*IMAGES)), (lambda: teachers(*IMAGES))
+    alone = [resolved("auto", resnet, member, (run[0], lambda m=member: m(*IMAGES)), "fitnet")
+             for member in teachers.members]  # fmt: skip
+    found = resolved("auto", resnet, teachers, run, "fitnet")
+    assert found == tuple(
+        replace(pair, teacher=f"members.{i}.{pair.teacher}") for i, pairs in enumerate(alone) for pair in pairs
+    )
+    assert {"members.0.model.blocks.1", "members.1.blocks.1"} <= {pair.teacher for pair in found}
+    assert not any(pair.teacher.endswith(("head", "model")) for pair in found)
+    assert len({pair.name for pair in found}) == len(found) == 2 * len(alone[1])
+
+
+def test_auto_finds_nothing_in_an_onnx_model_and_says_what_else_may_be_done(resnet):
+    run = (lambda: resnet(*IMAGES)), (lambda: None)
+    told = (
+        "taps: auto of distiller 'fitnet' finds nothing in teacher {}: an ONNX model has no modules to compare with; "
+    )
+    with pytest.raises(RecipeError) as caught:
+        resolved("auto", resnet, OnnxTeacher(), run, "fitnet")
+    assert str(caught.value) == told.format(1) + (
+        "use a distiller of outputs, such as 'logit-kd', or a teacher from a checkpoint"
+    )
+    with pytest.raises(RecipeError) as caught:
+        resolved("auto", resnet, Ensemble([resnet, OnnxTeacher()], [1.0, 1.0], "mean"), run, "fitnet")
+    assert str(caught.value) == told.format(2) + (
+        "write the pairs with another teacher, as taps: [[path in student, members.0.path in that teacher]]"
+    )
 
 
 def test_auto_says_what_both_models_have_where_nothing_fits():
