@@ -6,7 +6,8 @@ KdqError
 ├── PluginError       a plug-in is missing, broken or misused            exit code 2
 ├── StoreError        the store is unreadable, full or damaged           exit code 1
 └── StageError        a stage of the plan failed                         exit code 1
-    └── TransientError    the same stage may succeed on another try      exit code 1
+    ├── TransientError    the same stage may succeed on another try      exit code 1
+    └── Unforeseen        nobody expected it: a plug-in's or our mistake exit code 1
 ```
 
 Every message says what was asked, what is true and what to do. It starts in lower case and shows values by `repr`.
@@ -15,9 +16,13 @@ Every message says what was asked, what is true and what to do. It starts in low
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from kdq_core.frozen import Frozen
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 
 class KdqError(Exception):
@@ -50,6 +55,10 @@ class TransientError(StageError):
     """A failure of the machine rather than of the work: another try may succeed."""
 
 
+class Unforeseen(StageError):
+    """What the code of a stage or of a plug-in raised by mistake; a traceback tells more."""
+
+
 class ErrorRecord(Frozen):
     """An error as it crosses a process: the name of its class and its text."""
 
@@ -63,10 +72,23 @@ class ErrorRecord(Frozen):
 
     def to_error(self) -> KdqError:
         """Give the exception back; what is not KDQ's own becomes a `StageError` naming the foreign type."""
-        own = {c.__name__: c for c in (RecipeError, PluginError, StoreError, StageError, TransientError)}
+        own = {c.__name__: c for c in (RecipeError, PluginError, StoreError, StageError, TransientError, Unforeseen)}
         if self.type in own:
             return own[self.type](self.message)
         return StageError(f"{self.type}: {self.message}")
+
+
+class WrongPartsError(ValueError):
+    """Entries of a free mapping that follow a model of their own, and do not; for validators.
+
+    Attributes:
+        model: what they should be.
+        parts: what pydantic found, by key.
+    """
+
+    def __init__(self, model: type[BaseModel], parts: Mapping[str, ValidationError]) -> None:
+        super().__init__("; ".join(f"{name!r}: {error}" for name, error in parts.items()))
+        self.model, self.parts = model, parts
 
 
 def listing(names: Iterable[str]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from kdq_core.errors import did_you_mean, listing
+from kdq_core.errors import WrongPartsError, did_you_mean, listing
 from kdq_core.strict_yaml import Loc, short
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Schema = dict[str, Any]
 Where = Callable[[Loc], str]
+Hint = Callable[["ErrorDetails"], tuple[Loc, str] | None]
+"""What to say of an error in place of the usual, and of which location; `None` where the usual will do."""
 
 _SHOWN = 10
 _TYPES = {
@@ -75,10 +77,14 @@ def resolve(schema: Schema, root: Schema) -> Schema:
     return schema
 
 
+def _alternatives(schema: Schema, root: Schema) -> list[Schema]:
+    """The schema itself, or each of those that a value may follow."""
+    return [resolve(option, root) for option in schema.get("anyOf", [schema])]
+
+
 def _step(schema: Schema, part: str | int, root: Schema) -> Schema | None:
     """The schema of an item or a property, or `None` where `part` names none."""
-    for option in schema.get("anyOf", [schema]):
-        known = resolve(option, root)
+    for known in _alternatives(schema, root):
         found = known.get("items") if isinstance(part, int) else known.get("properties", {}).get(part)
         if isinstance(found, dict):
             return found
@@ -110,6 +116,7 @@ def problems(
     where: Where,
     key: str = "key",
     of: str = "",
+    hint: Hint = lambda _detail: None,
 ) -> list[str]:
     """One short line for each error, in the order of the file.
 
@@ -119,21 +126,33 @@ def problems(
         where: gives `file:line` for a location in the input; an empty string where it has no file.
         key: what a field is called, such as `option`.
         of: the owner of the fields, such as `of distiller 'logit-kd'`.
+        hint: knows better what to say of some errors.
     """
-    root = model.model_json_schema()
     lines: dict[Loc, str] = {}
-    found = error.errors()
+    for loc, at, text in _found(error, model, (), key=key, of=f" {of}" if of else "", hint=hint):
+        place = where(at)
+        lines.setdefault(loc, f"{place}: {text}" if place else text)
+    return sorted(lines.values(), key=_by_line)
+
+
+def _found(
+    error: ValidationError, model: type[BaseModel], within: Loc, *, key: str, of: str, hint: Hint
+) -> Iterator[tuple[Loc, Loc, str]]:
+    """Of each error: what it is about, of which one is told; where it stands; the text."""
+    root, found = model.model_json_schema(), error.errors()
     for detail in found:
-        at = detail["loc"]
+        at, wrong = detail["loc"], detail.get("ctx", {}).get("error")
         if detail["type"] == "too_short" and any(len(o["loc"]) > len(at) and o["loc"][: len(at)] == at for o in found):
             continue  # pydantic counts the good items of a list alone
-        loc, schema = _locate(root, at)
-        place = where(detail["loc"])
-        text = _say(detail, loc, schema, root, key=key, of=f" {of}" if of else "")
-        lines.setdefault(
-            loc if detail["type"] != "extra_forbidden" else detail["loc"], f"{place}: {text}" if place else text
-        )
-    return sorted(lines.values(), key=_by_line)
+        if isinstance(wrong, WrongPartsError):
+            for name, part in wrong.parts.items():
+                yield from _found(part, wrong.model, (*within, *at, name), key=key, of=of, hint=hint)
+        elif hinted := hint(detail):
+            yield hinted[0], *hinted
+        else:
+            loc, schema = _locate(root, at)
+            text = _say(detail, (*within, *loc), schema, root, key=key, of=of)
+            yield (*within, *(at if detail["type"] == "extra_forbidden" else loc)), (*within, *at), text
 
 
 def summary(lines: list[str], subject: str) -> str:
@@ -152,7 +171,8 @@ def _by_line(text: str) -> tuple[int, str]:
 def _say(detail: ErrorDetails, loc: Loc, schema: Schema, root: Schema, *, key: str, of: str) -> str:
     kind, name = detail["type"], dotted(loc)
     if kind == "extra_forbidden":
-        asked, known = str(detail["loc"][-1]), schema.get("properties", {})
+        asked = str(detail["loc"][-1])
+        known = [field for option in _alternatives(schema, root) for field in option.get("properties", ())]
         inside = f" in {name!r}" if name else ""
         near = did_you_mean(asked, known) or ";"
         return f"unknown {key} {short(asked)}{inside}{of}{near} allowed: {listing(known)}"
@@ -163,4 +183,9 @@ def _say(detail: ErrorDetails, loc: Loc, schema: Schema, root: Schema, *, key: s
         return f"{key} {name!r}{of}: {reason}" if name else reason
     if not name:
         return f"{short(detail['input'])} is not a mapping of {key}s{of}"
-    return f"{key} {name!r}{of} is {short(detail['input'])}; allowed: {allowed(schema, root)}"
+    near = did_you_mean(str(detail["input"]), _choices(schema, root)) or ";"
+    return f"{key} {name!r}{of} is {short(detail['input'])}{near} allowed: {allowed(schema, root)}"
+
+
+def _choices(schema: Schema, root: Schema) -> list[str]:
+    return [str(choice) for option in _alternatives(schema, root) for choice in option.get("enum", ())]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from kdq_core.errors import WrongPartsError
 from kdq_core.frozen import Frozen
 
 SCHEDULE_EXAMPLE = "{schedule: linear, start: 1.0, end: 0.0}"
@@ -64,14 +65,16 @@ def schedules_in(options: Mapping[str, JsonValue]) -> dict[str, Schedule]:
     """Options that change over a fit.
 
     Raises:
-        ValueError: one of them is no schedule.
+        WrongPartsError: some of them are no schedules.
     """
-    found = {}
+    found: dict[str, Schedule] = {}
+    wrong: dict[str, ValidationError] = {}
     for name, option in options.items():
         if isinstance(option, dict) and "schedule" in option:
             try:
                 found[name] = Schedule.model_validate(option, strict=True)
             except ValidationError as error:
-                reason = str(error.errors()[0].get("ctx", {}).get("error") or error.errors()[0]["msg"]).rstrip(".")
-                raise ValueError(f"the schedule of {name!r} is wrong: {reason[0].lower()}{reason[1:]}") from None
+                wrong[name] = error
+    if wrong:
+        raise WrongPartsError(Schedule, wrong)
     return found

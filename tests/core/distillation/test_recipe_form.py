@@ -90,8 +90,8 @@ def test_the_short_form_is_one_distiller_of_weight_one():
          "r.yaml:5: key 'distill.losses[0].weight': schedule 'gap' needs an 'end'; write it as "
          "{schedule: linear, start: 1.0, end: 0.0}"),
         ("losses:\n  - {use: dkd, weight: {schedule: cosin, start: 1, end: 0}}",
-         "r.yaml:5: key 'distill.losses[0].weight.schedule' is 'cosin'; allowed: 'constant' or 'cosine' or 'gap' "
-         "or 'linear'"),
+         "r.yaml:5: key 'distill.losses[0].weight.schedule' is 'cosin'; did you mean 'cosine'? allowed: 'constant' "
+         "or 'cosine' or 'gap' or 'linear'"),
         ("losses:\n  - {use: fitnet, taps: [a, b]}",
          "r.yaml:5: key 'distill.losses[0].taps': ['a', 'b'] are no pairs; write 'auto', or [[path in student, "
          "path in teacher]]"),
@@ -101,8 +101,20 @@ def test_the_short_form_is_one_distiller_of_weight_one():
         ("options: {temperature: {schedule: linear, start: 2, end: 200}}",
          "r.yaml:4: option 'temperature' of distiller 'logit-kd' is 200.0; allowed: a number, 0.01 to 100"),
         ("options: {temperature: {schedule: linear, start: 2}}",
-         "r.yaml:4: key 'distill.options': the schedule of 'temperature' is wrong: schedule 'linear' needs an 'end'; "
-         "write it as {schedule: linear, start: 1.0, end: 0.0}"),
+         "r.yaml:4: key 'distill.options.temperature': schedule 'linear' needs an 'end'; write it as "
+         "{schedule: linear, start: 1.0, end: 0.0}"),
+        ("options:\n    temperature:\n      schedule: cosin\n      start: 8\n      end: 2",
+         "r.yaml:6: key 'distill.options.temperature.schedule' is 'cosin'; did you mean 'cosine'? allowed: 'constant' "
+         "or 'cosine' or 'gap' or 'linear'"),
+        ("losses:\n  - {use: dkd, options: {beta: {schedule: linear, start: 8, end: 2, steps: 5}}}",
+         "r.yaml:5: unknown key 'steps' in 'distill.losses[0].options.beta'; allowed: end, schedule, start"),
+        ("options: {temperature: {schedule: linear, from: 8, to: 2}}",
+         "recipe 'r.yaml' has 3 problems:\n"
+         "r.yaml:4: key 'distill.options.temperature.start' is missing; it must be a number\n"
+         "r.yaml:4: unknown key 'from' in 'distill.options.temperature'; allowed: end, schedule, start\n"
+         "r.yaml:4: unknown key 'to' in 'distill.options.temperature'; allowed: end, schedule, start"),
+        ("options: {temperature: {schedule: linear, start: 8}, alpha: {schedule: linear, start: 1}}",
+         "recipe 'r.yaml' has 2 problems:\nr.yaml:4: key 'distill.options.alpha': schedule 'linear' needs an 'end'; "),
         ("options: {standardize: {schedule: linear, start: 0, end: 1}}",
          "r.yaml:4: option 'standardize' of distiller 'logit-kd' is 0.0; allowed: true or false"),
     ],
