@@ -7,7 +7,7 @@ KdqError
 ├── StoreError        the store is unreadable, full or damaged           exit code 1
 └── StageError        a stage of the plan failed                         exit code 1
     ├── TransientError    the same stage may succeed on another try      exit code 1
-    └── Unforeseen        nobody expected it: a plug-in's or our mistake exit code 1
+    └── UnforeseenError   a mistake in the code of a stage or a plug-in   exit code 1
 ```
 
 Every message says what was asked, what is true and what to do. It starts in lower case and shows values by `repr`.
@@ -55,7 +55,7 @@ class TransientError(StageError):
     """A failure of the machine rather than of the work: another try may succeed."""
 
 
-class Unforeseen(StageError):
+class UnforeseenError(StageError):
     """What the code of a stage or of a plug-in raised by mistake; a traceback tells more."""
 
 
@@ -72,7 +72,9 @@ class ErrorRecord(Frozen):
 
     def to_error(self) -> KdqError:
         """Give the exception back; what is not KDQ's own becomes a `StageError` naming the foreign type."""
-        own = {c.__name__: c for c in (RecipeError, PluginError, StoreError, StageError, TransientError, Unforeseen)}
+        own = {
+            c.__name__: c for c in (RecipeError, PluginError, StoreError, StageError, TransientError, UnforeseenError)
+        }
         if self.type in own:
             return own[self.type](self.message)
         return StageError(f"{self.type}: {self.message}")

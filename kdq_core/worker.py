@@ -15,10 +15,11 @@ import sys
 import traceback
 from typing import Any
 
-from kdq_core.errors import ErrorRecord, KdqError, StageError, StoreError, TransientError
+from kdq_core.errors import ErrorRecord, KdqError, StoreError, TransientError, UnforeseenError
 from kdq_core.store import FULL, MAKE_ROOM, disk_is_full
 
 PR_SET_PDEATHSIG = 1
+PYTHONS = os.path.dirname(os.__file__) + os.sep
 
 
 def die_with_parent() -> None:
@@ -64,7 +65,17 @@ def named(error: BaseException) -> KdqError:
         return TransientError(f"a connection failed: {text}; check the network, then run again")
     if disk_is_full(error):
         return StoreError(f"{FULL}; {MAKE_ROOM}")
-    return StageError(text)
+    return UnforeseenError("; ".join((text + _place(error), *getattr(error, "__notes__", ()))))
+
+
+def _place(error: BaseException) -> str:
+    """` (in file:line)`: the last call of `error` that is neither torch's nor Python's own."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = frame.filename
+        pythons = file.startswith("<") or (file.startswith(PYTHONS) and "/site-packages/" not in file)
+        if not pythons and "/site-packages/torch/" not in file:
+            return f" (in {file}:{frame.lineno})"
+    return ""
 
 
 if __name__ == "__main__":

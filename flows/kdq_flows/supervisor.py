@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from kdq_core.errors import ErrorRecord, StageError, TransientError
+from kdq_core.errors import ErrorRecord, StageError, TransientError, UnforeseenError
 from kdq_core.spec import Site
 from kdq_core.store import explained
 from kdq_flows.leases import physical_device
@@ -119,7 +119,12 @@ def run_child(
     if last is None:
         raise TransientError(_death(child.wait(), log, before))
     if last["event"] == "error":
-        raise ErrorRecord(**last["error"]).to_error()
+        error = ErrorRecord(**last["error"]).to_error()
+        raise (
+            UnforeseenError(f"{error}; the traceback is in {str(log)!r}")
+            if isinstance(error, UnforeseenError)
+            else error
+        )
     return last
 
 

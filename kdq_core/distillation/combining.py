@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from kdq_core.distillation.pairs import Pair
 from kdq_core.distillation.schedule import Schedule
 from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
-from kdq_core.errors import StageError
+from kdq_core.errors import KdqError, StageError
 from kdq_core.kinds import Distiller, Workload
-from kdq_core.tensors import Batch, Outputs
+from kdq_core.tensors import Batch, LossTerms, Outputs
 from kdq_core.training.losses import check_names, outputs_of
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class DistillationLoss:
                 seen = batch.task(task) if task and student.tasks else batch
                 with _naming(task):
                     _check_labels(distiller, part, seen)
-                    given = distiller.loss(Outputs(mine, ours), Outputs(told, theirs), seen)
+                    given = _asked(part.name, distiller, Outputs(mine, ours), Outputs(told, theirs), seen)
                 prefix = (f"{part.name}/" if len(self.parts) > 1 else "") + (f"{task}/" if task else "")
                 terms |= {f"{prefix}{name}": weight * term for name, term in given.terms.items()}
                 for name in [task] if task in hard else hard:
@@ -160,6 +160,24 @@ def _naming(task: str) -> Iterator[None]:
         if not task:
             raise
         raise StageError(f"task {task!r}: {error}") from error
+
+
+def _asked(name: str, distiller: Distiller, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
+    """What the distiller gives; an error of its code gets a note that says whose it is."""
+    try:
+        given = distiller.loss(student, teacher, batch)
+    except KdqError:
+        raise
+    except Exception as error:
+        without = ", given a batch without labels: one that needs labels says needs_labels = True"
+        error.add_note(f"the distiller {name!r} raised it{without if batch.targets is None else ''}")
+        raise
+    if not isinstance(given, LossTerms):
+        raise StageError(
+            f"distiller {name!r} gave a {type(given).__name__!r}; its loss() must give LossTerms(terms={{'name': "
+            "scalar}, hard_weight=...) of kdq_core.api"
+        )
+    return given
 
 
 def _check_labels(distiller: Distiller, part: Part, batch: Batch) -> None:

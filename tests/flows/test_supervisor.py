@@ -125,6 +125,12 @@ def test_matplotlib_keeps_its_files_in_the_home_unless_the_user_says_where(
     assert supervisor.child_environment(site)["MPLCONFIGDIR"] == "/elsewhere"
 
 
+def test_what_nobody_expected_is_told_with_the_log_that_has_its_traceback(run: Run, site: Site) -> None:
+    with pytest.raises(StageError) as caught:
+        run("emit('error', error={'type': 'UnforeseenError', 'message': 'KeyError: 1 (in x.py:2)'}); sys.exit(1)")
+    assert str(caught.value) == f"KeyError: 1 (in x.py:2); the traceback is in {str(log_of(site))!r}"
+
+
 def test_the_child_inherits_the_lease(run: Run) -> None:
     result, _ = run(
         "def path(fd):\n"

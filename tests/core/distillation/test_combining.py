@@ -20,6 +20,7 @@ from kdq_core.spec import FitSpec
 from kdq_core.tensors import Batch, LossTerms
 from kdq_core.training.fit import FitHooks, fit
 from kdq_core.training.resume import tensors_of
+from kdq_core.worker import named
 
 
 class Constant(Distiller):
@@ -121,6 +122,32 @@ def test_a_distiller_that_needs_labels_says_so_on_a_batch_without(combined, stud
     assert str(caught.value) == (
         "distiller 'dkd' needs a label for each sample, but the workload gave a batch of 6 samples without labels; "
         "label the data, or use a distiller that needs none, such as 'logit-kd'"
+    )
+
+
+class Mistaken(Constant):
+    """Reads labels without saying so, or gives something else than terms."""
+
+    gives: str = ""
+
+    def loss(self, student, teacher, batch):
+        return {"soft": student.logits.sum()} if self.gives else batch.targets[0] * student.logits.sum()
+
+
+def test_a_mistake_of_a_distiller_is_told_with_its_name(combined, student):
+    with pytest.raises(TypeError) as raised:
+        combined(Part("mine", Mistaken()))(student, a_batch(labelled=False))
+    given = str(named(raised.value))
+    assert given.startswith(f"TypeError: 'NoneType' object is not subscriptable (in {__file__}:")
+    assert given.endswith(
+        "); the distiller 'mine' raised it, given a batch without labels: one that needs labels says needs_labels = "
+        "True"
+    )
+    with pytest.raises(StageError) as caught:
+        combined(Part("mine", Mistaken(gives="dict")))(student, a_batch())
+    assert str(caught.value) == (
+        "distiller 'mine' gave a 'dict'; its loss() must give LossTerms(terms={'name': scalar}, hard_weight=...) of "
+        "kdq_core.api"
     )
 
 
