@@ -198,10 +198,11 @@ def load_recipe(path: Path) -> Recipe:
         RecipeError: the file or a value in it is wrong; the message names file and line.
         PluginError: it names a plug-in that is missing or broken.
     """
-    from kdq_core.recipe_file import read_recipe_lines
+    from kdq_core.recipe_file import read_document, recipe_from_document
 
-    recipe, lines = read_recipe_lines(path)
-    check_recipe(recipe, Catalog.load(), lines=lines)
+    lines, catalog = read_document(path), Catalog.load()
+    recipe = recipe_from_document(lines, catalog)
+    check_recipe(recipe, catalog, lines=lines)
     return recipe
 
 

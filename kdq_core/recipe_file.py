@@ -9,11 +9,14 @@ from pydantic import ValidationError
 
 from kdq_core.errors import RecipeError
 from kdq_core.explain import problems, summary
+from kdq_core.recipe_hints import Hints
 from kdq_core.spec import Recipe
 from kdq_core.strict_yaml import MAX_CHARACTERS, Document, parse, short
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from kdq_core.catalog import Catalog
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -98,8 +101,12 @@ def document_from_text(text: str, name: str) -> Document:
     return document
 
 
-def recipe_from_document(document: Document) -> Recipe:
+def recipe_from_document(document: Document, catalog: Catalog | None = None) -> Recipe:
     """Check a document against the recipe format; types are taken as written (`"3"` is no number).
+
+    Args:
+        document: strict YAML.
+        catalog: the plug-ins installed, so that an option in the wrong place is told from an unknown key.
 
     Raises:
         RecipeError: one problem in one line, several as a short list.
@@ -107,4 +114,5 @@ def recipe_from_document(document: Document) -> Recipe:
     try:
         return Recipe.model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:
-        raise RecipeError(summary(problems(error, Recipe, where=document.where), f"recipe '{document.name}'")) from None
+        lines = problems(error, Recipe, where=document.where, hint=Hints(document.value, catalog))
+        raise RecipeError(summary(lines, f"recipe '{document.name}'")) from None
