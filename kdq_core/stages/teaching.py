@@ -12,12 +12,15 @@ from torch import nn
 from kdq_core.distillation.combining import teacher_paths
 from kdq_core.distillation.taught import taught
 from kdq_core.distillation.transfer import transfer
+from kdq_core.errors import StageError
 from kdq_core.records import TeacherOutputs
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.teachers.build import build_outputs
+from kdq_core.teachers.encoding import layout
 from kdq_core.teachers.members import empty_member, whole
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource, half_precision
 from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.control import check_labels
 from kdq_core.training.fit import to_device
 
 
@@ -62,15 +65,28 @@ def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device
 
     Raises:
         RecipeError: a tap or a transferred layer fits nothing.
-        StageError: what the two models give does not fit the distillers, or lacks the labels they need.
+        StageError: what the two models give does not fit the distillers, or lacks the labels that they or a control
+            need; it cannot be kept as the recipe asks; the loss is not finite.
     """
     recipe, student = context.recipe, context.workload.student().to(device)
+    if recipe.distill.control or (recipe.quantize.control and context.quantizer.trains):
+        test = context.workload.batches("test", batch_size=EVALUATION_BATCH)
+        check_labels(context.batches(0, recipe.distill.fit.batch_size), test)
     if recipe.distill.transfer is not None:
         transfer(recipe.distill.transfer, student, teacher.model)
     batch = to_device(next(iter(context.workload.batches("train", batch_size=2))), device)
     model, loss = taught(context.workload, context.distillers, teacher, student, batch)
     with torch.no_grad():
-        loss(model.train(), batch)
+        if recipe.teacher.cache.enabled:
+            layout(teacher(batch), recipe.teacher.cache)
+        terms = loss(model.train(), batch)
+    odd = {name: float(term) for name, term in terms.items() if not term.isfinite().all()}
+    if odd:
+        raise StageError(
+            f"the loss of a student that is not trained yet is not finite on the first two training samples "
+            f"({', '.join(f'{name} {value!r}' for name, value in odd.items())}); look for NaN in the data, and for a "
+            "division by zero in the workload's loss or the distiller"
+        )
     return teacher_paths(loss.parts)
 
 

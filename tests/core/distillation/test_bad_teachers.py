@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdq_core.catalog import Catalog
 from kdq_core.errors import KdqError, RecipeError, StageError
+from kdq_core.tensors import Batch, Outputs
 
 FIT = {"epochs": 1, "batch_size": 32}
 ONLINE = {"enabled": False}
@@ -108,6 +109,17 @@ CASES = [
          "the teacher is trained on labels, but no batch of the workload's split 'train' has any; label some, or name "
          "a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file",
          teacher=None, options={"labels": "none"}),
+    Case("no labels for a control", "train_teacher",
+         "'control' asks for a student without the teacher, but no batch of the workload's split 'train' has labels, "
+         "which are all that it would have; label some, or drop 'control'",
+         {"use": "logit-kd", "control": True}, options={"labels": "none"}),
+    Case("all of the classes kept as the top", "train_teacher",
+         "'teacher.cache.top_k' is 3, but the teacher's logits have 3 classes; ask for fewer, or leave top_k out",
+         cache={"views": 1, "top_k": 3}),
+    Case("a loss that is not finite", "train_teacher",
+         "the loss of a student that is not trained yet is not finite on the first two training samples (hard nan); "
+         "look for NaN in the data, and for a division by zero in the workload's loss or the distiller",
+         options={"broken": True}),
     Case("no such tap of the student", "train_teacher",
          "no module of the student (Sequential) matches the tap 'cnov'; nearest: 'conv'",
          taps("cnov", "conv"), cache=ONLINE, error=RecipeError),
@@ -143,9 +155,14 @@ def catalog(tiny: Catalog, installed: Any) -> Catalog:
 
     class TinyOrRecurrent(base):  # type: ignore[misc]
         recurrent: str = ""
+        broken: bool = False
 
         def student(self) -> nn.Module:
             return Recurrent() if self.recurrent == "student" else super().student()
+
+        def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+            loss: Tensor = super().loss(outputs, batch)
+            return loss * float("nan") if self.broken else loss
 
         def teacher(self) -> nn.Module:
             return Recurrent() if self.recurrent == "teacher" else super().teacher()
