@@ -9,7 +9,7 @@ from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
 from kdq_core.kinds import Quantizer
 from kdq_core.records import EvaluationReport, OperatorCoverage
-from kdq_core.spec import DEFAULT_GATES, Gate, Recipe
+from kdq_core.spec import DEFAULT_GATES, Gate, Recipe, TeacherSpec
 
 if TYPE_CHECKING:
     from kdq_core.catalog import Catalog
@@ -42,7 +42,10 @@ class GateVerdict(Frozen):
 
 
 def with_fitting_gates(recipe: Recipe, catalog: Catalog) -> tuple[Recipe, str]:
-    """Fit the default gates to the quantizer: coverage guards against silent float, and some compute in float openly.
+    """Fit the default gates to the recipe.
+
+    Coverage guards against silent float, and some quantizers compute in float openly; and no model is held against a
+    teacher that is not measured.
 
     Args:
         recipe: one that writes its own gates keeps them.
@@ -54,9 +57,24 @@ def with_fitting_gates(recipe: Recipe, catalog: Catalog) -> tuple[Recipe, str]:
     name = recipe.quantize.use
     found = catalog.load_class(catalog.find("quantizer", name))
     gates, why = FITTED.get(found.activations if issubclass(found, Quantizer) else "", (DEFAULT_GATES, ""))
+    notes = [f"quantizer {name!r} {why}"] if why else []
+    if not measured(recipe.teacher):
+        gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
+        notes.append("the teacher cannot be measured beside the int8 file, so the default gates do not compare with it")
     if "gates" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"gates": gates})
-    return recipe, f"quantizer {name!r} {why}" if why and recipe.gates == gates else ""
+    return recipe, "; ".join(notes) if recipe.gates == gates else ""
+
+
+def measured(teacher: TeacherSpec) -> bool:
+    """Whether `export` can write the teacher beside the student, so that both are measured alike.
+
+    It cannot where the teacher reads other inputs, nor where something is around an ONNX model: other members, or a
+    normalisation.
+    """
+    foreign = any(member.source in ("onnx", "registered") for member in teacher.members)
+    around = len(teacher.members) > 1 or any(member.normalize for member in teacher.members)
+    return not teacher.reads and not (foreign and around)
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
@@ -103,5 +121,7 @@ def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
         text += f" x {gate.relative_to} {gate.metric}"
     met = value is not None and bound is not None and (value >= bound if sign == "≥" else value <= bound)
     note = next((m.note for m in report.models.get(gate.of, ()) if m.name == gate.metric), "")
+    if value is not None and bound is None:
+        note = f"{gate.relative_to} {gate.metric} was not measured"
     rule = f"{gate.of} {gate.metric} {sign} {text}"
     return GateVerdict(rule=rule, value=value, bound=bound, met=met, note="" if met else note)

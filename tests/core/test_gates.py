@@ -6,7 +6,7 @@ import pytest
 
 from kdq_core.catalog import Catalog
 from kdq_core.errors import StageError
-from kdq_core.gates import check_required, judge
+from kdq_core.gates import check_required, judge, with_fitting_gates
 from kdq_core.plan import make_plan
 from kdq_core.records import EvaluationReport, Metric, OperatorCoverage
 from kdq_core.spec import DEFAULT_GATES, Gate, Recipe, Site
@@ -50,6 +50,32 @@ def test_what_is_noted_with_a_metric_is_told_where_its_gate_is_not_met():
     ]  # fmt: skip
     with pytest.raises(StageError, match=r"int8 parity_flips ≤ 2: 3, bound 2 \(they part at stem\); nothing was"):
         check_required((Gate(metric="parity_flips", at_most=2, required=True),), report, ())
+
+
+def test_a_model_that_was_not_measured_is_named_where_a_gate_compares_with_it():
+    (verdict,) = judge((Gate(metric="coverage_macs", at_least=0.9, relative_to="teacher"),), report(1.0))
+    assert (verdict.met, verdict.bound) == (False, None)
+    assert verdict.note == "teacher coverage_macs was not measured"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "left"),
+    [
+        ({"members": [{"source": "onnx", "file": "t.onnx"}]}, 3),
+        ({"members": [{"source": "onnx", "file": "t.onnx", "normalize": {"mean": [0.1], "std": [1.0]}}]}, 2),
+        ({"members": [{"source": "registered", "model": "t/1"}, {"source": "pipeline"}]}, 2),
+        ({"members": [{"source": "pipeline"}, {"source": "student"}]}, 3),
+        ({"inputs": ["sound"]}, 2),
+    ],
+)
+def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured(teacher, left):
+    recipe = Recipe.model_validate({"name": "x", "workload": "digits", "teacher": teacher})
+    fitted, note = with_fitting_gates(recipe, Catalog.load())
+    assert [gate.metric for gate in fitted.gates] == ["top1", "coverage_macs", "parity_flips"][3 - left :]
+    assert note == (
+        "" if left == 3 else
+        "the teacher cannot be measured beside the int8 file, so the default gates do not compare with it"
+    )  # fmt: skip
 
 
 def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():

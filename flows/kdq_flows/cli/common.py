@@ -83,8 +83,8 @@ def site(**overrides: Any) -> Site:
     return Site.from_environment(**overrides)
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe and check it with every plug-in it names.
+def load_recipe(path: Path, *, files: bool = False) -> Recipe:
+    """Read a recipe and check it with every plug-in it names; `files`: look for the teachers' files too.
 
     Raises:
         RecipeError: the file or a value in it is wrong; the message names file and line.
@@ -92,7 +92,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     from kdq_core.catalog import load_recipe
 
-    return load_recipe(path)
+    return load_recipe(path, files=files)
 
 
 def print_error(message: str) -> None:

@@ -58,7 +58,12 @@ def register_commands(app: typer.Typer) -> None:
 
 def _tell(result: PromotionResult) -> None:
     rows: list[dict[str, object]] = [
-        {"gate": v.rule, "value": v.value, "bound": v.bound, "verdict": "met" if v.met else "not met"}
+        {
+            "gate": v.rule,
+            "value": v.value,
+            "bound": v.note if v.bound is None else v.bound,
+            "verdict": "met" if v.met else "not met",
+        }
         for v in result.verdicts
     ]
     rows += [{"gate": reason, "verdict": "veto"} for reason in result.vetoes]

@@ -28,10 +28,10 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
-    """Check a recipe and the options of every plug-in it names."""
+    """Check a recipe, the options of every plug-in it names, and that its teachers' files are there."""
     from kdq_core.catalog import named_plugins
 
-    recipe = load_recipe(file)
+    recipe = load_recipe(file, files=True)
     named: dict[str, list[str]] = {}
     for kind, name, _, _ in named_plugins(recipe):
         if name not in named.setdefault(kind, []):

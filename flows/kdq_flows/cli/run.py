@@ -182,4 +182,5 @@ def _gates(result: RunResult) -> None:
         typer.echo(f"gates     all {len(result.gates)} met")
     for verdict in unmet:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
-        typer.echo(f"gates     not met: {verdict.rule} (it is {value})")
+        against = "" if verdict.bound is not None else f"; {verdict.note}"
+        typer.echo(f"gates     not met: {verdict.rule} (it is {value}{against})")
