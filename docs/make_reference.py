@@ -101,8 +101,8 @@ SECTIONS = {
     "teacher.members": (
         "`teacher.members`",
         "A list of teachers that answer as one. A relative `file` is sought in the folder `kdq` runs in. What it\n"
-        "holds is part of the keys, where it lies is not. `kdq validate` does not look whether a\n"
-        "`model` is registered.",
+        "holds is part of the keys, where it lies is not. `kdq validate` looks for files and\n"
+        "for the packages of factories, not for registered models.",
     ),
     "teacher.members.normalize": ("`teacher.members[].normalize`", ""),
     "teacher.cache": (

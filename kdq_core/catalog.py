@@ -28,6 +28,7 @@ from kdq_core.plugin_loading import (
     names_of,
     usable_names,
 )
+from kdq_core.teachers.checks import check_files, check_teachers
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -191,8 +192,12 @@ class Catalog:
         return answers
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, *, files: bool = False) -> Recipe:
     """Read a recipe file and check it with every plug-in it names.
+
+    Args:
+        path: of the file.
+        files: look for the teachers' files and factories too; a plan does so in any case.
 
     Raises:
         RecipeError: the file or a value in it is wrong; the message names file and line.
@@ -203,6 +208,8 @@ def load_recipe(path: Path) -> Recipe:
     lines, catalog = read_document(path), Catalog.load()
     recipe = recipe_from_document(lines, catalog)
     check_recipe(recipe, catalog, lines=lines)
+    if files:
+        check_files(recipe, lines)
     return recipe
 
 
@@ -229,39 +236,9 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
         except PluginError as error:
             place = lines.where((*loc, "use")) if lines else ""
             raise PluginError(f"{place}: {error}" if place else str(error)) from error
-    _check_taps(recipe, built, lines)
-    _check_top_k(recipe, built, lines)
+    check_teachers(recipe, {loc: plugin for loc, plugin in built.items() if isinstance(plugin, Distiller)}, lines)
     _check_quantize(recipe, built, lines)
     _check_gates(recipe, [p for p in built.values() if isinstance(p, Evaluator)], lines)
-
-
-def _check_taps(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:
-    """Refuse taps of a distiller that looks at no features: the user expects something of them."""
-    for index, use in enumerate(recipe.distill.losses):
-        loc: Loc = ("distill", "losses", index)
-        distiller = built[loc]
-        if "taps" in use.model_fields_set and isinstance(distiller, Distiller) and distiller.features == "none":
-            place = lines.where((*loc, "taps")) if lines else ""
-            raise RecipeError(
-                f"{place + ': ' if place else ''}distiller {use.use!r} compares no features, so 'taps' mean nothing to "
-                "it; leave them out, or use a distiller of features, such as 'fitnet'"
-            )
-
-
-def _check_top_k(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:
-    """Refuse `top_k` where a distiller reads more of the teacher than that: it would learn from another teacher."""
-    cache = recipe.teacher.cache
-    if not cache.enabled or cache.top_k is None:
-        return
-    for loc, plugin in built.items():
-        if isinstance(plugin, Distiller) and not plugin.takes_top_k():
-            use = recipe.distill.distillers[int(loc[2]) if len(loc) > 1 else 0].use
-            place = lines.where(("teacher", "cache", "top_k")) if lines else ""
-            raise RecipeError(
-                f"{place + ': ' if place else ''}'teacher.cache.top_k' keeps the {cache.top_k} largest probabilities "
-                f"and the sum of the others, but distiller {use!r} as it is set reads all logits; leave top_k out, "
-                "or use a distiller of softmax distributions, such as 'logit-kd'"
-            )
 
 
 def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:

@@ -18,6 +18,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.kinds import Distiller, Kind, Plugin, Target, Workload
 from kdq_core.spec import DistillerUse, Recipe, Site, TeacherSpec
 from kdq_core.store import sha256_file
+from kdq_core.teachers.checks import no_factory, teacher_file
 from kdq_core.teachers.spec import MemberSpec
 
 _PLACING = ("weights", "activations", "edges", "rules", "round_bias")
@@ -146,13 +147,7 @@ def _member(member: MemberSpec) -> dict[str, Any]:
     asked = _described(member)
     if member.file is None:
         return asked
-    path = Path(member.file)
-    if not path.is_file():
-        raise RecipeError(
-            f"the teacher's file {member.file!r} is not there, seen from {str(Path.cwd())!r}; correct 'file' in "
-            "'teacher.members', or give its whole path"
-        )
-    return asked | {"sha256": sha256_file(path)}
+    return asked | {"sha256": sha256_file(teacher_file(member.file))}
 
 
 def _described(member: MemberSpec) -> dict[str, Any]:
@@ -183,10 +178,7 @@ def _module_digest(name: str) -> str:
     except ImportError:
         found = None
     if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise RecipeError(
-            f"the teacher's factory is in {name!r}, and there is no such module; install its package, or correct "
-            "'factory' in 'teacher.members'"
-        )
+        raise RecipeError(no_factory(name))
     return sha256_file(Path(found.origin))
 
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from kdq_core.catalog import Catalog, kdq_code_version
-from kdq_core.errors import PluginError, RecipeError, StoreError
+from kdq_core.errors import PluginError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.gates import with_fitting_gates
 from kdq_core.keys import KeyParts
 from kdq_core.kinds import takes_views
 from kdq_core.spec import Recipe, Site
 from kdq_core.store import Store, canonical, sha256_of
+from kdq_core.teachers.checks import check_fused
 
 StageName = Literal["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
 
@@ -102,15 +103,12 @@ def _kept(recipe: Recipe, parts: KeyParts) -> tuple[StageNode, ...]:
     """The stage that keeps the teacher's outputs, where the recipe wants it and all that the distillers read is kept.
 
     Raises:
+        RecipeError: the mean over kept views is asked for, and none are kept.
         PluginError: the workload cannot give the same view of a sample twice.
     """
     cache, features = recipe.teacher.cache, bool(parts.tapping)
+    check_fused(recipe, features=features)
     if not cache.enabled or (features and not cache.features):
-        if recipe.distill.fuse_views:
-            raise RecipeError(
-                "'distill.fuse_views' takes the mean over what is kept of the teacher, but nothing is kept; write "
-                f"teacher: {{cache: {{{'features' if cache.enabled else 'enabled'}: true}}}}, or leave it out"
-            )
         return ()
     if not takes_views(parts.workload):
         raise PluginError(

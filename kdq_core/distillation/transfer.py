@@ -17,9 +17,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from kdq_core.distillation.pairs import members
 from kdq_core.distillation.taps import matching
 from kdq_core.errors import RecipeError
 from kdq_core.spec import TransferSpec
+from kdq_core.teachers.checks import NO_LAYERS
+from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
 UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 """Layers whose axes mean something else, or hold several matrices: they are copied, never made narrower."""
@@ -33,8 +36,11 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
         The names of the student's parameters that were written.
 
     Raises:
-        RecipeError: a pattern matches nothing, a written pair cannot be mapped, or no layer can.
+        RecipeError: a pattern matches nothing, a written pair cannot be mapped, no layer can, or there are only ONNX
+            models to start from.
     """
+    if all(isinstance(model, OnnxTeacher) for model in members(teacher).values()):
+        raise RecipeError(NO_LAYERS)
     written: list[str] = []
     for ours, theirs in _pairs(spec, student, teacher):
         layer, source = student.get_submodule(ours), teacher.get_submodule(theirs)

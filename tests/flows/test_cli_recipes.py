@@ -63,6 +63,16 @@ main()
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+def test_validate_looks_for_the_teachers_files(call, tmp_path) -> None:
+    Path("r.yaml").write_text(RECIPE + "teacher: {members: [{source: onnx, file: t.onnx}]}\n")
+    assert call("validate", "r.yaml") == (
+        2,
+        "",
+        f"error: r.yaml:3: the teacher's file 't.onnx' is not there, seen from {str(tmp_path)!r}; correct 'file' in "
+        "'teacher.members', or give its whole path\n",
+    )
+
+
 def test_validate_says_what_the_recipe_names(call) -> None:
     Path("r.yaml").write_text(RECIPE)
     assert call("validate", "r.yaml") == (

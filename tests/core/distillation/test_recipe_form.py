@@ -158,19 +158,26 @@ def test_the_order_of_distillers_and_the_code_of_each_are_in_the_keys():
     assert {"distiller fitnet", "distiller logit-kd"} <= set(plan.node("distill").parts["code"])
 
 
-WHOLE = ["mse-logits", "multi-label-kd", "regression-kd", "logistic", "dist", "logit-kd, options: {standardize: true}"]
+WHOLE = ["mse-logits", "multi-label-kd", "regression-kd", "logistic", "dist"]
 
 
 @pytest.mark.parametrize("use", WHOLE)
 def test_top_k_is_refused_for_a_distiller_that_reads_all_logits(use):
     distill = f"distill:\n  losses:\n    - fitnet\n    - {{use: {use}}}\n"
-    name = use.partition(",")[0]
     assert refusal(HEAD + distill + "teacher:\n  cache: {top_k: 3}\n") == (
         "r.yaml:8: 'teacher.cache.top_k' keeps the 3 largest probabilities and the sum of the others, but distiller "
-        f"'{name}' as it is set reads all logits; leave top_k out, or use a distiller of softmax distributions, such "
-        "as 'logit-kd'"
+        f"'{use}' reads all logits; leave top_k out, or use a distiller of softmax distributions, such as 'logit-kd'"
     )
     keys(HEAD + distill + "teacher:\n  cache: {top_k: 3, enabled: false}\n")
+
+
+def test_top_k_names_the_option_without_which_a_distiller_takes_it():
+    distill = "distill:\n  options: {alpha: 0.5, standardize: true, temperature: {schedule: gap, start: 2, end: 1}}\n"
+    assert refusal(HEAD + distill + "teacher:\n  cache: {top_k: 3}\n") == (
+        "r.yaml:6: 'teacher.cache.top_k' keeps the 3 largest probabilities and the sum of the others, but distiller "
+        "'logit-kd' reads all logits with 'standardize' as set here; leave top_k out, or leave 'standardize' out: with "
+        "its default options it does not"
+    )
 
 
 @pytest.mark.parametrize("use", ["logit-kd", "dkd", "hard-label", "mixed-kd", "token-kd"])

@@ -10,6 +10,9 @@ from torch import nn
 from kdq_core.distillation.transfer import holding, mapped, transfer
 from kdq_core.errors import RecipeError
 from kdq_core.spec import TransferSpec
+from kdq_core.teachers.members import Ensemble, Normalized
+from kdq_core.teachers.onnx_teacher import OnnxTeacher
+from kdq_core.teachers.spec import NormalizeSpec
 from kdq_workloads.digits_models import DigitsResNet
 
 
@@ -107,6 +110,17 @@ def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
     )
     with pytest.raises(RecipeError, match=r"distill\.transfer finds no layer of the student"):
         transfer(TransferSpec(), student, teacher)
+
+
+def test_onnx_models_have_no_layers_to_start_from():
+    own = Normalized(OnnxTeacher(), NormalizeSpec(mean=(0.0,), std=(1.0,)))
+    teacher = Ensemble([OnnxTeacher(), own], [1.0, 1.0], "mean")
+    with pytest.raises(RecipeError) as caught:
+        transfer(TransferSpec(), nn.Linear(1, 1), teacher)
+    assert str(caught.value) == (
+        "'distill.transfer' starts the student from the teacher's layers, but an ONNX model has none that could be "
+        "read; leave it out, or use a teacher from a checkpoint"
+    )
 
 
 def test_each_round_holds_another_share_and_all_train_at_some_time(student):

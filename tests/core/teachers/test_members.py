@@ -274,8 +274,8 @@ def test_a_factory_in_no_module_is_told_when_the_plan_is_made(
     with pytest.raises(RecipeError) as caught:
         stages_of(tmp_path, **RECIPE, teacher={"members": [member]})
     assert str(caught.value) == (
-        "the teacher's factory is in 'no_such_module.of_mine', and there is no such module; install its package, or "
-        "correct 'factory' in 'teacher.members'"
+        "the teacher's factory is in 'no_such_module.of_mine', and there is no such module; install its package, put "
+        "its folder on PYTHONPATH, or correct 'factory' in 'teacher.members' (the folder kdq runs in is not searched)"
     )
 
 
