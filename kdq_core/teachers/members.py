@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError, listing
 from kdq_core.kinds import Workload
 from kdq_core.spec import STUDENTS, TeacherSpec
+from kdq_core.teachers.checkpoint import load_checkpoint
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
 
@@ -145,7 +144,7 @@ def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:
 def empty_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     """A member's module before its weights are loaded or trained."""
     if spec.source == "onnx":
-        return OnnxTeacher(tasks=spec.tasks)
+        return OnnxTeacher(tasks=spec.tasks, file=spec.file or "")
     if spec.source == "student":
         return workload.student()
     return _factory(spec.factory)() if spec.factory else workload.teacher()
@@ -162,21 +161,9 @@ def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     if not path.is_file():
         raise StageError(f"the teacher's file {spec.file!r} is not there; check 'file' in 'teacher.members'")
     if spec.source == "onnx":
-        return OnnxTeacher(path.read_bytes(), spec.tasks)
+        return OnnxTeacher(path.read_bytes(), spec.tasks, spec.file)
     model = empty_member(spec, workload)
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise StageError(f"the teacher's file {spec.file!r} is no safetensors file: {error}") from error
-    made_by = spec.factory or "the workload's teacher()"
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        fact = " ".join(str(error).split()).rstrip(".")
-        raise StageError(
-            f"the weights in {spec.file!r} do not fit the module of {made_by}: {fact}; name the 'factory' in "
-            "'teacher.members' that makes the file's own module, or another file"
-        ) from error
+    load_checkpoint(model, path, spec.factory or "the workload's teacher()")
     return model
 
 
@@ -186,6 +173,7 @@ def _factory(name: str) -> Callable[[], nn.Module]:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise StageError(
-            f"the teacher's factory {name!r} cannot be loaded: {error}; install its package, or correct the name"
+            f"the teacher's factory {name!r} cannot be loaded: {error}; install its package, put its folder on "
+            "PYTHONPATH, or correct the name"
         ) from error
     return cast("Callable[[], nn.Module]", found)

@@ -16,7 +16,6 @@ from kdq_core.records import Checkpoint
 from kdq_core.spec import Recipe, TeacherSpec
 from kdq_core.stages.teaching import the_teacher
 from kdq_core.teachers.members import Ensemble, Normalized, empty_member, read_member, whole
-from kdq_core.teachers.onnx_teacher import OnnxTeacher
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
 from kdq_workloads.digits import Digits
 
@@ -169,31 +168,19 @@ def test_a_checkpoint_is_loaded_into_what_its_factory_makes(factory: str, linear
     assert torch.equal(read(x), model(x))
 
 
-def test_a_checkpoint_that_does_not_fit_says_what_was_loaded_into_what(linear: tuple[Path, nn.Module]) -> None:
-    path, _ = linear
-    with pytest.raises(StageError) as caught:
-        read_member(MemberSpec(source="checkpoint", file=str(path)), Digits())
-    text = str(caught.value)
-    assert text.startswith(f"the weights in {str(path)!r} do not fit the module of the workload's teacher(): ")
-    assert "Missing key(s)" in text
-    path.write_text("nothing")
-    with pytest.raises(StageError, match="is no safetensors file"):
-        read_member(MemberSpec(source="checkpoint", file=str(path)), Digits())
-
-
 def test_a_factory_that_is_not_there_is_named(linear: tuple[Path, nn.Module]) -> None:
     with pytest.raises(StageError) as caught:
         read_member(MemberSpec(source="checkpoint", file=str(linear[0]), factory="json:make_it"), Digits())
     assert str(caught.value) == (
         "the teacher's factory 'json:make_it' cannot be loaded: module 'json' has no attribute 'make_it'; install its "
-        "package, or correct the name"
+        "package, put its folder on PYTHONPATH, or correct the name"
     )
 
 
-def onnx_file(path: Path, model: nn.Module) -> Path:
+def onnx_file(path: Path, model: nn.Module, *, external_data: bool = False) -> Path:
     torch.onnx.export(
         model, (torch.zeros(2, 1, 8, 8),), str(path), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False, external_data=False,
+        verbose=False, external_data=external_data,
     )  # fmt: skip
     return path
 
@@ -208,13 +195,37 @@ def test_an_onnx_file_answers_like_the_module_it_was_made_from(tmp_path: Path, l
     again = whole(spec, [empty_member(member, Digits()) for member in spec.members])
     again.load_state_dict(load_file(tmp_path / "kept.safetensors"))
     assert torch.equal(again(x), read(x))
-    with pytest.raises(StageError, match=r"the ONNX teacher takes 1 inputs \(.*\), the workload gives 2"):
+    with pytest.raises(StageError, match=r"the ONNX teacher '.*t.onnx' takes 1 inputs \(.*\), the workload gives 2"):
         read.members[0](x, x)  # type: ignore[index, operator]
 
 
-def test_a_file_that_is_no_onnx_model_is_told() -> None:
-    with pytest.raises(StageError, match=r"ONNX Runtime cannot read the teacher's file: .*; is it an ONNX model"):
-        OnnxTeacher(b"nothing")(torch.zeros(1, 1))
+def test_a_file_that_is_no_onnx_model_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "junk.onnx"
+    path.write_text("nothing")
+    spec = MemberSpec(source="onnx", file=str(path))
+    read, kept = read_member(spec, Digits()), empty_member(spec, Digits())
+    kept.load_state_dict(read.state_dict())
+    for teacher in (read, kept):
+        with pytest.raises(StageError) as caught:
+            teacher(torch.zeros(1, 1))
+        assert str(caught.value).startswith(f"ONNX Runtime cannot read the ONNX teacher {str(path)!r}: ")
+        assert str(caught.value).endswith(" failed; name an ONNX model in 'teacher.members'")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_beside_an_onnx_file_are_not_read(
+    tmp_path: Path, linear: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # here ONNX Runtime would find them
+    file = onnx_file(Path("t.onnx"), linear[1], external_data=True)
+    assert Path("t.onnx.data").is_file()
+    with pytest.raises(StageError) as caught:
+        read_member(MemberSpec(source="onnx", file=str(file)), Digits())(torch.zeros(1, 1, 8, 8))
+    assert str(caught.value).startswith("ONNX Runtime cannot read the ONNX teacher 't.onnx': ")
+    assert str(caught.value).endswith(
+        "; its weights are in a file beside it: export it with torch.onnx.export(..., external_data=False), or put "
+        "them into one file with onnx.save(onnx.load(FILE), FILE)"
+    )
 
 
 def test_members_of_all_kinds_make_one_teacher_that_comes_back_from_the_store(

@@ -1,0 +1,111 @@
+"""Weights of a teacher from a safetensors file, and in a few words what does not fit where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdq_core.errors import StageError
+
+SHOWN = 3
+WRAPPERS = {"module": "DataParallel and DistributedDataParallel name them", "_orig_mod": "torch.compile names them"}
+TORCH_SAVE = (b"PK\x03\x04", b"\x80")
+"""First bytes of what `torch.save` writes: a zip archive, or of old a pickle."""
+
+
+def load_checkpoint(model: nn.Module, path: Path, made_by: str) -> None:
+    """Load the weights of a file into a module.
+
+    Args:
+        model: overwritten.
+        path: of a safetensors file that is there; shown in messages as given.
+        made_by: what gave the module, for messages.
+
+    Raises:
+        StageError: it is no safetensors file, or its keys and shapes are not those of the module.
+    """
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise StageError(_no_safetensors(path, str(error))) from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        raise StageError(_misfit(weights, own, path, made_by) or _as_torch_says(error, path, made_by)) from error
+
+
+def _no_safetensors(path: Path, error: str) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    fact = "is one of torch.save, no safetensors file" if start.startswith(TORCH_SAVE) else "is no safetensors file"
+    return (
+        f"the teacher's file {str(path)!r} {fact}: {error}; write one where the model is, with {_saving('model', path)}"
+    )
+
+
+def _saving(model: str, path: Path) -> str:
+    return f"safetensors.torch.save_file({model}.state_dict(), {path.with_suffix('.safetensors').name!r})"
+
+
+def _misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, made_by: str) -> str:
+    """What a file's weights lack, have too much and have in other shapes; empty where all is as it should be."""
+    wrapped, inside = _unwrapped(weights, own)
+    facts, remedies = [], []
+    if wrapped:
+        said = dict.fromkeys(WRAPPERS[name] for name in wrapped)
+        facts = [f"all its keys begin with {'.'.join(wrapped) + '.'!r}, as {' and '.join(said)}"]
+        remedies = [f"save what is inside, with {_saving('.'.join(('model', *wrapped)), path)}"]
+    missing = [name for name in own if name not in inside]
+    unexpected = [name for name in inside if name not in own]
+    shapes = [
+        f"{name} {tuple(inside[name].shape)} where the module has {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in inside and inside[name].shape != value.shape
+    ]
+    counts = [
+        f"{len(found)} key{'s' * (len(found) > 1)} {what} ({_first(found)})"
+        for found, what in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
+        if found
+    ]
+    if counts:
+        facts += [", ".join(counts)]
+        remedies += ["name the 'factory' in 'teacher.members' that makes the file's own module, or another file"]
+    if not facts:
+        return ""
+    told, then = "; beside that, ".join(facts), ", and ".join(remedies)
+    return f"the weights in {str(path)!r} do not fit the module of {made_by}: {told}; {then}"
+
+
+def _unwrapped(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[tuple[str, ...], Mapping[str, Tensor]]:
+    """The wrappers that all keys begin with and the module's own do not, and the weights without them."""
+    wrapped: tuple[str, ...] = ()
+    while weights:
+        first = next(iter(weights)).partition(".")[0]
+        if first not in WRAPPERS or not all(name.startswith(f"{first}.") for name in weights):
+            break
+        if all(name.startswith(f"{first}.") for name in own):
+            break
+        wrapped, weights = (*wrapped, first), {name.removeprefix(f"{first}."): x for name, x in weights.items()}
+    return wrapped, weights
+
+
+def _first(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join([*listed[:SHOWN], *(["..."] if len(listed) > SHOWN else [])])
+
+
+def _as_torch_says(error: RuntimeError, path: Path, made_by: str) -> str:
+    """Where keys and shapes are right, and the module refuses them still."""
+    fact = " ".join(str(error).split()).rstrip(".")
+    fact = fact if len(fact) <= 300 else f"{fact[:297]}..."
+    return (
+        f"the weights in {str(path)!r} do not fit the module of {made_by}: {fact}; name the 'factory' in "
+        "'teacher.members' that makes the file's own module, or another file"
+    )
