@@ -58,6 +58,10 @@ class Checkpoint(Frozen):
     parameters: int = Field(ge=0, description="number of trainable values")
     history: tuple[EpochRecord, ...] = ()
     gains: tuple[Gain, ...] = Field(default=(), description="of the teacher, where the recipe asks for a control")
+    compared: dict[str, tuple[tuple[str, str], ...]] = Field(
+        default={}, description="modules of student and teacher whose features were compared, by distiller"
+    )
+    transferred: tuple[str, ...] = Field(default=(), description="parameters that started from the teacher's")
     answers: dict[str, JsonValue] = Field(default={}, description="of teachers: how answers are made of their weights")
 
 

@@ -193,8 +193,8 @@ class Pipeline:
             raise
         if isinstance(entry.record, EvaluationReport):
             self.tracking.report(run, entry.record)
-        if isinstance(entry.record, Checkpoint) and entry.record.gains:
-            self.tracking.gains(run, entry.record.gains)
+        if isinstance(entry.record, Checkpoint):
+            self.tracking.taught(run, entry.record)
         self.tracking.stage_ended(run, failed=False)
         self.tracking.wait()
         return entry

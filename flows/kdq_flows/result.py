@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -109,11 +109,21 @@ def gains_of(entries: Mapping[str, Entry]) -> tuple[GainFacts, ...]:
 
 
 def notes_of(entries: Mapping[str, Entry]) -> tuple[str, ...]:
-    """What was noted with the metrics of the int8 model, each note once with its first metric."""
+    """Which layers of student and teacher met, and what was noted with the metrics of the int8 model, each once."""
     report = entries["evaluate"].record if "evaluate" in entries else None
     metrics = report.models.get("int8", ()) if isinstance(report, EvaluationReport) else ()
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
-    return tuple(f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
+    said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
+    student = entries["distill"].record if "distill" in entries else None
+    return (*(met(student) if isinstance(student, Checkpoint) else ()), *said)
+
+
+def met(student: Checkpoint) -> Iterator[str]:
+    """What of the student was compared with what of the teacher, or started from it."""
+    for name, pairs in student.compared.items():
+        yield f"{name} compares {', '.join(' ~ '.join(pair) for pair in pairs)} (student ~ teacher)"
+    if student.transferred:
+        yield f"started from the teacher: {', '.join(student.transferred)}"
 
 
 def gates_of(gates: Sequence[Gate], entries: Mapping[str, Entry]) -> tuple[GateVerdict, ...]:

@@ -5,12 +5,12 @@ The tracking run begins with the first stage that is not cached, so that "no new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan import Plan, StageNode
-from kdq_core.records import EpochRecord, EvaluationReport, Gain
+from kdq_core.records import Checkpoint, EpochRecord, EvaluationReport
 from kdq_flows.owner import owner_tag
 
 if TYPE_CHECKING:
@@ -50,9 +50,14 @@ class RunTracking:
 
         self._later(log)
 
-    def gains(self, run: Future[str], gains: Sequence[Gain]) -> None:
-        """Log what the student gained from the teacher, with the stage."""
-        self._later(lambda: self._begun().log_gains(run.result(), gains))
+    def taught(self, run: Future[str], student: Checkpoint) -> None:
+        """Log what the student gained from the teacher, and which layers met, with the stage."""
+        if student.gains:
+            self._later(lambda: self._begun().log_gains(run.result(), student.gains))
+        met = {name: ", ".join(" ~ ".join(pair) for pair in pairs) for name, pairs in student.compared.items()}
+        found = {"compared": met, "transferred": ", ".join(student.transferred)}
+        if met or student.transferred:
+            self._later(lambda: self._begun().log_params(run.result(), {k: v for k, v in found.items() if v}))
 
     def stage_ended(self, run: Future[str], *, failed: bool) -> None:
         """Close the stage's nested run."""

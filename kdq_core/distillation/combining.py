@@ -61,6 +61,12 @@ class Part:
         changed = {name: schedule.at(share, distance) for name, schedule in self.options.items()}
         return self.weight.at(share, distance), self.distiller.model_copy(update=changed)
 
+    def curves(self, weight: float, distiller: Distiller) -> dict[str, float]:
+        """Weight and options in force, by name: those that change over the fit."""
+        changing = [name for name, schedule in self.options.items() if schedule.schedule != "constant"]
+        values = {} if self.weight.schedule == "constant" else {"weight": weight}
+        return values | {name: float(getattr(distiller, name)) for name in changing}
+
 
 class DistillationLoss:
     """The loss `fit()` minimises.
@@ -70,6 +76,7 @@ class DistillationLoss:
 
     Attributes:
         taught: the module being fitted, where a distiller compares features.
+        scheduled: what schedules gave in the last step, by name of a curve, `schedule/weight` and the like.
     """
 
     def __init__(
@@ -79,7 +86,13 @@ class DistillationLoss:
         self.parts = tuple(parts)
         self.teacher = teacher
         self.taught = taught
+        self.scheduled: dict[str, float] = {}
         self._share = 0.0
+
+    @property
+    def compared(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """The modules of student and teacher whose features are compared, by name of the distiller."""
+        return {part.name: tuple((p.student, p.teacher) for p in part.pairs) for part in self.parts if part.pairs}
 
     def before_step(self, done: int, total: int) -> None:
         """Tell the schedules where the fit is.
@@ -117,6 +130,7 @@ class DistillationLoss:
                     given = _asked(part.name, distiller, Outputs(mine, ours), Outputs(told, theirs), seen)
                 prefix = (f"{part.name}/" if len(self.parts) > 1 else "") + (f"{task}/" if task else "")
                 terms |= {f"{prefix}{name}": weight * term for name, term in given.terms.items()}
+                self.scheduled |= {f"schedule/{prefix}{n}": v for n, v in part.curves(weight, distiller).items()}
                 for name in [task] if task in hard else hard:
                     hard[name] *= 1 - min(weight, 1.0) * (1 - given.hard_weight)
         return terms | self._hard(student, batch, hard)

@@ -18,7 +18,7 @@ from kdq_core.distillation.combining import Part
 from kdq_core.distillation.pairs import Taps
 from kdq_core.errors import StageError
 from kdq_core.kinds import Distiller, Evaluator, Quantizer, Target, Workload, takes_views
-from kdq_core.records import Checkpoint, EpochRecord, Gain
+from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.spec import FitSpec, Recipe, Site
 from kdq_core.store import Entry
 from kdq_core.teachers.source import reading
@@ -162,14 +162,17 @@ class StageContext:
         loss: Loss,
         spec: FitSpec,
         accelerator: Accelerator,
+        scheduled: Mapping[str, float] | None = None,
         **hooks: Callable[..., None],
     ) -> tuple[EpochRecord, ...]:
         """Fit `model` on the training split with scoring, progress and resumption.
 
-        The state of an unfinished fit stays in `scratch`; after the commit it is removed. Curves of
-        the second fit of a stage are called `2/train/loss` and so on.
+        What `scheduled` holds at the end of an epoch is added to its curves. The state of an unfinished fit stays in
+        `scratch`; after the commit it is removed. Curves of the second fit of a stage are called `2/train/loss` and so
+        on.
         """
         workload, number = self.workload, self.number
+        measured = validation(workload, accelerator.device, EVALUATION_BATCH, self.read)
 
         def named(record: EpochRecord) -> EpochRecord:
             values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
@@ -184,7 +187,7 @@ class StageContext:
             accelerator=accelerator,
             resume=self.scratch.with_stem(f"{self.scratch.stem}{number or ''}"),
             hooks=FitHooks(
-                score=validation(workload, accelerator.device, EVALUATION_BATCH, self.read),
+                score=lambda fitted: {**measured(fitted), **(scheduled or {})},
                 on_step=lambda done, total, value: self.emit(
                     {
                         "event": "progress",
@@ -202,13 +205,11 @@ class StageContext:
         )
         return tuple(named(record) for record in history)
 
-    def checkpoint(
-        self, role: Any, model: nn.Module, history: tuple[EpochRecord, ...], gains: tuple[Gain, ...] = ()
-    ) -> Checkpoint:
-        """Write the weights of `model` to the draft and describe them."""
+    def checkpoint(self, role: Any, model: nn.Module, history: tuple[EpochRecord, ...], **told: Any) -> Checkpoint:
+        """Write the weights of `model` to the draft and describe them; `told` are further fields of the record."""
         save_file(tensors_of(model), self.draft / "weights.safetensors")
         count = sum(p.numel() for p in model.parameters())
-        return Checkpoint(role=role, weights="weights.safetensors", parameters=count, history=history, gains=gains)
+        return Checkpoint(role=role, weights="weights.safetensors", parameters=count, history=history, **told)
 
     def load_into(self, model: nn.Module, stage: str) -> nn.Module:
         """Load the checkpoint of a parent stage into `model`; eval mode."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,27 +70,28 @@ def distill(context: StageContext) -> Checkpoint:
     check_student(context)
     context.seeded("student")
     student = workload.student().to(device)
-    hooks = _transferred(context, student)
+    written, hooks = _transferred(context, student)
     model, loss = taught(context, student, device)
     rewind = remembered(device)
-    history = context.trained(model, loss, spec.fit, accelerator, before_step=loss.before_step, **hooks)
+    history = context.trained(model, loss, spec.fit, accelerator, loss.scheduled, before_step=loss.before_step, **hooks)
+    told: dict[str, Any] = {"compared": loss.compared, "transferred": written}
     if not spec.control:
-        return context.checkpoint("student", student, history)
+        return context.checkpoint("student", student, history, **told)
     context.seeded("student")
     control = workload.student().to(device)
     rewind()
     history += replace(context, number=1).trained(control, hard_loss(workload), spec.fit, accelerator)
     gained = gains(student, control, workload, device, EVALUATION_BATCH)
-    return context.checkpoint("student", student, history, gained)
+    return context.checkpoint("student", student, history, gains=gained, **told)
 
 
-def _transferred(context: StageContext, student: nn.Module) -> dict[str, Callable[..., None]]:
-    """Start the student from the teacher's parameters where the recipe asks for it; what `fit` is to call then."""
+def _transferred(context: StageContext, student: nn.Module) -> tuple[tuple[str, ...], dict[str, Callable[..., None]]]:
+    """Start the student from the teacher's parameters where the recipe asks for it: which, and the hooks of `fit`."""
     spec, epochs = context.recipe.distill.transfer, context.recipe.distill.fit.epochs
     if spec is None:
-        return {}
+        return (), {}
     written = transfer(spec, student, the_teacher(context))
-    return holding(spec, student, written, epochs=epochs, seed=context.seed_of("transfer"))
+    return written, holding(spec, student, written, epochs=epochs, seed=context.seed_of("transfer"))
 
 
 def taught(

@@ -6,12 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.errors import StageError
 from kdq_core.quantization.capture import BatchNorm, capture
 from kdq_core.quantization.equalize import equalize
@@ -42,22 +44,24 @@ def quantize(context: StageContext) -> Checkpoint:
         test = context.workload.batches("test", batch_size=EVALUATION_BATCH)
         check_labels(context.batches(0, spec.fit.batch_size), test)
     student, model = _started(context, device)
+    told: dict[str, Any] = {}
     if trains:
         module, soft = taught(context, model, device, plain=student)
         rewind = remembered(device)
-        history = _trained(context, module, soft, model, accelerator, soft.before_step)
+        history = _trained(context, module, soft, model, accelerator)
+        told["compared"] = soft.compared
     _finished(context, model, device)
     if not trains:
         score = validation(context.workload, device, EVALUATION_BATCH)
         history = (EpochRecord(epoch=1, values=dict(score(model.eval()))),)
     if not (trains and spec.control):
-        return context.checkpoint("quantized", model, history)
+        return context.checkpoint("quantized", model, history, **told)
     _, control = _started(context, device)
     rewind()
     history += _trained(replace(context, number=1), control, hard_loss(context.workload), control, accelerator)
     _finished(context, control, device)
     gained = gains(model, control, context.workload, device, EVALUATION_BATCH)
-    return context.checkpoint("quantized", model, history, gained)
+    return context.checkpoint("quantized", model, history, gains=gained, **told)
 
 
 def _started(context: StageContext, device: torch.device) -> tuple[nn.Module, GraphModule]:
@@ -84,25 +88,23 @@ def _nothing(option: str, wanted: str) -> str:
 
 
 def _trained(
-    context: StageContext,
-    module: nn.Module,
-    loss: Loss,
-    model: GraphModule,
-    accelerator: Accelerator,
-    schedule: Callable[[int, int], None] = lambda _done, _total: None,
+    context: StageContext, module: nn.Module, loss: Loss, model: GraphModule, accelerator: Accelerator
 ) -> tuple[EpochRecord, ...]:
-    """Fit `module`, which is `model` or a module around it, through the phases of the recipe; `schedule` is the loss's.
+    """Fit `module`, which is `model` or a module around it, through the phases of the recipe.
 
     The phase, too, follows from the step alone, so that a fit that goes on does so with the same bits.
     """
     spec = context.recipe.quantize
     whole, enter = with_weight_loss(loss, model, spec.weight_loss), phases(spec, model)
+    soft = loss if isinstance(loss, DistillationLoss) else None
 
     def before_step(done: int, total: int) -> None:
         enter(done, total)
-        schedule(done, total)
+        if soft is not None:
+            soft.before_step(done, total)
 
-    return context.trained(module, whole, spec.fit, accelerator, before_step=before_step)
+    scheduled = None if soft is None else soft.scheduled
+    return context.trained(module, whole, spec.fit, accelerator, scheduled, before_step=before_step)
 
 
 def _finished(context: StageContext, model: GraphModule, device: torch.device) -> None:

@@ -88,6 +88,11 @@ class Tracker:
             _log_params(self._mlflow, run_id, options)
         return run_id
 
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Add params; nested values are flattened to dotted names; MLflow cuts long ones."""
+        with mlflow_errors(self._site):
+            _log_params(self._mlflow, run_id, params)
+
     def log_epochs(self, run_id: str, records: Sequence[EpochRecord]) -> None:
         """Write the curves of a fit; one step an epoch."""
         self._log(run_id, [(name, value, r.epoch) for r in records for name, value in r.values.items()])

@@ -63,7 +63,8 @@ def version_numbered(mlflow: MlflowClient, name: str, number: int) -> Any:
     known = {int(version.version): version for version in versions(mlflow, name)}
     if number not in known:
         numbers = ", ".join(map(str, sorted(known))) or "none"
-        raise RecipeError(f"model {name!r} has no version {number}. Versions: {numbers}.")
+        todo = "name one of these" if known else "`kdq run FILE` registers one"
+        raise RecipeError(f"model {name!r} has no version {number}. Versions: {numbers}; {todo}.")
     return known[number]
 
 
@@ -76,12 +77,17 @@ def version_called(mlflow: MlflowClient, name: str, alias: str) -> Any:
     aliases = {str(known): int(number) for known, number in model_named(mlflow, name).aliases.items()}
     if alias not in aliases:
         near = did_you_mean(alias, aliases) or "."
-        raise RecipeError(f"model {name!r} has no alias {alias!r}{near} Aliases: {listing(aliases)}.")
+        these = "one of these, or " if aliases else ""
+        raise RecipeError(
+            f"model {name!r} has no alias {alias!r}{near} Aliases: {listing(aliases)}; name {these}a version as "
+            f"{name}/NUMBER (`kdq models` lists them), or make one 'champion' with `kdq promote`."
+        )
     return version_numbered(mlflow, name, aliases[alias])
 
 
 def unknown_model(name: str, names: list[str]) -> RecipeError:
     """What is said of a model that is not there."""
     hint = did_you_mean(name, names) or "."
-    there = listing(names) if names else "none; `kdq run FILE` registers one"
+    todo = "name one of these (`kdq models` lists their versions)" if names else "`kdq run FILE` registers one"
+    there = f"{listing(names)}; {todo}"
     return RecipeError(f"no registered model named {name!r}{hint} Registered: {there}.")

@@ -47,8 +47,9 @@ class Heard:
     def stage_started(self, node: Any, _key: str) -> str:
         return str(node.name)
 
-    def gains(self, run: str, gains: Any) -> None:
-        self.gains_of[run] = gains
+    def taught(self, run: str, student: Checkpoint) -> None:
+        if student.gains:
+            self.gains_of[run] = student.gains
 
     def __getattr__(self, _name: str) -> Any:
         return lambda *_words, **_named: None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kdq_core.records import EvaluationReport, Metric
+from kdq_core.records import Checkpoint, EvaluationReport, Metric
 from kdq_flows.cli.run import _closing
 from kdq_flows.result import RunResult, notes_of
 
@@ -14,15 +14,27 @@ def metric(name: str, value: float, note: str = "") -> Metric:
     return Metric(name=name, value=value, unit="lsb", direction="lower", note=note)
 
 
-def test_each_note_on_the_int8_model_is_told_once_with_its_first_metric(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_met_is_told_and_each_note_on_the_int8_model_once_with_its_first_metric(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     metrics = (
         metric("parity_flips", 2, "they part at stem"), metric("parity_p99_lsb", 1.5, "they part at stem"),
         metric("latency_p50_ms", 0.1), metric("other", 3, "another"),
     )  # fmt: skip
     report = EvaluationReport(models={"int8": metrics, "student": (metric("bytes", 1, "not told"),)})
     entries: Any = {"evaluate": SimpleNamespace(record=report)}
-    told = ("parity_flips is 2: they part at stem", "other is 3: another")
+    student = Checkpoint(
+        role="student", weights="w", parameters=1, transferred=("stem.weight", "stem.bias"),
+        compared={"fitnet": (("stem", "members.0.stem"), ("body", "members.1.body"))},
+    )  # fmt: skip
+    entries["distill"] = SimpleNamespace(record=student)
+    told = (
+        "fitnet compares stem ~ members.0.stem, body ~ members.1.body (student ~ teacher)",
+        "started from the teacher: stem.weight, stem.bias",
+        "parity_flips is 2: they part at stem",
+        "other is 3: another",
+    )
     assert notes_of(entries) == told
     assert notes_of({}) == ()
     _closing(RunResult(run="r", status="completed", seconds=1, stages=(), models={}, notes=told))
-    assert "\nparity_flips is 2: they part at stem\nother is 3: another\n" in capsys.readouterr().out
+    assert "\n" + "\n".join(told[1:]) + "\n" in capsys.readouterr().out

@@ -59,6 +59,14 @@ def test_the_teachers_gain_is_logged_with_its_interval_and_both_models(site: Sit
     }  # fmt: skip
 
 
+def test_what_is_known_at_the_end_of_a_stage_becomes_params_too(site: Site, tracker: Tracker) -> None:
+    run_id = tracker.stage_run("distill", "c" * 64, {"use": "fitnet"})
+    tracker.log_params(run_id, {"compared": {"fitnet": "a ~ b"}, "transferred": "x" * 7000})
+    params = client(site).get_run(run_id).data.params
+    assert params.pop("transferred").startswith("x" * 5900)
+    assert params == {"use": "fitnet", "compared.fitnet": "a ~ b"}
+
+
 def test_more_points_than_one_call_takes_are_all_logged(site: Site, tracker: Tracker) -> None:
     tracker.log_epochs(tracker.run_id, [EpochRecord(epoch=e, values={"a": e, "b": -e}) for e in range(1, 601)])
     assert len(client(site).get_metric_history(tracker.run_id, "b")) == 600

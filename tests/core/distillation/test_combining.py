@@ -125,6 +125,23 @@ def test_a_distiller_that_needs_labels_says_so_on_a_batch_without(combined, stud
     )
 
 
+def test_what_changes_over_a_fit_has_a_curve(combined, student):
+    moving = Schedule(schedule="linear", start=4.0, end=0.0)
+    parts = (
+        Part("pull", Pull(strength=2.0), weight=moving, options={"strength": Schedule(schedule="constant", start=2.0)}),
+        Part("other", Pull(), options={"strength": Schedule(schedule="cosine", start=1.0, end=3.0)}),
+        Part("still", Constant()),
+    )
+    loss = combined(*parts)
+    loss.before_step(2, 5)
+    loss(student, a_batch())
+    assert loss.scheduled == {"schedule/pull/weight": 2.0, "schedule/other/strength": pytest.approx(2.0)}
+    alone = combined(parts[0])
+    alone.before_step(4, 5)
+    alone(student, a_batch())
+    assert alone.scheduled == {"schedule/weight": 0.0}
+
+
 class Mistaken(Constant):
     """Reads labels without saying so, or gives something else than terms."""
 

@@ -38,6 +38,7 @@ def test_what_is_held_keeps_the_bits_the_teacher_gave_it(stages_of: Any, tiny: A
     names = transfer(TransferSpec(), student, teacher)
     start = dict(student.named_parameters())
     still = [name for name in names if torch.equal(found[name], start[name])]
+    assert run.entries["distill"].record.transferred == names
     assert len(names) == 6
     assert len(still) == 3  # half of them, in the one round there is
 

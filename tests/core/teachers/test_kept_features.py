@@ -21,7 +21,8 @@ from kdq_core.tensors import Batch, Outputs, View
 
 VIEWS = 2
 FIT = {"epochs": VIEWS, "batch_size": 32, "learning_rate": 0.02}
-LOSSES = ["logit-kd", {"use": "fitnet", "options": {"beta": 10.0}}, "rkd"]
+LOWER = {"schedule": "linear", "start": 2.0, "end": 1.0}
+LOSSES = ["logit-kd", {"use": "fitnet", "options": {"beta": 10.0}}, {"use": "rkd", "weight": LOWER}]
 STAGES = ("train_teacher", "cache_teacher", "distill", "quantize")
 
 
@@ -91,6 +92,15 @@ def test_the_loss_curve_is_that_of_the_teacher_beside_the_student(kept, online, 
     for name, values in expected.items():
         assert losses(kept, stage)[name] == pytest.approx(values, rel=1e-6), name
         assert losses(half, stage)[name] == pytest.approx(values, rel=tolerance), name
+
+
+@pytest.mark.parametrize("stage", ["distill", "quantize"])
+def test_the_record_tells_which_layers_met_and_the_curves_what_was_scheduled(kept, stage):
+    record = kept.entries[stage].record
+    assert record.compared == dict.fromkeys(("fitnet", "rkd"), (("relu", "relu"), ("flat", "flat")))
+    values = [{k: v for k, v in e.values.items() if k.startswith("schedule/")} for e in record.history]
+    # steps 0 to 5 of 6, 3 in an epoch: what was in force in the last of each
+    assert values == [{"schedule/rkd/weight": pytest.approx(1.6)}, {"schedule/rkd/weight": 1.0}]
 
 
 def test_the_entry_holds_what_each_tapped_module_gives_in_each_view(kept, tmp_path):
