@@ -1,0 +1,84 @@
+"""What the gradients of a distiller's loss promise."""
+
+from __future__ import annotations
+
+import torch
+
+from kdq_core.tensors import Outputs
+from kdq_core.testing.distillers.calls import backward, soft, summed, total
+from kdq_core.testing.distillers.models import Subject, changed, learning, leaves, made, moved, targets
+from kdq_core.testing.distillers.options import lifted
+
+EXTREME = 1e4
+DTYPES = (
+    (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.float16),
+    (torch.float64, torch.float64),
+)  # fmt: skip
+
+
+def soft_terms_teach(subject: Subject) -> None:
+    """The soft terms alone move the student: the hard loss, which always does, is left out.
+
+    Weights that are 0 are lifted, since without them nothing is taught. Labels that are the teacher's own answers are
+    tried too: some distillers leave out what it gets wrong. A hard weight that follows the teacher teaches as well.
+    """
+    student = made(subject, 8, 10, seed=0)
+    what = "features" if subject.distiller.features == "pairs" else "logits"
+    for one in lifted(subject):
+        weights = set()
+        for seed in range(1, 5):
+            teacher, ours = made(subject, 8, 10, seed=seed), learning(student)
+            for labels in (targets(student.logits), teacher.logits.argmax(-1)):
+                terms = soft(one, ours, teacher, "a batch of 8", labels)
+                weights.add(float(terms.hard_weight))
+                loss = summed(terms)
+                if loss.requires_grad:
+                    backward(one, loss, "a batch of 8")
+                grads = [leaf.grad for name, leaf in leaves(ours) if (name == "logits") == (what == "logits")]
+                if len(weights) > 1 or any(grad is not None and grad.any() for grad in grads):
+                    return
+    raise AssertionError(
+        f"the soft terms alone should give the student's {what} a gradient that is not zero where student and teacher "
+        "differ, but they give none; compute them from the student's tensors, without detach"
+    )
+
+
+def finite_gradients(subject: Subject) -> None:
+    """Loss and gradient are finite for ordinary, extreme, single-sample and single-class models, in fp32 and bf16."""
+    for samples, classes, batch in ((8, 10, "a batch of 8"), (1, 10, "a batch of 1"), (8, 1, "a single class")):
+        for scale in (3.0, EXTREME):
+            for dtype in (torch.float32, torch.bfloat16):
+                case = f"{batch}, logits of about {scale:g}, {dtype}"
+                student, teacher = (made(subject, samples, classes, seed) for seed in (0, 1))
+                ours, theirs = (moved(changed(x, torch.sign), dtype, scale) for x in (student, teacher))
+                _check_gradients(subject, learning(ours), theirs, case)
+
+
+def other_dtypes_and_devices(subject: Subject) -> None:
+    """Models of other dtypes than float32, unlike each other, and on a GPU where there is one, work."""
+    student, teacher = made(subject, 8, 10, seed=0), made(subject, 8, 10, seed=1)
+    for ours, theirs in DTYPES:
+        case = f"a student in {ours} and a teacher in {theirs}"
+        _check_gradients(subject, learning(moved(student, ours)), moved(teacher, theirs), case)
+    if torch.cuda.is_available():
+        _check_gradients(subject, learning(moved(student, "cuda")), moved(teacher, "cuda"), "models on a GPU")
+
+
+def _check_gradients(subject: Subject, student: Outputs, teacher: Outputs, case: str) -> None:
+    loss = total(subject, student, teacher, case)
+    assert loss.isfinite(), f"the loss should be finite, but it is {float(loss.detach())} for {case}"
+    backward(subject, loss, case)
+    grads = {name: leaf.grad for name, leaf in leaves(student) if leaf.grad is not None}
+    assert grads, f"the student should get a gradient, but it gets none for {case}"
+    for name, grad in grads.items():
+        assert grad.isfinite().all(), f"the gradient of the {name} should be finite, but it is not for {case}"
+
+
+def no_gradient_into_the_teacher(subject: Subject) -> None:
+    """The teacher is never trained, even if its tensors ask for a gradient."""
+    teacher, case = learning(made(subject, 8, 10, seed=1)), "a teacher that asks for a gradient"
+    backward(subject, total(subject, learning(made(subject, 8, 10, seed=0)), teacher, case), case)
+    for name, leaf in leaves(teacher):
+        assert leaf.grad is None, (
+            f"no gradient should reach the teacher, but one did reach its {name}; detach its tensors"
+        )

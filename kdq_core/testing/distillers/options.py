@@ -1,0 +1,63 @@
+"""The same plug-in with other options: at the ends of their ranges, and with weights above 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from kdq_core.testing.distillers.calls import asked
+from kdq_core.testing.distillers.models import Subject
+
+STEP = 1e-6
+
+
+def lifted(subject: Subject) -> Iterator[Subject]:
+    """The plug-in, and the same with its numbers that are 0 at their default, or where that is 0 too, above 0."""
+    yield subject
+    raised = {}
+    for name, (_, top) in numbers(subject).items():
+        if getattr(subject.distiller, name) == 0:
+            default = type(subject.distiller).model_fields[name].default
+            usual = isinstance(default, int | float) and default != 0
+            raised[name] = default if usual else min(1.0, top)
+    other = with_fields(subject, raised) if raised else None
+    if other:
+        yield other
+
+
+def ends(subject: Subject) -> Iterator[tuple[str, float, float]]:
+    """Each finite end of the range of a field that is a number: its name, the end, and a number just inside."""
+    for name, (low, high) in numbers(subject).items():
+        for end, inwards in ((low, 1), (high, -1)):
+            if math.isfinite(end):
+                yield name, end, end + inwards * min(STEP * (abs(end) or 1.0), (high - low) / 2)
+
+
+def numbers(subject: Subject) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest value of each field that is a number; infinite where it may not be reached."""
+    with asked(subject, f"the options of {subject.name} should have a JSON schema", ""):
+        fields = type(subject.distiller).model_json_schema(by_alias=False).get("properties", {})
+    found = {}
+    for name, field in fields.items():
+        forms = [form for form in (field, *field.get("anyOf", ())) if form.get("type") == "number"]
+        if forms:
+            found[name] = (forms[0].get("minimum", -math.inf), forms[0].get("maximum", math.inf))
+    return found
+
+
+def with_fields(subject: Subject, values: Mapping[str, float]) -> Subject | None:
+    """The same plug-in with some options changed, validated anew; `None` where the others do not allow it."""
+    distiller = subject.distiller
+    with asked(subject, f"{subject.name} should take or refuse {written(values)}", ""):
+        try:
+            return replace(subject, distiller=type(distiller).model_validate({**distiller.model_dump(), **values}))
+        except ValidationError:
+            return None
+
+
+def written(values: Mapping[str, float]) -> str:
+    """Options as one would write them in a call."""
+    return ", ".join(f"{name}={value:g}" for name, value in values.items())

@@ -1,0 +1,110 @@
+"""The kit for distillers names losses with the wrong sign, sums over the batch, and those that need more than top k."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from kdq_core.api import LossTerms
+from kdq_core.testing import check_distiller
+from kdq_distillers.mixed_kd import MixedKd
+from tests.conformance.sound_distillers import Hints, Kl
+
+
+class Reversed(Kl):
+    def each(self, student, teacher):
+        return -super().each(student, teacher)
+
+
+class ReversedHints(Hints):
+    def each(self, student, teacher):
+        return -super().each(student, teacher)
+
+
+class ReversedInSamples(Kl):
+    """Below zero for some samples, not in the mean of 8."""
+
+    def each(self, student, teacher):
+        return super().each(student, teacher) + teacher.amax(-1) - student.amax(-1)
+
+
+class TakesTopKOfLogits(Kl):
+    def each(self, student, teacher):
+        return (student - teacher).square().mean(-1)
+
+
+class Summed(Kl):
+    def terms(self, student, teacher):
+        return LossTerms({"soft": self.alpha * self.each(student, teacher).sum() / 8}, 1 - self.alpha)
+
+
+class SummedHints(Hints):
+    def terms(self, student, teacher):
+        return LossTerms({"soft": self.alpha * self.each(student, teacher).sum()}, 1 - self.alpha)
+
+
+class Contrast(Hints):
+    """Not broken: picks its own sample among those of the batch, which gets harder with each one more."""
+
+    zero_for_equal_models: ClassVar[bool] = False
+
+    def each(self, student, teacher):
+        ours, theirs = (torch.nn.functional.normalize(z, dim=-1) for z in (student, teacher))
+        return torch.nn.functional.cross_entropy(ours @ theirs.T, torch.arange(len(ours)), reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (
+            Reversed(),
+            "a soft term should be a distance, at least zero where student and teacher differ, but 'soft' is -",
+        ),
+        (Reversed(alpha=0), "a soft term should be a distance, at least zero where student and teacher differ, but "),
+        (
+            ReversedHints(),
+            "a soft term should be a distance, at least zero where student and teacher differ, but 'soft'",
+        ),
+        (ReversedInSamples(), "a soft term should be a distance, at least zero where student and teacher differ, but "),
+        (
+            TakesTopKOfLogits(),
+            "takes_top_k() says that softmax distributions are compared, so a constant added to each row of the "
+            "teacher's logits should change nothing, but the loss goes from ",
+        ),
+        (TakesTopKOfLogits(alpha=0), "takes_top_k() says that softmax distributions are compared, so a constant "),
+        (Summed(), "a soft term should be a mean over the batch, but 'soft' is "),
+        (Summed(alpha=0), "a soft term should be a mean over the batch, but 'soft' is "),
+        (SummedHints(), "a soft term should be a mean over the batch, but 'soft' is "),
+    ],
+    ids=repr,
+)
+def test_a_loss_that_is_no_distance_no_mean_or_no_softmax_is_named(broken, sentence):
+    with pytest.raises(AssertionError) as caught:
+        check_distiller(broken)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("sound", [Kl(), Kl(alpha=0), Hints(), Contrast()], ids=repr)
+def test_those_they_were_made_of_pass(sound):
+    check_distiller(sound)
+
+
+@pytest.mark.parametrize("places", [0, 5])
+def test_they_pass_and_fail_on_sequences_too(places):
+    check_distiller(Kl(), places=places)
+    with pytest.raises(AssertionError, match=r"^a soft term should be a mean over the batch, but 'soft' is "):
+        check_distiller(Summed(), places=places)
+
+
+class MixedOfAll(MixedKd):
+    """Not broken: the plug-in of the house says that top k is enough, for sigmoids and groups of classes alike."""
+
+    def takes_top_k(self):
+        return False
+
+
+def test_sigmoids_are_no_softmax_distributions():
+    """Red as soon as `mixed-kd` answers rightly: then it belongs to the distillers of the house that pass."""
+    check_distiller(MixedOfAll())
+    with pytest.raises(AssertionError, match=r"^takes_top_k\(\) says that softmax distributions are compared, so "):
+        check_distiller(MixedKd())
