@@ -247,8 +247,10 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         "",
         f"Written by `python benchmarks/quality.py {asked.data} --folder DIR --home DIR`. {setting.about}",
         "",
-        f"- *alone*: no teacher. {alone.epochs} epochs in float and {alone.qat} quantized (`static`: "
-        f"{alone.epochs + alone.qat} in float), batch {alone.batch}. Against the float student of as many epochs.",
+        *([
+            f"- *alone*: no teacher. {alone.epochs} epochs in float and {alone.qat} quantized (`static`: "
+            f"{alone.epochs + alone.qat} in float), batch {alone.batch}. Against the float student of as many epochs."
+        ] if whole else []),
         f"- *taught*: {taught.epochs} epochs distilled in float, then {taught.qat} quantized with the teacher still "
         f"teaching, batch {taught.batch}; `logit-kd`, {', '.join(f'{k} {v:g}' for k, v in setting.options.items())}"
         f"{few}. The teacher trains {setting.teacher_epochs} epochs{teacher}.",
@@ -266,7 +268,7 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         "",
         *([f"Float student alone, each seed: {', '.join(f'{value:.2f}' for value in whole)} %.", ""] if whole else []),
         machine(PACKAGES),
-    ]
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
