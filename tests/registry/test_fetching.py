@@ -71,7 +71,7 @@ def test_what_is_there_is_told_without_importing_mlflow(site: Site, registered: 
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert said == f"[1, 2] {[one.sha256[:8] for one in found]} False\n"
     client(site).delete_model_version("digits", "2")
-    with pytest.raises(RecipeError, match="model 'digits' has no alias 'champion'"):
+    with pytest.raises(RecipeError, match=r"^model 'digits' has no alias 'champion'\. Aliases: none; name a version"):
         fetch(site, "digits@champion")
 
 
@@ -93,9 +93,18 @@ def test_a_file_that_was_changed_after_it_was_registered_is_refused(site: Site, 
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ("digit/1", "no registered model named 'digit'; did you mean 'digits'? Registered: digits."),
-        ("digits/3", "model 'digits' has no version 3. Versions: 1."),
-        ("digits@champio", "model 'digits' has no alias 'champio'; did you mean 'champion'? Aliases: champion."),
+        (
+            "digit/1",
+            "no registered model named 'digit'; did you mean 'digits'? Registered: digits; "
+            "name one of these (`kdq models` lists their versions).",
+        ),
+        ("digits/3", "model 'digits' has no version 3. Versions: 1; name one of these."),
+        (
+            "digits@champio",
+            "model 'digits' has no alias 'champio'; did you mean 'champion'? Aliases: champion; "
+            "name one of these, or a version as digits/NUMBER (`kdq models` lists them), or make one 'champion' with "
+            "`kdq promote`.",
+        ),
     ],
 )
 def test_what_is_not_registered_is_named_with_what_is(

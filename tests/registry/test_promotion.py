@@ -104,14 +104,17 @@ def test_an_unknown_model_gets_a_suggestion(site: Site, registered: Callable[...
     registered()
     with pytest.raises(RecipeError) as caught:
         promote(site, "digitz", 1)
-    assert str(caught.value) == "no registered model named 'digitz'; did you mean 'digits'? Registered: digits."
+    assert str(caught.value) == (
+        "no registered model named 'digitz'; did you mean 'digits'? Registered: digits; name one of these (`kdq "
+        "models` lists their versions)."
+    )
 
 
 def test_an_unknown_version_gets_the_list(site: Site, registered: Callable[..., ModelVersion]) -> None:
     registered(0), registered(1)
     with pytest.raises(RecipeError) as caught:
         promote(site, "digits", 7)
-    assert str(caught.value) == "model 'digits' has no version 7. Versions: 1, 2."
+    assert str(caught.value) == "model 'digits' has no version 7. Versions: 1, 2; name one of these."
 
 
 def test_a_home_without_models_stays_empty(tmp_path: Path) -> None:
