@@ -36,8 +36,8 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
         The names of the student's parameters that were written.
 
     Raises:
-        RecipeError: a pattern matches nothing, a written pair cannot be mapped, no layer can, or there are only ONNX
-            models to start from.
+        RecipeError: a pattern matches nothing, a written pair cannot be mapped, no layer can, there are only ONNX
+            models to start from, or it was left to us to choose among several teachers.
     """
     if all(isinstance(model, OnnxTeacher) for model in members(teacher).values()):
         raise RecipeError(NO_LAYERS)
@@ -125,8 +125,15 @@ def holding(
 
 def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
     if spec.layers == "auto":
-        there = dict(teacher.named_modules())
-        return [(path, path) for path, module in student.named_modules() if path in there and _own(module)]
+        found = members(teacher)
+        if len(found) > 1:
+            raise RecipeError(
+                f"distill.transfer with layers: auto starts from one teacher, and there are {len(found)}; write the "
+                "pairs, as layers: [[path in student, members.0.path in the first teacher]]"
+            )
+        ((start, model),) = found.items()
+        there = dict(model.named_modules())
+        return [(path, start + path) for path, module in student.named_modules() if path in there and _own(module)]
     pairs: list[tuple[str, str]] = []
     for ours, theirs in spec.layers:
         left = matching(student, ours, "student", "layer")

@@ -123,6 +123,22 @@ def test_onnx_models_have_no_layers_to_start_from():
     )
 
 
+def test_a_teacher_with_a_normalisation_of_its_own_is_found_behind_it_and_of_several_one_must_be_named(student):
+    teacher = Normalized(widened(student), NormalizeSpec(mean=(0.1,), std=(1.0,)))
+    plain, other = DigitsResNet(4, (8, 16)), DigitsResNet(4, (8, 16))
+    assert transfer(TransferSpec(), other, teacher) == transfer(TransferSpec(), plain, teacher.model)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in other.state_dict().items())
+    with pytest.raises(RecipeError) as caught:
+        transfer(TransferSpec(), other, Ensemble([teacher, widened(student)], [1.0, 1.0], "mean"))
+    assert str(caught.value) == (
+        "distill.transfer with layers: auto starts from one teacher, and there are 2; write the pairs, as layers: "
+        "[[path in student, members.0.path in the first teacher]]"
+    )
+    both = Ensemble([teacher, widened(student)], [1.0, 1.0], "mean")
+    pairs = TransferSpec(layers=(("conv", "members.0.model.conv"), ("head", "members.1.head")))
+    assert transfer(pairs, other, both) == ("conv.weight", "head.weight", "head.bias")
+
+
 def test_each_round_holds_another_share_and_all_train_at_some_time(student):
     spec, names = TransferSpec(hold=0.5, rounds=4), tuple(name for name, _ in student.named_parameters())
     seen = [held(holding(spec, student, names, epochs=8, seed=3), student, epoch) for epoch in range(8)]
