@@ -50,10 +50,6 @@ class MixedKd(Distiller):
             taken |= set(range(first, last + 1))
         return value
 
-    def takes_top_k(self) -> bool:
-        """It compares softmax distributions."""
-        return True
-
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
         """The soft terms `classes`, where there are groups, and `labels`, where there are others.
 

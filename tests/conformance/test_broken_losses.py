@@ -1,11 +1,12 @@
 """The kit for distillers names losses with the wrong sign, sums over the batch, and those that need more than top k."""
 
+import re
 from typing import ClassVar
 
 import pytest
 import torch
 
-from kdq_core.api import LossTerms
+from kdq_core.api import Field, LossTerms
 from kdq_core.testing import check_distiller
 from kdq_distillers.mixed_kd import MixedKd
 from tests.conformance.sound_distillers import Hints, Kl
@@ -96,15 +97,39 @@ def test_they_pass_and_fail_on_sequences_too(places):
         check_distiller(Summed(), places=places)
 
 
-class MixedOfAll(MixedKd):
-    """Not broken: the plug-in of the house says that top k is enough, for sigmoids and groups of classes alike."""
+class SaysTooMuch(MixedKd):
+    """Reads sigmoids, of which the top k is not enough."""
 
     def takes_top_k(self):
-        return False
+        return True
 
 
 def test_sigmoids_are_no_softmax_distributions():
-    """Red as soon as `mixed-kd` answers rightly: then it belongs to the distillers of the house that pass."""
-    check_distiller(MixedOfAll())
     with pytest.raises(AssertionError, match=r"^takes_top_k\(\) says that softmax distributions are compared, so "):
-        check_distiller(MixedKd())
+        check_distiller(SaysTooMuch())
+
+
+class Softened(Kl):
+    """Without the factor T^2, so that a temperature takes the teacher away."""
+
+    temperature: float = Field(default=4.0, ge=1, le=100, description="softens both")
+
+    def each(self, student, teacher):
+        return super().each(student / self.temperature, teacher / self.temperature)
+
+
+class SoftenedRight(Softened):
+    def each(self, student, teacher):
+        return self.temperature**2 * super().each(student, teacher)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_missing_factor_of_the_temperature_is_named(alpha):
+    check_distiller(SoftenedRight(alpha=alpha))
+    with pytest.raises(AssertionError) as caught:
+        check_distiller(Softened(alpha=alpha))
+    assert re.fullmatch(
+        r"a temperature should soften without taking the teacher away, but from temperature 10 to 40 the gradient of "
+        r"the soft terms falls to 0\.06\d of itself; multiply them by temperature\^2 \(Hinton et al\. 2015\)",
+        str(caught.value),
+    )

@@ -18,8 +18,6 @@ def test_digits_keeps_the_promises_of_a_workload(augment):
 
 
 DISTILLERS = sorted(Catalog.load().names("distiller"))
-SAYS_TOO_MUCH = {"mixed-kd"}
-"""`takes_top_k()` is true although it reads sigmoids; in `test_broken_losses.py` it says no and keeps all promises."""
 OPTIONS = [
     ("dist", {"temperature": 0.01}),
     ("dist", {"temperature": 100}),
@@ -45,9 +43,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in DISTILLERS if name not in SAYS_TOO_MUCH), *OPTIONS]
-)
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in DISTILLERS), *OPTIONS])
 def test_every_installed_distiller_keeps_its_promises(name, options):
     check_distiller(Catalog.load().build("distiller", name, options))
 

@@ -32,8 +32,8 @@ def check_distiller(distiller: Distiller, *, places: int = 0) -> None:
     What the plug-in itself raises is a broken promise too: the text then names the class, the case that was tried, the
     exception and the line of the plug-in it came from.
 
-    Not checked: that a loss at temperature T has its factor T^2. Whether gradients keep their size over T depends on
-    the loss; those of `dist`, whose correlations do not shrink with T, grow with it in its authors' code too.
+    A distiller of outputs with an option `temperature` has its factor T^2: from T = 10 to 40 the gradient of its soft
+    terms does not fall below a third. It may grow; that of `dist` does, whose correlations do not shrink with T.
 
     Args:
         distiller: the plug-in, with the options to check.
@@ -51,6 +51,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     values.zero_for_equal_models,
     values.distances,
     gradients.soft_terms_teach,
+    gradients.not_lost_with_temperature,
     gradients.finite_gradients,
     gradients.other_dtypes_and_devices,
     gradients.no_gradient_into_the_teacher,

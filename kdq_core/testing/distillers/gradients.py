@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from kdq_core.tensors import Outputs
 from kdq_core.testing.distillers.calls import backward, soft, summed, total
 from kdq_core.testing.distillers.models import Subject, changed, learning, leaves, made, moved, targets
-from kdq_core.testing.distillers.options import lifted
+from kdq_core.testing.distillers.options import lifted, numbers, with_fields
 
 EXTREME = 1e4
+SOFT, SOFTER = 10.0, 40.0
 DTYPES = (
     (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.float16),
     (torch.float64, torch.float64),
@@ -41,6 +44,37 @@ def soft_terms_teach(subject: Subject) -> None:
         f"the soft terms alone should give the student's {what} a gradient that is not zero where student and teacher "
         "differ, but they give none; compute them from the student's tensors, without detach"
     )
+
+
+def not_lost_with_temperature(subject: Subject) -> None:
+    """Where logits are softened by an option `temperature`, their gradient is not: it has its factor T^2.
+
+    At large T the gradient of a divergence with that factor is the same for all T (Hinton et al. 2015); without it, it
+    falls to a sixteenth from 10 to 40. It may grow: correlations do not shrink with T.
+    """
+    low, high = numbers(subject).get("temperature", (math.inf, 0.0))
+    if subject.distiller.features != "none" or low > SOFT or high < SOFTER:
+        return
+    for one in lifted(subject):
+        warm, hot = (_size_at(one, temperature) for temperature in (SOFT, SOFTER))
+        assert hot >= warm / 3, (
+            f"a temperature should soften without taking the teacher away, but from temperature {SOFT:g} to {SOFTER:g} "
+            f"the gradient of the soft terms falls to {hot / warm:.3f} of itself; multiply them by temperature^2 "
+            "(Hinton et al. 2015)"
+        )
+
+
+def _size_at(subject: Subject, temperature: float) -> float:
+    one, case = with_fields(subject, {"temperature": temperature}), f"a temperature of {temperature:g}"
+    if one is None:
+        return 0.0
+    student, teacher = learning(made(one, 8, 10, seed=0)), made(one, 8, 10, seed=1)
+    loss = summed(soft(one, student, teacher, case, targets(student.logits)))
+    if not loss.requires_grad:
+        return 0.0
+    backward(one, loss, case)
+    grad = student.logits.grad
+    return 0.0 if grad is None else float(grad.norm())
 
 
 def finite_gradients(subject: Subject) -> None:
