@@ -191,3 +191,29 @@ def test_a_workload_that_takes_no_view_is_told_before_the_run(
         "teacher: {cache: {enabled: false}}"
     )
     assert "cache_teacher" not in [n.name for n in plan(catalog, tmp_path, teacher={"cache": {"enabled": False}}).nodes]
+
+
+@pytest.mark.parametrize(
+    ("cache", "losses", "note"),
+    [
+        ({}, ["logit-kd"], ""),
+        ({"top_k": 3, "form": "fp32"}, ["logit-kd"], ""),
+        ({"features": True}, ["fitnet"], ""),
+        ({"enabled": False}, ["fitnet"], ""),
+        ({"features": True}, ["logit-kd"],
+         "'teacher.cache.features' keeps nothing, since no distiller compares features"),
+        ({"enabled": False, "top_k": 3, "form": "fp32"}, ["logit-kd"],
+         "the teacher's outputs are not kept, so 'form', 'top_k' of 'teacher.cache' does nothing"),
+        ({}, ["logit-kd", "fitnet", "rkd"],
+         "the teacher runs beside the students, since 'fitnet', 'rkd' compares features; teacher: {cache: {features: "
+         "true}} keeps them"),
+    ],
+)  # fmt: skip
+def test_what_of_the_cache_has_no_effect_is_told(
+    cache: dict[str, Any], losses: list[str], note: str, tmp_path: Path
+) -> None:
+    recipe = {"name": "x", "workload": "digits", "teacher": {"cache": cache}, "distill": {"losses": losses}}
+    plan = make_plan(Recipe.model_validate(recipe), Site(home=tmp_path), Catalog.load())
+    assert plan.note == note
+    kept = [node.name for node in plan.nodes if node.name == "cache_teacher"]
+    assert bool(kept) == (cache.get("enabled", True) and not ("fitnet" in losses and "features" not in cache))
