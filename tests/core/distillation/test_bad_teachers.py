@@ -91,10 +91,8 @@ CASES = [
          "the gap of a schedule is between outputs of one shape, but the student's are (2, 3) and the teacher's "
          "(2, 5); give both models the same classes", GAP, 5, options=FIVE),
     Case("classes, of a file", "train_teacher",
-         "the weights in {file!r} do not fit the module of the workload's teacher(): Error(s) in loading state_dict "
-         "for Sequential: size mismatch for head.weight: copying a param with shape torch.Size([5, 32]) from "
-         "checkpoint, the shape in current model is torch.Size([3, 32]). size mismatch for head.bias: copying a param "
-         "with shape torch.Size([5]) from checkpoint, the shape in current model is torch.Size([3]); name the "
+         "the weights in {file!r} do not fit the module of the workload's teacher(): 2 keys of another shape "
+         "(head.weight (5, 32) where the module has (3, 32), head.bias (5,) where the module has (3,)); name the "
          "'factory' in 'teacher.members' that makes the file's own module, or another file", teacher=5),
     *(Case(f"NaN {name}", "train_teacher", not_finite(name, "logits", 6), name, "head.nan", ONLINE)
       for name in OF_OUTPUTS),
