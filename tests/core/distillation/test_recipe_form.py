@@ -158,7 +158,7 @@ def test_the_order_of_distillers_and_the_code_of_each_are_in_the_keys():
     assert {"distiller fitnet", "distiller logit-kd"} <= set(plan.node("distill").parts["code"])
 
 
-WHOLE = ["mse-logits", "multi-label-kd", "regression-kd", "logistic", "dist"]
+WHOLE = ["mse-logits", "multi-label-kd", "regression-kd", "logistic", "dist", "mixed-kd"]
 
 
 @pytest.mark.parametrize("use", WHOLE)
@@ -180,7 +180,7 @@ def test_top_k_names_the_option_without_which_a_distiller_takes_it():
     )
 
 
-@pytest.mark.parametrize("use", ["logit-kd", "dkd", "hard-label", "mixed-kd", "token-kd"])
+@pytest.mark.parametrize("use", ["logit-kd", "dkd", "hard-label", "token-kd"])
 def test_distillers_of_softmax_distributions_take_top_k(use):
     text = HEAD + f"distill: {{use: {use}}}\nteacher: {{cache: {{top_k: 3}}}}\n"
     check_recipe(recipe_from_text(text), CATALOG)
