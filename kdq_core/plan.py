@@ -21,6 +21,10 @@ from kdq_core.teachers.spec import CacheSpec
 StageName = Literal["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
 
 
+NAMED = 8
+"""How many changed parts of a key `kdq plan` names: where there are more, it compares with another recipe's run."""
+
+
 class StageNode(Frozen):
     """One stage: what it stands on, and the parts of its key but for the parents' digests."""
 
@@ -172,7 +176,8 @@ def _why(node: StageNode, parts: dict[str, JsonValue] | None, store: Store, wait
     if changed is None:
         return "never run before"
     after = [f"after {', '.join(waiting)}"] if waiting else []
-    return "; ".join([*(f"{name} changed" for name in changed), *after])
+    more = [f"{len(changed) - NAMED} more"] if len(changed) > NAMED else []
+    return "; ".join([*(f"{name} changed" for name in changed[:NAMED]), *more, *after])
 
 
 def _changed(node: StageNode, parts: dict[str, JsonValue] | None, store: Store) -> list[str] | None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def test_a_miss_names_the_part_that_changed(catalog: Catalog, tmp_path: Path) ->
     threads = told(plan(catalog, tmp_path, site={"threads": 7}), store)
     assert threads["train_teacher"] == ("run", "device changed")
     assert told(plan(catalog, tmp_path, seed=5), store)["train_teacher"] == ("run", "seed changed")
+    fit = {"epochs": 3, "batch_size": 7, "learning_rate": 0.5, "weight_decay": 0.5, "warmup": 0.5, "clip_norm": 7.0,
+           "schedule": "constant"}  # fmt: skip
+    many = told(plan(catalog, tmp_path, seed=5, distill={"use": "dkd", "fit": fit}), store)["distill"][1]
+    assert many.count(" changed; ") == 8
+    assert re.search(r" changed; \d+ more; after train_teacher", many)
 
 
 def test_a_parent_with_the_same_result_leaves_its_children_cached(catalog: Catalog, tmp_path: Path) -> None:
