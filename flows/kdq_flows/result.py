@@ -123,7 +123,8 @@ def met(student: Checkpoint) -> Iterator[str]:
     for name, pairs in student.compared.items():
         yield f"{name} compares {', '.join(' ~ '.join(pair) for pair in pairs)} (student ~ teacher)"
     if student.transferred:
-        yield f"started from the teacher: {', '.join(student.transferred)}"
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in student.transferred)
+        yield f"started from the teacher: {', '.join(layers)}"
 
 
 def gates_of(gates: Sequence[Gate], entries: Mapping[str, Entry]) -> tuple[GateVerdict, ...]:

@@ -24,13 +24,13 @@ def test_what_met_is_told_and_each_note_on_the_int8_model_once_with_its_first_me
     report = EvaluationReport(models={"int8": metrics, "student": (metric("bytes", 1, "not told"),)})
     entries: Any = {"evaluate": SimpleNamespace(record=report)}
     student = Checkpoint(
-        role="student", weights="w", parameters=1, transferred=("stem.weight", "stem.bias"),
+        role="student", weights="w", parameters=1, transferred=("stem.weight", "stem.bias", "token"),
         compared={"fitnet": (("stem", "members.0.stem"), ("body", "members.1.body"))},
     )  # fmt: skip
     entries["distill"] = SimpleNamespace(record=student)
     told = (
         "fitnet compares stem ~ members.0.stem, body ~ members.1.body (student ~ teacher)",
-        "started from the teacher: stem.weight, stem.bias",
+        "started from the teacher: stem, token",
         "parity_flips is 2: they part at stem",
         "other is 3: another",
     )
