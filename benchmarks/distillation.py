@@ -126,11 +126,12 @@ def step(rounds: int) -> list[dict[str, Any]]:
         alone = stepper(make_student(), batch, lambda m, b: {"hard": F.cross_entropy(m(*b.inputs), b.targets)})
         with tempfile.TemporaryDirectory() as folder:
             cached, _, _ = kept(teacher, x, Path(folder))
-            for how, source in (("beside", OnlineTeacher(teacher)), ("kept", cached)):
+            beside = {"beside": OnlineTeacher(teacher), "beside, bf16": OnlineTeacher(teacher, half=True)}
+            for how, source in {**beside, "kept": cached}.items():
                 loss = DistillationLoss(Hard(), (Part("kd", LogitKd()),), source)  # type: ignore[arg-type]
                 asked = interleaved(partial(source, batch), alone, rounds)["one"]
                 taught = interleaved(stepper(make_student(), batch, loss), alone, rounds)
-                bound = 1 + asked / taught["other"] if how == "beside" else 1.05
+                bound = 1 + asked / taught["other"] if how in beside else 1.05
                 rows.append({"case": name, "how": how, "asked": asked, **taught, "bound": bound})
                 report(rows[-1])
     return rows
@@ -184,8 +185,8 @@ HEADS = {
     "step": (
         "Training step",
         "Milliseconds of a step (forward, backward, SGD) at batch 128, 2 threads, channels last where there are "
-        "convolutions: with the teacher running beside the student or with its kept logits, over the step without a "
-        "teacher; measured in turns. *Asked*: what the teacher takes of it, its forward pass or the reading of its "
+        "convolutions: with the teacher running beside the student, in fp32 or in bf16, or with its kept logits, over the step "
+        "without a teacher; measured in turns. *Asked*: what the teacher takes of it, its forward pass or the reading of its "
         "kept logits; the rest above the step without is the loss. Bound: for a teacher beside, 1 + asked / the "
         "step without; for kept logits 1.05.",
         "| teacher to student | teacher | ms | asked, ms | without, ms | ratio | bound |\n"

@@ -32,7 +32,7 @@ _SHOWN_AS = {
 }
 """Use and options of a section without how its own stage trains, for the stages that only call the plug-in."""
 LIBRARIES = ("torch", "numpy", "accelerate", "onnx", "onnxscript", "onnxruntime")
-_ISA = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+_ISA = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm"}
 
 
 class KeyParts:
@@ -49,7 +49,8 @@ class KeyParts:
             for kind, _, _, _ in named
         }
         self._sections = _resolved(recipe, built, losses)
-        self._sections["tapped"] = {"cache": self._sections["outputs"]["cache"] | {"features": _taps(self.tapping)}}
+        outputs = self._sections["outputs"]
+        self._sections["tapped"] = outputs | {"cache": outputs["cache"] | {"features": _taps(self.tapping)}}
         workload = built["workload", recipe.workload.use]
         assert isinstance(workload, Workload)
         self.workload = workload
@@ -105,7 +106,8 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
     target, workload = built["target", recipe.target.use], built["workload", recipe.workload.use]
     assert isinstance(target, Target)
     assert isinstance(workload, Workload)
-    cache = whole["teacher"]["cache"]
+    answers = ("cache", "precision")  # nothing of these gets into the teacher's weights
+    cache, precision = whole["teacher"]["cache"], {"precision": whole["teacher"]["precision"]}
     # A teacher of the student's kind is changed by the student's options too.
     unread = () if any(m.source == "student" for m in recipe.teacher.members) else workload.student_options
     teachers_options = workload.model_dump(mode="json", exclude=set(unread))
@@ -116,10 +118,10 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
     return {
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
         "taught": {"use": recipe.workload.use, "options": teachers_options},
-        "teacher": {name: value for name, value in whole["teacher"].items() if name != "cache"}
+        "teacher": {name: value for name, value in whole["teacher"].items() if name not in answers}
         | {"members": [_member(member) for member in recipe.teacher.members]},
-        "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}},
-        "views": {"cache": {"seed": cache["seed"]}},
+        "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}, **precision},
+        "views": {"cache": {"seed": cache["seed"]}, **precision},
         "distill": {name: whole["distill"][name] for name in ("fit", "transfer", "control")} | soft,
         "soft": soft,
         "quantize": whole["quantize"] | grid,

@@ -13,9 +13,9 @@ from kdq_core.frozen import Frozen
 from kdq_core.gates import with_fitting_gates
 from kdq_core.keys import KeyParts
 from kdq_core.kinds import takes_views
-from kdq_core.spec import Recipe, Site
+from kdq_core.spec import Recipe, Site, TeacherSpec
 from kdq_core.store import Store, canonical, sha256_of
-from kdq_core.teachers.checks import check_fused
+from kdq_core.teachers.checks import all_onnx, check_fused
 from kdq_core.teachers.spec import CacheSpec
 
 StageName = Literal["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
             },
         ),
     )
-    notes = (note, _idle(recipe.teacher.cache, [use.title for use in parts.tapping]))
+    notes = (note, _idle(recipe.teacher.cache, [use.title for use in parts.tapping]), _own_precision(recipe.teacher))
     return Plan(recipe=recipe, site=site, nodes=nodes, note="; ".join(filter(None, notes)))
 
 
@@ -147,6 +147,13 @@ def _idle(cache: CacheSpec, tapping: Sequence[str]) -> str:
         f"the teacher runs beside the students, since {', '.join(map(repr, tapping))} compares features; teacher: "
         "{cache: {features: true}} keeps them"
     )
+
+
+def _own_precision(spec: TeacherSpec) -> str:
+    """That a precision is asked for which no teacher takes; empty where one does."""
+    if spec.precision == "auto" or not all_onnx(spec):
+        return ""
+    return "'teacher.precision' does nothing, since an ONNX model answers in the precision of its file"
 
 
 def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:

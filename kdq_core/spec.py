@@ -69,6 +69,11 @@ class TeacherSpec(Frozen):
         default=(),
         description="named inputs (`Batch.extra`) that the teachers read, in order; none: the student's inputs",
     )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="in which they answer; auto: bf16 on devices made for it (most GPUs, CPUs with AMX), unless "
+        "what they say is to be kept as fp32. ONNX models answer in their own",
+    )
     cache: CacheSpec = Field(default=CacheSpec(), description="its outputs on disk, for every student to read")
 
     def read_by(self, member: MemberSpec) -> tuple[str, ...]:

@@ -113,6 +113,6 @@ def taught(
     teacher = teacher_source(context, device)
     pairing = None
     if isinstance(teacher, CachedTeacher) and any(part.distiller.features != "none" for part, _ in parts):
-        pairing = online_teacher(context, device, half=True)
+        pairing = online_teacher(context, device)
     batch = to_device(context.two_samples(), device)
     return prepared(context.workload, parts, teacher, student, batch, plain=plain, pairing=pairing)

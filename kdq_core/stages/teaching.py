@@ -27,7 +27,7 @@ from kdq_core.training.fit import to_device
 def cache_teacher(context: StageContext) -> TeacherOutputs:
     """Keep what the teacher says of every training sample in each view; a build that was killed goes on."""
     spec, workload, device = context.recipe.teacher.cache, context.workload, context.accelerator().device
-    teacher = online_teacher(context, device, half=spec.form == "fp16")
+    teacher = online_teacher(context, device, exact=spec.form == "fp32")
     samples, folder = workload.samples("train"), context.scratch.parent / "outputs"
     read = rehearse(context, teacher, device)
     paths = read if spec.features else ()
@@ -94,16 +94,17 @@ def teacher_source(context: StageContext, device: torch.device) -> TeacherSource
     """What answers for the teacher: its kept outputs where the plan has them, or the model itself."""
     kept = context.parents.get("cache_teacher")
     if kept is None:
-        return online_teacher(context, device, half=True)
+        return online_teacher(context, device)
     teacher = context.parents["train_teacher"].digest
     data, fuse = context.workload.fingerprint(), context.recipe.distill.fuse_views
     return CachedTeacher(kept, teacher=teacher, data=data, fuse=fuse)
 
 
-def online_teacher(context: StageContext, device: torch.device, *, half: bool) -> OnlineTeacher:
-    """The teacher itself, in bf16 where `half` allows it and the device has it."""
-    inputs = context.recipe.teacher.reads
-    return OnlineTeacher(the_teacher(context).to(device), inputs=inputs, half=half and half_precision(device))
+def online_teacher(context: StageContext, device: torch.device, *, exact: bool = False) -> OnlineTeacher:
+    """The teacher itself, in the precision the recipe asks for; by default, and unless `exact`, in the device's."""
+    spec = context.recipe.teacher
+    half = spec.precision == "bf16" or (spec.precision == "auto" and not exact and half_precision(device))
+    return OnlineTeacher(the_teacher(context).to(device), inputs=spec.reads, half=half)
 
 
 def the_teacher(context: StageContext) -> nn.Module:

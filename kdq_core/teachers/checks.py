@@ -13,7 +13,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.kinds import Distiller
 
 if TYPE_CHECKING:
-    from kdq_core.spec import DistillerUse, Recipe
+    from kdq_core.spec import DistillerUse, Recipe, TeacherSpec
     from kdq_core.strict_yaml import Document, Loc
 
 NO_LAYERS = (
@@ -38,7 +38,7 @@ def check_teachers(recipe: Recipe, distillers: Mapping[Loc, Distiller], lines: D
         _check_taps(use, distiller, where(lines, (*loc, "taps")))
         _check_modules(recipe, use, distiller, where(lines, (*loc, "use")))
         _check_top_k(recipe, use, distiller, where(lines, ("teacher", "cache", "top_k")))
-    if recipe.distill.transfer is not None and _all_onnx(recipe):
+    if recipe.distill.transfer is not None and all_onnx(recipe.teacher):
         raise RecipeError(where(lines, ("distill", "transfer")) + NO_LAYERS)
     features = any(distiller.features == "pairs" for distiller in distillers.values())
     check_fused(recipe, features=features, place=where(lines, ("distill", "fuse_views")))
@@ -60,15 +60,16 @@ def _check_taps(use: DistillerUse, distiller: Distiller, place: str) -> None:
 
 def _check_modules(recipe: Recipe, use: DistillerUse, distiller: Distiller, place: str) -> None:
     """Refuse a distiller of features where no teacher has modules."""
-    if distiller.features == "pairs" and _all_onnx(recipe):
+    if distiller.features == "pairs" and all_onnx(recipe.teacher):
         raise RecipeError(
             f"{place}distiller {use.use!r} compares features of modules, but an ONNX model has no modules to compare "
             "with; use a distiller of outputs, such as 'logit-kd', or a teacher from a checkpoint"
         )
 
 
-def _all_onnx(recipe: Recipe) -> bool:
-    return all(member.source in ("onnx", "registered") for member in recipe.teacher.members)
+def all_onnx(spec: TeacherSpec) -> bool:
+    """Whether no teacher is a PyTorch module."""
+    return all(member.source in ("onnx", "registered") for member in spec.members)
 
 
 def _check_top_k(recipe: Recipe, use: DistillerUse, distiller: Distiller, place: str) -> None:

@@ -159,5 +159,11 @@ def in_float32(outputs: Outputs) -> Outputs:
 
 
 def half_precision(device: torch.device) -> bool:
-    """Whether a teacher on this device runs in bf16: on a GPU that computes in it."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether a teacher on this device runs in bf16 by default: on a GPU that computes in it, on a CPU with AMX.
+
+    A CPU that has bf16 instructions but no tiles (AVX512-BF16) is slower in bf16 than in float32 on convolutions of few
+    channels: `benchmarks/distillation.md`.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))

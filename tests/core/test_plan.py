@@ -223,3 +223,15 @@ def test_what_of_the_cache_has_no_effect_is_told(
     assert plan.note == note
     kept = [node.name for node in plan.nodes if node.name == "cache_teacher"]
     assert bool(kept) == (cache.get("enabled", True) and not ("fitnet" in losses and "features" not in cache))
+
+
+def test_a_precision_that_no_teacher_takes_is_told(tmp_path: Path) -> None:
+    onnx = tmp_path / "teacher.onnx"
+    onnx.write_bytes(b"")
+    members = [{"source": "onnx", "file": str(onnx)}]
+    for precision, several, told in (("bf16", members, True), ("auto", members, False), ("bf16", [*members, {}], False)):
+        teacher = {"precision": precision, "members": several}
+        recipe = Recipe.model_validate({"name": "x", "workload": "digits", "teacher": teacher})
+        note = make_plan(recipe, Site(home=tmp_path), Catalog.load()).note
+        wanted = "'teacher.precision' does nothing, since an ONNX model answers in the precision of its file"
+        assert (wanted in note) is told
