@@ -165,5 +165,5 @@ def half_precision(device: torch.device) -> bool:
     channels: `benchmarks/distillation.md`.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))

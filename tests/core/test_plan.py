@@ -229,7 +229,8 @@ def test_a_precision_that_no_teacher_takes_is_told(tmp_path: Path) -> None:
     onnx = tmp_path / "teacher.onnx"
     onnx.write_bytes(b"")
     members = [{"source": "onnx", "file": str(onnx)}]
-    for precision, several, told in (("bf16", members, True), ("auto", members, False), ("bf16", [*members, {}], False)):
+    mixed = [*members, {}]
+    for precision, several, told in (("bf16", members, True), ("auto", members, False), ("bf16", mixed, False)):
         teacher = {"precision": precision, "members": several}
         recipe = Recipe.model_validate({"name": "x", "workload": "digits", "teacher": teacher})
         note = make_plan(recipe, Site(home=tmp_path), Catalog.load()).note
