@@ -187,8 +187,8 @@ HEADS = {
         "Milliseconds of a step (forward, backward, SGD) at batch 128, 2 threads, channels last where there are "
         "convolutions: with the teacher running beside the student, in fp32 or in bf16, or with its kept logits, over "
         "the step without a teacher; measured in turns. *Asked*: what the teacher takes of it, its forward pass or the "
-        "reading of its kept logits; the rest above the step without is the loss. Bound: for a teacher beside, 1 + asked / the "
-        "step without; for kept logits 1.05.",
+        "reading of its kept logits; the rest above the step without is the loss. Bound: for a teacher beside, 1 + "
+        "asked / the step without; for kept logits 1.05.",
         "| teacher to student | teacher | ms | asked, ms | without, ms | ratio | bound |\n"
         "|---|---|---:|---:|---:|---:|---:|",
         lambda r: (
