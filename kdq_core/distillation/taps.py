@@ -56,7 +56,7 @@ def tapping(model: nn.Module, paths: Iterable[str], role: str) -> Iterator[dict[
                     f"tap {path!r} of the {role} gives a {type(given).__name__!r}, not a tensor; tap a module that "
                     "gives one tensor, such as the layer behind it, or let the module give one"
                 )
-            seen[path] = given
+            seen[path] = given.clone()  # the next module may work in place, as ReLU(inplace=True) and += do
 
         return keep
 
@@ -143,7 +143,7 @@ def graph_forward(graph: fx.GraphModule, paths: Sequence[str]) -> Callable[..., 
 
     Returns:
         A function of the graph module and its inputs, which gives the outputs, and the tapped tensors: behind their
-        fake-quantizers, as the next layer sees them.
+        fake-quantizers, as the next layer sees them, but in front of one that a relu behind the module is merged into.
 
     Raises:
         RecipeError: no operator of the graph comes from a module.
@@ -168,7 +168,9 @@ def _node(graph: fx.GraphModule, path: str) -> fx.Node:
         )
     last: fx.Node = leaving[-1]
     quantizers = [user for user in last.users if _quantizes(graph, user)]
-    return quantizers[0] if quantizers else last
+    if not quantizers or cast(FakeQuantize, graph.get_submodule(str(quantizers[0].target))).relu:
+        return last
+    return quantizers[0]
 
 
 def _within(node: fx.Node, path: str) -> bool:
