@@ -20,7 +20,7 @@ def package_version(module: str, distribution: str) -> str:
     """
     top = module.partition(".")[0]
     version = importlib.metadata.version(distribution)
-    return f"{distribution}=={version} sha256:{_source_hash(top)[:16]}"
+    return f"{distribution}=={version} sha256:{source_hash(top)[:16]}"
 
 
 def kdq_code_version() -> str:
@@ -28,7 +28,8 @@ def kdq_code_version() -> str:
     return package_version("kdq_core", "kdq")
 
 
-def _source_hash(top: str) -> str:
+def source_hash(top: str) -> str:
+    """sha256 over every *.py of the top-level package or module `top`; imports nothing."""
     digest = hashlib.sha256()
     for name, path in _sources(top):
         content = path.read_bytes()

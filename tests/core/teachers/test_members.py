@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdq_core.errors import RecipeError, StageError
+from kdq_core.keys import answering
 from kdq_core.records import Checkpoint
 from kdq_core.spec import Recipe, TeacherSpec
 from kdq_core.stages.teaching import the_teacher
@@ -276,6 +277,26 @@ def test_what_a_file_holds_is_in_the_key_and_where_it_lies_is_not(
         f"the teacher's file {str(tmp_path / 'moved.safetensors')!r} is not there, seen from {str(Path.cwd())!r}; "
         "correct 'file' in 'teacher.members', or give its whole path"
     )
+
+
+def test_the_whole_package_of_a_factory_is_in_the_key(
+    stages_of: Any, tmp_path: Path, linear: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "my_nets"
+    package.mkdir()
+    for name, text in (("__init__", ""), ("make", FACTORY), ("blocks", "WIDTH = 4\n")):
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def keys() -> list[str]:
+        member = {"source": "checkpoint", "file": str(linear[0]), "factory": "my_nets.make:make"}
+        plan = stages_of(tmp_path, **RECIPE, teacher={"members": [member]}).plan
+        return [str(plan.node("train_teacher").key({})), answering(plan.recipe.teacher)["members"][0]["factory_code"]]
+
+    before = keys()
+    assert keys() == before
+    (package / "blocks.py").write_text("WIDTH = 8\n")
+    assert not set(keys()) & set(before)
 
 
 def test_a_factory_in_no_module_is_told_when_the_plan_is_made(
