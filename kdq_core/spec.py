@@ -162,7 +162,16 @@ class TransferSpec(Frozen):
         default="auto", description="`auto`: layers of the same path; or pairs `[path in student, path in teacher]`"
     )
     hold: float = Field(default=0.5, ge=0, lt=1, description="share of the transferred tensors held fixed in a round")
-    rounds: int = Field(default=4, ge=1, le=1000, description="how often, over the epochs, others are drawn to be held")
+    rounds: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="how often others are drawn to be held, once an epoch at most",
+    )
+
+    def rounds_in(self, epochs: int) -> int:
+        """The rounds there are in a fit of so many epochs."""
+        return min(self.rounds, epochs)
 
     _check_layers = field_validator("layers", mode="before")(_tap_pairs)
 

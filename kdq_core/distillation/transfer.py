@@ -101,26 +101,39 @@ def holding(
 ) -> dict[str, Callable[..., None]]:
     """What `fit` is to call so that in each round of epochs some transferred parameters stay as they are.
 
-    Which ones is a function of (seed, round) alone, so that a resumed fit holds the same. They get a gradient, which is
-    dropped: several processes expect one of every parameter in each step.
+    Each round takes those that were held least so far, at random among equals: each is held in as many rounds, give or
+    take one, and trains in some round where `hold` is at most 1 - 1 / rounds. Which ones is a function of (seed, round)
+    alone, so that a resumed fit holds the same. They get a gradient, which is dropped: several processes expect one of
+    every parameter in each step.
 
     Returns:
         `before_epoch` and `after_backward` of `FitHooks`.
     """
     parameters = dict(student.named_parameters())
+    rounds = spec.rounds_in(epochs)
+    drawn = _drawn(written, rounds, int(spec.hold * len(written)), seed)
     held: set[str] = set()
 
     def before_epoch(epoch: int) -> None:
-        generator = torch.Generator().manual_seed(seed + epoch * spec.rounds // epochs)
-        order = torch.randperm(len(written), generator=generator).tolist()
         held.clear()
-        held.update(written[index] for index in order[: int(spec.hold * len(written))])
+        held.update(drawn[epoch * rounds // epochs])
 
     def after_backward() -> None:
         for name in held:
             parameters[name].grad = None
 
     return {"before_epoch": before_epoch, "after_backward": after_backward}
+
+
+def _drawn(names: tuple[str, ...], rounds: int, size: int, seed: int) -> list[list[str]]:
+    """`size` of `names` for each round: those drawn least so far, at random among equals."""
+    generator, times, drawn = torch.Generator().manual_seed(seed), dict.fromkeys(names, 0), []
+    for _ in range(rounds):
+        order = [names[index] for index in torch.randperm(len(names), generator=generator).tolist()]
+        drawn.append(sorted(order, key=times.__getitem__)[:size])
+        for name in drawn[-1]:
+            times[name] += 1
+    return drawn
 
 
 def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:

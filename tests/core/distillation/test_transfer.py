@@ -139,14 +139,31 @@ def test_a_teacher_with_a_normalisation_of_its_own_is_found_behind_it_and_of_sev
     assert transfer(pairs, other, both) == ("conv.weight", "head.weight", "head.bias")
 
 
-def test_each_round_holds_another_share_and_all_train_at_some_time(student):
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("hold", "rounds", "epochs"), [(0.5, 4, 8), (0.5, 4, 3), (0.75, 4, 4), (0.1, 3, 7), (0.5, 9, 2)]
+)
+def test_each_round_holds_another_share_and_all_train_at_some_time(student, seed, hold, rounds, epochs):
+    spec, names = TransferSpec(hold=hold, rounds=rounds), tuple(name for name, _ in student.named_parameters())
+    hooks = holding(spec, student, names, epochs=epochs, seed=seed)
+    seen = [held(hooks, student, epoch) for epoch in range(epochs)]
+    assert [len(held) for held in seen] == [int(hold * len(names))] * epochs
+    assert len(set(seen)) == min(rounds, epochs)
+    assert not frozenset.intersection(*seen)
+    times = [sum(name in held for held in dict.fromkeys(seen)) for name in names]
+    assert max(times) - min(times) <= 1
+    assert [held(hooks, student, epoch) for epoch in range(epochs)] == seen
+    assert held(holding(spec, student, names, epochs=epochs, seed=seed), student, epochs - 1) == seen[-1]  # resumed
+
+
+def test_a_round_is_some_epochs_and_another_seed_draws_others(student):
     spec, names = TransferSpec(hold=0.5, rounds=4), tuple(name for name, _ in student.named_parameters())
-    seen = [held(holding(spec, student, names, epochs=8, seed=3), student, epoch) for epoch in range(8)]
-    assert [len(held) for held in seen] == [len(names) // 2] * 8
-    assert seen[::2] == seen[1::2]  # two epochs a round
-    assert len(set(seen)) == 4
-    hooks = holding(spec, student, names, epochs=8, seed=3)
-    assert [held(hooks, student, epoch) for epoch in (3, 4)] == seen[3:5]  # what was held is let go
+    seen, other = (
+        [held(holding(spec, student, names, epochs=8, seed=seed), student, epoch) for epoch in range(8)]
+        for seed in (3, 4)
+    )
+    assert seen[::2] == seen[1::2]
+    assert seen != other
 
 
 def held(hooks, student, epoch):
