@@ -3,9 +3,10 @@
 What: the control has the start, seeds, batches, steps and phases of the taught student, and `hard_loss` alone.
     Both answer every labelled sample of the test split, in PyTorch; the gain is the mean difference.
 Formula: d_i is +1 where only the taught student is right, -1 where only the control is, else 0; without classes it is
-    the difference of the hard losses of sample i. The 95 % interval is m +- 1.96 s / sqrt(n), with mean m and standard
-    deviation s of the d_i: the normal approximation of paired differences. For right and wrong answers a +1 and a -1
-    join the d_i first, so that few disagreements show no gain. Each of several tasks has a gain of its own.
+    the difference of the hard losses of sample i. The 95 % interval is m +- t s / sqrt(n), with mean m and standard
+    deviation s of the d_i: of differences of losses t is the quantile of Student's t, of right and wrong answers 1.96,
+    and a +1 and a -1 join the d_i first, so that few disagreements show no gain. Each of several tasks has a gain of
+    its own.
 Source: those two are the adjustment of Bonett and Price 2012, "Adjusted Wald Confidence Interval for a Difference of
     Binomial Proportions Based on Paired Data", Journal of Educational and Behavioral Statistics 37(4).
 Limits: the interval is of the test samples. Both students are of one seed: another seed would give another pair, and
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError
-from kdq_core.intervals import Z95, paired
+from kdq_core.intervals import paired, student_975
 from kdq_core.kinds import Workload
 from kdq_core.records import Gain
 from kdq_core.tensors import Batch, Outputs
@@ -122,7 +123,7 @@ def interval(differences: Tensor, *, proportions: bool) -> tuple[float, float]:
         Its lower and upper end; of a difference of proportions within -1 and 1.
     """
     if not proportions:
-        half = Z95 * float(differences.std() / len(differences) ** 0.5)
+        half = student_975(len(differences) - 1) * float(differences.std() / len(differences) ** 0.5)
         return float(differences.mean()) - half, float(differences.mean()) + half
     return paired(int((differences > 0).sum()), int((differences < 0).sum()), len(differences))
 
