@@ -15,7 +15,19 @@ from pydantic import Field
 from kdq_core.errors import PluginError, StageError, TransientError
 from kdq_core.hookspecs import PluginSpec, hookimpl
 from kdq_core.intervals import Z95, paired
-from kdq_core.kinds import Distiller, Evaluator, Place, Plugin, Quantizer, Session, Shapes, Subject, Target, Workload
+from kdq_core.kinds import (
+    Distiller,
+    Evaluator,
+    Place,
+    Plugin,
+    Quantizer,
+    Reads,
+    Session,
+    Shapes,
+    Subject,
+    Target,
+    Workload,
+)
 from kdq_core.records import Departure, EvaluationReport, Metric, OperatorCoverage, TensorSpec
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
@@ -62,8 +74,8 @@ __all__ = [
     "API_VERSION", "Z95", "Attention", "Batch", "BatchNorm", "Batches", "Departure", "Distiller", "Dropout",
     "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
     "MinMaxFakeQuantize", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
-    "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec", "TransientError",
-    "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hookimpl",
+    "Reads", "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec",
+    "TransientError", "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hookimpl",
     "module_path", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru", "traced_lstm",
     "why_untraceable",
 ]  # fmt: skip

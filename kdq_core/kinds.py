@@ -91,6 +91,9 @@ def takes_views(workload: Workload) -> bool:
     return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
+Reads = Literal["classes", "labels", "numbers"]
+
+
 class Distiller(Plugin, abc.ABC):
     """A distillation loss.
 
@@ -102,6 +105,9 @@ class Distiller(Plugin, abc.ABC):
     """False for a loss that equal models do not bring to zero, such as hard labels; the method card says why."""
     needs_labels: ClassVar[bool] = False
     """True for a loss that cannot do without hard labels; a batch without them is then an error."""
+    reads: ClassVar[Reads] = "classes"
+    """What it takes outputs `[B, ..., C]` for: logits of exclusive classes (softmax), of independent labels (sigmoid),
+    or numbers. Schedules that follow the gap between student and teacher measure it so."""
     features: ClassVar[Literal["none", "pairs"]] = "none"
     """`pairs`: `Outputs.features` of both models hold the tapped tensors, under the same names on both sides."""
 

@@ -19,7 +19,7 @@ from kdq_core.distillation.pairs import Pair
 from kdq_core.distillation.schedule import Schedule
 from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
 from kdq_core.errors import KdqError, StageError
-from kdq_core.kinds import Distiller, Workload
+from kdq_core.kinds import Distiller, Reads, Workload
 from kdq_core.tensors import Batch, LossTerms, Outputs
 from kdq_core.training.losses import check_names, outputs_of
 
@@ -121,7 +121,7 @@ class DistillationLoss:
             ours = self.taught.features(index) if self.taught is not None else {}
             theirs = {pair.name: teacher.features[pair.teacher] for pair in part.pairs}
             for task in tasks:
-                distance = gap_between(student, teacher, task) if part.follows_the_gap else 0.0
+                distance = gap_between(student, teacher, task, self._reads(part)) if part.follows_the_gap else 0.0
                 weight, distiller = part.at(self._share, distance)
                 mine, told = of_task(student, task).logits, of_task(teacher, task).logits
                 seen = batch.task(task) if task and student.tasks else batch
@@ -134,6 +134,11 @@ class DistillationLoss:
                 for name in [task] if task in hard else hard:
                     hard[name] *= 1 - min(weight, 1.0) * (1 - given.hard_weight)
         return terms | self._hard(student, batch, hard)
+
+    def _reads(self, part: Part) -> Reads:
+        """What the outputs are: one that compares features has the word of the first that compares outputs."""
+        of_outputs = (other for other in (part, *self.parts) if other.distiller.features == "none")
+        return next(of_outputs, part).distiller.reads
 
     def _hard(self, student: Outputs, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """The hard loss, or that of each task, by name of the term."""

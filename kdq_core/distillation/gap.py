@@ -6,21 +6,24 @@ import torch
 from torch import Tensor
 
 from kdq_core.errors import StageError
+from kdq_core.kinds import Reads
 
 
 @torch.no_grad()
-def gap(student: Tensor, teacher: Tensor) -> float:
+def gap(student: Tensor, teacher: Tensor, reads: Reads = "classes") -> float:
     """What student and teacher disagree in: 0 where they agree, 1 where they share nothing.
 
-    For class logits `[B, ..., C]` with C > 1 it is the mean total variation distance of their softmax,
-    `sum |p - q| / 2`. For one number a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared
-    difference e and the teacher's variance v: 1/2 for a student that gives the teacher's mean. The definition is our
-    own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one that was never
-    stopped.
+    For logits of classes `[B, ..., C]` it is the mean total variation distance of their softmax, `sum |p - q| / 2`; for
+    those of independent labels the mean distance of their sigmoids, `|p - q|`. For numbers, and always for one number
+    a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared difference e and the teacher's variance v over the
+    samples, each the mean over the numbers of a sample: 1/2 for a student that gives the teacher's mean. The definition
+    is our own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one that was
+    never stopped.
 
     Args:
         student: logits, any floating type.
         teacher: logits of the same shape.
+        reads: what they are.
 
     Raises:
         StageError: the shapes differ.
@@ -31,8 +34,10 @@ def gap(student: Tensor, teacher: Tensor) -> float:
             f"the teacher's {tuple(teacher.shape)}; give both models the same classes"
         )
     ours, theirs = student.detach().float(), teacher.detach().float()
-    if ours.ndim > 1 and ours.shape[-1] > 1:
-        distance = (ours.softmax(-1) - theirs.softmax(-1)).abs().sum(-1).mean() / 2
-        return float(distance.clamp(0, 1))
-    error = (ours - theirs).square().mean()
-    return float(error / (error + theirs.var(correction=0)).clamp(min=1e-12))
+    if reads == "numbers" or ours.ndim == 1 or ours.shape[-1] == 1:
+        error = (ours - theirs).square().mean()
+        return float(error / (error + theirs.var(dim=0, correction=0).mean()).clamp(min=1e-12))
+    if reads == "labels":
+        return float((ours.sigmoid() - theirs.sigmoid()).abs().mean())
+    distance = (ours.softmax(-1) - theirs.softmax(-1)).abs().sum(-1).mean() / 2
+    return float(distance.clamp(0, 1))

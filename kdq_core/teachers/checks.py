@@ -73,18 +73,22 @@ def all_onnx(spec: TeacherSpec) -> bool:
 
 
 def _check_top_k(recipe: Recipe, use: DistillerUse, distiller: Distiller, place: str) -> None:
-    """Refuse `top_k` where a distiller reads more of the teacher than that: it would learn from another teacher."""
+    """Refuse `top_k` where more of the teacher is read than that: the student would learn from another teacher."""
     cache = recipe.teacher.cache
-    if not cache.enabled or cache.top_k is None or distiller.takes_top_k():
+    if not cache.enabled or cache.top_k is None:
         return
-    why, remedy = "", "use a distiller of softmax distributions, such as 'logit-kd'"
-    because = " and ".join(map(repr, _options_that_read_all(use, distiller)))
-    if because:
-        why, remedy = f" with {because} as set here", f"leave {because} out: with its default options it does not"
-    raise RecipeError(
-        f"{place}'teacher.cache.top_k' keeps the {cache.top_k} largest probabilities and the sum of the others, but "
-        f"distiller {use.use!r} reads all logits{why}; leave top_k out, or {remedy}"
-    )
+    kept = f"{place}'teacher.cache.top_k' keeps the {cache.top_k} largest probabilities and the sum of the others, but "
+    if not distiller.takes_top_k():
+        why, remedy = "", "use a distiller of softmax distributions, such as 'logit-kd'"
+        because = " and ".join(map(repr, _options_that_read_all(use, distiller)))
+        if because:
+            why, remedy = f" with {because} as set here", f"leave {because} out: with its default options it does not"
+        raise RecipeError(f"{kept}distiller {use.use!r} reads all logits{why}; leave top_k out, or {remedy}")
+    if any(schedule.schedule == "gap" for schedule in (use.weight, *use.schedules.values())):
+        raise RecipeError(
+            f"{kept}a schedule of distiller {use.use!r} follows the gap between student and teacher, which is measured "
+            "on all logits; leave top_k out, or use another schedule"
+        )
 
 
 def _options_that_read_all(use: DistillerUse, distiller: Distiller) -> tuple[str, ...]:

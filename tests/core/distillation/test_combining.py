@@ -208,6 +208,36 @@ def test_the_gap_equals_an_independent_computation():
     assert gap(torch.tensor([[50.0, -50.0]]), torch.tensor([[-50.0, 50.0]])) == pytest.approx(1)
 
 
+def test_the_gap_of_labels_and_of_numbers_equals_an_independent_computation():
+    student, teacher = np.random.default_rng(0).normal(0, 2, (2, 9, 4))
+    ours, theirs = torch.from_numpy(student), torch.from_numpy(teacher)
+    q, p = (1 / (1 + np.exp(-z)) for z in (student, teacher))
+    assert gap(ours, theirs, "labels") == pytest.approx(np.abs(q - p).mean(), rel=1e-5)
+    e, v = ((student - teacher) ** 2).mean(), teacher.var(0).mean()
+    assert gap(ours, theirs, "numbers") == pytest.approx(e / (e + v), rel=1e-5)
+    for reads in ("labels", "numbers"):  # a softmax would not see that they are 5 apart
+        assert gap(theirs + 5, theirs, reads) > 0.2
+        assert gap(theirs, theirs, reads) == 0
+
+
+class OfNumbers(Constant):
+    reads: ClassVar[str] = "numbers"
+
+
+class OfFeatures(Constant):
+    features: ClassVar[str] = "pairs"
+
+
+def test_a_distiller_of_features_follows_the_gap_as_the_one_of_outputs_reads_it(combined, student):
+    follows = Schedule(schedule="gap", start=1.0, end=0.0)
+    batch = a_batch()
+    for others, reads in (((), "classes"), ((Part("y", OfNumbers()),), "numbers")):
+        loss = combined(Part("x", OfFeatures(), follows), *others)
+        between = gap(student(*batch.inputs), loss.teacher(batch).logits, reads)
+        name = "x/soft" if others else "soft"
+        assert float(loss(student, batch)[name]) == pytest.approx(between, rel=1e-6)
+
+
 def test_a_gap_between_other_classes_names_both(combined, seeded):
     loss = combined(Part("x", Pull(), Schedule(schedule="gap", start=4.0, end=1.0)))
     with pytest.raises(StageError) as caught:

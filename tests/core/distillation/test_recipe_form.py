@@ -171,6 +171,19 @@ def test_top_k_is_refused_for_a_distiller_that_reads_all_logits(use):
     keys(HEAD + distill + "teacher:\n  cache: {top_k: 3, enabled: false}\n")
 
 
+@pytest.mark.parametrize("where", ["weight", "options"])
+def test_top_k_is_refused_where_a_schedule_follows_the_gap(where):
+    gap = "{schedule: gap, start: 2, end: 1}"
+    section = f"weight: {gap}" if where == "weight" else f"options: {{temperature: {gap}}}"
+    distill = f"distill:\n  losses:\n    - {{use: logit-kd, {section}}}\n"
+    assert refusal(HEAD + distill + "teacher:\n  cache: {top_k: 3}\n") == (
+        "r.yaml:7: 'teacher.cache.top_k' keeps the 3 largest probabilities and the sum of the others, but a schedule "
+        "of distiller 'logit-kd' follows the gap between student and teacher, which is measured on all logits; leave "
+        "top_k out, or use another schedule"
+    )
+    keys(HEAD + distill)
+
+
 def test_top_k_names_the_option_without_which_a_distiller_takes_it():
     distill = "distill:\n  options: {alpha: 0.5, standardize: true, temperature: {schedule: gap, start: 2, end: 1}}\n"
     assert refusal(HEAD + distill + "teacher:\n  cache: {top_k: 3}\n") == (
