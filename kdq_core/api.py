@@ -75,9 +75,9 @@ __all__ = [
     "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
     "MinMaxFakeQuantize", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
     "Reads", "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec",
-    "TransientError", "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hookimpl",
-    "module_path", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru", "traced_lstm",
-    "why_untraceable",
+    "TransientError", "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear",
+    "export_program", "hookimpl", "module_path", "own_norm", "paired", "quantize", "recurrent", "round_to_grid",
+    "traced_gru", "traced_lstm", "why_untraceable",
 ]  # fmt: skip
 
 

@@ -15,10 +15,10 @@ def gap(student: Tensor, teacher: Tensor, reads: Reads = "classes") -> float:
 
     For logits of classes `[B, ..., C]` it is the mean total variation distance of their softmax, `sum |p - q| / 2`; for
     those of independent labels the mean distance of their sigmoids, `|p - q|`. For numbers, and always for one number
-    a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared difference e and the teacher's variance v over the
-    samples, each the mean over the numbers of a sample: 1/2 for a student that gives the teacher's mean. The definition
-    is our own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one that was
-    never stopped.
+    a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared difference e and the teacher's variance v
+    over the samples, each the mean over the numbers of a sample: 1/2 for a student that gives the teacher's mean. The
+    definition is our own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one
+    that was never stopped.
 
     Args:
         student: logits, any floating type.

@@ -51,7 +51,10 @@ class Build:
             rows.flush()
         said = {"classes": self.classes, "tasks": self.tasks, "views": self.views, "batches": self.batches}
         draft = self.folder / f"{PROGRESS}.{os.getpid()}"
-        draft.write_text(json.dumps(said | {"tensors": [t.model_dump(mode="json") for t in self.tensors]}))
+        with draft.open("w") as file:
+            file.write(json.dumps(said | {"tensors": [t.model_dump(mode="json") for t in self.tensors]}))
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(self.folder / PROGRESS)
 
 
@@ -105,12 +108,12 @@ def build_outputs(
 
 
 def _found(folder: Path, count: int) -> Build | None:
-    """What a killed build left, if all of it is there."""
+    """What a killed build left, if all of it is there and can be read: what a power cut left may be cut short."""
     try:
         said = json.loads((folder / PROGRESS).read_text())
         tensors = tuple(StoredTensor.model_validate_json(json.dumps(t)) for t in said["tensors"])
         rows = {t.name: Rows(folder / t.path, t, count, writable=True) for t in tensors}
-    except OSError:
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return Build(folder, tensors, rows, said["classes"], said["tasks"], said["views"], said["batches"])
 

@@ -4,7 +4,7 @@ What: squared difference of attention maps: how strong a layer's activations are
     channel, beside the workload's own loss on hard labels. No projector is needed: channels need not agree.
 Formula: a(f) = vec(mean over channels of |f|^p), q = a / ||a||_2, and
     L = beta * sum over the pairs of mean over samples and positions of (q_s - q_t)^2 + hard_weight * L_hard.
-    Maps of different sizes are averaged to the smaller one first. A map shorter than 1e-6 counts as zero.
+    Maps of different sizes are averaged to the smaller one first. The scale of features does not matter; all zeros stay zero.
 Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention: Improving the Performance of Convolutional
     Neural Networks via Attention Transfer", arXiv:1612.03928, section 3.1; mean and square as in their code.
 Defaults and where they come from: p 2 and beta 1000 are theirs. A hard weight of 1 as in the paper.
@@ -69,5 +69,14 @@ class AttentionTransfer(Distiller):
 
 
 def attention(features: Tensor, power: float) -> Tensor:
-    """The attention map of each sample as a vector of length 1, `[B, positions]`."""
-    return unit(channels_last(features).abs().pow(power).mean(dim=2))
+    """The attention map of each sample as a vector of length 1, `[B, positions]`.
+
+    It does not depend on the scale of a sample's features, which are divided by their largest before the power: neither
+    tiny ones vanish in it, nor do large ones overflow.
+    """
+    import torch
+
+    strength = channels_last(features).abs()
+    largest = strength.detach().amax(dim=(1, 2), keepdim=True)
+    shares = strength / largest.clamp(min=torch.finfo(strength.dtype).tiny)
+    return unit(shares.pow(power).mean(dim=2))

@@ -316,7 +316,7 @@ def test_the_gap_where_no_task_is_named_is_the_mean_over_the_shared_ones() -> No
     far, near = torch.tensor([[9.0, -9.0]]), torch.tensor([[-9.0, 9.0]])
     student, teacher = outputs(kind=far, bright=far), outputs(bright=far, kind=near)
     assert gap_between(student, teacher, "", "classes") == pytest.approx(0.5, abs=1e-6)
-    assert gap_between(student, teacher, "kind") == pytest.approx(1.0, abs=1e-6)
+    assert gap_between(student, teacher, "kind", "classes") == pytest.approx(1.0, abs=1e-6)
 
 
 def test_teachers_of_one_task_each_make_one_of_two(whole: Any) -> None:

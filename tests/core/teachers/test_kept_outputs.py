@@ -199,6 +199,18 @@ def test_a_build_whose_files_went_away_starts_anew(tmp_path: Path) -> None:
     assert (tmp_path / "logits.bin").read_bytes() == said
 
 
+@pytest.mark.parametrize("left", ["", '{"views": 1', "{}", '{"tensors": [{"name": 1}]}', "[]"])
+def test_a_build_whose_record_was_cut_short_starts_anew(tmp_path: Path, left: str) -> None:
+    spec, online = CacheSpec(views=1), OnlineTeacher(teacher())
+    build_outputs(online, batches, spec, samples=SAMPLES, folder=tmp_path)
+    said, record = (tmp_path / "logits.bin").read_bytes(), (tmp_path / "progress.json").read_text()
+    (tmp_path / "logits.bin").write_bytes(bytes(len(said)))
+    (tmp_path / "progress.json").write_text(left)
+    build_outputs(online, batches, spec, samples=SAMPLES, folder=tmp_path)
+    assert (tmp_path / "logits.bin").read_bytes() == said
+    assert (tmp_path / "progress.json").read_text() == record
+
+
 MEMORY = """
 import sys
 from pathlib import Path

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdq_core.api import StageError
+from kdq_core.api import Batch, Outputs, StageError
 from kdq_distillers.attention_transfer import AttentionTransfer
 
 
@@ -44,6 +44,25 @@ def test_a_sequence_is_a_map_of_one_row(feature_terms, maps):
 def test_stronger_activations_at_the_same_places_are_no_difference(feature_terms, maps):
     found = feature_terms(AttentionTransfer(), {"x": 7 * maps[0]}, {"x": maps[0]})
     assert float(found.terms["attention"]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 8.0])
+@pytest.mark.parametrize("scale", [1e-36, 1e-4, 1e5, 1e30])
+def test_the_scale_of_features_does_not_matter(maps, power, scale):
+    student, teacher = (torch.from_numpy(m).float() for m in maps)
+    wanted, ours = (float(distance(student, teacher, power)), (scale * student).requires_grad_())
+    found = distance(ours, scale * teacher, power)
+    assert wanted > 1
+    assert found.item() == pytest.approx(wanted, rel=1e-4)
+    found.backward()
+    assert ours.grad.any()
+    assert (scale * ours.grad).isfinite().all()
+
+
+def distance(student, teacher, power):
+    outputs = [Outputs(torch.zeros(len(x), 2), features={"x": x}) for x in (student, teacher)]
+    batch = Batch((torch.zeros(len(student), 1),), None, torch.arange(len(student)))
+    return AttentionTransfer(power=power).loss(*outputs, batch).terms["attention"]
 
 
 def test_vectors_add_nothing_beside_maps_and_are_an_error_alone(feature_terms, maps):
