@@ -4,7 +4,8 @@ What: squared difference of attention maps: how strong a layer's activations are
     channel, beside the workload's own loss on hard labels. No projector is needed: channels need not agree.
 Formula: a(f) = vec(mean over channels of |f|^p), q = a / ||a||_2, and
     L = beta * sum over the pairs of mean over samples and positions of (q_s - q_t)^2 + hard_weight * L_hard.
-    Maps of different sizes are averaged to the smaller one first. The scale of features does not matter; all zeros stay zero.
+    Maps of different sizes are averaged to the smaller one first. The scale of features does not matter; a map of zeros
+    stays one.
 Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention: Improving the Performance of Convolutional
     Neural Networks via Attention Transfer", arXiv:1612.03928, section 3.1; mean and square as in their code.
 Defaults and where they come from: p 2 and beta 1000 are theirs. A hard weight of 1 as in the paper.

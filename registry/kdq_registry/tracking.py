@@ -106,12 +106,18 @@ class Tracker:
         self._log(run_id, points)
 
     def log_gains(self, run_id: str, gains: Sequence[Gain]) -> None:
-        """Write the teacher's gains as `gain/metric`; with `_low`, `_high`, and each model's `_taught`, `_control`."""
+        """Write what the teacher changed as `teacher_difference/metric`; a tag of that name says whether it is a gain.
+
+        The metric has `_low`, `_high`, and each model's `_taught`, `_control` beside it.
+        """
         points = []
         for gain in gains:
             ends = {"": gain.difference, "_low": gain.low, "_high": gain.high}
             ends |= {"_taught": gain.taught, "_control": gain.control}
-            points += [(f"gain/{gain.metric}{end}", value, 0) for end, value in ends.items()]
+            name = f"teacher_difference/{gain.metric}"
+            points += [(f"{name}{end}", value, 0) for end, value in ends.items()]
+            with mlflow_errors(self._site):
+                self._mlflow.set_tag(run_id, name, gain.verdict)
         self._log(run_id, points)
 
     def finish(self, run_id: str, status: Status) -> None:
