@@ -248,7 +248,9 @@ def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document
     unused: dict[str, str] = {}
     if not quantizer.trains:
         why = f"quantizer {name!r} does not train, so {{!r}} means nothing to it; leave it out, or use one that trains"
-        unused |= dict.fromkeys(("fit", "freeze_observers", "freeze_batch_norm", "weight_loss", "control"), why)
+        unused |= dict.fromkeys(
+            ("fit", "taught_by", "freeze_observers", "freeze_batch_norm", "weight_loss", "control"), why
+        )
     if quantizer.activations == "dynamic":
         unused["activations"] = f"quantizer {name!r} has activations of 8 bits, always; leave {{!r}} out"
     elif quantizer.activations == "none":

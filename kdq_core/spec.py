@@ -269,6 +269,11 @@ class QuantizeSpec(Frozen):
         description="round biases as the integers will be, once batch norm stands still; auto: below 8 bits",
     )
     fit: QatFitSpec = Field(default=QatFitSpec(), description="for quantizers that train")
+    taught_by: Literal["teachers", "student"] = Field(
+        default="teachers",
+        description="teachers: those of 'teacher'; student: the float student teaches its quantized self, with the "
+        "distillers of 'distill'",
+    )
     freeze_observers: float = Field(
         default=0.5,
         ge=0,

@@ -19,7 +19,7 @@ from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.placing import check_student
 from kdq_core.stages.teaching import online_teacher, rehearse, teacher_source, the_teacher
 from kdq_core.teachers.members import empty_member, read_member, whole
-from kdq_core.teachers.source import CachedTeacher, OnlineTeacher
+from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource
 from kdq_core.training.control import check_labels, gains, remembered
 from kdq_core.training.fit import to_device
 from kdq_core.training.losses import hard_loss, labelled
@@ -95,7 +95,11 @@ def _transferred(context: StageContext, student: nn.Module) -> tuple[tuple[str, 
 
 
 def taught(
-    context: StageContext, student: nn.Module, device: torch.device, plain: nn.Module | None = None
+    context: StageContext,
+    student: nn.Module,
+    device: torch.device,
+    plain: nn.Module | None = None,
+    teacher: TeacherSource | None = None,
 ) -> tuple[nn.Module, DistillationLoss]:
     """What is fitted when a student is taught, and its loss.
 
@@ -104,13 +108,14 @@ def taught(
         student: on `device`; a module, or its captured graph.
         device: of the fit.
         plain: the module that a graph was captured from.
+        teacher: who teaches; by default the recipe's teachers.
 
     Returns:
         The student, or a module around it where a distiller compares features; the distillers' terms, and the hard
         loss where there are labels. The loss wants `before_step` called.
     """
     parts = context.distillers
-    teacher = teacher_source(context, device)
+    teacher = teacher or teacher_source(context, device)
     pairing = None
     if isinstance(teacher, CachedTeacher) and any(part.distiller.features != "none" for part, _ in parts):
         pairing = online_teacher(context, device)

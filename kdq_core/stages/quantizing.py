@@ -24,6 +24,7 @@ from kdq_core.spec import QuantizeSpec
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.learning import taught
 from kdq_core.stages.placing import placement
+from kdq_core.stages.teaching import float_student
 from kdq_core.tensors import Batch
 from kdq_core.training.control import check_labels, gains, remembered
 from kdq_core.training.fit import Loss, to_device
@@ -46,7 +47,8 @@ def quantize(context: StageContext) -> Checkpoint:
     student, model = _started(context, device)
     told: dict[str, Any] = {}
     if trains:
-        module, soft = taught(context, model, device, plain=student)
+        own = float_student(context, device) if spec.taught_by == "student" else None
+        module, soft = taught(context, model, device, plain=student, teacher=own)
         rewind = remembered(device)
         history = _trained(context, module, soft, model, accelerator)
         told["compared"] = soft.compared

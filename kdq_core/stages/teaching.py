@@ -75,6 +75,9 @@ def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device
     if recipe.distill.transfer is not None:
         transfer(recipe.distill.transfer, student, teacher.model)
     batch = to_device(next(iter(context.workload.batches("train", batch_size=2))), device)
+    if recipe.quantize.taught_by == "student":
+        own = OnlineTeacher(context.workload.student().to(device))
+        taught(context.workload, context.distillers, own, student, batch)  # its taps fit its own layers too
     model, loss = taught(context.workload, context.distillers, teacher, student, batch)
     with torch.no_grad():
         if recipe.teacher.cache.enabled:
@@ -102,9 +105,19 @@ def teacher_source(context: StageContext, device: torch.device) -> TeacherSource
 
 def online_teacher(context: StageContext, device: torch.device, *, exact: bool = False) -> OnlineTeacher:
     """The teacher itself, in the precision the recipe asks for; by default, and unless `exact`, in the device's."""
-    spec = context.recipe.teacher
-    half = spec.precision == "bf16" or (spec.precision == "auto" and not exact and half_precision(device))
-    return OnlineTeacher(the_teacher(context).to(device), inputs=spec.reads, half=half)
+    half = _half(context, device, exact=exact)
+    return OnlineTeacher(the_teacher(context).to(device), inputs=context.recipe.teacher.reads, half=half)
+
+
+def float_student(context: StageContext, device: torch.device) -> OnlineTeacher:
+    """The distilled student in float, as the teacher of its quantized self."""
+    student = context.load_into(context.workload.student(), "distill")
+    return OnlineTeacher(student.to(device), half=_half(context, device, exact=False))
+
+
+def _half(context: StageContext, device: torch.device, *, exact: bool) -> bool:
+    asked = context.recipe.teacher.precision
+    return asked == "bf16" or (asked == "auto" and not exact and half_precision(device))
 
 
 def the_teacher(context: StageContext) -> nn.Module:

@@ -340,6 +340,9 @@ def test_a_plugin_that_is_missing_is_named_with_its_line(tmp_path: Path, monkeyp
         ("use: static\n  control: true",
          "quantizer 'static' does not train, so 'quantize.control' means nothing to it; leave it out, or use one that "
          "trains"),
+        ("use: static\n  taught_by: student",
+         "quantizer 'static' does not train, so 'quantize.taught_by' means nothing to it; leave it out, or use one "
+         "that trains"),
         ("use: weight-only\n  activations: 4",
          "quantizer 'weight-only' leaves activations in float, so 'quantize.activations' means nothing; leave it out"),
         ("use: dynamic\n  activations: 4",
