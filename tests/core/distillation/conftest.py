@@ -11,7 +11,7 @@ from kdq_core.teachers.source import OnlineTeacher
 
 
 class Numbers(Workload):
-    """Cross entropy on whatever batch it is asked about; it has no data of its own."""
+    """Cross entropy on whatever batch it is asked about, also at each position; it has no data of its own."""
 
     def fingerprint(self):
         return "0" * 64
@@ -26,7 +26,7 @@ class Numbers(Workload):
         raise NotImplementedError
 
     def loss(self, outputs, batch):
-        return F.cross_entropy(outputs.logits, batch.targets)
+        return F.cross_entropy(outputs.logits.flatten(0, -2), batch.targets.flatten())  # -100 is left out
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,15 @@ CATALOG = Catalog.load()
 NO_PLACES = {("attention-transfer", "table with embeddings")}
 
 
+def ready(plain, inputs):
+    """The prepared graph of a student, which has seen `inputs`."""
+    graph = capture(plain, inputs)
+    prepared = prepare(graph, placed(graph, OnnxRuntimeCpu(), MinMaxQat(), QuantizeSpec()).places, MinMaxQat())
+    set_phase(prepared, observe=True, quantize=True, freeze_batch_norm=False)
+    prepared(*inputs)
+    return prepared
+
+
 @pytest.fixture(scope="module")
 def students():
     """Of each family a plain student and its prepared graph, which has seen data."""
@@ -39,11 +49,7 @@ def students():
     for name, toy in FAMILIES.items():
         torch.manual_seed(0)
         plain, inputs = toy.model(), toy.inputs(8, torch.Generator().manual_seed(1))
-        graph = capture(plain, inputs)
-        prepared = prepare(graph, placed(graph, OnnxRuntimeCpu(), MinMaxQat(), QuantizeSpec()).places, MinMaxQat())
-        set_phase(prepared, observe=True, quantize=True, freeze_batch_norm=False)
-        prepared(*inputs)
-        made[name] = (plain, prepared, Batch(inputs, torch.arange(8) % toy.classes, torch.arange(8)))
+        made[name] = (plain, ready(plain, inputs), Batch(inputs, torch.arange(8) % toy.classes, torch.arange(8)))
     return made
 
 
@@ -70,6 +76,48 @@ def test_every_distiller_teaches_every_family(students, numbers, online, seeded,
     grads = [p.grad for p in student.parameters() if p.grad is not None]
     assert any(grad.any() for grad in grads)
     assert all(grad.isfinite().all() for grad in grads)
+
+
+class Tagger(nn.Module):
+    """A class for each position. Input `[B, L]` int64 below 12, 0 is padding; gives `[B, L, 5]`."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embed = nn.Embedding(12, width)
+        self.encoder = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, tokens):
+        return self.head(self.encoder(self.embed(tokens)))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_student_of_sequences_learns_at_each_position_that_is_no_padding(numbers, online, seeded, quantized):
+    tokens = torch.randint(1, 12, (8, 6), generator=torch.Generator().manual_seed(1))
+    padding = torch.arange(6) >= torch.tensor([6, 5, 4, 3, 2, 1, 6, 6])[:, None]
+    tokens[padding] = 0
+    batch = Batch((tokens,), (tokens % 5).masked_fill(padding, -100), torch.arange(8))
+    plain, source = seeded(lambda: Tagger(16), 0), online(seeded(lambda: Tagger(24), 7))
+
+    def teacher(asked):
+        """It says nothing where there is padding."""
+        said = source(asked)
+        return replace(said, logits=said.logits.masked_fill(padding[..., None], float("nan")))
+
+    part = Part("token-kd", CATALOG.build("distiller", "token-kd", {"alpha": 0.9, "padding_input": 0}))
+    student = ready(plain, (tokens,)) if quantized else plain
+    model, loss = taught(numbers, [(part, "auto")], teacher, student, batch, plain=plain)
+    assert model(tokens).shape == (8, 6, 5)
+    optimizer, curve = torch.optim.Adam(model.parameters(), lr=0.01), []
+    for _ in range(12):
+        terms = loss(model.train(), batch)
+        assert set(terms) == {"token", "hard"}
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+        optimizer.step()
+        curve.append(float(terms["token"].detach()))
+    assert 0 < curve[-1] < 0.5 * curve[0]
 
 
 def images(count=8):
