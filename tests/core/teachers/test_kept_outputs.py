@@ -120,6 +120,42 @@ def test_fused_views_teach_with_the_mean_of_what_is_kept_of_a_sample(tmp_path: P
     assert not torch.equal(each[0], each[1])
 
 
+def sequences(view: int, order: int = 0) -> Iterator[Batch]:
+    """6 tokens a sample, of which the last few, 0 to 5, are padding: 0."""
+    tokens = torch.randint(1, 12, (SAMPLES, 6), generator=torch.Generator().manual_seed(view))
+    tokens[torch.arange(6) > torch.arange(SAMPLES)[:, None] % 6] = 0
+    ids = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(order))
+    for at in ids.reshape(-1, 16):
+        yield Batch((tokens[at],), None, at, view=view)
+
+
+@pytest.mark.parametrize("spec", [{"form": "fp32"}, {"form": "fp16"}, {"form": "fp16", "top_k": 3}])
+def test_a_student_of_sequences_reads_what_the_teacher_says_at_each_position(
+    tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    """And learns the same from it with `token-kd`; from the 3 largest probabilities where they are what is kept."""
+    torch.manual_seed(5)
+    layers = nn.Embedding(12, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, CLASSES)
+    online, token_kd = OnlineTeacher(nn.Sequential(*layers)), {"alpha": 1.0, "padding_input": 0}
+    distiller: Any = Catalog.load().build("distiller", "token-kd", token_kd)
+    entry, record = kept(tmp_path, online, sequences, **spec)
+    assert (record.classes, record.tensors[0].shape) == (CLASSES, (6, spec.get("top_k", CLASSES)))
+    source, close = CachedTeacher(entry, teacher=A, data=B), 1e-5 if spec["form"] == "fp32" else 1e-3
+    for batch in (*sequences(1, order=7), *sequences(0, order=8)):
+        read, said = source(batch).logits, online(batch).logits
+        assert read.shape == (16, 6, CLASSES)
+        if "top_k" in spec:
+            largest = said.topk(3).indices
+            p, q = (z.softmax(-1).gather(-1, largest) for z in (said, read))
+            torch.testing.assert_close(q, p, rtol=2 * close, atol=close)
+            said = decode(encode(said, CacheSpec(form="fp32", top_k=3)), CLASSES, said.device)
+        torch.testing.assert_close(read, said, rtol=close, atol=close)
+        student = torch.randn(16, 6, CLASSES)
+        found, expected = (distiller.loss(Outputs(student), Outputs(z), batch).terms["token"] for z in (read, said))
+        torch.testing.assert_close(found, expected, rtol=2 * close, atol=close)
+        assert float(expected) > 0.1
+
+
 @pytest.mark.parametrize(
     ("spec", "size"),
     [({"form": "fp16"}, 2 * 10), ({"form": "fp32"}, 4 * 10), ({"form": "fp16", "top_k": 3}, 3 * (2 + 2) + 2)],
