@@ -11,7 +11,8 @@ Costs: two log-softmaxes over the real positions in float32, and two waits for t
     that the teacher is finite.
 Limits: one tokenizer for both models, so that position and class mean the same. Padding is known from an input
     (`padding_input`), or from labels of -100; without either, all positions count. A batch without real positions gives
-    zero. Sequences that the teacher itself wrote (sequence-level distillation) are data, not a loss.
+    zero. A teacher whose outputs are kept must be finite at padding too, and within fp16 unless `form: fp32` is kept.
+    Sequences that the teacher itself wrote (sequence-level distillation) are data, not a loss.
 """
 
 from __future__ import annotations
