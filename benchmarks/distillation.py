@@ -188,8 +188,8 @@ HEADS = {
         "convolutions: with the teacher running beside the student, in fp32 or in bf16, or with its kept logits, over "
         "the step without a teacher; measured in turns. *Asked*: what the teacher takes of it, its forward pass or the "
         "reading of its kept logits; the rest above the step without is the loss. Bound: for a teacher beside, 1 + "
-        "asked / the step without; for kept logits 1.05. A student whose step takes a millisecond misses that by the loss "
-        "alone. bf16 pays on GPUs and on CPUs with AMX; this one has AVX512-BF16 and no AMX.",
+        "asked / the step without; for kept logits 1.05. A student whose step takes a millisecond misses that by the "
+        "loss alone. bf16 pays on GPUs and on CPUs with AMX; this one has AVX512-BF16 and no AMX.",
         "| teacher to student | teacher | ms | asked, ms | without, ms | ratio | bound |\n"
         "|---|---|---:|---:|---:|---:|---:|",
         lambda r: (
