@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from kdq_core.errors import PluginError
 from kdq_core.explain import dotted
-from kdq_core.spec import DistillerUse, DistillSpec, QuantizeSpec
+from kdq_core.spec import DistillerUse, DistillSpec, QuantizeSpec, TeacherSpec
 from kdq_core.strict_yaml import Loc, short
 from kdq_core.teachers.spec import MemberSpec
 
@@ -25,6 +25,7 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 DEFAULTS: dict[Loc, str] = {("distill",): DistillSpec().use, ("quantize",): QuantizeSpec().use}
 OF_ONE_LOSS = DistillerUse.model_fields.keys() - DistillSpec.model_fields.keys()
+OF_ONE_TEACHER = MemberSpec.model_fields.keys() - TeacherSpec.model_fields.keys()
 SOURCES = get_args(MemberSpec.model_fields["source"].annotation)
 FORMS = {"model": "NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion", "factory": "module:function"}
 SEVERAL = "several distillers are written as"
@@ -50,7 +51,7 @@ class Hints:
             return self._key(loc[:-1], str(loc[-1]), given)
         if detail["type"] == "string_pattern_mismatch" and loc[-1] in FORMS:
             return loc, f"key {dotted(loc)!r} is {short(given)}; write {FORMS[str(loc[-1])]}"
-        if loc[:2] == ("teacher", "members") and isinstance(given, str if len(loc) == 3 else str | dict):
+        if loc[:2] == ("teacher", "members") and isinstance(given, {2: str | dict, 3: str}.get(len(loc), ())):
             return _members(self._at(loc[:2]))
         return _several(loc, given)
 
@@ -68,6 +69,8 @@ class Hints:
             if inside.get("losses"):
                 return loc, f"{start}{listed}move it there"
             return loc, f"{start}{listed}write losses: {flow([{'use': use, asked: given}])}; several may stand there"
+        if section == ("teacher",) and asked in OF_ONE_TEACHER:
+            return _of_one_teacher(inside)
         return None
 
     def _options(self, section: Loc, use: str) -> dict[str, Any]:
@@ -95,6 +98,15 @@ def _members(given: Any) -> tuple[Loc, str] | None:
         return None
     form = flow([one if isinstance(one, dict) else {"source": one} for one in listed])
     return ("teacher", "members"), f"key 'teacher.members' is {short(given)}; write members: {form}"
+
+
+def _of_one_teacher(section: dict[str, Any]) -> tuple[Loc, str]:
+    """What belongs to one teacher, and stands beside 'members'; told once for all such keys."""
+    own = {key: value for key, value in section.items() if key in OF_ONE_TEACHER}
+    first = next(iter(own))
+    move = "move it there" if section.get("members") else f"write members: {flow([own])}"
+    said = f"unknown key {first!r} in 'teacher'; a teacher in 'members' has it: {move}"
+    return ("teacher", first), said
 
 
 def _several(loc: Loc, given: Any) -> tuple[Loc, str] | None:

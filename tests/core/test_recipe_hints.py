@@ -85,7 +85,34 @@ def test_several_distillers_are_shown_where_they_belong(text: str, message: str)
         ("[{source: registered, model: digits}]",
          "[0].model' is 'digits'; write NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion"),
         ("[{source: checkpoint, file: a, factory: big}]", "[0].factory' is 'big'; write module:function"),
+        ("[{source: chekpoint, file: a}]", "[0].source' is 'chekpoint'; did you mean 'checkpoint'? allowed: "
+         "'checkpoint' or 'onnx' or 'pipeline' or 'registered' or 'student'"),
+        ("[{}, {source: Student}]", "[1].source' is 'Student'; did you mean 'student'? allowed: "
+         "'checkpoint' or 'onnx' or 'pipeline' or 'registered' or 'student'"),
+        ("[{weight: abc}]", "[0].weight' is 'abc'; allowed: a number, above 0 and at most 1000"),
+        ("[{source: onnx, file: a, tasks: kind}]", "[0].tasks' is 'kind'; allowed: a list"),
+        ("[{normalize: {mean: [0.5]}}]", "[0].normalize.std' is missing; it must be a list, at least 1 long"),
+        ("[{normalize: {mean: [1], std: [0]}}]",
+         "[0].normalize': a 'std' is not above 0; give the standard deviation of each channel"),
+        ("[{normalize: {mean: [1], std: [-1]}}]",
+         "[0].normalize': a 'std' is not above 0; give the standard deviation of each channel"),
+        ("[{normalize: 3}]", "[0].normalize' is 3; allowed: a mapping or null"),
     ],
 )  # fmt: skip
 def test_teachers_are_shown_in_their_form(members: str, message: str) -> None:
     assert refusal(f"teacher: {{members: {members}}}") == f"r.yaml:3: key 'teacher.members{message}"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("{source: checkpoint, file: x.st}", "'source' in 'teacher'; a teacher in 'members' has it: write members: "
+         "[{source: checkpoint, file: x.st}]"),
+        ("{weight: 2}", "'weight' in 'teacher'; a teacher in 'members' has it: write members: [{weight: 2}]"),
+        ("{members: [student], normalize: {mean: [1], std: [1]}}",
+         "'normalize' in 'teacher'; a teacher in 'members' has it: move it there"),
+        ("{sauce: student}", "'sauce' in 'teacher'; allowed: cache, combine, fit, inputs, members, precision"),
+    ],
+)  # fmt: skip
+def test_what_one_teacher_has_is_shown_where_it_belongs(teacher: str, message: str) -> None:
+    assert refusal(f"teacher: {teacher}").splitlines()[-1] == f"r.yaml:3: unknown key {message}"
