@@ -25,7 +25,7 @@ from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, Shapes, St
 from kdq_distillers.features import channel_maps, pairs, same_places
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Fitnet(Distiller):
@@ -60,9 +60,24 @@ class Fitnet(Distiller):
         for name, given, wanted in pairs("fitnet", student, teacher):
             ours, theirs = same_places(given, wanted)
             if ours.shape != theirs.shape:
-                raise StageError(
-                    f"distiller 'fitnet' cannot compare the pair {name!r}: the student's features are "
-                    f"{tuple(given.shape)} and the teacher's {tuple(wanted.shape)}; tap layers with the same positions"
-                )
+                raise StageError(f"distiller 'fitnet' cannot compare the pair {name!r}: {_unlike(given, wanted)}")
             found.append((ours - theirs).square().mean())
         return LossTerms(terms={"hint": self.beta * torch.stack(found).sum()}, hard_weight=self.hard_weight)
+
+
+def _unlike(given: Tensor, wanted: Tensor) -> str:
+    """What differs, and what to do; the student's channels are those behind the projector, so they say nothing."""
+    ours, theirs = _positions(given), _positions(wanted)
+    if ours != theirs:
+        return f"the student's features are at {ours}, the teacher's at {theirs}; tap layers with the same positions"
+    return (
+        f"the student's features have the shape {tuple(given.shape)}, the teacher's {tuple(wanted.shape)}; let them go "
+        "through the module that projectors() gives for the pair"
+    )
+
+
+def _positions(features: Tensor) -> str:
+    if features.ndim == 2:
+        return "none (one vector a sample)"
+    sizes = features.shape[1:2] if features.ndim == 3 else features.shape[2:]
+    return f"{'x'.join(map(str, sizes))} positions"

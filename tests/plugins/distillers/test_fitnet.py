@@ -52,12 +52,30 @@ def test_a_step_against_the_gradient_lowers_the_loss(feature_terms, maps):
     assert float(after) < float(before.detach())
 
 
-def test_features_that_cannot_be_compared_are_named_with_both_shapes(feature_terms):
+@pytest.mark.parametrize(
+    ("student", "teacher", "told"),
+    [
+        ((2, 7, 4), (2, 9, 4), "7 positions, the teacher's at 9 positions"),
+        ((2, 4, 3, 5), (2, 4), "3x5 positions, the teacher's at none (one vector a sample)"),
+        ((2, 4), (2, 4, 1, 1), "none (one vector a sample), the teacher's at 1x1 positions"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_named_with_the_positions_of_both(student, teacher, told, feature_terms):
+    """Their channels are no matter: the student's are seen behind the projector."""
     with pytest.raises(StageError) as caught:
-        feature_terms(Fitnet(), {"mid": torch.zeros(2, 7, 4)}, {"mid": torch.zeros(2, 9, 4)})
+        feature_terms(Fitnet(), {"mid": torch.zeros(student)}, {"mid": torch.zeros(teacher)})
     assert str(caught.value) == (
-        "distiller 'fitnet' cannot compare the pair 'mid': the student's features are (2, 7, 4) and the teacher's "
-        "(2, 9, 4); tap layers with the same positions"
+        f"distiller 'fitnet' cannot compare the pair 'mid': the student's features are at {told}; tap "
+        "layers with the same positions"
+    )
+
+
+def test_channels_that_went_through_no_projector_are_named(feature_terms):
+    with pytest.raises(StageError) as caught:
+        feature_terms(Fitnet(), {"mid": torch.zeros(2, 7, 4)}, {"mid": torch.zeros(2, 7, 5)})
+    assert str(caught.value) == (
+        "distiller 'fitnet' cannot compare the pair 'mid': the student's features have the shape (2, 7, 4), the "
+        "teacher's (2, 7, 5); let them go through the module that projectors() gives for the pair"
     )
 
 
