@@ -154,14 +154,16 @@ def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     """A member whose weights are in a file.
 
     Raises:
-        StageError: the file is missing, no such file, or does not fit the module.
+        StageError: the file is missing, no such file, does not fit the module, or takes one size of batch alone.
     """
     assert spec.file is not None
     path = Path(spec.file)
     if not path.is_file():
         raise StageError(f"the teacher's file {spec.file!r} is not there; check 'file' in 'teacher.members'")
     if spec.source == "onnx":
-        return OnnxTeacher(path.read_bytes(), spec.tasks, spec.file)
+        teacher = OnnxTeacher(path.read_bytes(), spec.tasks, spec.file)
+        teacher.check()
+        return teacher
     model = empty_member(spec, workload)
     load_checkpoint(model, path, spec.factory or "the workload's teacher()")
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from kdq_core.errors import StageError, listing
 
 BESIDE = "session.model_external_initializers_file_folder_path"
 """The folder in which ONNX Runtime looks for weights that are not in the file itself; by default the current one."""
+BESIDE_IT = (
+    "has its weights in a file beside it, which is not read; export it with torch.onnx.export(..., "
+    "external_data=False), or put them into one file with onnx.save(onnx.load(FILE), FILE)"
+)
 
 
 class OnnxTeacher(nn.Module):
@@ -35,7 +40,7 @@ class OnnxTeacher(nn.Module):
         """The first output of the file, or those that are tasks by name; on the device of the inputs.
 
         Raises:
-            StageError: the file takes another number of inputs, has no such output, or ONNX Runtime refuses it.
+            StageError: the file takes other inputs, has no such output, or ONNX Runtime refuses it.
         """
         session = self._session = self._session or self._opened()
         names = [given.name for given in session.get_inputs()]
@@ -53,11 +58,21 @@ class OnnxTeacher(nn.Module):
             fed = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
             answers = session.run(list(self.tasks) or outputs[:1], fed)
         except Exception as error:
-            raise StageError(
-                f"ONNX Runtime cannot run {self.title}: {error}; export it with a free batch size"
-            ) from error
+            raise StageError(self._refused(session.get_inputs(), inputs, error)) from error
         found = [torch.from_numpy(answer).to(inputs[0].device) for answer in answers]
         return dict(zip(self.tasks, found, strict=True)) if self.tasks else found[0]
+
+    def check(self) -> None:
+        """Open the file.
+
+        Raises:
+            StageError: ONNX Runtime cannot read it, or it takes one size of batch alone.
+        """
+        self._session = self._session or self._opened()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: all but the session, which it opens for itself."""
+        return {**self.__dict__, "_session": None}
 
     def file(self) -> bytes:
         """The content of the file."""
@@ -70,16 +85,47 @@ class OnnxTeacher(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry(BESIDE, os.devnull)  # what is read from there is in no key and not kept
         try:
-            return onnxruntime.InferenceSession(self.file(), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(self.file(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            remedy = "name an ONNX model in 'teacher.members'"
             if "External data" in str(error):
-                remedy = (
-                    "its weights are in a file beside it: export it with torch.onnx.export(..., external_data=False), "
-                    "or put them into one file with onnx.save(onnx.load(FILE), FILE)"
+                raise StageError(f"{self.title} {BESIDE_IT}") from error
+            raise StageError(
+                f"ONNX Runtime cannot read {self.title}: {_line(error)}; name an ONNX model in 'teacher.members'"
+            ) from error
+        fixed = next((x for x in session.get_inputs() if x.shape and isinstance(x.shape[0], int)), None)
+        if fixed is not None:
+            raise StageError(
+                f"{self.title} was exported for batches of {fixed.shape[0]} alone: its input {fixed.name!r} has the "
+                f"shape {_shape(fixed.shape)}; export it with a free batch size, such as torch.onnx.export(..., "
+                "dynamic_shapes=({0: torch.export.Dim('batch')},))"
+            )
+        return session
+
+    def _refused(self, declared: Sequence[Any], inputs: Sequence[Tensor], error: Exception) -> str:
+        """What is said where ONNX Runtime does not run the file on `inputs`."""
+        for own, given in zip(declared, inputs, strict=True):
+            sizes = zip(own.shape, given.shape, strict=False)
+            if len(own.shape) != given.ndim or any(isinstance(a, int) and a != b for a, b in sizes):
+                return (
+                    f"{self.title} takes {own.name!r} of the shape {_shape(own.shape)}, the workload gives "
+                    f"{list(given.shape)}; name a model for what the workload gives, or the inputs that this one reads "
+                    "as 'inputs' in 'teacher.members'"
                 )
-            raise StageError(f"ONNX Runtime cannot read {self.title}: {str(error).rstrip('.')}; {remedy}") from error
+        remedy = "if it works for one size of batch alone, export it with a free one"
+        if "input data type" in str(error):
+            remedy = "export it for the type of number that the workload gives, or let the workload give the model's"
+        return f"ONNX Runtime cannot run {self.title}: {_line(error)}; {remedy}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
         self.content = torch.empty_like(state_dict[f"{prefix}content"])
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def _line(error: Exception) -> str:
+    """What ONNX Runtime says, in one line that goes on."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _shape(sizes: Sequence[int | str | None]) -> str:
+    """A declared shape, with `?` for what is free and has no name."""
+    return f"[{', '.join('?' if size is None else str(size) for size in sizes)}]"

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.keys import answering
 from kdq_core.records import Checkpoint
-from kdq_core.spec import Recipe, TeacherSpec
+from kdq_core.spec import Recipe
 from kdq_core.stages.teaching import the_teacher
-from kdq_core.teachers.members import Ensemble, Normalized, empty_member, read_member, whole
+from kdq_core.teachers.members import Ensemble, Normalized, read_member
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
 from kdq_workloads.digits import Digits
 
@@ -175,57 +175,6 @@ def test_a_factory_that_is_not_there_is_named(linear: tuple[Path, nn.Module]) ->
     assert str(caught.value) == (
         "the teacher's factory 'json:make_it' cannot be loaded: module 'json' has no attribute 'make_it'; install its "
         "package, put its folder on PYTHONPATH, or correct the name"
-    )
-
-
-def onnx_file(path: Path, model: nn.Module, *, external_data: bool = False) -> Path:
-    torch.onnx.export(
-        model, (torch.zeros(2, 1, 8, 8),), str(path), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False, external_data=external_data,
-    )  # fmt: skip
-    return path
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_an_onnx_file_answers_like_the_module_it_was_made_from(tmp_path: Path, linear: tuple[Path, nn.Module]) -> None:
-    model, x = linear[1].eval(), torch.randn(5, 1, 8, 8)
-    spec = TeacherSpec(members=(MemberSpec(source="onnx", file=str(onnx_file(tmp_path / "t.onnx", model))),) * 2)
-    read = whole(spec, [read_member(member, Digits()) for member in spec.members])
-    torch.testing.assert_close(read(x), model(x), rtol=1e-5, atol=1e-6)
-    save_file({k: v.clone() for k, v in read.state_dict().items()}, tmp_path / "kept.safetensors")
-    again = whole(spec, [empty_member(member, Digits()) for member in spec.members])
-    again.load_state_dict(load_file(tmp_path / "kept.safetensors"))
-    assert torch.equal(again(x), read(x))
-    with pytest.raises(StageError, match=r"the ONNX teacher '.*t.onnx' takes 1 inputs \(.*\), the workload gives 2"):
-        read.members[0](x, x)  # type: ignore[index, operator]
-
-
-def test_a_file_that_is_no_onnx_model_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "junk.onnx"
-    path.write_text("nothing")
-    spec = MemberSpec(source="onnx", file=str(path))
-    read, kept = read_member(spec, Digits()), empty_member(spec, Digits())
-    kept.load_state_dict(read.state_dict())
-    for teacher in (read, kept):
-        with pytest.raises(StageError) as caught:
-            teacher(torch.zeros(1, 1))
-        assert str(caught.value).startswith(f"ONNX Runtime cannot read the ONNX teacher {str(path)!r}: ")
-        assert str(caught.value).endswith(" failed; name an ONNX model in 'teacher.members'")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_weights_beside_an_onnx_file_are_not_read(
-    tmp_path: Path, linear: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # here ONNX Runtime would find them
-    file = onnx_file(Path("t.onnx"), linear[1], external_data=True)
-    assert Path("t.onnx.data").is_file()
-    with pytest.raises(StageError) as caught:
-        read_member(MemberSpec(source="onnx", file=str(file)), Digits())(torch.zeros(1, 1, 8, 8))
-    assert str(caught.value).startswith("ONNX Runtime cannot read the ONNX teacher 't.onnx': ")
-    assert str(caught.value).endswith(
-        "; its weights are in a file beside it: export it with torch.onnx.export(..., external_data=False), or put "
-        "them into one file with onnx.save(onnx.load(FILE), FILE)"
     )
 
 
