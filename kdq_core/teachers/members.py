@@ -11,9 +11,8 @@ Limits: all members give logits of one shape; entropy has a meaning for classes 
 
 from __future__ import annotations
 
-import importlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from kdq_core.errors import StageError, listing
 from kdq_core.kinds import Workload
 from kdq_core.spec import STUDENTS, TeacherSpec
 from kdq_core.teachers.checkpoint import load_checkpoint
+from kdq_core.teachers.factory import made_by
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
 from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
 
@@ -147,7 +147,7 @@ def empty_member(spec: MemberSpec, workload: Workload) -> nn.Module:
         return OnnxTeacher(tasks=spec.tasks, file=spec.file or "")
     if spec.source == "student":
         return workload.student()
-    return _factory(spec.factory)() if spec.factory else workload.teacher()
+    return made_by(spec.factory) if spec.factory else workload.teacher()
 
 
 def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
@@ -167,15 +167,3 @@ def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     model = empty_member(spec, workload)
     load_checkpoint(model, path, spec.factory or "the workload's teacher()")
     return model
-
-
-def _factory(name: str) -> Callable[[], nn.Module]:
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise StageError(
-            f"the teacher's factory {name!r} cannot be loaded: {error}; install its package, put its folder on "
-            "PYTHONPATH, or correct the name"
-        ) from error
-    return cast("Callable[[], nn.Module]", found)

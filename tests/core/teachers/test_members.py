@@ -169,15 +169,6 @@ def test_a_checkpoint_is_loaded_into_what_its_factory_makes(factory: str, linear
     assert torch.equal(read(x), model(x))
 
 
-def test_a_factory_that_is_not_there_is_named(linear: tuple[Path, nn.Module]) -> None:
-    with pytest.raises(StageError) as caught:
-        read_member(MemberSpec(source="checkpoint", file=str(linear[0]), factory="json:make_it"), Digits())
-    assert str(caught.value) == (
-        "the teacher's factory 'json:make_it' cannot be loaded: module 'json' has no attribute 'make_it'; install its "
-        "package, put its folder on PYTHONPATH, or correct the name"
-    )
-
-
 def test_members_of_all_kinds_make_one_teacher_that_comes_back_from_the_store(
     stages_of: Any, tmp_path: Path, factory: str, linear: tuple[Path, nn.Module]
 ) -> None:
