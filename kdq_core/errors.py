@@ -10,6 +10,8 @@ KdqError
     └── UnforeseenError   a mistake in the code of a stage or a plug-in   exit code 1
 ```
 
+An error of exit code 2 that comes from a stage ends `kdq run` with 1: 2 is for requests of which nothing ran.
+
 Every message says what was asked, what is true and what to do. It starts in lower case and shows values by `repr`.
 """
 

@@ -119,6 +119,15 @@ def test_a_command_that_does_not_exist_is_exit_code_2(call) -> None:
     assert "No such command 'nothing'" in err
 
 
+def test_the_help_tells_the_exit_codes(call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    told = (
+        "Exit codes: 0 success; 1 a failed run, gates not met, or an unexpected error; 2 a wrong request, and nothing"
+    )
+    assert f"{told} ran; 130 an interrupt." in " ".join(out.split())
+
+
 @pytest.fixture
 def raising():
     """Add a command that raises what the test puts into the list."""

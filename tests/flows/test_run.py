@@ -214,6 +214,19 @@ def test_a_home_that_cannot_be_written_is_one_paragraph_and_exit_code_1(tmp_path
     )
 
 
+@pytest.mark.parametrize(("taps", "code"), [("conv", 2), ("[[cnov, cnov]]", 1)])
+def test_a_wrong_request_is_exit_code_2_where_nothing_ran_and_1_where_a_stage_began(
+    tmp_path: Path, taps: str, code: int
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.replace("distill: {", f"distill: {{losses: [{{use: fitnet, taps: {taps}}}], "))
+    done = kdq(tmp_path / "home", "run", str(recipe), "--no-server", "--json")
+    assert (done.returncode, list(states(facts(done)))) == (code, ["train_teacher"] if code == 1 else [])
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert ("no module of the student" in error) == (code == 1)
+    assert "Traceback" not in done.stderr
+
+
 def test_the_guests_quantizer_is_used_by_a_recipe(
     finished: tuple[Path, Path, dict[str, Any]], guests: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from kdq_flows.cli import common, models, recipes, run, servers
 app = typer.Typer(
     name="kdq",
     help="Compress PyTorch models: distillation and quantization together, as a resumable pipeline.",
+    epilog="Exit codes: 0 success; 1 a failed run, gates not met, or an unexpected error; 2 a wrong request, and "
+    "nothing ran; 130 an interrupt.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +46,7 @@ for _module in (run, recipes, models, servers):
 def main() -> None:
     """Run the command line; an error is one paragraph on stderr and an exit code.
 
-    0 is success, 1 a failed run or an unexpected error, 2 a wrong request, 130 an interrupt.
+    0 is success, 1 a failed run or an unexpected error, 2 a wrong request where nothing ran, 130 an interrupt.
     """
     try:
         app()

@@ -109,6 +109,7 @@ def register_commands(app: typer.Typer) -> None:
         elif error is None:
             _closing(result)
         if error is not None:
+            error.exit_code = 1  # a stage had begun: 2 would say that nothing ran
             raise error
 
     @app.command()
