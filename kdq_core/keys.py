@@ -107,7 +107,11 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
     target, workload = built["target", recipe.target.use], built["workload", recipe.workload.use]
     assert isinstance(target, Target)
     assert isinstance(workload, Workload)
-    answers = ("cache", "precision")  # nothing of these gets into the teacher's weights
+    unused = {"cache", "precision"}  # nothing of these gets into the teacher's weights
+    if not any(member.trained for member in recipe.teacher.members):
+        unused.add("fit")
+    if len(recipe.teacher.members) == 1:
+        unused.add("combine")
     cache, precision = whole["teacher"]["cache"], {"precision": whole["teacher"]["precision"]}
     # A teacher of the student's kind is changed by the student's options too.
     unread = () if any(m.source == "student" for m in recipe.teacher.members) else workload.student_options
@@ -119,7 +123,7 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
     return {
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
         "taught": {"use": recipe.workload.use, "options": teachers_options},
-        "teacher": {name: value for name, value in whole["teacher"].items() if name not in answers}
+        "teacher": {name: value for name, value in whole["teacher"].items() if name not in unused}
         | {"members": [_member(member) for member in recipe.teacher.members]},
         "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}, **precision},
         "views": {"cache": {"seed": cache["seed"]}, **precision},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import JsonValue
@@ -11,12 +11,12 @@ from kdq_core.catalog import Catalog, kdq_code_version
 from kdq_core.errors import PluginError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.gates import with_fitting_gates
+from kdq_core.idle import without_effect
 from kdq_core.keys import KeyParts
 from kdq_core.kinds import takes_views
-from kdq_core.spec import Recipe, Site, TeacherSpec
+from kdq_core.spec import Recipe, Site
 from kdq_core.store import Store, canonical, sha256_of
-from kdq_core.teachers.checks import all_onnx, check_fused
-from kdq_core.teachers.spec import CacheSpec
+from kdq_core.teachers.checks import check_fused
 
 StageName = Literal["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
 
@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
             },
         ),
     )
-    notes = (note, _idle(recipe.teacher.cache, [use.title for use in parts.tapping]), _own_precision(recipe.teacher))
+    notes = (note, *without_effect(recipe, [use.title for use in parts.tapping]))
     return Plan(recipe=recipe, site=site, nodes=nodes, note="; ".join(filter(None, notes)))
 
 
@@ -126,34 +126,6 @@ def _kept(recipe: Recipe, parts: KeyParts) -> tuple[StageNode, ...]:
     workload = "workload" if any(use.taps == "auto" for use in parts.tapping) else "taught"
     made_of = parts.of("tapped" if features else "outputs", workload=workload, seeded=False)
     return (StageNode(name="cache_teacher", parents=("train_teacher",), parts=made_of),)
-
-
-def _idle(cache: CacheSpec, tapping: Sequence[str]) -> str:
-    """What of the section `cache` has no effect, and why; empty where all has.
-
-    Args:
-        cache: of the recipe.
-        tapping: titles of the distillers that compare features.
-    """
-    if cache.features:
-        return "" if tapping else "'teacher.cache.features' keeps nothing, since no distiller compares features"
-    asked = [name for name in ("form", "top_k", "limit_gb") if getattr(cache, name) != getattr(CacheSpec(), name)]
-    if not cache.enabled:
-        of = ", ".join(repr(name) for name in asked)
-        return f"the teacher's outputs are not kept, so {of} of 'teacher.cache' does nothing" if asked else ""
-    if not tapping:
-        return ""
-    return (
-        f"the teacher runs beside the students, since {', '.join(map(repr, tapping))} compares features; teacher: "
-        "{cache: {features: true}} keeps them"
-    )
-
-
-def _own_precision(spec: TeacherSpec) -> str:
-    """That a precision is asked for which no teacher takes; empty where one does."""
-    if spec.precision == "auto" or not all_onnx(spec):
-        return ""
-    return "'teacher.precision' does nothing, since an ONNX model answers in the precision of its file"
 
 
 def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:

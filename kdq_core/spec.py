@@ -95,6 +95,9 @@ def _tap_pairs(value: Any) -> Any:
     good = [p for p in pairs if isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(x, str) for x in p)]
     if value != "auto" and not (good and len(good) == len(pairs)):
         raise ValueError(f"{value!r} are no pairs; write 'auto', or [[path in student, path in teacher]]")
+    twice = next((pair for pair in good if good.count(pair) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{list(twice)!r} is written twice; leave one out")
     return value if value == "auto" else tuple(map(tuple, value))
 
 

@@ -25,7 +25,7 @@ class Schedule(Frozen):
     end: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="at the last step; for gap, where they agree; needed but for constant",
+        description="at the last step; for gap, where they agree; constant has none",
     )
 
     @model_validator(mode="before")
@@ -39,6 +39,8 @@ class Schedule(Frozen):
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Schedule:
+        if self.schedule == "constant" and self.end is not None:
+            raise ValueError(f"schedule 'constant' has no 'end'; leave it out, or write it as {SCHEDULE_EXAMPLE}")
         if self.schedule != "constant" and self.end is None:
             raise ValueError(f"schedule {self.schedule!r} needs an 'end'; write it as {SCHEDULE_EXAMPLE}")
         return self

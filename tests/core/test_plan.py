@@ -208,10 +208,15 @@ def test_a_workload_that_takes_no_view_is_told_before_the_run(
         ({"enabled": False}, ["fitnet"], ""),
         ({"features": True}, ["logit-kd"],
          "'teacher.cache.features' keeps nothing, since no distiller compares features"),
+        ({}, ["fitnet"],
+         "the teacher runs beside the students, since 'fitnet' compares features; teacher: {cache: {features: true}} "
+         "keeps them"),
+        ({"enabled": False, "top_k": 3}, ["logit-kd"],
+         "the teacher's outputs are not kept, so 'top_k' of 'teacher.cache' does nothing"),
         ({"enabled": False, "top_k": 3, "form": "fp32"}, ["logit-kd"],
-         "the teacher's outputs are not kept, so 'form', 'top_k' of 'teacher.cache' does nothing"),
+         "the teacher's outputs are not kept, so 'form', 'top_k' of 'teacher.cache' do nothing"),
         ({}, ["logit-kd", "fitnet", "rkd"],
-         "the teacher runs beside the students, since 'fitnet', 'rkd' compares features; teacher: {cache: {features: "
+         "the teacher runs beside the students, since 'fitnet', 'rkd' compare features; teacher: {cache: {features: "
          "true}} keeps them"),
     ],
 )  # fmt: skip
@@ -236,3 +241,46 @@ def test_a_precision_that_no_teacher_takes_is_told(tmp_path: Path) -> None:
         note = make_plan(recipe, Site(home=tmp_path), Catalog.load()).note
         wanted = "'teacher.precision' does nothing, since an ONNX model answers in the precision of its file"
         assert (wanted in note) is told
+
+
+@pytest.mark.parametrize(
+    ("teacher", "fuse", "note"),
+    [
+        ({"fit": {"epochs": 3}, "members": ["onnx"]}, False,
+         "'teacher.fit' does nothing, since no teacher is trained here"),
+        ({"fit": {"epochs": 3}, "members": ["onnx", {}]}, False, ""),
+        ({"members": ["onnx"]}, False, ""),
+        ({"combine": "confidence"}, False, "'teacher.combine' does nothing, since there is one teacher"),
+        ({"combine": "confidence", "members": [{}, {}]}, False, ""),
+        ({"cache": {"views": 1}}, True,
+         "'distill.fuse_views' does nothing, since one view of each sample is kept; more come by teacher: {cache: "
+         "{views: 4}}"),
+        ({"cache": {"views": 1}}, False, ""),
+        ({}, True, ""),
+    ],
+)  # fmt: skip
+def test_what_of_the_teacher_has_no_effect_is_told_also_when_the_recipe_comes_from_a_schedule(
+    catalog: Catalog, tmp_path: Path, teacher: dict[str, Any], fuse: bool, note: str
+) -> None:
+    onnx = tmp_path / "teacher.onnx"
+    onnx.write_bytes(b"")
+    members = [{"source": "onnx", "file": str(onnx)} if m == "onnx" else m for m in teacher.get("members", [{}])]
+    made = plan(catalog, tmp_path, teacher={**teacher, "members": members}, distill={"fuse_views": fuse}, gates=[])
+    assert made.note == note
+    dumped = Recipe.model_validate(made.recipe.model_dump(mode="json"))
+    assert make_plan(dumped, Site(home=tmp_path), catalog).note == note
+
+
+def test_what_no_teacher_reads_is_not_in_its_key(catalog: Catalog, tmp_path: Path) -> None:
+    onnx = tmp_path / "teacher.onnx"
+    onnx.write_bytes(b"")
+
+    def key(**teacher: Any) -> str:
+        return plan(catalog, tmp_path, teacher=teacher).node("train_teacher").key({})
+
+    member: dict[str, Any] = {"source": "onnx", "file": str(onnx)}
+    assert key(members=[member], fit={"epochs": 3}) == key(members=[member])
+    assert key(members=[member], combine="confidence") == key(members=[member])
+    assert key(members=[member, {}], fit={"epochs": 3}) != key(members=[member, {}])
+    assert key(members=[member, {}], combine="confidence") != key(members=[member, {}])
+    assert key(fit={"epochs": 3}) != key()

@@ -76,6 +76,16 @@ def test_the_short_form_is_one_distiller_of_weight_one():
          "r.yaml:6: option 'beta' of distiller 'fitnet' is -1; allowed: a number, 0 to 100000"),
         ("losses:\n  - dkd\n  - {use: fitnet, options: {betta: 1}}",
          "r.yaml:6: unknown option 'betta' of distiller 'fitnet'; did you mean 'beta'? allowed: beta, hard_weight"),
+        ("losses: [{use: dkd, weight: {schedule: constant, start: 1, end: 0}}]",
+         "r.yaml:4: key 'distill.losses[0].weight': schedule 'constant' has no 'end'; leave it out, or write it as "
+         "{schedule: linear, start: 1.0, end: 0.0}"),
+        ("options: {temperature: {schedule: constant, start: 4, end: 1}}",
+         "r.yaml:4: key 'distill.options.temperature': schedule 'constant' has no 'end'; leave it out, or write it as "
+         "{schedule: linear, start: 1.0, end: 0.0}"),
+        ("losses:\n  - dkd\n  - {use: fitnet, taps: [[a, b], [c, d], [a, b]]}",
+         "r.yaml:6: key 'distill.losses[1].taps': ['a', 'b'] is written twice; leave one out"),
+        ("transfer: {layers: [[a, b], [a, b]]}",
+         "r.yaml:4: key 'distill.transfer.layers': ['a', 'b'] is written twice; leave one out"),
         ("losses:\n  - dkd\n  - {use: fitness}", "r.yaml:6: no distiller named 'fitness'; did you mean 'fitnet'? "),
         ("losses:\n  - {use: dkd, wait: 1}",
          "r.yaml:5: unknown key 'wait' in 'distill.losses[0]'; did you mean 'weight'? "
