@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kdq_core.spec import FitSpec, Recipe, TeacherSpec
+from kdq_core.spec import DistillSpec, FitSpec, Recipe, TeacherSpec
 from kdq_core.teachers.checks import all_onnx
 from kdq_core.teachers.spec import CacheSpec
 
@@ -18,6 +18,7 @@ def without_effect(recipe: Recipe, tapping: Sequence[str]) -> Iterator[str]:
     """
     yield from _of_cache(recipe.teacher.cache, tapping)
     yield from _of_teacher(recipe.teacher)
+    yield from _of_transfer(recipe.distill)
     if recipe.distill.fuse_views and recipe.teacher.cache.views == 1:
         yield (
             "'distill.fuse_views' does nothing, since one view of each sample is kept; more come by teacher: {cache: "
@@ -48,3 +49,17 @@ def _of_teacher(spec: TeacherSpec) -> Iterator[str]:
         yield "'teacher.fit' does nothing, since no teacher is trained here"
     if spec.combine != TeacherSpec().combine and len(spec.members) == 1:
         yield "'teacher.combine' does nothing, since there is one teacher"
+
+
+def _of_transfer(spec: DistillSpec) -> Iterator[str]:
+    """Training does nothing to parameters that are held in every round."""
+    if spec.transfer is None:
+        return
+    rounds, hold = spec.transfer.rounds_in(spec.fit.epochs), spec.transfer.hold
+    if hold > 1 - 1 / rounds:
+        in_all = "one round" if rounds == 1 else f"{rounds} rounds"
+        least = "more epochs" if spec.transfer.rounds > rounds else "more rounds"
+        yield (
+            f"'distill.transfer' holds some parameters in all of {in_all}, so they stay as they came; {least}, or a "
+            "smaller 'hold', train them all"
+        )

@@ -49,7 +49,10 @@ def resolved(
         return tuple(pair for its in of_members(teacher, run[1], user) for pair in automatic(found, its, user))
     pairs: list[Pair] = []
     for ours, theirs in taps:
-        left, right = matching(student, ours, "student"), matching(teacher, theirs, "teacher")
+        try:
+            left, right = matching(student, ours, "student"), matching(teacher, theirs, "teacher")
+        except RecipeError as error:
+            raise RecipeError(f"taps of distiller {user!r}: {error}") from error
         if len(left) != len(right):
             raise RecipeError(
                 f"the taps [{ours!r}, {theirs!r}] of distiller {user!r} match {len(left)} modules of the student "

@@ -144,9 +144,13 @@ def teacher_file(file: str, place: str = "") -> Path:
     """The path of a teacher's file.
 
     Raises:
-        RecipeError: it is not there.
+        RecipeError: it is not there, or a folder.
     """
     path = Path(file)
+    if path.is_dir():
+        raise RecipeError(
+            f"{place}the teacher's file {file!r} is a folder; name the file in it as 'file' in 'teacher.members'"
+        )
     if not path.is_file():
         raise RecipeError(
             f"{place}the teacher's file {file!r} is not there, seen from {str(Path.cwd())!r}; correct 'file' in "

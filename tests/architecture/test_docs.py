@@ -147,7 +147,7 @@ def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(gu
     run(*pip, "--no-build-isolation", "--target", site, ".")
     kdq = Path(sys.executable).with_name("kdq")
     states = {row["name"]: row["state"] for row in json.loads(run(kdq, "plugins", "list", "--json"))}
-    assert states["logit-mse"] == states["calibration"] == states["guest-rounding"] == "ok"
+    assert states["logit-mse"] == states["pooled-hint"] == states["calibration"] == states["guest-rounding"] == "ok"
     for number, text in enumerate(blocks(page, "yaml")):
         recipe = package / f"{number}.yaml"
         recipe.write_text(f"name: example\nworkload: digits\n{text}", encoding="utf-8")

@@ -284,3 +284,20 @@ def test_what_no_teacher_reads_is_not_in_its_key(catalog: Catalog, tmp_path: Pat
     assert key(members=[member, {}], fit={"epochs": 3}) != key(members=[member, {}])
     assert key(members=[member, {}], combine="confidence") != key(members=[member, {}])
     assert key(fit={"epochs": 3}) != key()
+
+
+@pytest.mark.parametrize(
+    ("transfer", "epochs", "note"),
+    [
+        ({}, 2, ""),
+        ({"hold": 0.75}, 4, ""),
+        ({}, 1, "in all of one round, so they stay as they came; more epochs, or"),
+        ({"rounds": 1}, 8, "in all of one round, so they stay as they came; more rounds, or"),
+        ({"hold": 0.8, "rounds": 4}, 8, "in all of 4 rounds, so they stay as they came; more rounds, or"),
+    ],
+)  # fmt: skip
+def test_parameters_that_never_train_are_told(
+    catalog: Catalog, tmp_path: Path, transfer: dict[str, Any], epochs: int, note: str
+) -> None:
+    found = plan(catalog, tmp_path, distill={"transfer": transfer, "fit": {"epochs": epochs}}).note
+    assert found == (note and f"'distill.transfer' holds some parameters {note} a smaller 'hold', train them all")

@@ -119,10 +119,11 @@ CASES = [
          "look for NaN in the data, and for a division by zero in the workload's loss or the distiller",
          options={"broken": True}),
     Case("no such tap of the student", "train_teacher",
-         "no module of the student (Sequential) matches the tap 'cnov'; nearest: 'conv'",
+         "taps of distiller 'fitnet': no module of the student (Sequential) matches the tap 'cnov'; nearest: 'conv'",
          taps("cnov", "conv"), cache=ONLINE, error=RecipeError),
     Case("no such tap of the teacher", "train_teacher",
-         "no module of the teacher (Sequential) matches the tap 'blocks.0'; nearest: 'conv', 'bn', 'relu'",
+         "taps of distiller 'fitnet': no module of the teacher (Sequential) matches the tap 'blocks.0'; nearest: "
+         "'conv', 'bn', 'relu'",
          taps("conv", "blocks.0"), error=RecipeError),
     Case("no such layer to start from", "train_teacher",
          "no module of the teacher (Sequential) matches the layer 'haed'; nearest: 'head'",

@@ -50,7 +50,9 @@ def test_a_tap_that_only_the_teacher_has_is_told_before_a_teacher_is_trained(
     ran(stages_of, tmp_path / "fits", installed(Other), "teachers", losses=losses)
     with pytest.raises(RecipeError) as caught:
         ran(stages_of, tmp_path / "not", installed(Other), "student", losses=losses)
-    assert str(caught.value) == ("no module of the teacher (Sequential) matches the tap '0.conv'; nearest: 'conv'")
+    assert str(caught.value) == (
+        "taps of distiller 'fitnet': no module of the teacher (Sequential) matches the tap '0.conv'; nearest: 'conv'"
+    )
     assert not any((tmp_path / "not").rglob("*.safetensors"))
 
 

@@ -79,6 +79,13 @@ def test_files_and_factories_are_looked_for_where_it_is_asked(
         f"r.yaml:6: the teacher's file 't.safetensors' is not there, seen from {str(tmp_path)!r}; correct 'file' in "
         "'teacher.members', or give its whole path"
     )
+    Path("t.safetensors").mkdir()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, files=True)
+    assert str(caught.value) == (
+        "r.yaml:6: the teacher's file 't.safetensors' is a folder; name the file in it as 'file' in 'teacher.members'"
+    )
+    Path("t.safetensors").rmdir()
     Path("t.safetensors").touch()
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe, files=True)
