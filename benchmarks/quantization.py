@@ -334,13 +334,19 @@ def page(results: dict[str, Any]) -> str:
                 f"The machine was not idle: other processes kept {load:.1f} of its cores busy when this began.",
                 "",
             ]
+        lines += [results[name]["machine"], ""]
+    return "\n".join(lines)
+
+
+def measured_on() -> str:
+    """The machine, and what int8 kernels make of it: sections may come from several."""
     vnni = {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     note = (
         "The CPU has VNNI."
         if vnni
         else "The CPU has no VNNI: int8 kernels take 7-bit weights and gain less than they do with it."
     )
-    return "\n".join([*lines, f"{results['machine']} {note}", ""])
+    return f"{machine(PACKAGES)} {note}"
 
 
 def main() -> None:
@@ -362,7 +368,7 @@ def main() -> None:
         kept = [row for row in results.get(name, {}).get("rows", []) if row["model"] not in measured]
         order = [item.name for item in BENCHMARKS]
         rows = sorted(kept + rows, key=lambda row: order.index(row["model"]))
-        results |= {"machine": machine(PACKAGES), name: {"load": load, "rows": rows}}
+        results[name] = {"machine": measured_on(), "load": load, "rows": rows}
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
         arguments.output.with_suffix(".md").write_text(page(results))
 
