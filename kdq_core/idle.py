@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from kdq_core.spec import DistillSpec, FitSpec, Recipe, TeacherSpec
 from kdq_core.teachers.checks import all_onnx
-from kdq_core.teachers.spec import CacheSpec
+from kdq_core.teachers.spec import CacheSpec, MemberSpec
 
 
 def without_effect(recipe: Recipe, tapping: Sequence[str]) -> Iterator[str]:
@@ -49,6 +49,8 @@ def _of_teacher(spec: TeacherSpec) -> Iterator[str]:
         yield "'teacher.fit' does nothing, since no teacher is trained here"
     if spec.combine != TeacherSpec().combine and len(spec.members) == 1:
         yield "'teacher.combine' does nothing, since there is one teacher"
+    if len(spec.members) == 1 and spec.members[0].weight != MemberSpec().weight:
+        yield "the 'weight' in 'teacher.members' does nothing, since there is one teacher"
 
 
 def _of_transfer(spec: DistillSpec) -> Iterator[str]:

@@ -149,8 +149,8 @@ def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[t
         return [(path, start + path) for path, module in student.named_modules() if path in there and _own(module)]
     pairs: list[tuple[str, str]] = []
     for ours, theirs in spec.layers:
-        left = matching(student, ours, "student", "layer")
-        right = matching(teacher, theirs, "teacher", "layer")
+        left = matching(student, ours, "student", "layer of distill.transfer")
+        right = matching(teacher, theirs, "teacher", "layer of distill.transfer")
         if len(left) != len(right):
             raise RecipeError(
                 f"the layers [{ours!r}, {theirs!r}] of distill.transfer match {len(left)} modules of the student and "

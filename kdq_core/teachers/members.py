@@ -159,8 +159,7 @@ def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
     assert spec.file is not None
     path = Path(spec.file)
     if not path.is_file():
-        is_what = "is a folder" if path.is_dir() else "is not there"
-        raise StageError(f"the teacher's file {spec.file!r} {is_what}; check 'file' in 'teacher.members'")
+        raise StageError(f"the teacher's file {spec.file!r} is not there; check 'file' in 'teacher.members'")
     if spec.source == "onnx":
         teacher = OnnxTeacher(path.read_bytes(), spec.tasks, spec.file)
         teacher.check()

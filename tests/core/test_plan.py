@@ -252,6 +252,9 @@ def test_a_precision_that_no_teacher_takes_is_told(tmp_path: Path) -> None:
         ({"members": ["onnx"]}, False, ""),
         ({"combine": "confidence"}, False, "'teacher.combine' does nothing, since there is one teacher"),
         ({"combine": "confidence", "members": [{}, {}]}, False, ""),
+        ({"members": [{"weight": 2}]}, False,
+         "the 'weight' in 'teacher.members' does nothing, since there is one teacher"),
+        ({"members": [{"weight": 2}, {}]}, False, ""),
         ({"cache": {"views": 1}}, True,
          "'distill.fuse_views' does nothing, since one view of each sample is kept; more come by teacher: {cache: "
          "{views: 4}}"),

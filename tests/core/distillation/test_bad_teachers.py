@@ -126,7 +126,7 @@ CASES = [
          "'conv', 'bn', 'relu'",
          taps("conv", "blocks.0"), error=RecipeError),
     Case("no such layer to start from", "train_teacher",
-         "no module of the teacher (Sequential) matches the layer 'haed'; nearest: 'head'",
+         "no module of the teacher (Sequential) matches the layer of distill.transfer 'haed'; nearest: 'head'",
          {"transfer": {"layers": [["head", "haed"]]}}, error=RecipeError),
     Case("a tuple of the student", "train_teacher", TUPLE.format("student"), taps("lstm", "conv"),
          options={"recurrent": "student"}, error=RecipeError),
