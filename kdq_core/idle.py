@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kdq_core.spec import DistillSpec, FitSpec, Recipe, TeacherSpec
+from kdq_core.spec import DistillSpec, FitSpec, Recipe, TeacherSpec, TransferSpec
 from kdq_core.teachers.checks import all_onnx
 from kdq_core.teachers.spec import CacheSpec, MemberSpec
 
@@ -58,6 +58,8 @@ def _of_transfer(spec: DistillSpec) -> Iterator[str]:
     if spec.transfer is None:
         return
     rounds, hold = spec.transfer.rounds_in(spec.fit.epochs), spec.transfer.hold
+    if spec.transfer.rounds not in (rounds, TransferSpec().rounds):
+        yield f"'distill.transfer' has {rounds} of {spec.transfer.rounds} rounds, since a round is an epoch at least"
     if hold > 1 - 1 / rounds:
         in_all = "one round" if rounds == 1 else f"{rounds} rounds"
         least = "more epochs" if spec.transfer.rounds > rounds else "more rounds"

@@ -304,3 +304,9 @@ def test_parameters_that_never_train_are_told(
 ) -> None:
     found = plan(catalog, tmp_path, distill={"transfer": transfer, "fit": {"epochs": epochs}}).note
     assert found == (note and f"'distill.transfer' holds some parameters {note} a smaller 'hold', train them all")
+
+
+def test_rounds_that_there_are_no_epochs_for_are_told(catalog: Catalog, tmp_path: Path) -> None:
+    for rounds, note in ((3, "'distill.transfer' has 2 of 3 rounds, since a round is an epoch at least"), (2, "")):
+        asked = {"transfer": {"rounds": rounds}, "fit": {"epochs": 2}}
+        assert plan(catalog, tmp_path, distill=asked).note == note
