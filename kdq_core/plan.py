@@ -70,7 +70,9 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     parts = KeyParts(recipe, site, catalog)
     kept = _kept(recipe, parts)
     taught: tuple[StageName, ...] = ("train_teacher", *(node.name for node in kept))
-    views = () if kept else ("views",)
+    beside = ("views",)  # what the answers of a teacher that runs beside a student depend on
+    views = () if kept else beside
+    own = beside if recipe.quantize.taught_by == "student" else views
     nodes = (
         StageNode(name="train_teacher", parents=(), parts=parts.of("teacher", workload="taught")),
         *kept,
@@ -78,7 +80,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
         StageNode(
             name="quantize",
             parents=(*taught, "distill"),
-            parts=parts.of("quantize", "soft", "target", *views, plugins=("distiller", "quantizer", "target")),
+            parts=parts.of("quantize", "soft", "target", *own, plugins=("distiller", "quantizer", "target")),
         ),
         StageNode(
             name="export",

@@ -51,17 +51,24 @@ def test_bf16_and_fp32_are_as_asked_whatever_the_device(
     torch.testing.assert_close(half, whole, rtol=2**-5, atol=2**-5)
 
 
-@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(
+    ("enabled", "by", "changed"),
+    [
+        (True, "teachers", ["cache_teacher"]),
+        (False, "teachers", ["distill", "quantize"]),
+        (True, "student", ["cache_teacher", "quantize"]),  # its float self answers in it too, beside it
+    ],
+)
 def test_another_precision_is_another_answer_of_the_same_teacher(
-    stages_of: Any, tmp_path: Path, tiny: Any, enabled: bool
+    stages_of: Any, tmp_path: Path, tiny: Any, enabled: bool, by: str, changed: list[str]
 ) -> None:
+    asked = {"workload": "digits", "quantize": {"taught_by": by}}
     plans = [
-        stages_of(tmp_path, tiny, workload="digits", teacher={"precision": p, "cache": {"enabled": enabled}}).plan
+        stages_of(tmp_path, tiny, **asked, teacher={"precision": p, "cache": {"enabled": enabled}}).plan
         for p in ("fp32", "bf16")
     ]
     parts = [{node.name: node.parts for node in plan.nodes} for plan in plans]
-    changed = [name for name in parts[0] if parts[0][name] != parts[1][name]]
-    assert changed == (["cache_teacher"] if enabled else ["distill", "quantize"])
+    assert [name for name in parts[0] if parts[0][name] != parts[1][name]] == changed
 
 
 def test_a_teacher_beside_the_student_teaches_in_bf16(stages_of: Any, tmp_path: Path, tiny: Any) -> None:
