@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import JsonValue, ValidationError
 
 from kdq_core.errors import StoreError
@@ -28,8 +27,8 @@ from kdq_core.records import FileRef, Manifest, Record
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
-DRAFT = re.compile(r"[0-9a-f]+\.([0-9]+)\.[0-9a-f]+")
-"""Name of a draft: key, process, chance."""
+LOCK = ".lock"
+"""Ending of the file beside a draft whose lock its writer holds: it ends with the process, whatever ends that."""
 
 
 def canonical(value: Any) -> bytes:
@@ -151,13 +150,20 @@ class Store:
     @contextlib.contextmanager
     def draft(self, key: str) -> Iterator[Path]:
         """An empty folder to fill for `key`; it is removed unless `commit` has renamed it."""
-        folder = self.root / "drafts" / f"{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        folder = self.root / "drafts" / f"{key}.{uuid.uuid4().hex}"
+        lock = folder.with_name(folder.name + LOCK)
         with explained(self.root, "write to the store"):
-            folder.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held = _held(lock)
         try:
+            with explained(self.root, "write to the store"):
+                folder.mkdir()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            os.close(held)
 
     def commit(self, draft: Path, *, stage: str, key: str, parts: dict[str, JsonValue], record: Record) -> Entry:
         """Seal `draft` as the entry of `key`; where another process was first, its entry is given."""
@@ -197,12 +203,15 @@ class Store:
                     yield manifest
 
     def sweep(self) -> list[str]:
-        """Remove drafts of processes that are gone; give their names. What is not named like a draft stays."""
-        named = [(d, DRAFT.fullmatch(d.name)) for d in self.root.glob("drafts/*")]
-        gone = [d for d, match in named if match and not psutil.pid_exists(int(match[1]))]
-        for draft in gone:
-            shutil.rmtree(draft, ignore_errors=True)
-        return [draft.name for draft in gone]
+        """Remove drafts that no process writes any more; give their names. What has no lock beside it stays."""
+        swept = []
+        for lock in sorted(self.root.glob(f"drafts/*{LOCK}")):
+            with contextlib.suppress(OSError), lock.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink()
+                swept.append(lock.stem)
+        return swept
 
     def _manifest(self, folder: Path) -> Manifest:
         text, seal = self._read(folder, MANIFEST), self._read(folder, SEAL).decode(errors="replace").strip()
@@ -235,6 +244,20 @@ def _damaged(folder: Path, name: str, fact: str) -> StoreError:
         f"the file {name!r} of the store entry {str(folder)!r} is damaged: {fact}; "
         "delete that folder and run again: only its stage is computed anew"
     )
+
+
+def _held(lock: Path) -> int:
+    """A descriptor of the new file `lock`, which is locked before it has that name: no sweep takes it for left."""
+    unnamed = lock.with_suffix(".new")
+    descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        unnamed.rename(lock)
+    except BaseException:
+        os.close(descriptor)
+        unnamed.unlink(missing_ok=True)
+        raise
+    return descriptor
 
 
 def _fsync(path: Path) -> None:

@@ -1,7 +1,10 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kdq_core.errors import StoreError
@@ -108,16 +111,42 @@ def test_a_full_or_read_only_disk_is_explained_and_leaves_nothing(
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_drafts_of_dead_processes_are_swept_and_others_kept(tmp_path: Path) -> None:
+def killed_while_drafting(root: Path) -> subprocess.Popen[bytes]:
+    """A process that was killed with a draft open, and that nobody has waited for yet: its number is not free."""
+    code = "import sys, time, pathlib, kdq_core.store as s\n"
+    code += "with s.Store(pathlib.Path(sys.argv[1])).draft(sys.argv[2]) as d:\n"
+    code += "    (d / 'half').write_text('written')\n    print(flush=True)\n    time.sleep(600)"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(root), KEY], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    with writer.stdout:
+        assert writer.stdout.readline()
+    writer.kill()
+    os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)
+    return writer
+
+
+def test_a_killed_process_leaves_a_draft_that_is_swept_even_while_its_number_is_taken(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    (tmp_path / "drafts" / f"{KEY}.999999999.aa").mkdir(parents=True)
-    with store.draft(KEY) as mine:
-        assert store.sweep() == [f"{KEY}.999999999.aa"]
+    with killed_while_drafting(tmp_path) as writer, store.draft(KEY) as mine:
+        assert psutil.pid_exists(writer.pid)
+        left = [p.name for p in tmp_path.glob("drafts/*") if p.is_dir() and p != mine]
+        assert len(left) == 1
+        assert store.sweep() == left
+        assert [p for p in tmp_path.glob("drafts/*") if p.is_dir()] == [mine]
+        assert store.sweep() == []
+    assert list(tmp_path.glob("drafts/*")) == []
+
+
+def test_a_draft_at_work_in_another_process_is_not_swept(tmp_path: Path) -> None:
+    code = "import sys, pathlib, kdq_core.store as s; print(s.Store(pathlib.Path(sys.argv[1])).sweep())"
+    with Store(tmp_path).draft(KEY) as mine:
+        swept = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert swept.stdout == "[]\n"
         assert mine.is_dir()
 
 
-@pytest.mark.parametrize("name", [".DS_Store", "notes", f"{KEY}.x.aa", f"{KEY}.999999999", "a.b.c"])
-def test_what_is_not_named_like_a_draft_is_not_swept(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [".DS_Store", "notes", f"{KEY}.aa"])
+def test_what_has_no_lock_beside_it_is_not_swept(tmp_path: Path, name: str) -> None:
     (tmp_path / "drafts" / name).mkdir(parents=True)
     assert Store(tmp_path).sweep() == []
     assert (tmp_path / "drafts" / name).is_dir()
