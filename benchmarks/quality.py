@@ -81,7 +81,7 @@ class Setting:
         teacher_epochs: of the teacher.
         views: kept of each sample.
         few: number of labels; epochs over all samples, taught; epochs over the labelled ones alone, for the control.
-        longer: W8A8 once more, taught and control, for longer and over more views: the fit and the views.
+        longer: both once more, taught and control, for longer and over more views: the fit and the views.
     """
 
     about: str
@@ -131,8 +131,9 @@ def variants(setting: Setting) -> dict[str, dict[str, Any]]:
         if setting.longer is not None:
             fit, views = setting.longer
             float_ = {**distiller, "fit": fit.section(fit.epochs)}
-            section = {"distill": float_, "quantize": {**LSQ, "fit": fit.quantized()}, "views": views}
-            made[f"W8A8 lsq, longer{who}"] = section
+            for bits in ("W8A8", "W4A4"):
+                quantize = {**LSQ, **LOW[bits], "fit": fit.quantized()}
+                made[f"{bits} lsq, longer{who}"] = {"distill": float_, "quantize": quantize, "views": views}
         if setting.few is not None:
             labels, epochs, without = setting.few
             few = {"distill": {**distiller, "fit": taught.section(without if who == CONTROL else epochs)}}
