@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -38,14 +38,22 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, h
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     save_file(tensors, draft, metadata={"kdq": json.dumps(note)})
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
     draft.replace(path)
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[EpochRecord]:
-    """Put the state of `path` into `model`, `optimizer` and the random generators; give the history."""
-    with safe_open(path, framework="pt") as file:
-        note = json.loads(file.metadata()["kdq"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    """Put the state of `path` into `model`, `optimizer` and the random generators; give the history.
+
+    A file that was cut short, as a disk that fails leaves it, is as none: the history is empty and nothing changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads(file.metadata()["kdq"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError:
+        return []
     model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
     moments: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **note["scalars"]}.items():
@@ -55,7 +63,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["rng/cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([t for n, t in sorted(tensors.items()) if n.startswith("rng/cuda/")])
+        kept = {int(n.rpartition("/")[2]): t for n, t in tensors.items() if n.startswith("rng/cuda/")}
+        torch.cuda.set_rng_state_all([kept[index] for index in sorted(kept)])
     return [EpochRecord.model_validate(record) for record in note["history"]]
 
 
