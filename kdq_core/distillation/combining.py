@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from kdq_core.distillation.pairs import Pair
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from kdq_core.teachers.source import TeacherSource
 
 
+TAKEN = ("hard", "loss", "quantization")
+"""Names of curves that no term of a distiller may have."""
 CONSTANT = Schedule(schedule="constant", start=1.0)
 
 
@@ -129,11 +132,13 @@ class DistillationLoss:
                     _check_labels(distiller, part, seen)
                     given = _asked(part.name, distiller, Outputs(mine, ours), Outputs(told, theirs), seen)
                 prefix = (f"{part.name}/" if len(self.parts) > 1 else "") + (f"{task}/" if task else "")
-                terms |= {f"{prefix}{name}": weight * term for name, term in given.terms.items()}
+                terms |= {f"{prefix}{name}": _weighted(weight, term) for name, term in given.terms.items()}
                 self.scheduled |= {f"schedule/{prefix}{n}": v for n, v in part.curves(weight, distiller).items()}
                 for name in [task] if task in hard else hard:
                     hard[name] *= 1 - min(weight, 1.0) * (1 - given.hard_weight)
-        return terms | self._hard(student, batch, hard)
+        others = self._hard(student, batch, hard)
+        _check_apart(terms, others)
+        return terms | others
 
     def _reads(self, part: Part) -> Reads:
         """What the outputs are: one that compares features has the word of the first that compares outputs."""
@@ -184,7 +189,8 @@ def _naming(task: str) -> Iterator[None]:
 def _asked(name: str, distiller: Distiller, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
     """What the distiller gives; an error of its code gets a note that says whose it is."""
     try:
-        given = distiller.loss(student, teacher, batch)
+        with torch.autocast(student.logits.device.type, enabled=False):  # sums of squares are mostly rounding in bf16
+            given = distiller.loss(_full(student), _full(teacher), batch)
     except KdqError:
         raise
     except Exception as error:
@@ -197,6 +203,31 @@ def _asked(name: str, distiller: Distiller, student: Outputs, teacher: Outputs, 
             "scalar}, hard_weight=...) of kdq_core.api"
         )
     return given
+
+
+def _full(outputs: Outputs) -> Outputs:
+    """The same with float32 in place of shorter floats."""
+
+    def long(x: Tensor) -> Tensor:
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+    features = {name: long(value) for name, value in outputs.features.items()}
+    return replace(outputs, logits=long(outputs.logits), features=features)
+
+
+def _weighted(weight: float, term: Tensor) -> Tensor:
+    """`weight * term`, and nothing for a term of weight 0 that is not finite."""
+    return weight * term if weight or bool(term.isfinite().all()) else term.new_zeros(())
+
+
+def _check_apart(terms: Iterable[str], others: Iterable[str]) -> None:
+    """Refuse a distiller's term under a name that is taken: one of the two would be lost."""
+    taken = sorted({*TAKEN, *others}.intersection(terms))
+    if taken:
+        raise StageError(
+            f"a distiller gave a term called {taken[0]!r}, and that is the name of a curve of the training itself; "
+            "call it something else in `terms`"
+        )
 
 
 def _check_labels(distiller: Distiller, part: Part, batch: Batch) -> None:

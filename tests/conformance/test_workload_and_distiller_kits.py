@@ -92,6 +92,11 @@ class Vector(Squared):
         return LossTerms({"soft": (student - teacher).square().mean(1)})
 
 
+class CalledLoss(Squared):
+    def terms(self, student, teacher):
+        return LossTerms({"loss": (student - teacher).square().mean()})
+
+
 class Explodes(Squared):
     def terms(self, student, teacher):
         return LossTerms({"soft": (student - teacher).exp().sub(1).square().mean()})
@@ -242,6 +247,7 @@ class WildProjector(Vectors):
     [
         (NeverZero, "equal models should give zero soft loss, but term 'soft' is 1"),
         (BelowZero, "equal models should give a finite soft loss of at least zero, but term 'soft' is -1"),
+        (CalledLoss, "a soft term should not be called 'loss': that is a curve of the training itself"),
         (Vector, "a soft term should be a scalar, but 'soft' has shape (8,)"),
         (Explodes, "the loss should be finite, but it is inf for a batch of 8, logits of about 10000, torch.float32"),
         (Leaks, "no gradient should reach the teacher, but one did reach its logits; detach its tensors"),

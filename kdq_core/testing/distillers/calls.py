@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
+from kdq_core.distillation.combining import TAKEN
 from kdq_core.tensors import Batch, LossTerms, Outputs
 from kdq_core.testing.distillers.models import Subject, targets
 
@@ -131,6 +132,8 @@ def check_terms(subject: Subject, given: object, case: str) -> None:
             f"({defined_at(subject, 'loss')})"
         )
     assert given.terms, f"a distiller should give at least one soft term, but it gave none for {case}"
+    taken = next((name for name in TAKEN if name in given.terms), None)
+    assert taken is None, f"a soft term should not be called {taken!r}: that is a curve of the training itself"
     for name, term in given.terms.items():
         kind = type(term).__name__
         assert isinstance(term, Tensor), (

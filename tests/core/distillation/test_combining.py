@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -166,6 +167,52 @@ def test_a_mistake_of_a_distiller_is_told_with_its_name(combined, student):
         "distiller 'mine' gave a 'dict'; its loss() must give LossTerms(terms={'name': scalar}, hard_weight=...) of "
         "kdq_core.api"
     )
+
+
+class Named(Constant):
+    """Calls its term as it is told."""
+
+    term: str = "soft"
+
+    def loss(self, student, teacher, batch):
+        return LossTerms({self.term: self.value + 0 * student.logits.sum()}, self.hard)
+
+
+@pytest.mark.parametrize("term", ["hard", "loss", "quantization"])
+def test_a_term_under_the_name_of_a_curve_of_the_training_is_refused(combined, student, term):
+    with pytest.raises(StageError) as caught:
+        combined(Part("mine", Named(term=term)))(student, a_batch())
+    assert str(caught.value) == (
+        f"a distiller gave a term called {term!r}, and that is the name of a curve of the training itself; call it "
+        "something else in `terms`"
+    )
+    both = combined(Part("mine", Named(term=term)), Part("other", Constant()))
+    assert list(both(student, a_batch(labelled=False))) == [f"mine/{term}", "other/soft"]  # a name of its own
+
+
+def test_a_term_of_weight_zero_that_is_not_finite_does_no_harm(combined, student):
+    endless, other = Part("a", Constant(value=math.inf), constant(0.0)), Part("b", Constant(value=2.0))
+    assert float(sum(combined(endless, other)(student, a_batch()).values())) == 2.0
+    seen = combined(replace(endless, weight=constant(0.5)), other)(student, a_batch())
+    assert float(sum(seen.values())) == math.inf
+
+
+class Product(Distiller):
+    """Says in what type its sums are."""
+
+    def loss(self, student, teacher, batch):
+        assert student.logits.dtype == teacher.logits.dtype == torch.float32
+        return LossTerms({"soft": ((student.logits @ student.logits.T).float() - 1).square().mean()}, 0.0)
+
+
+def test_distillers_compute_in_float32_also_where_the_models_compute_in_bf16(combined, student):
+    loss, batch = combined(Part("mine", Product())), a_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        (term,) = loss(student, batch).values()
+        logits = student(*batch.inputs)
+    assert logits.dtype == torch.bfloat16
+    wanted = (logits.double() @ logits.double().T - 1).square().mean()
+    assert float(term) == pytest.approx(float(wanted), rel=1e-5)
 
 
 @pytest.mark.parametrize(
