@@ -134,12 +134,15 @@ def matching(model: nn.Module, pattern: str, role: str, what: str = "tap") -> tu
     return found
 
 
-def graph_forward(graph: fx.GraphModule, paths: Sequence[str]) -> Callable[..., tuple[Any, tuple[Tensor, ...]]]:
+def graph_forward(
+    graph: fx.GraphModule, paths: Sequence[str], plain: nn.Module | None = None
+) -> Callable[..., tuple[Any, tuple[Tensor, ...]]]:
     """A forward function of a captured graph that also gives the outputs of the modules it was captured from.
 
     Args:
         graph: from `capture`, or `prepare`; it is not changed, and its weights are those used.
         paths: of modules of the captured model.
+        plain: that model, which knows where it has one module under several paths.
 
     Returns:
         A function of the graph module and its inputs, which gives the outputs, and the tapped tensors: behind their
@@ -151,16 +154,16 @@ def graph_forward(graph: fx.GraphModule, paths: Sequence[str]) -> Callable[..., 
     twins: dict[fx.Node, fx.Node] = {}
     tapped = fx.Graph()
     given = tapped.graph_copy(graph.graph, twins)
-    tapped.output((given, tuple(twins[_node(graph, path)] for path in paths)))
+    tapped.output((given, tuple(twins[_node(graph, path, _names(plain, path))] for path in paths)))
     tapped.set_codegen(copy.copy(graph.graph._codegen))
     shadow = fx.GraphModule(graph, tapped)
     return cast(Callable[..., tuple[Any, tuple[Tensor, ...]]], type(shadow).forward)
 
 
-def _node(graph: fx.GraphModule, path: str) -> fx.Node:
+def _node(graph: fx.GraphModule, path: str, names: frozenset[str]) -> fx.Node:
     """The last operator of a module whose result is used outside of it, or the fake-quantizer of that result."""
-    inside = [node for node in graph.graph.nodes if _within(node, path) and isinstance(node.meta.get("val"), Tensor)]
-    leaving = [node for node in inside if any(not _within(user, path) for user in _consumers(graph, node))]
+    inside = [node for node in graph.graph.nodes if _within(node, names) and isinstance(node.meta.get("val"), Tensor)]
+    leaving = [node for node in inside if any(not _within(user, names) for user in _consumers(graph, node))]
     if not leaving:
         raise RecipeError(
             f"tap {path!r} of the student left no operator in the captured graph, so there is nothing to tap in "
@@ -173,8 +176,16 @@ def _node(graph: fx.GraphModule, path: str) -> fx.Node:
     return quantizers[0]
 
 
-def _within(node: fx.Node, path: str) -> bool:
-    return any(held[0] == path for held in node.meta.get("nn_module_stack", {}).values())
+def _names(plain: nn.Module | None, path: str) -> frozenset[str]:
+    """All paths of the module at `path`; a graph has that of each call."""
+    if plain is None:
+        return frozenset({path})
+    shared = plain.get_submodule(path)
+    return frozenset(name for name, module in plain.named_modules(remove_duplicate=False) if module is shared)
+
+
+def _within(node: fx.Node, names: frozenset[str]) -> bool:
+    return any(held[0] in names for held in node.meta.get("nn_module_stack", {}).values())
 
 
 def _quantizes(graph: fx.GraphModule, node: fx.Node) -> bool:

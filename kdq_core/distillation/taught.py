@@ -28,14 +28,20 @@ class Taught(nn.Module):
     `student` is a checkpoint.
     """
 
-    def __init__(self, student: nn.Module, parts: Sequence[Part]) -> None:
-        """Read `student` at the student's paths of all `parts`; projectors come by `add_projectors`."""
+    def __init__(self, student: nn.Module, parts: Sequence[Part], plain: nn.Module | None = None) -> None:
+        """Read `student` at the student's paths of all `parts`; projectors come by `add_projectors`.
+
+        Args:
+            student: a module, or its captured graph.
+            parts: with their pairs.
+            plain: the module that a graph was captured from.
+        """
         super().__init__()
         self.student = student
         self.projectors = nn.ModuleDict({str(index): nn.ModuleDict() for index in range(len(parts))})
         self.parts = tuple(parts)
         self._paths = tuple(dict.fromkeys(pair.student for part in parts for pair in part.pairs))
-        self._graph = graph_forward(student, self._paths) if isinstance(student, fx.GraphModule) else None
+        self._graph = graph_forward(student, self._paths, plain) if isinstance(student, fx.GraphModule) else None
         self._features: dict[int, dict[str, Tensor]] = {}
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -43,6 +49,7 @@ class Taught(nn.Module):
         if not self.training:
             return self.student(*inputs)
         given, seen = self._read(inputs)
+        self._check_gradient(given, seen)
         self._features = {
             index: {pair.name: self._projected(index, pair.name, seen[pair.student]) for pair in part.pairs}
             for index, part in enumerate(self.parts)
@@ -73,6 +80,19 @@ class Taught(nn.Module):
         with tapping(self.student, self._paths, "student") as seen:
             given = self.student(*inputs)
         return given, seen
+
+    def _check_gradient(self, given: Any, seen: Mapping[str, Tensor]) -> None:
+        """Refuse a tap through which nothing would be learnt, of a student that does learn."""
+        outputs = given.values() if isinstance(given, Mapping) else [given]
+        if not any(isinstance(x, Tensor) and x.requires_grad for x in outputs):
+            return
+        still = next((path for path, value in seen.items() if not value.requires_grad), None)
+        if still is not None:
+            raise StageError(
+                f"tap {still!r} of the student carries no gradient, so that comparing it would teach nothing: what is "
+                "up to there is frozen, or runs in torch.utils.checkpoint with use_reentrant=True; tap a layer that "
+                "trains, or use use_reentrant=False"
+            )
 
     def _projected(self, index: int, name: str, value: Tensor) -> Tensor:
         made = cast("Mapping[str, nn.Module]", self.projectors[str(index)])
@@ -111,7 +131,7 @@ def taught(
         return student, DistillationLoss(workload, (part for part, _ in parts), teacher)
     asked = teacher if pairing is None else pairing
     found = paired(parts, student if plain is None else plain, asked, batch)
-    module = Taught(student, found)
+    module = Taught(student, found, plain)
     loss = DistillationLoss(workload, found, teacher, module)
     theirs = {path: tuple(value.shape[1:]) for path, value in asked(batch, teacher_paths(found)).features.items()}
     _project(module, found, module.shapes(*batch.inputs), theirs)

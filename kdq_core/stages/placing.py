@@ -19,11 +19,16 @@ def placement(context: StageContext, graph: GraphModule) -> Placement:
     return placed(graph, context.target, context.quantizer, context.recipe.quantize)
 
 
-def check_student(context: StageContext) -> None:
+def check_student(context: StageContext) -> GraphModule:
     """Capture the untrained student and place its quantizers, so that what does not fit is told before hours are spent.
+
+    Returns:
+        The graph.
 
     Raises:
         RecipeError: a rule matches nothing, or the rules skip all there is.
         StageError: the student cannot be captured, or has nothing to quantize.
     """
-    placement(context, capture(context.workload.student(), context.example()))
+    graph = capture(context.workload.student(), context.example())
+    placement(context, graph)
+    return graph

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from kdq_core.distillation.combining import teacher_paths
+from kdq_core.distillation.taps import graph_forward
 from kdq_core.distillation.taught import taught
 from kdq_core.distillation.transfer import transfer
 from kdq_core.errors import StageError
 from kdq_core.records import TeacherOutputs
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
+from kdq_core.stages.placing import check_student
 from kdq_core.teachers.build import build_outputs
 from kdq_core.teachers.encoding import layout
 from kdq_core.teachers.members import empty_member, whole
@@ -79,6 +81,8 @@ def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device
         own = OnlineTeacher(context.workload.student().to(device))
         taught(context.workload, context.distillers, own, student, batch)  # its taps fit its own layers too
     model, loss = taught(context.workload, context.distillers, teacher, student, batch)
+    if context.quantizer.trains and (read := [pair.student for part in loss.parts for pair in part.pairs]):
+        graph_forward(check_student(context), read, student)  # in QAT the taps are read in the graph
     with torch.no_grad():
         if recipe.teacher.cache.enabled:
             layout(teacher(batch), recipe.teacher.cache)

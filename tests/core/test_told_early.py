@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,29 @@ def test_a_student_that_cannot_be_captured(stages_of: Any, branching: Catalog, t
     run = stages_of(tmp_path, branching, workload="digits", teacher=TEACHER, distill={"fit": FIT})
     with pytest.raises(StageError, match=r"^model 'Branch' cannot be captured as a graph: its forward needs the value"):
         run.stage("train_teacher")
+
+
+def test_a_tap_that_leaves_nothing_in_the_graph(stages_of: Any, tiny: Catalog, installed: Any, tmp_path: Path) -> None:
+    base: Any = type(tiny.build("workload", "digits", {}))
+
+    class Marked(base):  # type: ignore[misc]
+        def student(self) -> nn.Module:
+            student: nn.Sequential = super().student()
+            named = dict(student.named_children())
+            return nn.Sequential(OrderedDict({**named, "relu": nn.Sequential(named["relu"], nn.Identity())}))
+
+    def run(where: str, quantizer: str) -> None:
+        losses = [{"use": "fitnet", "taps": [["relu.1", "relu"]]}]
+        made = stages_of(
+            tmp_path / where, installed(Marked), workload="digits", teacher=TEACHER,
+            distill={"fit": FIT, "losses": losses}, quantize={"use": quantizer},
+        )  # fmt: skip
+        made.stage("train_teacher")
+
+    with pytest.raises(RecipeError) as caught:
+        run("trained", "minmax-qat")
+    assert str(caught.value) == (
+        "tap 'relu.1' of the student left no operator in the captured graph, so there is nothing to tap in "
+        "quantization-aware training; tap the layer in front of it"
+    )
+    run("calibrated", "static")  # where nothing is trained in the graph, the tap is good

@@ -174,6 +174,29 @@ def test_in_a_graph_too_the_last_output_of_a_module_called_twice_counts():
     assert torch.allclose(value, model.layer(F.relu(model.layer(x))), atol=1e-6)
 
 
+class Shared(nn.Module):
+    """One layer under three paths, as ALBERT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Tanh())] * 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def test_of_a_module_under_several_paths_the_last_call_counts_in_model_and_graph():
+    model, x = Shared(), torch.randn(3, 4)
+    graph = capture(model, (x,))
+    for path in ("layers.0", "layers.0.1", "layers.2.0"):
+        with tapping(model, [path], "student") as seen:
+            model(x)
+        _, (value,) = graph_forward(graph, [path], model)(graph, x)
+        assert torch.allclose(value, seen[path], atol=1e-6), path
+
+
 def test_in_quantization_aware_training_a_tap_gives_rounded_values_and_a_gradient(prepared):
     model = copy.deepcopy(prepared)
     set_phase(model, observe=True, quantize=True, freeze_batch_norm=False)

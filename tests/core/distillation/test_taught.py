@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kdq_core.catalog import Catalog
 from kdq_core.distillation.combining import Part
@@ -246,4 +247,37 @@ def test_teacher_and_student_of_other_classes_are_named_through_the_whole_loss(n
         loss(model, images())
     assert str(caught.value).startswith(
         "distiller 'logit-kd' compares logits of one shape, but the student's are (8, 10) and the teacher's (8, 7)"
+    )
+
+
+class Checkpointed(nn.Module):
+    """Its layer runs in a checkpoint, or is frozen."""
+
+    def __init__(self, reentrant=None):
+        super().__init__()
+        self.layer, self.head, self.reentrant = nn.Linear(8, 8), nn.Linear(8, 10), reentrant
+        if reentrant is None:
+            self.layer.requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :8]
+        if self.reentrant is None:
+            return self.head(self.layer(x))
+        return self.head(checkpoint(self.layer, x.requires_grad_(), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False, None])
+def test_a_tap_that_carries_no_gradient_is_refused(numbers, online, reentrant):
+    teacher, taps = online(Checkpointed(reentrant=False)), [("layer", "layer")]
+    model, loss = taught(numbers, [(Part("fitnet", Fitnet()), taps)], teacher, Checkpointed(reentrant), images())
+    if reentrant is False:
+        torch.stack(list(loss(model.train(), images()).values())).sum().backward()
+        assert model.student.layer.weight.grad.any()
+        return
+    with pytest.raises(StageError) as caught:
+        loss(model.train(), images())
+    assert str(caught.value) == (
+        "tap 'layer' of the student carries no gradient, so that comparing it would teach nothing: what is up to there "
+        "is frozen, or runs in torch.utils.checkpoint with use_reentrant=True; tap a layer that trains, or use "
+        "use_reentrant=False"
     )
