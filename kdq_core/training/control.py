@@ -15,7 +15,7 @@ Limits: the interval is of the test samples. Both students are of one seed: anot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from kdq_core.records import Gain
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import by_task, has_classes, labelled, outputs_of
+
+IGNORED = -100
+"""The label of what has none, as `torch.nn.functional.cross_entropy` has it; a sample of these alone is left out."""
 
 
 def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:
@@ -81,10 +84,11 @@ def gains(
             right = has_classes(logits, labels)
             metric = f"{'top1' if right else 'loss'}{'/' if task else ''}{task}"
             if right:
-                scores = [_hits(logits, labels), _hits(theirs[task][0], labels)]
+                scores = [_hits(one, labels)[labels.cpu() >= 0] for one in (logits, theirs[task][0])]
             else:
                 seen = batch.task(task) if task else batch
-                scores = [_losses(workload, outputs, seen) for outputs in answers]
+                some = (labels != IGNORED).reshape(len(labels), -1).any(1).nonzero()[:, 0].tolist()
+                scores = [_losses(workload, outputs, seen, some) for outputs in answers]
             found.setdefault(metric, []).append(torch.stack(scores))
     return tuple(_gain(metric, torch.cat(scores, dim=1)) for metric, scores in found.items()) or (
         _gain("loss", torch.zeros(2, 0)),
@@ -133,11 +137,11 @@ def _hits(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).double().cpu()
 
 
-def _losses(workload: Workload, outputs: Outputs, batch: Batch) -> Tensor:
-    """The hard loss of each sample: float64 `[B]` on the CPU."""
+def _losses(workload: Workload, outputs: Outputs, batch: Batch, rows: Sequence[int]) -> Tensor:
+    """The hard loss of each of `rows`: float64, as many, on the CPU."""
     losses = []
-    for row in range(len(batch.ids)):
+    for row in rows:
         one = torch.tensor([row])
         mine = Outputs(outputs.logits[one], tasks={name: logits[one] for name, logits in outputs.tasks.items()})
         losses.append(workload.loss(mine, rows_of(batch, one)))
-    return torch.stack(losses).double().cpu()
+    return torch.stack(losses).double().cpu() if losses else torch.zeros(0, dtype=torch.float64)

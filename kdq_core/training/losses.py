@@ -85,9 +85,9 @@ def curves(
             if labels is not None and has_classes(one, labels):
                 curve = f"validation/top1{'/' if name else ''}{name}"
                 hits[curve] = hits.get(curve, 0) + int((one.argmax(1) == labels).sum())
-                classed[curve] = classed.get(curve, 0) + count
+                classed[curve] = classed.get(curve, 0) + int((labels >= 0).sum())
     values = {"validation/loss": loss / seen} if seen else {}
-    return values | {curve: hits[curve] / classed[curve] for curve in hits}
+    return values | {curve: hits[curve] / classed[curve] for curve in hits if classed[curve]}
 
 
 def check_names(outputs: Outputs, batch: Batch) -> None:
@@ -114,8 +114,11 @@ def by_task(outputs: Outputs, batch: Batch) -> dict[str, tuple[Tensor, Tensor | 
 
 
 def has_classes(logits: Tensor, targets: Tensor) -> bool:
-    """Whether each sample has logits of classes and one class as its label, so that an answer is right or wrong."""
-    return logits.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    """Whether each sample has logits of classes and one class as its label, so that an answer is right or wrong.
+
+    One logit a sample is no choice between classes. A label below 0, as -100, says that the sample has none.
+    """
+    return logits.ndim == 2 and logits.shape[1] > 1 and targets.ndim == 1 and not targets.is_floating_point()
 
 
 @contextlib.contextmanager

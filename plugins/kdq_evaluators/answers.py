@@ -15,7 +15,7 @@ class Truth(NamedTuple):
     """The hard labels of one output.
 
     Attributes:
-        rows: which samples have one, bool `[N]`.
+        rows: which samples have one, bool `[N]`; a label below 0, as -100, is none.
         classes: their classes, int64 `[M]`.
     """
 
@@ -70,8 +70,9 @@ def truths(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None
         if not there or any(labels.ndim != 1 or labels.is_floating_point() for labels in there):
             found.append(None)
             continue
-        rows = np.concatenate([np.full(size, labels is not None) for size, labels in parts])
-        found.append(Truth(rows, np.concatenate([labels.numpy() for labels in there])))
+        rows = np.concatenate([np.full(n, False) if labels is None else labels.numpy() >= 0 for n, labels in parts])
+        classes = np.concatenate([labels.numpy() for labels in there])
+        found.append(Truth(rows, classes[classes >= 0]) if rows.any() else None)
     return tuple(found)
 
 

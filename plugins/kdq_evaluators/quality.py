@@ -36,7 +36,7 @@ class Quality(Evaluator):
         Of models with several tasks, outputs of one name are compared; one that the baseline does not have is left out.
 
         Raises:
-            StageError: no output of the baseline has a class as the label of some sample.
+            StageError: no output of the baseline has a class as the label of some sample, or more than one logit.
         """
         given = answers(candidate, batches)
         other = given if candidate.path == baseline.path else answers(baseline, batches)
@@ -49,13 +49,18 @@ class Quality(Evaluator):
         ours, theirs = (_by_name(s, x, len(other)) for s, x in ((candidate, given), (baseline, other)))
         found: list[Metric] = []
         for name, suffix, known in zip(theirs, suffixes(baseline, len(other)), truth, strict=True):
-            if known is None or name not in ours:
+            if known is None or name not in ours or theirs[name].shape[1:] == (1,):
                 continue
             logits = ours[name][known.rows]
             metrics = absolute(logits, known.classes)
             if candidate.path != baseline.path:
                 metrics += relative(logits.argmax(1), theirs[name][known.rows].argmax(1), known.classes)
             found += [metric.model_copy(update={"name": metric.name + suffix}) for metric in metrics]
+        if not found:
+            raise StageError(
+                "evaluator 'quality' asks which class has the largest logit, but the test split's labels are of "
+                "outputs with one logit a sample; give a logit to each class, or leave 'quality' out of 'evaluate'"
+            )
         return tuple(found)
 
 

@@ -11,12 +11,15 @@ import torch
 from accelerate import Accelerator
 from scipy import stats
 from torch import nn
+from torch.nn import functional as F
 
 from kdq_core.errors import StageError
+from kdq_core.kinds import Workload
 from kdq_core.spec import FitSpec
 from kdq_core.tensors import Batch
 from kdq_core.training.control import gains, interval
 from kdq_core.training.fit import fit
+from kdq_core.training.losses import curves as curves_of
 from kdq_core.training.losses import hard_loss
 from kdq_core.training.resume import tensors_of
 
@@ -255,3 +258,61 @@ def test_what_cannot_be_measured_is_an_error(tiny):
         "no gain can be measured on the 64 labelled samples of the workload's split 'test': it takes two or more, each "
         "with a finite loss; correct the split, or drop 'control'"
     )
+
+
+class Answers(nn.Module):
+    """Gives the first input times each of `factors`."""
+
+    def __init__(self, *factors):
+        super().__init__()
+        self.factors = torch.tensor(factors)
+
+    def forward(self, x):
+        return x[..., :1] * self.factors
+
+
+class Signs(Workload):  # type: ignore[misc]
+    """Whether the first of four numbers is positive: 40 samples, of which the last are ignored, of `places` each."""
+
+    ignored: int = 0
+    places: int = 0
+
+    def fingerprint(self):
+        return "0" * 64
+
+    def teacher(self):
+        raise NotImplementedError
+
+    student = teacher
+
+    def batches(self, split, *, batch_size, seed=0, epoch=0):
+        shape = (40, self.places, 4) if self.places else (40, 4)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        y = (x[..., 0] > 0).long()
+        y[40 - self.ignored :] = -100
+        yield Batch((x,), y, torch.arange(40))
+
+    def loss(self, outputs, batch):
+        if outputs.logits.shape[-1] == 1:
+            return F.binary_cross_entropy_with_logits(outputs.logits[:, 0], batch.targets.float())
+        return F.cross_entropy(outputs.logits.flatten(0, -2), batch.targets.flatten())
+
+
+def gain(good, bad, **options):
+    (found,) = gains(Answers(*good), Answers(*bad), Signs(**options), torch.device("cpu"), 256)
+    return found
+
+
+def test_one_logit_a_sample_is_compared_by_its_loss_and_not_as_a_class():
+    found = gain([5.0], [-5.0])
+    assert (found.metric, found.verdict, found.samples) == ("loss", "better", 40)
+    assert set(curves_of(Answers(5.0), Signs(), torch.device("cpu"), 256)) == {"validation/loss"}
+
+
+def test_samples_whose_labels_are_ignored_are_not_measured():
+    found = gain([-1.0, 1.0], [1.0, -1.0], ignored=30)
+    assert (found.metric, found.taught, found.control, found.samples) == ("top1", 1.0, 0.0, 10)
+    values = curves_of(Answers(-1.0, 1.0), Signs(ignored=30), torch.device("cpu"), 256)
+    assert values["validation/top1"] == 1.0
+    whole = gain([-1.0, 1.0], [1.0, -1.0], ignored=3, places=5)
+    assert (whole.metric, whole.verdict, whole.samples) == ("loss", "better", 37)

@@ -100,3 +100,23 @@ def test_an_empty_test_split_is_refused(subject):
     with pytest.raises(StageError) as caught:
         Quality().evaluate(student, student, lambda: ())
     assert str(caught.value) == "the evaluators need the workload's test split, which is empty; give it samples"
+
+
+def test_samples_labelled_as_ignored_are_left_out(subject, table):
+    logits, labels = problem()
+    student = subject("student", lambda x: x)
+    some = labels.copy()
+    some[40:] = -100
+    found = named(Quality().evaluate(student, student, table(logits, some)))
+    wanted = named(Quality().evaluate(student, student, table(logits[:40], labels[:40])))
+    assert found == wanted
+
+
+def test_one_logit_a_sample_is_no_choice_between_classes(subject, table):
+    student = subject("student", lambda x: x)
+    with pytest.raises(StageError) as caught:
+        Quality().evaluate(student, student, table(np.ones((4, 1), np.float32), np.array([0, 1, 0, 1])))
+    assert str(caught.value) == (
+        "evaluator 'quality' asks which class has the largest logit, but the test split's labels are of outputs with "
+        "one logit a sample; give a logit to each class, or leave 'quality' out of 'evaluate'"
+    )
