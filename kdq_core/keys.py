@@ -91,10 +91,11 @@ def _taps(uses: Sequence[DistillerUse]) -> list[str]:
 
 
 def _loss(use: DistillerUse, catalog: Catalog) -> dict[str, Any]:
-    """A distiller with all its options, those with a schedule as they are written."""
-    options = catalog.build("distiller", use.use, use.options_at(0)).model_dump(mode="json")
+    """A distiller with all its options, those with a schedule as they are written; named where its record is."""
+    built = catalog.build("distiller", use.use, use.options_at(0))
     changing = {name: schedule.model_dump(mode="json") for name, schedule in use.schedules.items()}
-    return {**use.model_dump(mode="json", exclude={"name"}), "options": options | changing}
+    asked = use.model_dump(mode="json", exclude={"name"}) | ({"name": use.title} if _compares(built) else {})
+    return {**asked, "options": built.model_dump(mode="json") | changing}
 
 
 def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
         "taught": {"use": recipe.workload.use, "options": teachers_options},
         "teacher": {name: value for name, value in whole["teacher"].items() if name not in unused}
-        | {"members": [_member(member) for member in recipe.teacher.members]},
+        | {"members": described(recipe.teacher)},
         "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}, **precision},
         "views": {"cache": {"seed": cache["seed"]}, **precision},
         "distill": {name: whole["distill"][name] for name in ("fit", "transfer", "control")} | soft,
@@ -138,6 +139,15 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
         },
         "evaluate": {use.use: options("evaluator", use.use) for use in recipe.evaluate},
     }
+
+
+def described(spec: TeacherSpec) -> list[dict[str, Any]]:
+    """The teachers as they are in the key, with the digests of what their files and factories hold now.
+
+    Raises:
+        RecipeError: a file is not there, or still in a registry.
+    """
+    return [_member(member) for member in spec.members]
 
 
 def _member(member: MemberSpec) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def gap(student: Tensor, teacher: Tensor, reads: Reads = "classes") -> float:
     a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared difference e and the teacher's variance v
     over the samples, each the mean over the numbers of a sample: 1/2 for a student that gives the teacher's mean. The
     definition is our own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one
-    that was never stopped.
+    that was never stopped. Padding counts like any other place: a gap knows no mask.
 
     Args:
         student: logits, any floating type.

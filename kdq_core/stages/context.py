@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +46,7 @@ class StageContext:
         draft: folder to write files to.
         scratch: file that holds the state of an unfinished fit.
         emit: sends a progress event.
+        parts: of the stage's key.
         number: of the fit, from 0, in a stage that has several.
     """
 
@@ -55,6 +58,7 @@ class StageContext:
     draft: Path
     scratch: Path
     emit: Emit
+    parts: Mapping[str, Any]
     number: int = 0
 
     @property
@@ -100,8 +104,14 @@ class StageContext:
     def accelerator(self) -> Accelerator:
         """Device and precision of this site."""
         check_device(self.site.device)
-        bf16 = self.site.precision == "bf16" and self.site.device != "cpu"
-        return Accelerator(cpu=self.site.device == "cpu", mixed_precision="bf16" if bf16 else "no")
+        with _plain_accelerate():
+            return Accelerator(cpu=self.site.device == "cpu", mixed_precision=self.mixed_precision)
+
+    @property
+    def mixed_precision(self) -> Literal["bf16", "no"]:
+        """Of the fits of this stage. In bf16 fake quantization would leave its grid, so QAT is in float32."""
+        half = self.site.precision == "bf16" and self.site.device != "cpu" and self.stage != "quantize"
+        return "bf16" if half else "no"
 
     def seeded(self, purpose: str) -> None:
         """Seed torch's generators for `purpose`, as a function of the recipe's seed."""
@@ -217,6 +227,16 @@ class StageContext:
         assert isinstance(entry.record, Checkpoint)
         model.load_state_dict(load_file(entry.file(entry.record.weights)))
         return model.eval()
+
+
+@contextlib.contextmanager
+def _plain_accelerate() -> Iterator[None]:
+    """Hide the variables that Accelerate reads: they would change results that a key does not tell apart."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def check_device(device: str) -> None:

@@ -13,7 +13,7 @@ from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.taught import taught as prepared
 from kdq_core.distillation.transfer import holding, transfer
 from kdq_core.errors import StageError
-from kdq_core.keys import answering
+from kdq_core.keys import answering, described
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.placing import check_student
@@ -41,6 +41,7 @@ def train_teacher(context: StageContext) -> Checkpoint:
         )
     check_student(context)
     given = [(empty_member if m.trained else read_member)(m, context.workload) for m in spec.members]
+    _check_unchanged(context)
     device = accelerator.device
     rehearse(context, OnlineTeacher(whole(spec, given).to(device), inputs=spec.reads), device)
     for number, member in enumerate(spec.members):
@@ -55,6 +56,19 @@ def train_teacher(context: StageContext) -> Checkpoint:
         members.append(model)
     made = context.checkpoint("teacher", whole(spec, members).cpu(), history)
     return made.model_copy(update={"answers": answering(spec)})
+
+
+def _check_unchanged(context: StageContext) -> None:
+    """Refuse teachers that are not those of the key: another run would take what they give for theirs."""
+    spec, planned = context.recipe.teacher, context.parts["recipe"]["teacher"]["members"]
+    for member, now, then in zip(spec.members, described(spec), planned, strict=True):
+        if now != then:
+            file = now.get("sha256") != then.get("sha256")
+            what = f"file {member.file!r}" if file else f"factory {member.factory!r}"
+            raise StageError(
+                f"the teacher's {what} was changed after this run was planned; run again: it is planned with what is "
+                "there now"
+            )
 
 
 def distill(context: StageContext) -> Checkpoint:
@@ -72,6 +86,7 @@ def distill(context: StageContext) -> Checkpoint:
     student = workload.student().to(device)
     written, hooks = _transferred(context, student)
     model, loss = taught(context, student, device)
+    context.seeded("distill/fit")  # building a teacher beside it drew numbers, reading a kept one did not
     rewind = remembered(device)
     history = context.trained(model, loss, spec.fit, accelerator, loss.scheduled, before_step=loss.before_step, **hooks)
     told: dict[str, Any] = {"compared": loss.compared, "transferred": written}

@@ -49,6 +49,7 @@ def quantize(context: StageContext) -> Checkpoint:
     if trains:
         own = float_student(context, device) if spec.taught_by == "student" else None
         module, soft = taught(context, model, device, plain=student, teacher=own)
+        context.seeded("quantize/fit")  # building a teacher beside it drew numbers, reading a kept one did not
         rewind = remembered(device)
         history = _trained(context, module, soft, model, accelerator)
         told["compared"] = soft.compared

@@ -69,6 +69,7 @@ def run_stage(request: StageRequest, emit: Emit) -> Entry:
             draft=draft,
             scratch=scratch / "fit.safetensors",
             emit=emit,
+            parts=request.parts,
         )
         record = STAGES[request.stage](context)
         entry = store.commit(draft, stage=request.stage, key=request.key, parts=request.parts, record=record)

@@ -46,6 +46,7 @@ class Run:
             draft=draft,
             scratch=scratch / "fit.safetensors",
             emit=self.events.append,
+            parts=node.parts,
         )
 
     def stage(self, name: str) -> Entry:

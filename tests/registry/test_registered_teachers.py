@@ -91,7 +91,7 @@ def ran(plan: Plan, *names: str) -> dict[str, Entry]:
         with store.draft(key) as draft:
             parents = {parent: entries[parent] for parent in node.parents}
             at = StageContext(
-                name, plan.recipe, plan.site, Catalog.load(), parents, draft, scratch, lambda _event: None
+                name, plan.recipe, plan.site, Catalog.load(), parents, draft, scratch, lambda _event: None, parts
             )
             entries[name] = store.commit(draft, stage=name, key=key, parts=parts, record=STAGES[name](at))
     return entries

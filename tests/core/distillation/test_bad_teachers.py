@@ -266,13 +266,12 @@ def test_what_another_teacher_said_is_not_taken_for_this_ones(
     stages_of: Any, tmp_path: Path, catalog: Catalog, file_of: Callable[[Any], Path]
 ) -> None:
     torch.manual_seed(1)
-    ours, theirs = (
-        run_of(stages_of, tmp_path / home, catalog, Case("", "", ""), [member(file_of(3))]) for home in ("a", "b")
-    )
-    for run in (ours, theirs):
-        file_of(3)  # with new weights
-        run.stage("train_teacher")
-        run.stage("cache_teacher")
+    runs = []
+    for home in ("a", "b"):  # file_of gives new weights
+        runs.append(run_of(stages_of, tmp_path / home, catalog, Case("", "", ""), [member(file_of(3))]))
+        runs[-1].stage("train_teacher")
+        runs[-1].stage("cache_teacher")
+    ours, theirs = runs
     kept, mine = theirs.entries["cache_teacher"], ours.entries["train_teacher"].digest
     ours.entries["cache_teacher"] = kept
     with pytest.raises(StageError) as caught:

@@ -168,6 +168,12 @@ def test_the_order_of_distillers_and_the_code_of_each_are_in_the_keys():
     assert {"distiller fitnet", "distiller logit-kd"} <= set(plan.node("distill").parts["code"])
 
 
+def test_the_name_of_one_distiller_is_in_the_key_where_the_record_has_it():
+    plain, named = (keys(HEAD + f"distill: {{losses: [{{use: fitnet{name}}}]}}") for name in ("", ", name: hints"))
+    assert plain[0] != named[0]
+    assert keys(HEAD + "distill: {losses: [{use: dkd, name: mine}]}") == keys(HEAD + "distill: {use: dkd}")
+
+
 WHOLE = ["mse-logits", "multi-label-kd", "regression-kd", "logistic", "dist", "mixed-kd"]
 
 

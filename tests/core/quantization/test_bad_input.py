@@ -141,6 +141,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             draft=tmp_path,
             scratch=tmp_path / "fit.safetensors",
             emit=lambda _event: None,
+            parts={},
         )
         made = entry.manifest.model_copy(update={"record": quantize(context)})
         return replace(context, parents=context.parents | {"quantize": Entry(tmp_path, made)})

@@ -45,6 +45,22 @@ def test_students_that_read_kept_outputs_have_the_curve_of_those_with_the_teache
         assert losses(kept, stage) == pytest.approx(losses(online, stage), rel=1e-6)
 
 
+def test_a_student_with_dropout_too_has_one_curve_with_kept_outputs_and_beside_the_teacher(
+    stages_of: Any, tiny: Any, tmp_path: Path
+) -> None:
+    found = []
+    for home, cache in (("kept", {"views": 3, "form": "fp32"}), ("beside", {"enabled": False})):
+        fit = {"epochs": 3, "batch_size": 32}
+        run = stages_of(
+            tmp_path / home, tiny, workload="digits", teacher={"fit": fit, "cache": cache},
+            distill={"fit": fit}, quantize={"fit": fit},
+        )  # fmt: skip
+        for node in run.plan.nodes[: 4 if home == "kept" else 3]:
+            run.stage(node.name)
+        found.append([losses(run, stage) for stage in ("distill", "quantize")])
+    assert found[0] == [pytest.approx(curve, rel=1e-6) for curve in found[1]]
+
+
 def test_the_entry_holds_what_the_loaded_teacher_says_of_each_view(kept: Any, tmp_path: Path) -> None:
     entry, context = kept.entries["cache_teacher"], kept.context("cache_teacher", tmp_path)
     record = entry.record

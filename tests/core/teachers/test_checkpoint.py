@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,3 +115,22 @@ def test_what_a_module_itself_refuses_is_told_in_its_words() -> None:
         load_checkpoint(given, saved(given.state_dict()), "my:make")
     fact = ("not today. " + "x" * 1000)[:297]
     assert str(caught.value) == f"the weights in 't.safetensors' do not fit the module of my:make: {fact}...; {OTHER}"
+
+
+def test_a_file_that_is_replaced_after_the_plan_is_not_taken_for_the_planned_one(
+    stages_of: Any, tiny: Any, tmp_path: Path
+) -> None:
+    """What another run would find under the key of the first file would be the second."""
+    teacher = tiny.build("workload", "digits", {}).teacher()
+    file = saved(teacher.state_dict()).resolve()
+    members = [{"source": "checkpoint", "file": str(file)}]
+    run = stages_of(tmp_path / "home", tiny, workload="digits", teacher={"members": members})
+    saved({name: value + 1 for name, value in teacher.state_dict().items()})
+    with pytest.raises(StageError) as caught:
+        run.stage("train_teacher")
+    assert str(caught.value) == (
+        f"the teacher's file {str(file)!r} was changed after this run was planned; run again: it is planned with what "
+        "is there now"
+    )
+    saved(teacher.state_dict())
+    assert run.stage("train_teacher").record.role == "teacher"
