@@ -97,6 +97,70 @@ def test_a_recurrent_layer_of_the_same_shapes_is_copied():
     assert all(torch.equal(value, getattr(source, name)) for name, value in mapped(layer, source).items())
 
 
+class Rooted(nn.Module):
+    """Has parameters of its own: a class token, positions and a scale; and buffers that are no weights."""
+
+    def __init__(self, width: int, places: int = 2, positions: int = 4) -> None:
+        super().__init__()
+        self.token, self.scale = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(width))
+        self.positions, self.fixed = nn.Parameter(torch.randn(positions, width)), nn.Linear(4, width)
+        self.register_buffer("numbers", torch.arange(places)[None])
+        self.register_buffer("waves", torch.ones(places, width))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_parameters_of_the_model_itself_are_mapped_and_held(normalize):
+    torch.manual_seed(0)
+    student, teacher = Rooted(4, places=8), Rooted(8, places=16)
+    given = Normalized(teacher, NormalizeSpec(mean=(0.0,), std=(1.0,))) if normalize else teacher
+    written = transfer(TransferSpec(), student, given)
+    assert written == ("token", "scale", "positions", "fixed.weight", "fixed.bias")
+    for name in ("token", "scale", "positions"):
+        wide = getattr(teacher, name)
+        assert torch.allclose(getattr(student, name), (wide[..., ::2] + wide[..., 1::2]) / 2), name
+    assert student.numbers.tolist() == [list(range(8))]  # buffers stay
+    assert torch.equal(student.waves, torch.ones(8, 4))
+    hooks = holding(TransferSpec(hold=0.9, rounds=2), student, written, epochs=2, seed=0)
+    assert held(hooks, student, 0) | held(hooks, student, 1) == frozenset(written)
+    longer = Rooted(4, positions=3)
+    assert transfer(TransferSpec(), longer, teacher) == ("fixed.weight", "fixed.bias")  # positions are never mixed
+
+
+class Tied(nn.Module):
+    """A classifier of words whose last layer is its embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, width), nn.Linear(width, 5)
+        self.head.weight = self.embedding.weight
+
+
+def test_tied_weights_are_mapped_once_and_held_under_their_first_name():
+    torch.manual_seed(0)
+    student, teacher = Tied(4), Tied(8)
+    written = transfer(TransferSpec(), student, teacher)
+    assert written == ("embedding.weight", "head.bias")
+    wide = teacher.embedding.weight
+    assert torch.allclose(student.head.weight, (wide[:, ::2] + wide[:, 1::2]) / 2)
+    hooks = holding(TransferSpec(hold=0.9, rounds=2), student, written, epochs=2, seed=0)
+    assert held(hooks, student, 0) | held(hooks, student, 1) == frozenset(written)
+
+
+def test_grouped_convolutions_narrow_evenly_or_not_at_all():
+    source = nn.Conv1d(8, 8, 1, groups=2)
+    narrow = mapped(nn.Conv1d(4, 4, 1, groups=2), source)
+    both = source.weight.detach()  # [8, 4, 1]: outputs 0 to 3 read inputs 0 to 3, the others the rest
+    assert torch.allclose(narrow["weight"], both.reshape(4, 2, 2, 2, 1).sum(3).mean(1))
+    assert mapped(nn.Conv1d(6, 6, 1, groups=2), source) is None
+
+
+def test_a_layer_norm_over_maps_takes_means():
+    source, layer = nn.LayerNorm((2, 4)), nn.LayerNorm((2, 2))
+    with torch.no_grad():
+        source.weight.copy_(torch.arange(8.0).reshape(2, 4))
+    assert mapped(layer, source)["weight"].tolist() == [[0.5, 2.5], [4.5, 6.5]]
+
+
 def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
     student, teacher = nn.Sequential(nn.Linear(2, 3)), seeded(lambda: nn.Sequential(nn.ReLU(), nn.Linear(2, 6)))
     assert transfer(TransferSpec(layers=(("0", "1"),)), student, teacher) == ("0.weight", "0.bias")
