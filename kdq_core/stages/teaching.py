@@ -86,8 +86,8 @@ def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device
     with torch.no_grad():
         if recipe.teacher.cache.enabled:
             layout(teacher(batch), recipe.teacher.cache)
-        terms = loss(model.train(), batch)
-    odd = {name: float(term) for name, term in terms.items() if not term.isfinite().all()}
+    terms = loss(model.train(), batch)  # with gradients: a tap that carries none is refused
+    odd = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite().all()}
     if odd:
         raise StageError(
             f"the loss of a student that is not trained yet is not finite on the first two training samples "

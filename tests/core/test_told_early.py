@@ -83,3 +83,19 @@ def test_a_tap_that_leaves_nothing_in_the_graph(stages_of: Any, tiny: Catalog, i
         "quantization-aware training; tap the layer in front of it"
     )
     run("calibrated", "static")  # where nothing is trained in the graph, the tap is good
+
+
+def test_a_tap_on_a_frozen_layer(stages_of: Any, tiny: Catalog, installed: Any, tmp_path: Path) -> None:
+    base: Any = type(tiny.build("workload", "digits", {}))
+
+    class Half(base):  # type: ignore[misc]
+        def student(self) -> nn.Module:
+            student: nn.Sequential = super().student()
+            student[:2].requires_grad_(requires_grad=False)
+            return student
+
+    losses = [{"use": "fitnet", "taps": [["relu", "relu"]]}]
+    distill = {"fit": FIT, "losses": losses}
+    run = stages_of(tmp_path, installed(Half), workload="digits", teacher=TEACHER, distill=distill)
+    with pytest.raises(StageError, match=r"^tap 'relu' of the student carries no gradient, so that comparing it would"):
+        run.stage("train_teacher")
