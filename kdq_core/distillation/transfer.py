@@ -2,15 +2,12 @@
 
 Map: channels are put into as many neighbouring groups as the student has channels. An output axis takes the mean of
 each group, an input axis the sum: where all channels of a group are alike, the student computes what the teacher does.
-What is added to features or scales them, as an embedding, a class token or positions, takes means along its last axis.
 It undoes the widening of Net2Net (Chen, Goodfellow and Shlens 2016, arXiv:1511.05641). Afterwards, in each round of
 epochs, a random share of the transferred tensors is held fixed while all other parameters train.
 
 Limits: groups are neighbours, whatever they do, so that it is a start and no more; a linear layer behind a flattened
 map mixes positions. Layers are never widened, and kernels must have one size. Transposed convolutions, recurrent layers
-and packed attention are copied where shapes are the same, and never made narrower; convolutions keep their groups, and
-each narrows evenly. Tied weights are one parameter, mapped as in the first module that has it. Buffers stay the
-student's, but for the statistics of norms.
+and packed attention are copied where shapes are the same, and never made narrower; convolutions keep their groups.
 """
 
 from __future__ import annotations
@@ -29,10 +26,6 @@ from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
 UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 """Layers whose axes mean something else, or hold several matrices: they are copied, never made narrower."""
-OF_FEATURES = (nn.Embedding, nn.LayerNorm, nn.RMSNorm)
-"""Layers whose weight is no matrix: its last axis is that of the features."""
-STATISTICS = (nn.modules.batchnorm._NormBase,)
-"""Layers whose buffers are learnt."""
 
 
 @torch.no_grad()
@@ -49,7 +42,6 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
     if all(isinstance(model, OnnxTeacher) for model in members(teacher).values()):
         raise RecipeError(NO_LAYERS)
     written: list[str] = []
-    first = {parameter: name for name, parameter in student.named_parameters()}  # of tied ones the first name
     for ours, theirs in _pairs(spec, student, teacher):
         layer, source = student.get_submodule(ours), teacher.get_submodule(theirs)
         values = mapped(layer, source)
@@ -61,63 +53,47 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
                 f"{_shapes(layer)}; the student's must be of the same kind, no wider, and of one kernel and groups; "
                 "transposed, recurrent and packed layers must have the same shapes"
             )
+        own = dict(layer.named_parameters(recurse=False))
         for name, value in values.items():
-            tensor = getattr(layer, name)
-            if first.get(tensor) in written:
-                continue
-            tensor.copy_(value)
-            written += [first[tensor]] if tensor in first else []
+            (own[name] if name in own else layer.get_buffer(name)).copy_(value)
+        written += [f"{ours}.{name}" for name in values if name in own]
     if not written:
         raise RecipeError(
             "distill.transfer finds no layer of the student with a layer of the teacher to start from; write the "
             "pairs, as layers: [[path in student, path in teacher]]"
         )
-    return tuple(written)
+    return tuple(dict.fromkeys(written))
 
 
 def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
-    """The source's own parameters and statistics in the layer's shapes, by name; `None` where they cannot be mapped."""
+    """The source's own parameters and buffers in the layer's shapes, by name; `None` where they cannot be mapped."""
     wanted, given = _own(layer), _own(source)
     if type(layer) is not type(source) or not wanted or wanted.keys() - given.keys():
         return None
     alike = all(given[name].shape == tensor.shape for name, tensor in wanted.items())
     if isinstance(layer, UNLIKE) and not alike:
         return None
-    groups = getattr(layer, "groups", 1)
-    if groups != getattr(source, "groups", 1):
+    if getattr(layer, "groups", 1) != getattr(source, "groups", 1):
         return None
-    if groups > 1 and any(a % b for name, x in wanted.items() for a, b in zip(given[name].shape, x.shape, strict=True)):
-        return None  # neighbours would lie in two groups
-    values = {
-        name: (reduced if name == "weight" and not isinstance(layer, OF_FEATURES) else narrowed)(given[name], tensor)
-        for name, tensor in wanted.items()
-    }
+    values = {name: reduced(given[name], tensor, layer) for name, tensor in wanted.items()}
     possible = {name: value for name, value in values.items() if value is not None}
     return possible if len(possible) == len(values) else None
 
 
-def reduced(value: Tensor, like: Tensor) -> Tensor | None:
-    """`value` of a layer that multiplies, with channels in groups: means along axis 0, sums along axis 1."""
+def reduced(value: Tensor, like: Tensor, layer: nn.Module) -> Tensor | None:
+    """`value` with channels in groups: means along axis 0, sums along axis 1 (means of an embedding)."""
     if value.ndim != like.ndim or value.shape[2:] != like.shape[2:]:
         return None
-    return _grouped(_grouped(value, like, 0, torch.mean), like, 1, torch.sum)
-
-
-def narrowed(value: Tensor, like: Tensor) -> Tensor | None:
-    """`value` that meets features of its own width, with means of groups along the last axis; others stay as long."""
-    if value.ndim != like.ndim or value.shape[:-1] != like.shape[:-1]:
-        return None
-    return _grouped(value, like, value.ndim - 1, torch.mean)
-
-
-def _grouped(value: Tensor | None, like: Tensor, axis: int, merge: Callable[..., Tensor]) -> Tensor | None:
-    """One value for each group of neighbours along `axis`, as many as `like` has; `None` where that has more."""
-    if value is None or axis not in range(like.ndim) or value.shape[axis] == like.shape[axis]:
-        return value
-    if value.shape[axis] < like.shape[axis]:
-        return None
-    parts = value.double().tensor_split(like.shape[axis], dim=axis)
-    return torch.stack([merge(part, axis) for part in parts], dim=axis).to(like.dtype)
+    found = value.double() if value.is_floating_point() else value
+    for axis in range(min(2, value.ndim)):
+        size = like.shape[axis]
+        if size > value.shape[axis] or (isinstance(layer, nn.Embedding) and axis == 0 and size != value.shape[axis]):
+            return None
+        if size < value.shape[axis]:
+            sums = axis == 1 and not isinstance(layer, nn.Embedding)
+            parts = found.tensor_split(size, dim=axis)
+            found = torch.stack([p.sum(axis) if sums else p.mean(axis) for p in parts], dim=axis)
+    return found.to(like.dtype)
 
 
 def holding(
@@ -170,8 +146,7 @@ def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[t
             )
         ((start, model),) = found.items()
         there = dict(model.named_modules())
-        own = ((path, module) for path, module in student.named_modules() if path in there and _own(module))
-        return [(path, (start + path).removesuffix(".")) for path, _ in own]
+        return [(path, start + path) for path, module in student.named_modules() if path in there and _own(module)]
     pairs: list[tuple[str, str]] = []
     for ours, theirs in spec.layers:
         left = matching(student, ours, "student", "layer of distill.transfer")
@@ -186,8 +161,8 @@ def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[t
 
 
 def _own(module: nn.Module) -> Mapping[str, Tensor]:
-    learnt = module.named_buffers(recurse=False) if isinstance(module, STATISTICS) else ()
-    return {name: value.detach() for name, value in (*module.named_parameters(recurse=False), *learnt)}
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return {name: value.detach() for name, value in own}
 
 
 def _shapes(module: nn.Module) -> str:
