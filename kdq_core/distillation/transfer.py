@@ -56,7 +56,7 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
         own = dict(layer.named_parameters(recurse=False))
         for name, value in values.items():
             (own[name] if name in own else layer.get_buffer(name)).copy_(value)
-        written += [f"{ours}.{name}" for name in values if name in own]
+        written += [f"{ours}.{name}".lstrip(".") for name in values if name in own]
     if not written:
         raise RecipeError(
             "distill.transfer finds no layer of the student with a layer of the teacher to start from; write the "
@@ -146,7 +146,8 @@ def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[t
             )
         ((start, model),) = found.items()
         there = dict(model.named_modules())
-        return [(path, start + path) for path, module in student.named_modules() if path in there and _own(module)]
+        ours = [path for path, module in student.named_modules() if path in there and _own(module)]
+        return [(path, (start + path).removesuffix(".")) for path in ours]  # "" is the path of the model itself
     pairs: list[tuple[str, str]] = []
     for ours, theirs in spec.layers:
         left = matching(student, ours, "student", "layer of distill.transfer")

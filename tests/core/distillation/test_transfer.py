@@ -29,6 +29,15 @@ def widened(student: DigitsResNet) -> DigitsResNet:
     return teacher.eval()
 
 
+class Scaled(nn.Module):
+    """A model with a parameter of its own, beside those of its layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.fc, self.out = nn.Linear(4, width), nn.Linear(width, 3)
+
+
 @pytest.fixture
 def student(seeded):
     made = seeded(lambda: DigitsResNet(4, (8, 16)))
@@ -110,6 +119,19 @@ def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
     )
     with pytest.raises(RecipeError, match=r"distill\.transfer finds no layer of the student"):
         transfer(TransferSpec(), student, teacher)
+
+
+def test_parameters_of_the_root_module_are_named_as_the_model_names_them_and_found_behind_a_normalisation():
+    teacher, plain, other = Scaled(8), Scaled(4), Scaled(4)
+    with torch.no_grad():
+        teacher.scale.copy_(torch.arange(8.0))
+    written = transfer(TransferSpec(), plain, teacher)
+    assert written == ("scale", "fc.weight", "fc.bias", "out.weight", "out.bias")
+    assert plain.scale.tolist() == [0.5, 2.5, 4.5, 6.5]
+    assert transfer(TransferSpec(), other, Normalized(teacher, NormalizeSpec(mean=(0.1,), std=(1.0,)))) == written
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in other.state_dict().items())
+    hooks = holding(TransferSpec(hold=0.9, rounds=2), plain, written, epochs=2, seed=0)
+    assert "scale" in held(hooks, plain, 0) | held(hooks, plain, 1)
 
 
 def test_onnx_models_have_no_layers_to_start_from():

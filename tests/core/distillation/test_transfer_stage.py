@@ -6,13 +6,38 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from kdq_core.distillation.transfer import transfer
 from kdq_core.errors import RecipeError
 from kdq_core.spec import TransferSpec
 from kdq_core.stages.learning import distill
+from tests.core.conftest import Tiny
 
 FIT = {"epochs": 4, "batch_size": 32}
+
+
+class Rooted(nn.Module):
+    """A model with a parameter of its own, beside those of its layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.fc, self.head = nn.Linear(64, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.head(self.fc(x.flatten(1)).relu() * self.scale)
+
+
+class OfRooted(Tiny):
+    """The tiny workload with other models."""
+
+    def teacher(self) -> nn.Module:
+        return Rooted(8)
+
+    def student(self) -> nn.Module:
+        return Rooted(4)
 
 
 def made(stages_of: Any, tiny: Any, home: Path, **transfer: Any) -> Any:
@@ -25,7 +50,7 @@ def made(stages_of: Any, tiny: Any, home: Path, **transfer: Any) -> Any:
     return run
 
 
-def weights(entry: Any) -> dict[str, torch.Tensor]:
+def weights(entry: Any) -> dict[str, Tensor]:
     return load_file(entry.file(entry.record.weights))
 
 
@@ -41,6 +66,19 @@ def test_what_is_held_keeps_the_bits_the_teacher_gave_it(stages_of: Any, tiny: A
     assert run.entries["distill"].record.transferred == names
     assert len(names) == 6
     assert len(still) == 3  # half of them, in the one round there is
+
+
+@pytest.mark.parametrize("member", [{}, {"normalize": {"mean": [0.1], "std": [1.0]}}], ids=["plain", "normalized"])
+def test_a_parameter_of_the_root_module_is_trained_and_held(
+    stages_of: Any, installed: Any, tmp_path: Path, member: dict[str, Any]
+) -> None:
+    run = stages_of(
+        tmp_path, installed(OfRooted), workload={"use": "digits"}, teacher={"fit": FIT, "members": [member]},
+        distill={"fit": FIT, "transfer": {"hold": 0.8, "rounds": 2}},
+    )  # fmt: skip
+    for name in ("train_teacher", "cache_teacher", "distill"):
+        run.stage(name)
+    assert run.entries["distill"].record.transferred == ("scale", "fc.weight", "fc.bias", "head.weight", "head.bias")
 
 
 def test_a_killed_transfer_goes_on_to_the_same_bits(
