@@ -32,8 +32,11 @@ UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, n
 def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     """Overwrite the student's parameters and statistics with mapped ones of the teacher.
 
+    Tied parameters are one parameter: it is written once, by the first pair that has it. Of two pairs for one layer of
+    the student the last counts.
+
     Returns:
-        The names of the student's parameters that were written.
+        The names of the student's parameters that were written, as `named_parameters` gives them.
 
     Raises:
         RecipeError: a pattern matches nothing, a written pair cannot be mapped, no layer can, there are only ONNX
@@ -41,8 +44,9 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
     """
     if all(isinstance(model, OnnxTeacher) for model in members(teacher).values()):
         raise RecipeError(NO_LAYERS)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}  # of tied ones the first
     written: list[str] = []
-    for ours, theirs in _pairs(spec, student, teacher):
+    for ours, theirs in dict(_pairs(spec, student, teacher)).items():
         layer, source = student.get_submodule(ours), teacher.get_submodule(theirs)
         values = mapped(layer, source)
         if values is None and spec.layers == "auto":
@@ -55,14 +59,17 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
             )
         own = dict(layer.named_parameters(recurse=False))
         for name, value in values.items():
-            (own[name] if name in own else layer.get_buffer(name)).copy_(value)
-        written += [f"{ours}.{name}".lstrip(".") for name in values if name in own]
+            if name not in own:
+                layer.get_buffer(name).copy_(value)
+            elif (first := names[id(own[name])]) not in written:
+                own[name].copy_(value)
+                written.append(first)
     if not written:
         raise RecipeError(
             "distill.transfer finds no layer of the student with a layer of the teacher to start from; write the "
             "pairs, as layers: [[path in student, path in teacher]]"
         )
-    return tuple(dict.fromkeys(written))
+    return tuple(written)
 
 
 def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:

@@ -38,6 +38,15 @@ class Scaled(nn.Module):
         self.fc, self.out = nn.Linear(4, width), nn.Linear(width, 3)
 
 
+class Tied(nn.Module):
+    """A model whose head has the weights of its embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb, self.head = nn.Embedding(10, width), nn.Linear(width, 10)
+        self.head.weight = self.emb.weight
+
+
 @pytest.fixture
 def student(seeded):
     made = seeded(lambda: DigitsResNet(4, (8, 16)))
@@ -132,6 +141,31 @@ def test_parameters_of_the_root_module_are_named_as_the_model_names_them_and_fou
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in other.state_dict().items())
     hooks = holding(TransferSpec(hold=0.9, rounds=2), plain, written, epochs=2, seed=0)
     assert "scale" in held(hooks, plain, 0) | held(hooks, plain, 1)
+
+
+@pytest.mark.parametrize("layers", ["auto", (("emb", "emb"), ("head", "head"))])
+def test_tied_weights_are_written_once_under_their_first_name(layers):
+    teacher, student = Tied(8), Tied(4)
+    expected = mapped(student.emb, teacher.emb)["weight"]
+    written = transfer(TransferSpec(layers=layers), student, teacher)
+    assert written == ("emb.weight", "head.bias")
+    assert torch.equal(student.emb.weight, expected)
+    hooks = holding(TransferSpec(hold=0.5, rounds=2), student, written, epochs=2, seed=0)
+    assert held(hooks, student, 0) | held(hooks, student, 1) == set(written)
+
+
+def test_the_pair_of_a_tied_weight_that_is_written_first_decides_how_it_is_mapped():
+    teacher, student = Tied(8), Tied(4)
+    expected = mapped(student.head, teacher.head)["weight"]
+    pairs = TransferSpec(layers=(("head", "head"), ("emb", "emb")))
+    assert transfer(pairs, student, teacher) == ("emb.weight", "head.bias")
+    assert torch.equal(student.emb.weight, expected)
+
+
+def test_of_two_pairs_for_one_layer_the_last_counts(seeded):
+    student, teacher = nn.Sequential(nn.Linear(2, 2)), seeded(lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    assert transfer(TransferSpec(layers=(("0", "0"), ("0", "1"))), student, teacher) == ("0.weight", "0.bias")
+    assert torch.equal(student[0].weight, teacher[1].weight)
 
 
 def test_onnx_models_have_no_layers_to_start_from():

@@ -30,14 +30,29 @@ class Rooted(nn.Module):
         return self.head(self.fc(x.flatten(1)).relu() * self.scale)
 
 
-class OfRooted(Tiny):
+class Tied(nn.Module):
+    """A model whose head has the weights of its embedding, of the brightest pixel in each row."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb, self.fc, self.head = nn.Embedding(8, width), nn.Linear(width, width), nn.Linear(width, 8)
+        self.head.weight = self.emb.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.head(self.fc(self.emb(x.flatten(1, 2).argmax(-1)).mean(1)).relu())
+
+
+class OtherModels(Tiny):
     """The tiny workload with other models."""
 
+    tied: bool = False
+
     def teacher(self) -> nn.Module:
-        return Rooted(8)
+        return Tied(8) if self.tied else Rooted(8)
 
     def student(self) -> nn.Module:
-        return Rooted(4)
+        return Tied(4) if self.tied else Rooted(4)
 
 
 def made(stages_of: Any, tiny: Any, home: Path, **transfer: Any) -> Any:
@@ -72,13 +87,24 @@ def test_what_is_held_keeps_the_bits_the_teacher_gave_it(stages_of: Any, tiny: A
 def test_a_parameter_of_the_root_module_is_trained_and_held(
     stages_of: Any, installed: Any, tmp_path: Path, member: dict[str, Any]
 ) -> None:
+    found = distilled(stages_of, installed(OtherModels), tmp_path, members=[member])
+    assert found == ("scale", "fc.weight", "fc.bias", "head.weight", "head.bias")
+
+
+def test_tied_weights_are_trained_and_held_as_one(stages_of: Any, installed: Any, tmp_path: Path) -> None:
+    found = distilled(stages_of, installed(OtherModels), tmp_path, tied=True)
+    assert found == ("emb.weight", "fc.weight", "fc.bias", "head.bias")
+
+
+def distilled(stages_of: Any, catalog: Any, home: Path, tied: bool = False, **teacher: Any) -> tuple[str, ...]:
+    """What a student got from its teacher that was then trained in rounds, in which each parameter is held once."""
     run = stages_of(
-        tmp_path, installed(OfRooted), workload={"use": "digits"}, teacher={"fit": FIT, "members": [member]},
+        home, catalog, workload={"use": "digits", "options": {"tied": tied}}, teacher={"fit": FIT, **teacher},
         distill={"fit": FIT, "transfer": {"hold": 0.8, "rounds": 2}},
     )  # fmt: skip
     for name in ("train_teacher", "cache_teacher", "distill"):
         run.stage(name)
-    assert run.entries["distill"].record.transferred == ("scale", "fc.weight", "fc.bias", "head.weight", "head.bias")
+    return run.entries["distill"].record.transferred
 
 
 def test_a_killed_transfer_goes_on_to_the_same_bits(
