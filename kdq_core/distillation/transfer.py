@@ -26,6 +26,8 @@ from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
 UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 """Layers whose axes mean something else, or hold several matrices: they are copied, never made narrower."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""The buffers that are learned, as batch norm calls them; any other, such as a table of positions, is the model's."""
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
 
 
 def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
-    """The source's own parameters and buffers in the layer's shapes, by name; `None` where they cannot be mapped."""
+    """The source's own parameters and statistics in the layer's shapes, by name; `None` where they cannot be mapped."""
     wanted, given = _own(layer), _own(source)
     if type(layer) is not type(source) or not wanted or wanted.keys() - given.keys():
         return None
@@ -169,8 +171,8 @@ def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[t
 
 
 def _own(module: nn.Module) -> Mapping[str, Tensor]:
-    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    return {name: value.detach() for name, value in own}
+    statistics = [(name, value) for name, value in module.named_buffers(recurse=False) if name in STATISTICS]
+    return {name: value.detach() for name, value in (*module.named_parameters(recurse=False), *statistics)}
 
 
 def _shapes(module: nn.Module) -> str:

@@ -38,6 +38,18 @@ class Scaled(nn.Module):
         self.fc, self.out = nn.Linear(4, width), nn.Linear(width, 3)
 
 
+class Positions(nn.Module):
+    """A layer with positions to look up, a fixed table of them, and a statistic as batch norm has it."""
+
+    def __init__(self, width: int, length: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.register_buffer("positions", torch.arange(length))
+        self.register_buffer("row", torch.arange(length)[None])
+        self.register_buffer("table", torch.ones(length, width))
+        self.register_buffer("running_mean", torch.zeros(width))
+
+
 class Tied(nn.Module):
     """A model whose head has the weights of its embedding."""
 
@@ -84,6 +96,45 @@ def test_the_map_is_linear_and_equals_a_product_of_matrices(seeded):
         right[group, column] = 1
     expected = left @ source.weight.detach().double().numpy() @ right
     assert mapped(layer, source)["weight"].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_statistics_are_mapped_and_other_buffers_left_to_the_student():
+    student, teacher = Positions(4, 3), Positions(8, 6)
+    with torch.no_grad():
+        teacher.scale.copy_(torch.arange(8.0))
+        teacher.running_mean.copy_(torch.arange(8.0))
+    assert {name: value.tolist() for name, value in mapped(student, teacher).items()} == {
+        "scale": [0.5, 2.5, 4.5, 6.5],
+        "running_mean": [0.5, 2.5, 4.5, 6.5],
+    }
+    assert transfer(TransferSpec(), student, teacher) == ("scale",)
+    assert student.positions.tolist() == [0, 1, 2]
+    assert student.row.tolist() == [[0, 1, 2]]
+    assert torch.equal(student.table, torch.ones(3, 4))
+    assert student.running_mean.tolist() == [0.5, 2.5, 4.5, 6.5]
+
+
+def test_a_batch_norm_gives_all_it_has(seeded):
+    source, layer = seeded(lambda: nn.BatchNorm1d(4)), nn.BatchNorm1d(2)
+    source(torch.tensor([[0.0, 2.0, 4.0, 8.0], [4.0, 2.0, 4.0, 8.0]]))
+    found = mapped(layer, source)
+    assert list(found) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert found["running_mean"].tolist() == pytest.approx([0.2, 0.6])
+    assert found["num_batches_tracked"] == 1
+
+
+def test_a_layer_with_buffers_alone_has_nothing_to_give():
+    student, teacher = (nn.Sequential(nn.Module(), nn.Linear(width, 1)) for width in (4, 8))
+    for model in (student, teacher):
+        model[0].register_buffer("table", torch.ones(6, model[1].in_features))
+    assert transfer(TransferSpec(), student, teacher) == ("1.weight", "1.bias")
+    with pytest.raises(RecipeError) as caught:
+        transfer(TransferSpec(layers=(("0", "0"),)), student, teacher)
+    assert str(caught.value) == (
+        "layer '0' of the teacher (Module: without parameters) cannot be mapped to '0' of the student (Module: without "
+        "parameters); the student's must be of the same kind, no wider, and of one kernel and groups; transposed, "
+        "recurrent and packed layers must have the same shapes"
+    )
 
 
 def test_an_embedding_keeps_its_rows_and_takes_means_of_its_columns():
