@@ -90,8 +90,9 @@ distill:
 How they add up, and what taps are: [how it works](how-it-works.md#several-distillers)."""
 TRANSFER = """\
 Each group of neighbouring channels of a teacher's layer becomes one channel of the student's: the mean of outputs, the
-sum of inputs. Then, in each round, a random share of these tensors is held fixed while all others train. The student's
-layers must be of the same kind, no wider, and of the same kernel; `auto` leaves out those that are not."""
+sum of inputs; what is added to features or scales them takes means. Then, in each round, a random share of these
+tensors is held fixed while all others train. The student's layers must be of the same kind, no wider, and of the same
+kernel; `auto` leaves out those that are not. Of buffers only the running statistics of batch norm are taken."""
 SCHEDULE = """\
 A weight, and every option of a distiller that is a real number, takes a number or a schedule. It runs once over the
 steps of `distill`, and again over those of `quantize`."""

@@ -2,12 +2,15 @@
 
 Map: channels are put into as many neighbouring groups as the student has channels. An output axis takes the mean of
 each group, an input axis the sum: where all channels of a group are alike, the student computes what the teacher does.
-It undoes the widening of Net2Net (Chen, Goodfellow and Shlens 2016, arXiv:1511.05641). Afterwards, in each round of
+What is added to features or scales them, such as an embedding, a bias or the weight of a norm, takes means. The map
+undoes the widening of Net2Net (Chen, Goodfellow and Shlens 2016, arXiv:1511.05641). Afterwards, in each round of
 epochs, a random share of the transferred tensors is held fixed while all other parameters train.
 
 Limits: groups are neighbours, whatever they do, so that it is a start and no more; a linear layer behind a flattened
-map mixes positions. Layers are never widened, and kernels must have one size. Transposed convolutions, recurrent layers
-and packed attention are copied where shapes are the same, and never made narrower; convolutions keep their groups.
+map mixes positions. Layers are never widened; kernels and the rows of a table must be as many. A parameter of a layer
+of no known kind counts as a weight `[outputs, inputs]` where its name ends in `weight`, else as one of features.
+Transposed convolutions, recurrent layers and packed attention are copied where shapes are the same, and never made
+narrower; convolutions keep their groups.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from kdq_core.distillation.pairs import members
 from kdq_core.distillation.taps import matching
@@ -26,6 +30,10 @@ from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
 UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 """Layers whose axes mean something else, or hold several matrices: they are copied, never made narrower."""
+WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, ParametrizationList)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+"""Layers whose parameters may have several axes: outputs and inputs, rows and features, and features alone."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """The buffers that are learned, as batch norm calls them; any other, such as a table of positions, is the model's."""
 
@@ -56,8 +64,8 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
         if values is None:
             raise RecipeError(
                 f"layer {theirs!r} of the teacher {_shapes(source)} cannot be mapped to {ours!r} of the student "
-                f"{_shapes(layer)}; the student's must be of the same kind, no wider, and of one kernel and groups; "
-                "transposed, recurrent and packed layers must have the same shapes"
+                f"{_shapes(layer)}; the student's must be of the same kind, no wider, and of one kernel, groups and "
+                "rows; transposed, recurrent and packed layers must have the same shapes"
             )
         own = dict(layer.named_parameters(recurse=False))
         for name, value in values.items():
@@ -84,25 +92,46 @@ def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
         return None
     if getattr(layer, "groups", 1) != getattr(source, "groups", 1):
         return None
-    values = {name: reduced(given[name], tensor, layer) for name, tensor in wanted.items()}
+    values = {name: reduced(given[name], tensor, layer, name) for name, tensor in wanted.items()}
     possible = {name: value for name, value in values.items() if value is not None}
     return possible if len(possible) == len(values) else None
 
 
-def reduced(value: Tensor, like: Tensor, layer: nn.Module) -> Tensor | None:
-    """`value` with channels in groups: means along axis 0, sums along axis 1 (means of an embedding)."""
-    if value.ndim != like.ndim or value.shape[2:] != like.shape[2:]:
+def reduced(value: Tensor, like: Tensor, layer: nn.Module, name: str) -> Tensor | None:
+    """`value`, the parameter `name` of a layer, in the shape of `like`: each group of channels as one, where it can be.
+
+    Axis 0 of weights takes means and axis 1 sums; what is added to features or scales them takes means, along the one
+    axis that is theirs.
+    """
+    if value.ndim != like.ndim or any(ours > theirs for ours, theirs in zip(like.shape, value.shape, strict=True)):
         return None
-    found = value.double() if value.is_floating_point() else value
-    for axis in range(min(2, value.ndim)):
-        size = like.shape[axis]
-        if size > value.shape[axis] or (isinstance(layer, nn.Embedding) and axis == 0 and size != value.shape[axis]):
+    found = value
+    other = {axis for axis, size in enumerate(like.shape) if size != value.shape[axis]}
+    multiplies = _multiplies(layer, name)
+    if other:
+        exact = value.is_floating_point() or value.is_complex()
+        if not exact or other - ({0, 1} if multiplies else _of_features(layer, value.shape)):
             return None
-        if size < value.shape[axis]:
-            sums = axis == 1 and not isinstance(layer, nn.Embedding)
-            parts = found.tensor_split(size, dim=axis)
-            found = torch.stack([p.sum(axis) if sums else p.mean(axis) for p in parts], dim=axis)
+        if not multiplies and len(other) > 1:
+            return None
+        found = value.to(torch.promote_types(value.dtype, torch.float64))
+    for axis in other:
+        parts = found.tensor_split(like.shape[axis], dim=axis)
+        found = torch.stack([p.sum(axis) if multiplies and axis == 1 else p.mean(axis) for p in parts], dim=axis)
     return found.to(like.dtype)
+
+
+def _multiplies(layer: nn.Module, name: str) -> bool:
+    """Whether the parameter is a weight `[outputs, inputs, ...]`; in layers of no known kind its name says so."""
+    return isinstance(layer, WEIGHTS) or (name.endswith("weight") and not isinstance(layer, (*TABLES, *NORMS)))
+
+
+def _of_features(layer: nn.Module, shape: torch.Size) -> set[int]:
+    """Which axes may hold channels. Of two axes the first is rows, such as positions: these are never put together."""
+    if isinstance(layer, TABLES):
+        return {1}
+    long = [axis for axis, size in enumerate(shape) if size > 1]
+    return {long[-1]} if len(long) == 2 else {long[0], long[-1]}
 
 
 def holding(
@@ -155,8 +184,8 @@ def _pairs(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> list[t
             )
         ((start, model),) = found.items()
         there = dict(model.named_modules())
-        ours = [path for path, module in student.named_modules() if path in there and _own(module)]
-        return [(path, (start + path).removesuffix(".")) for path in ours]  # "" is the path of the model itself
+        shared = [path for path, module in student.named_modules() if path in there and _own(module)]
+        return [(path, (start + path).removesuffix(".")) for path in shared]  # "" is the path of the model itself
     pairs: list[tuple[str, str]] = []
     for ours, theirs in spec.layers:
         left = matching(student, ours, "student", "layer of distill.transfer")

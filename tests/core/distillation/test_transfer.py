@@ -38,6 +38,14 @@ class Scaled(nn.Module):
         self.fc, self.out = nn.Linear(4, width), nn.Linear(width, 3)
 
 
+def layer_of(**parameters: torch.Tensor) -> nn.Module:
+    """A layer of no known kind."""
+    layer = nn.Module()
+    for name, value in parameters.items():
+        layer.register_parameter(name, nn.Parameter(value.clone(), requires_grad=value.is_floating_point()))
+    return layer
+
+
 class Positions(nn.Module):
     """A layer with positions to look up, a fixed table of them, and a statistic as batch norm has it."""
 
@@ -132,8 +140,8 @@ def test_a_layer_with_buffers_alone_has_nothing_to_give():
         transfer(TransferSpec(layers=(("0", "0"),)), student, teacher)
     assert str(caught.value) == (
         "layer '0' of the teacher (Module: without parameters) cannot be mapped to '0' of the student (Module: without "
-        "parameters); the student's must be of the same kind, no wider, and of one kernel and groups; transposed, "
-        "recurrent and packed layers must have the same shapes"
+        "parameters); the student's must be of the same kind, no wider, and of one kernel, groups and rows; "
+        "transposed, recurrent and packed layers must have the same shapes"
     )
 
 
@@ -143,6 +151,53 @@ def test_an_embedding_keeps_its_rows_and_takes_means_of_its_columns():
         source.weight.copy_(torch.arange(12.0).reshape(3, 4))
     assert mapped(layer, source)["weight"].tolist() == [[0.5, 2.5], [4.5, 6.5], [8.5, 10.5]]
     assert mapped(nn.Embedding(2, 2), source) is None
+    assert mapped(nn.Embedding(2, 1), nn.Embedding(3, 1)) is None
+    bag = nn.EmbeddingBag(3, 4, _weight=source.weight.detach())
+    assert mapped(nn.EmbeddingBag(3, 2), bag)["weight"].tolist() == [[0.5, 2.5], [4.5, 6.5], [8.5, 10.5]]
+    assert mapped(nn.EmbeddingBag(2, 4), bag) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "wide"),
+    [((4,), (8,)), ((3, 4), (3, 8)), ((1, 3, 4), (1, 3, 8)), ((1, 1, 4), (1, 1, 8)), ((4, 1, 1), (8, 1, 1)),
+     ((1, 4, 2, 2), (1, 8, 2, 2)), ((1, 2, 2, 4), (1, 2, 2, 8)), ((4, 2, 2), (8, 2, 2))],
+)  # fmt: skip
+def test_what_is_added_to_features_or_scales_them_takes_means_along_their_axis(shape, wide):
+    axis = next(axis for axis, size in enumerate(shape) if size != wide[axis])
+    values = torch.arange(8.0).reshape([-1 if other == axis else 1 for other in range(len(wide))]).expand(wide)
+    found = mapped(layer_of(pos=torch.zeros(shape)), layer_of(pos=values))["pos"]
+    assert found.shape == shape
+    assert torch.equal(found, values.unflatten(axis, (4, 2)).mean(axis + 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "wide"),
+    [((2, 8), (3, 8)), ((1, 2, 8), (1, 3, 8)), ((2, 4), (3, 8)), ((1, 2, 2, 4), (1, 3, 3, 8)), ((2, 2), (2, 1))],
+)
+def test_positions_are_no_channels_so_that_fewer_of_them_cannot_be_mapped(shape, wide):
+    assert mapped(layer_of(pos=torch.zeros(shape)), layer_of(pos=torch.ones(wide))) is None
+
+
+def test_a_parameter_that_is_called_a_weight_has_outputs_and_inputs():
+    found = mapped(layer_of(in_weight=torch.zeros(2, 4)), layer_of(in_weight=torch.ones(4, 8)))
+    assert torch.equal(found["in_weight"], torch.full((2, 4), 2.0))
+
+
+def test_a_layer_norm_over_several_axes_takes_means():
+    assert torch.equal(mapped(nn.LayerNorm((3, 4)), nn.LayerNorm((3, 8)))["weight"], torch.ones(3, 4))
+    assert torch.equal(mapped(nn.LayerNorm((4, 3, 3)), nn.LayerNorm((8, 3, 3)))["weight"], torch.ones(4, 3, 3))
+
+
+def test_a_weight_under_a_parametrization_is_one_still():
+    layer, source = (nn.utils.parametrizations.weight_norm(nn.Linear(size, 4)) for size in (4, 8))
+    found = mapped(layer.parametrizations.weight, source.parametrizations.weight)["original1"]
+    given = source.parametrizations.weight.original1
+    assert torch.allclose(found, given.unflatten(1, (4, 2)).sum(2))
+
+
+def test_whole_numbers_are_copied_and_never_made_narrower():
+    assert mapped(layer_of(at=torch.zeros(2).long()), layer_of(at=torch.arange(2)))["at"].tolist() == [0, 1]
+    assert mapped(layer_of(at=torch.zeros(2).long()), layer_of(at=torch.arange(4))) is None
 
 
 @pytest.mark.parametrize(
@@ -174,8 +229,8 @@ def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
         transfer(TransferSpec(layers=(("1", "0"),)), teacher, student)
     assert str(caught.value) == (
         "layer '0' of the teacher (Linear: weight (3, 2), bias (3,)) cannot be mapped to '1' of the student (Linear: "
-        "weight (6, 2), bias (6,)); the student's must be of the same kind, no wider, and of one kernel and groups; "
-        "transposed, recurrent and packed layers must have the same shapes"
+        "weight (6, 2), bias (6,)); the student's must be of the same kind, no wider, and of one kernel, groups and "
+        "rows; transposed, recurrent and packed layers must have the same shapes"
     )
     with pytest.raises(RecipeError, match=r"distill\.transfer finds no layer of the student"):
         transfer(TransferSpec(), student, teacher)
