@@ -10,7 +10,7 @@ Limits: groups are neighbours, whatever they do, so that it is a start and no mo
 map mixes positions. Layers are never widened; kernels and the rows of a table must be as many. A parameter of a layer
 of no known kind counts as a weight `[outputs, inputs]` where its name ends in `weight`, else as one of features.
 Transposed convolutions, recurrent layers and packed attention are copied where shapes are the same, and never made
-narrower; convolutions keep their groups.
+narrower; convolutions keep their groups, and with several of them are narrowed by a whole factor.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
             raise RecipeError(
                 f"layer {theirs!r} of the teacher {_shapes(source)} cannot be mapped to {ours!r} of the student "
                 f"{_shapes(layer)}; the student's must be of the same kind, no wider, and of one kernel, groups and "
-                "rows; transposed, recurrent and packed layers must have the same shapes"
+                "rows; grouped convolutions must have a whole fraction of the teacher's channels; transposed, "
+                "recurrent and packed layers must have the same shapes"
             )
         own = dict(layer.named_parameters(recurse=False))
         for name, value in values.items():
@@ -90,7 +91,7 @@ def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
     alike = all(given[name].shape == tensor.shape for name, tensor in wanted.items())
     if isinstance(layer, UNLIKE) and not alike:
         return None
-    if getattr(layer, "groups", 1) != getattr(source, "groups", 1):
+    if not _same_groups(layer, source):
         return None
     values = {name: reduced(given[name], tensor, layer, name) for name, tensor in wanted.items()}
     possible = {name: value for name, value in values.items() if value is not None}
@@ -119,6 +120,16 @@ def reduced(value: Tensor, like: Tensor, layer: nn.Module, name: str) -> Tensor 
         parts = found.tensor_split(like.shape[axis], dim=axis)
         found = torch.stack([p.sum(axis) if multiplies and axis == 1 else p.mean(axis) for p in parts], dim=axis)
     return found.to(like.dtype)
+
+
+def _same_groups(layer: nn.Module, source: nn.Module) -> bool:
+    """Whether convolutions have as many groups, and no channels are put together that two of these keep apart."""
+    groups = getattr(layer, "groups", 1)
+    if groups != getattr(source, "groups", 1):
+        return False
+    if groups == 1 or not isinstance(layer, nn.modules.conv._ConvNd):
+        return True
+    return not any(getattr(source, of) % getattr(layer, of) for of in ("in_channels", "out_channels"))
 
 
 def _multiplies(layer: nn.Module, name: str) -> bool:

@@ -141,7 +141,8 @@ def test_a_layer_with_buffers_alone_has_nothing_to_give():
     assert str(caught.value) == (
         "layer '0' of the teacher (Module: without parameters) cannot be mapped to '0' of the student (Module: without "
         "parameters); the student's must be of the same kind, no wider, and of one kernel, groups and rows; "
-        "transposed, recurrent and packed layers must have the same shapes"
+        "grouped convolutions must have a whole fraction of the teacher's channels; transposed, recurrent and packed "
+        "layers must have the same shapes"
     )
 
 
@@ -216,6 +217,28 @@ def test_wider_layers_other_kernels_and_other_kinds_cannot_be_mapped(layer, sour
     assert mapped(layer, source) is None
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [((4, 6), (4, 6)), ((4, 8), (4, 6)), ((4, 6), (4, 8)), ((4, 4), (8, 12))]
+)
+def test_channels_of_a_grouped_convolution_that_are_no_whole_multiple_cannot_be_mapped(inputs, outputs):
+    # as 0 1, 2 3, 4, 5 the layer in front would put together what the two groups 0 1 2 and 3 4 5 keep apart
+    layer, source = (nn.Conv2d(inputs[at], outputs[at], 1, groups=2) for at in (0, 1))
+    assert mapped(layer, source) is None
+
+
+def test_a_grouped_convolution_behind_another_layer_goes_with_its_channels(seeded):
+    student, teacher, x = behind(4, 2), seeded(lambda: behind(8, 4)), torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        for value in teacher[0].parameters():
+            value[1::2] = value[::2]  # alike in each group
+    assert len(transfer(TransferSpec(), student, teacher)) == 4
+    assert torch.allclose(student(x), teacher(x).unflatten(1, (2, 2)).mean(2), atol=1e-6)
+
+
+def behind(width: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.Conv2d(width, outputs, 1, groups=2))
+
+
 def test_a_recurrent_layer_of_the_same_shapes_is_copied():
     source, layer = nn.GRU(2, 3), nn.GRU(2, 3)
     assert all(torch.equal(value, getattr(source, name)) for name, value in mapped(layer, source).items())
@@ -230,7 +253,8 @@ def test_pairs_may_be_written_and_one_that_cannot_be_mapped_is_named(seeded):
     assert str(caught.value) == (
         "layer '0' of the teacher (Linear: weight (3, 2), bias (3,)) cannot be mapped to '1' of the student (Linear: "
         "weight (6, 2), bias (6,)); the student's must be of the same kind, no wider, and of one kernel, groups and "
-        "rows; transposed, recurrent and packed layers must have the same shapes"
+        "rows; grouped convolutions must have a whole fraction of the teacher's channels; transposed, recurrent and "
+        "packed layers must have the same shapes"
     )
     with pytest.raises(RecipeError, match=r"distill\.transfer finds no layer of the student"):
         transfer(TransferSpec(), student, teacher)
