@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 
 from kdq_core.errors import PluginError
@@ -36,6 +39,62 @@ def source_hash(top: str) -> str:
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def reached_hash(top: str) -> str:
+    """sha256 over the package or module `top` and all that it imports, wherever in its code; imports nothing.
+
+    What lies with the standard library is left out, and of what is installed the version stands for the code.
+    """
+    digest, found = hashlib.sha256(), _reached(top)
+    installed = _distributions() if None in found.values() else {}
+    for name, code in sorted(found.items()):
+        versions = [f"{one}=={importlib.metadata.version(one)}" for one in sorted(set(installed.get(name, ())))]
+        digest.update(f"{name} {code or versions}\0".encode())
+    return digest.hexdigest()
+
+
+_distributions = functools.cache(importlib.metadata.packages_distributions)
+
+
+def _reached(top: str) -> dict[str, str | None]:
+    """Digests of top-level packages and modules by name; `None` for what is installed."""
+    found: dict[str, str | None] = {}
+    asked = [top]
+    while asked:
+        name = asked.pop()
+        place = _place(name)
+        if name in found or place is None:
+            continue
+        if name != top and {"site-packages", "dist-packages"}.intersection(place.parts):
+            found[name] = None
+            continue
+        found[name] = source_hash(name)
+        asked += [word for _, path in _sources(name) for word in _imports(path)]
+    return found
+
+
+def _place(name: str) -> Path | None:
+    """The file or folder of a top-level package or module; `None` for the standard library, and what is not there."""
+    if name in sys.stdlib_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    places = [] if spec is None else [*(spec.submodule_search_locations or ()), *filter(None, [spec.origin])]
+    return Path(places[0]) if places else None
+
+
+def _imports(path: Path) -> set[str]:
+    """Top-level names that a source file imports, wherever in it."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError):
+        return set()  # whoever imports it is told
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    whole |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in whole if name}
 
 
 def _sources(top: str) -> list[tuple[str, Path]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdq_core.catalog import Catalog, kdq_code_version, named_plugins
-from kdq_core.code_version import source_hash
+from kdq_core.code_version import reached_hash
 from kdq_core.errors import RecipeError
 from kdq_core.kinds import Distiller, Kind, Plugin, Target, Workload
 from kdq_core.spec import DistillerUse, Recipe, Site, TeacherSpec
@@ -185,7 +185,7 @@ def answering(spec: TeacherSpec) -> dict[str, Any]:
 
 
 def _module_digest(name: str) -> str:
-    """sha256 of the whole package a module is in, which may import what else is there; it is not imported itself.
+    """sha256 of the whole package a module is in and of all that this imports; it is not imported itself.
 
     Raises:
         RecipeError: there is no such module.
@@ -196,7 +196,7 @@ def _module_digest(name: str) -> str:
         found = None
     if found is None or found.origin is None or not Path(found.origin).is_file():
         raise RecipeError(no_factory(name))
-    return source_hash(name.partition(".")[0])
+    return reached_hash(name.partition(".")[0])
 
 
 def device_class(site: Site) -> str:

@@ -1,5 +1,6 @@
 """One teacher or several, from this pipeline, from files, and how they answer as one."""
 
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdq_core.code_version import reached_hash
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.keys import answering
 from kdq_core.records import Checkpoint
@@ -237,6 +239,36 @@ def test_the_whole_package_of_a_factory_is_in_the_key(
     assert keys() == before
     (package / "blocks.py").write_text("WIDTH = 8\n")
     assert not set(keys()) & set(before)
+
+
+def test_all_that_a_factory_imports_is_in_the_key(
+    stages_of: Any, tmp_path: Path, linear: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module beside it, what that imports in a function, and the version of what is installed."""
+    for name, text in (
+        ("loose_nets", FACTORY + "\nimport my_layers"),
+        ("my_layers", "def f():\n    from my_sizes.of import WIDTH\nimport json, torch, no_such_module_of_mine"),
+        ("my_sizes/of", "WIDTH = 4"), ("other", "WIDTH = 4"),
+    ):  # fmt: skip
+        (tmp_path / "path" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "path" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+
+    def key() -> str:
+        member = {"source": "checkpoint", "file": str(linear[0]), "factory": "loose_nets:make"}
+        return str(stages_of(tmp_path, **RECIPE, teacher={"members": [member]}).plan.node("train_teacher").key({}))
+
+    seen = [key()]
+    (tmp_path / "path" / "other.py").write_text("WIDTH = 8")
+    assert key() == seen[0]
+    for name in ("my_layers", "my_sizes/of"):
+        with (tmp_path / "path" / f"{name}.py").open("a") as file:
+            file.write("\nDEPTH = 3")
+        seen.append(key())
+    version, before = importlib.metadata.version, reached_hash("loose_nets")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9" if name == "torch" else version(name))
+    assert reached_hash("loose_nets") != before
+    assert len(set(seen)) == 3
 
 
 def test_a_factory_in_no_module_is_told_when_the_plan_is_made(
