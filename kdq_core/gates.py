@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
-from kdq_core.kinds import Quantizer
+from kdq_core.kinds import Evaluator, Quantizer
 from kdq_core.records import EvaluationReport, OperatorCoverage
 from kdq_core.spec import DEFAULT_GATES, Gate, Recipe, TeacherSpec
 
@@ -52,7 +52,8 @@ def with_fitting_gates(recipe: Recipe, catalog: Catalog) -> tuple[Recipe, str]:
         catalog: finds the quantizer's class.
 
     Returns:
-        The recipe, and what to tell the user of it; empty where the gates are the usual ones or the recipe's own.
+        The recipe, and what to tell the user of it; empty where the gates are the usual ones, or the recipe's own and
+        measured.
     """
     name = recipe.quantize.use
     found = catalog.load_class(catalog.find("quantizer", name))
@@ -61,9 +62,24 @@ def with_fitting_gates(recipe: Recipe, catalog: Catalog) -> tuple[Recipe, str]:
     if not measured(recipe.teacher):
         gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
         notes.append("the teacher cannot be measured beside the int8 file, so the default gates do not compare with it")
+    given = {metric for use in recipe.evaluate for metric in _metrics(use.use, catalog)}
+    missing = [gate.metric for gate in gates if gate.metric not in given]
+    if missing:
+        gates = tuple(gate for gate in gates if gate.metric in given)
+        listed = ", ".join(map(repr, missing))
+        notes.append(f"no evaluator of the recipe gives {listed}, so the default gates do without")
     if "gates" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"gates": gates})
-    return recipe, "; ".join(notes) if recipe.gates == gates else ""
+    if recipe.gates != gates:
+        lacking = (gate.metric for gate in recipe.gates if gate.metric.partition("/")[0] not in given)
+        notes = [f"no evaluator of the recipe gives {metric!r}, so that gate cannot be met" for metric in lacking]
+    return recipe, "; ".join(notes)
+
+
+def _metrics(name: str, catalog: Catalog) -> tuple[str, ...]:
+    """The metrics that an evaluator gives, of a model with one output."""
+    found = catalog.load_class(catalog.find("evaluator", name))
+    return found.metrics if issubclass(found, Evaluator) else ()
 
 
 def measured(teacher: TeacherSpec) -> bool:

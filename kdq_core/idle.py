@@ -27,7 +27,8 @@ def without_effect(recipe: Recipe, tapping: Sequence[str]) -> Iterator[str]:
 
 
 def _of_cache(cache: CacheSpec, tapping: Sequence[str]) -> Iterator[str]:
-    asked = [name for name in ("form", "top_k", "limit_gb") if getattr(cache, name) != getattr(CacheSpec(), name)]
+    said = ("form", "top_k", "limit_gb", "views")
+    asked = [name for name in said if getattr(cache, name) != getattr(CacheSpec(), name)]
     listed = ", ".join(map(repr, asked if not cache.enabled else tapping))
     if cache.features and not tapping:
         yield "'teacher.cache.features' keeps nothing, since no distiller compares features"

@@ -1,6 +1,7 @@
 """A required gate stops a run, and names what runs in float."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,23 @@ def test_default_gates_fit_the_quantizer_and_written_ones_stay(
     assert (again.recipe.gates, again.note) == (plan.recipe.gates, note)
     written = Recipe.model_validate(recipe.model_dump(mode="json"))  # all fields count as the recipe's own
     assert make_plan(written, site, catalog).recipe.gates == DEFAULT_GATES
+
+
+@pytest.mark.parametrize(
+    ("sections", "metrics", "note"),
+    [
+        ({}, [], "no evaluator of the recipe gives 'top1', 'coverage_macs', 'parity_flips', so the default gates do "
+         "without"),
+        ({"gates": [{"metric": "bytes", "at_most": 9}, {"metric": "top1/other", "at_least": 0.5}]},
+         ["bytes", "top1/other"], "no evaluator of the recipe gives 'top1/other', so that gate cannot be met"),
+    ],
+)  # fmt: skip
+def test_gates_of_what_no_evaluator_gives_are_told(
+    sections: dict[str, Any], metrics: list[str], note: str, tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate({"name": "x", "workload": "digits", "evaluate": ["size"], **sections})
+    catalog, site = Catalog.load(), Site(home=tmp_path)
+    plan = make_plan(recipe, site, catalog)
+    assert ([gate.metric for gate in plan.recipe.gates], plan.note) == (metrics, note)
+    again = make_plan(Recipe.model_validate(plan.recipe.model_dump(mode="json")), site, catalog)
+    assert (again.recipe.gates, again.note) == (plan.recipe.gates, note)

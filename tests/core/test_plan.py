@@ -213,6 +213,8 @@ def test_a_workload_that_takes_no_view_is_told_before_the_run(
          "keeps them"),
         ({"enabled": False, "top_k": 3}, ["logit-kd"],
          "the teacher's outputs are not kept, so 'top_k' of 'teacher.cache' does nothing"),
+        ({"enabled": False, "views": 2}, ["logit-kd"],
+         "the teacher's outputs are not kept, so 'views' of 'teacher.cache' does nothing"),
         ({"enabled": False, "top_k": 3, "form": "fp32"}, ["logit-kd"],
          "the teacher's outputs are not kept, so 'form', 'top_k' of 'teacher.cache' do nothing"),
         ({}, ["logit-kd", "fitnet", "rkd"],

@@ -183,5 +183,5 @@ def _gates(result: RunResult) -> None:
         typer.echo(f"gates     all {len(result.gates)} met")
     for verdict in unmet:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
-        against = "" if verdict.bound is not None else f"; {verdict.note}"
+        against = f"; {verdict.note}" if verdict.bound is None and verdict.note else ""
         typer.echo(f"gates     not met: {verdict.rule} (it is {value}{against})")
