@@ -9,6 +9,7 @@ have one distiller each. With several tasks each has a hard loss and an H of its
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
 from kdq_core.errors import KdqError, StageError
 from kdq_core.kinds import Distiller, Reads, Workload
 from kdq_core.tensors import Batch, LossTerms, Outputs
-from kdq_core.training.losses import check_names, outputs_of
+from kdq_core.training.losses import check_names, loss_of, outputs_of
 
 if TYPE_CHECKING:
     from kdq_core.distillation.taught import Taught
@@ -149,9 +150,9 @@ class DistillationLoss:
         """The hard loss, or that of each task, by name of the term."""
         if not student.tasks:
             labelled = batch.targets is not None and weights[""]
-            return {"hard": weights[""] * self.workload.loss(student, batch)} if labelled else {}
+            return {"hard": weights[""] * loss_of(self.workload, student, batch)} if labelled else {}
         asked = [name for name, weight in weights.items() if weight and name in batch.tasks]
-        return {f"hard/{name}": weights[name] * self.workload.loss(student, batch.task(name)) for name in asked}
+        return {f"hard/{name}": weights[name] * loss_of(self.workload, student, batch.task(name)) for name in asked}
 
 
 def teacher_paths(parts: Iterable[Part]) -> tuple[str, ...]:
@@ -197,12 +198,28 @@ def _asked(name: str, distiller: Distiller, student: Outputs, teacher: Outputs, 
         without = ", given a batch without labels: one that needs labels says needs_labels = True"
         error.add_note(f"the distiller {name!r} raised it{without if batch.targets is None else ''}")
         raise
-    if not isinstance(given, LossTerms):
+    wrong = _wrong(given)
+    if wrong:
         raise StageError(
-            f"distiller {name!r} gave a {type(given).__name__!r}; its loss() must give LossTerms(terms={{'name': "
-            "scalar}, hard_weight=...) of kdq_core.api"
+            f"distiller {name!r} gave {wrong}; its loss() must give LossTerms(terms={{'name': scalar}}, "
+            "hard_weight=...) of kdq_core.api"
         )
     return given
+
+
+def _wrong(given: object) -> str:
+    """What of that is no `LossTerms` as it must be; empty where all is well."""
+    if not isinstance(given, LossTerms):
+        return f"a {type(given).__name__!r}"
+    for name, term in given.terms.items():
+        if not isinstance(term, Tensor):
+            return f"the term {name!r} as a {type(term).__name__!r}"
+        if term.ndim:
+            return f"the term {name!r} of shape {tuple(term.shape)}"
+    weight = given.hard_weight
+    if not isinstance(weight, Tensor) and not 0 <= weight < math.inf:
+        return f"the hard weight {weight!r}"
+    return "" if given.terms else "no term"
 
 
 def _full(outputs: Outputs) -> Outputs:

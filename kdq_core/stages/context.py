@@ -131,7 +131,8 @@ class StageContext:
         Raises:
             StageError: there are not as many.
         """
-        batch = next(iter(self.workload.batches("validation", batch_size=2)), None)
+        given = next(iter(self.workload.batches("validation", batch_size=2)), None)
+        batch = None if given is None else checked(given, "validation")
         count = 0 if batch is None else len(batch.ids)
         if batch is None or count < 2:
             raise StageError(
@@ -157,7 +158,7 @@ class StageContext:
         view = self.view(epoch)
         asked |= {} if view is None else {"view": view}
         for batch in self.workload.batches("train", batch_size=batch_size, **asked):
-            yield replace(self.read(batch), view=epoch if view is None else view.number)
+            yield replace(self.read(checked(batch, "train")), view=epoch if view is None else view.number)
 
     def read(self, batch: Batch) -> Batch:
         """What the model of this stage reads of a batch: a teacher that is trained, its own inputs."""
@@ -237,6 +238,27 @@ def _plain_accelerate() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def checked(given: object, split: str) -> Batch:
+    """A batch of the workload, if it is one.
+
+    Raises:
+        StageError: it is something else, or not of tensors.
+    """
+    wrong = ""
+    if not isinstance(given, Batch):
+        wrong = f"a {type(given).__name__!r}"
+    elif not isinstance(given.inputs, tuple) or not all(isinstance(x, Tensor) for x in given.inputs):
+        wrong = f"a batch whose inputs are a {type(given.inputs).__name__!r}, not a tuple of tensors"
+    elif not isinstance(given.ids, Tensor):
+        wrong = f"a batch whose ids are a {type(given.ids).__name__!r}, not a tensor"
+    if wrong or not isinstance(given, Batch):
+        raise StageError(
+            f"the workload's batches({split!r}) gave {wrong}; it must give Batch(inputs=(tensor, ...), targets=tensor "
+            "or None, ids=tensor of sample numbers) of kdq_core.api"
+        )
+    return given
 
 
 def check_device(device: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdq_core.distillation.combining import teacher_paths
+from kdq_core.distillation.numbers import check_numbers
 from kdq_core.distillation.taps import graph_forward
 from kdq_core.distillation.taught import taught
 from kdq_core.distillation.transfer import transfer
@@ -24,6 +25,7 @@ from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.control import check_labels
 from kdq_core.training.fit import to_device
+from kdq_core.training.losses import outputs_of
 
 
 def cache_teacher(context: StageContext) -> TeacherOutputs:
@@ -87,6 +89,7 @@ def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device
         if recipe.teacher.cache.enabled:
             layout(teacher(batch), recipe.teacher.cache)
     terms = loss(model.train(), batch)  # with gradients: a tap that carries none is refused
+    check_numbers(loss.parts, outputs_of(student, batch), batch)
     odd = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite().all()}
     if odd:
         raise StageError(

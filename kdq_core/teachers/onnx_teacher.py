@@ -89,9 +89,10 @@ class OnnxTeacher(nn.Module):
         except Exception as error:
             if "External data" in str(error):
                 raise StageError(f"{self.title} {BESIDE_IT}") from error
-            raise StageError(
-                f"ONNX Runtime cannot read {self.title}: {_line(error)}; name an ONNX model in 'teacher.members'"
-            ) from error
+            remedy = "name an ONNX model in 'teacher.members'"
+            if "NOT_IMPLEMENTED" in str(error):
+                remedy = "it has no such operator for that type of number, as often for float64: export it in float32"
+            raise StageError(f"ONNX Runtime cannot read {self.title}: {_line(error)}; {remedy}") from error
         fixed = next((x for x in session.get_inputs() if x.shape and isinstance(x.shape[0], int)), None)
         if fixed is not None:
             raise StageError(

@@ -90,7 +90,10 @@ def stable_fingerprint(workload: Workload) -> None:
 
 
 def every_sample_once(workload: Workload) -> None:
-    """Sample numbers are int64, from 0 to N-1, each once; batches have the size asked for, the last may be smaller."""
+    """Sample numbers are int64, from 0 to N-1, each once; batches have the size asked for.
+
+    The last may be smaller, and of a split with and without labels the last of each.
+    """
     for split in SPLITS:
         batches = collect(workload, split)
         numbers = [number for batch in batches for number in batch.ids.tolist()]
@@ -99,9 +102,12 @@ def every_sample_once(workload: Workload) -> None:
             f"split {split!r} should give each sample number from 0 to N-1 once, but it does not"
         )
         assert all(b.ids.dtype == torch.int64 for b in batches), f"sample numbers of {split!r} should be int64"
-        sizes = [len(batch.ids) for batch in batches]
-        assert set(sizes[:-1]) <= {BATCH}, f"batches of {split!r} should have {BATCH} samples, but have {sizes}"
-        assert sizes[-1] <= BATCH, f"the last batch of {split!r} should have at most {BATCH} samples"
+        for labelled in (True, False):
+            sizes = [len(batch.ids) for batch in batches if batch.labelled == labelled]
+            assert set(sizes[:-1]) <= {BATCH}, f"batches of {split!r} should have {BATCH} samples, but have {sizes}"
+            assert max(sizes[-1:], default=0) <= BATCH, (
+                f"the last batch of {split!r} should have at most {BATCH} samples"
+            )
 
 
 def same_seed_same_batches(workload: Workload) -> None:

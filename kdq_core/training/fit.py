@@ -194,6 +194,11 @@ def _step(
     with accelerator.autocast():
         terms = loss(model, batch)
     total = torch.stack([term.float() for term in terms.values()]).sum()
+    if not total.requires_grad:
+        raise StageError(
+            f"the loss ({', '.join(sorted(terms))}) carries no gradient to the model; let the workload's loss() and "
+            "the distillers compute with the model's outputs as they are, not detached and not as numbers"
+        )
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(total)
     hooks.after_backward()

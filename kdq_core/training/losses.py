@@ -40,9 +40,24 @@ def hard_loss(workload: Workload) -> Loss:
             return {"hard": torch.zeros((), device=batch.inputs[0].device, requires_grad=True)}
         outputs = outputs_of(model, batch)
         check_names(outputs, batch)
-        return {"hard": workload.loss(outputs, batch)}
+        return {"hard": loss_of(workload, outputs, batch)}
 
     return loss
+
+
+def loss_of(workload: Workload, outputs: Outputs, batch: Batch) -> Tensor:
+    """The workload's own loss.
+
+    Raises:
+        StageError: it is no scalar tensor.
+    """
+    given: object = workload.loss(outputs, batch)
+    if isinstance(given, Tensor) and not given.ndim:
+        return given
+    what = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__!r}"
+    raise StageError(
+        f"the workload's loss() gave {what}; it must give one scalar tensor, the mean over the samples of the batch"
+    )
 
 
 def labelled(batches: Iterable[Batch]) -> bool:

@@ -69,6 +69,8 @@ def _unlike(given: Tensor, wanted: Tensor) -> str:
     """What differs, and what to do; the student's channels are those behind the projector, so they say nothing."""
     ours, theirs = _positions(given), _positions(wanted)
     if ours != theirs:
+        maps = " (of features `[B, C, L]`, as 1-d convolutions give them, C is taken for the positions)"
+        theirs += maps if given.ndim == 3 else ""
         return f"the student's features are at {ours}, the teacher's at {theirs}; tap layers with the same positions"
     return (
         f"the student's features have the shape {tuple(given.shape)}, the teacher's {tuple(wanted.shape)}; let them go "

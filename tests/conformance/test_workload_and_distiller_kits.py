@@ -391,3 +391,28 @@ def test_the_workload_kit_names_the_broken_promise(broken, sentence):
 
 def test_the_small_workload_itself_is_not_broken():
     check_workload(Small())
+
+
+class Partly(Small):
+    """Training samples with and without labels in batches of their own, with a short one at the end of each sort."""
+
+    unlabelled: bool = True
+
+    def batches(self, split, *, batch_size, seed=0, epoch=0, view=None):
+        if split != "train":
+            yield from super().batches(split, batch_size=batch_size)
+            return
+        every = list(super().batches(split, batch_size=1, seed=seed, epoch=epoch, view=view))
+        for few in (True, False):
+            some = [one for one in every if (int(one.ids) % 3 == 0) == few]
+            for at in range(0, len(some), batch_size):
+                x, y, ids = (
+                    torch.cat(each) for each in zip(*((b.inputs[0], b.targets, b.ids) for b in some[at:][:batch_size]))
+                )
+                yield Batch((x,), None if self.unlabelled and not few else y, ids)
+
+
+def test_samples_with_and_without_labels_may_come_in_batches_of_their_own():
+    check_workload(Partly())
+    with pytest.raises(AssertionError, match=r"batches of 'train' should have 16 samples, but have \[14, 16, 10\]"):
+        check_workload(Partly(unlabelled=False))

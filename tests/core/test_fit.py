@@ -139,6 +139,18 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_says_where() -> None:
     assert text.endswith("soft nan); lower learning_rate, set clip_norm, or check the data for NaN")
 
 
+def test_a_loss_without_a_gradient_is_named() -> None:
+    with pytest.raises(StageError) as caught:
+        fit(
+            model(), lambda m, batch: {"hard": m(*batch.inputs).detach().mean()}, batches, FitSpec(epochs=1),
+            samples=48, accelerator=Accelerator(cpu=True),
+        )  # fmt: skip
+    assert str(caught.value) == (
+        "the loss (hard) carries no gradient to the model; let the workload's loss() and the distillers compute with "
+        "the model's outputs as they are, not detached and not as numbers"
+    )
+
+
 def test_a_workload_without_training_data_is_an_error() -> None:
     with pytest.raises(StageError, match="the workload gave no training batch; check its split 'train'"):
         fit(model(), hard, lambda _epoch: [], FitSpec(epochs=1), samples=48, accelerator=Accelerator(cpu=True))

@@ -169,6 +169,32 @@ def test_a_mistake_of_a_distiller_is_told_with_its_name(combined, student):
     )
 
 
+GIVEN = {
+    "no term": LossTerms({}, 1.0),
+    "the term 'soft' of shape (2,)": LossTerms({"soft": torch.ones(2)}, 1.0),
+    "the term 'soft' as a 'float'": LossTerms({"soft": 1.0}, 1.0),
+    "the hard weight -1.0": LossTerms({"soft": torch.ones(())}, -1.0),
+    "the hard weight nan": LossTerms({"soft": torch.ones(())}, math.nan),
+}
+
+
+class Gives(Distiller):
+    what: str
+
+    def loss(self, student, teacher, batch):
+        return GIVEN[self.what]
+
+
+@pytest.mark.parametrize("what", GIVEN)
+def test_what_is_no_loss_is_told_with_the_name_of_the_distiller(combined, student, what):
+    with pytest.raises(StageError) as caught:
+        combined(Part("mine", Gives(what=what)))(student, a_batch())
+    assert str(caught.value) == (
+        f"distiller 'mine' gave {what}; its loss() must give LossTerms(terms={{'name': scalar}}, hard_weight=...) of "
+        "kdq_core.api"
+    )
+
+
 class Named(Constant):
     """Calls its term as it is told."""
 

@@ -80,6 +80,20 @@ def test_a_file_that_is_no_onnx_model_is_named_when_it_is_read(tmp_path: Path) -
     assert str(caught.value).endswith(" failed; name an ONNX model in 'teacher.members'")
 
 
+def test_a_file_in_float64_that_the_runtime_has_no_operator_for_says_so(tmp_path: Path) -> None:
+    path, double = tmp_path / "t.onnx", TensorProto.DOUBLE
+    ends = [[helper.make_tensor_value_info(name, double, ("batch", 1, 8, 8))] for name in ("x", "y")]
+    kernel = [numpy_helper.from_array(np.ones((1, 1, 1, 1)), "w")]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "teacher", *ends, initializer=kernel)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with pytest.raises(StageError) as caught:
+        read_member(member(path), Digits())
+    assert str(caught.value).startswith(f"ONNX Runtime cannot read the ONNX teacher {str(path)!r}: ")
+    assert str(caught.value).endswith(
+        "; it has no such operator for that type of number, as often for float64: export it in float32"
+    )
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_weights_beside_the_file_are_not_read(
     tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch

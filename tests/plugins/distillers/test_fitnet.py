@@ -55,11 +55,12 @@ def test_a_step_against_the_gradient_lowers_the_loss(feature_terms, maps):
 @pytest.mark.parametrize(
     ("student", "teacher", "told"),
     [
-        ((2, 7, 4), (2, 9, 4), "7 positions, the teacher's at 9 positions"),
+        ((2, 7, 4), (2, 9, 4), "7 positions, the teacher's at 9 positions (of features `[B, C, L]`, as 1-d "
+         "convolutions give them, C is taken for the positions)"),
         ((2, 4, 3, 5), (2, 4), "3x5 positions, the teacher's at none (one vector a sample)"),
         ((2, 4), (2, 4, 1, 1), "none (one vector a sample), the teacher's at 1x1 positions"),
     ],
-)
+)  # fmt: skip
 def test_features_that_cannot_be_compared_are_named_with_the_positions_of_both(student, teacher, told, feature_terms):
     """Their channels are no matter: the student's are seen behind the projector."""
     with pytest.raises(StageError) as caught:

@@ -1,0 +1,57 @@
+"""Whether distillers of outputs have something to compare where a model gives one number a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from kdq_core.distillation.combining import Part
+from kdq_core.distillation.tasks import of_task
+from kdq_core.errors import StageError
+from kdq_core.kinds import Distiller
+from kdq_core.tensors import Batch, Outputs
+
+
+def check_numbers(parts: Iterable[Part], student: Outputs, batch: Batch) -> None:
+    """Refuse a distiller of classes for a student that gives one number a sample: a softmax of one is always 1.
+
+    It is asked about a teacher that says something else; one that would move no student is tried with two classes
+    too, since an option may have switched it off.
+
+    Raises:
+        StageError: it learns from two classes and not from one number.
+    """
+    for part in parts:
+        if part.distiller.features != "none":
+            continue
+        named = student.tasks if part.task is None else (part.task,)
+        for task in named if student.tasks else ("",):
+            where, seen = (f" for the task {task!r}", batch.task(task)) if task else ("", batch)
+            _check(part, of_task(student, task).logits, seen, where)
+
+
+def _check(part: Part, logits: Tensor, batch: Batch, where: str) -> None:
+    if not (logits.ndim == 1 or logits.shape[-1] == 1) or _moves(part.distiller, logits, batch):
+        return
+    one = logits.reshape(*logits.shape[: max(1, logits.ndim - 1)], 1)
+    if _moves(part.distiller, torch.cat([one, -one], dim=-1), batch):
+        raise StageError(
+            f"distiller {part.name!r} learns nothing{where} from outputs of shape {tuple(logits.shape)}: it compares "
+            "classes, and one number a sample is none; use a distiller of numbers, such as 'regression-kd', or of "
+            "independent labels, such as 'multi-label-kd'"
+        )
+
+
+def _moves(distiller: Distiller, logits: Tensor, batch: Batch) -> bool:
+    """Whether the soft terms have a gradient to `logits`, for another teacher; also where the distiller raises."""
+    ours = logits.detach().float().requires_grad_()
+    shift = torch.linspace(1.0, 2.0, ours.numel(), device=ours.device).reshape(ours.shape)
+    with torch.enable_grad():
+        try:
+            terms = distiller.loss(Outputs(ours), Outputs(ours.detach() + shift), batch).terms.values()
+            (gradient,) = torch.autograd.grad(torch.stack(list(terms)).sum(), ours, allow_unused=True)
+        except Exception:  # what it is, the loss itself tells
+            return True
+    return gradient is not None and bool(gradient.any())
