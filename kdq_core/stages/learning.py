@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ def distill(context: StageContext) -> Checkpoint:
     control = workload.student().to(device)
     rewind()
     history += replace(context, number=1).trained(control, hard_loss(workload), spec.fit, accelerator)
-    gained = gains(student, control, workload, device, EVALUATION_BATCH)
+    seen = partial(context.batches, 0, spec.fit.batch_size)
+    gained = gains(student, control, workload, device, EVALUATION_BATCH, train=seen)
     return context.checkpoint("student", student, history, gains=gained, **told)
 
 

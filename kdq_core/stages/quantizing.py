@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def quantize(context: StageContext) -> Checkpoint:
     rewind()
     history += _trained(replace(context, number=1), control, hard_loss(context.workload), control, accelerator)
     _finished(context, control, device)
-    gained = gains(model, control, context.workload, device, EVALUATION_BATCH)
+    seen = partial(context.batches, 0, spec.fit.batch_size)
+    gained = gains(model, control, context.workload, device, EVALUATION_BATCH, train=seen)
     return context.checkpoint("quantized", model, history, gains=gained, **told)
 
 

@@ -25,7 +25,7 @@ from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.control import check_labels
 from kdq_core.training.fit import to_device
-from kdq_core.training.losses import outputs_of
+from kdq_core.training.losses import labelled_tasks, outputs_of
 
 
 def cache_teacher(context: StageContext) -> TeacherOutputs:
@@ -86,8 +86,9 @@ def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device
     if context.quantizer.trains and (read := [pair.student for part in loss.parts for pair in part.pairs]):
         graph_forward(check_student(context), read, student)  # in QAT the taps are read in the graph
     with torch.no_grad():
-        if recipe.teacher.cache.enabled:
-            layout(teacher(batch), recipe.teacher.cache)
+        answers = teacher(batch)
+    if recipe.teacher.cache.enabled:
+        layout(answers, recipe.teacher.cache)
     terms = loss(model.train(), batch)  # with gradients: a tap that carries none is refused
     check_numbers(loss.parts, outputs_of(student, batch), batch)
     odd = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite().all()}
@@ -97,7 +98,23 @@ def rehearse(context: StageContext, teacher: OnlineTeacher, device: torch.device
             f"({', '.join(f'{name} {value!r}' for name, value in odd.items())}); look for NaN in the data, and for a "
             "division by zero in the workload's loss or the distiller"
         )
+    if any(member.trained for member in recipe.teacher.members):
+        _check_task_labels(context, answers)
     return teacher_paths(loss.parts)
+
+
+def _check_task_labels(context: StageContext, answers: Outputs) -> None:
+    """Refuse to let a teacher that is trained here teach a task that it has no labels for."""
+    uses = [use.task for use in context.recipe.distill.distillers]
+    asked = set(answers.tasks) if None in uses else set(answers.tasks).intersection(filter(None, uses))
+    batches = context.batches(0, context.recipe.teacher.fit.batch_size)
+    missing = sorted(asked - labelled_tasks(batches, asked)) if asked else []
+    if missing:
+        raise StageError(
+            f"the teacher is trained on labels, but no batch of the workload's split 'train' has any of the task "
+            f"{missing[0]!r}, so what it says of that task would mean nothing; label some, name the other tasks as "
+            "'task' of the distillers, or a teacher that is trained already in 'teacher.members'"
+        )
 
 
 def teacher_source(context: StageContext, device: torch.device) -> TeacherSource:

@@ -26,7 +26,7 @@ from kdq_core.kinds import Workload
 from kdq_core.records import Gain
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import rows_of, to_device
-from kdq_core.training.losses import by_task, has_classes, labelled, outputs_of
+from kdq_core.training.losses import by_task, has_classes, labelled, labelled_tasks, outputs_of
 
 IGNORED = -100
 """The label of what has none, as `torch.nn.functional.cross_entropy` has it; a sample of these alone is left out."""
@@ -61,9 +61,17 @@ def remembered(device: torch.device) -> Callable[[], None]:
 
 @torch.no_grad()
 def gains(
-    taught: nn.Module, control: nn.Module, workload: Workload, device: torch.device, batch_size: int
+    taught: nn.Module,
+    control: nn.Module,
+    workload: Workload,
+    device: torch.device,
+    batch_size: int,
+    *,
+    train: Callable[[], Iterable[Batch]] | None = None,
 ) -> tuple[Gain, ...]:
     """What `taught` has over `control` on the labelled samples of the test split; both in eval mode on `device`.
+
+    A task that has no label in the batches of `train` is left out: the control could not learn it.
 
     Returns:
         One, or one of each task that has labels.
@@ -72,14 +80,17 @@ def gains(
         StageError: there are fewer than two such samples, or a loss is not finite.
     """
     found: dict[str, list[Tensor]] = {}
+    learnt: set[str] | None = None
     for given in workload.batches("test", batch_size=batch_size):
         batch = to_device(given, device)
         if not batch.labelled:
             continue
         answers = [outputs_of(model, batch) for model in (taught, control)]
         ours, theirs = (by_task(outputs, batch) for outputs in answers)
+        if learnt is None and answers[0].tasks and train is not None:
+            learnt = labelled_tasks(train(), answers[0].tasks)
         for task, (logits, labels) in ours.items():
-            if labels is None:
+            if labels is None or (learnt is not None and task not in learnt):
                 continue
             right = has_classes(logits, labels)
             metric = f"{'top1' if right else 'loss'}{'/' if task else ''}{task}"

@@ -65,6 +65,16 @@ def labelled(batches: Iterable[Batch]) -> bool:
     return any(batch.labelled for batch in batches)
 
 
+def labelled_tasks(batches: Iterable[Batch], wanted: Iterable[str]) -> set[str]:
+    """Which of `wanted` have labels in some batch; reads no further than needed to find all."""
+    left, found = set(wanted), set[str]()
+    for batch in batches:
+        found |= left.intersection(batch.tasks)
+        if found == left:
+            break
+    return found
+
+
 def validation(
     workload: Workload, device: torch.device, batch_size: int, read: Callable[[Batch], Batch] = lambda batch: batch
 ) -> Callable[[nn.Module], Mapping[str, float]]:

@@ -1,5 +1,6 @@
 """A model with several tasks, from its teacher to its int8 file."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ class TwoTasks(Workload):
         labels = {"kind": F.avg_pool2d(x, 4).flatten(1)[:, :3].argmax(1), "bright": (x.mean((1, 2, 3)) > 0).long()}
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + 7 * epoch))
         for at in (order if split == "train" else torch.arange(count)).split(batch_size):
-            known = labels if split != "train" or int(at[0]) % 2 else {"kind": labels["kind"]}
+            both = split != "train" or len(at) == count or int(at[0]) % 2
+            known = labels if both else {"kind": labels["kind"]}
             yield Batch((x[at],), None, at, tasks={name: values[at] for name, values in known.items()})
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
@@ -267,6 +269,40 @@ def test_features_a_control_and_openvino_know_of_tasks(stages_of: Any, installed
     assert isinstance(report, EvaluationReport)
     assert report.value("int8", "top1/bright") is not None
     assert report.value("int8", "parity_p50_lsb/bright") == 0
+
+
+class Bare(TwoTasks):
+    """No training sample has a label of the second task."""
+
+    def batches(self, split: Any, **asked: Any) -> Any:
+        for batch in super().batches(split, **asked):
+            yield replace(batch, tasks={"kind": batch.tasks["kind"]}) if split == "train" else batch
+
+
+def test_a_task_without_labels_is_taught_by_a_teacher_that_knows_it_alone(
+    stages_of: Any, installed: Any, tmp_path: Path
+) -> None:
+    def run(home: str, losses: Any, **teacher: Any) -> Any:
+        return stages_of(
+            tmp_path / home, installed(Bare), workload={"use": "digits"},
+            teacher={"cache": {"enabled": False}, **teacher},
+            distill={"fit": {"epochs": 1}, "control": True, "losses": losses},
+        )  # fmt: skip
+
+    with pytest.raises(StageError) as caught:
+        run("all", ["logit-kd"], fit=FIT).stage("train_teacher")
+    assert str(caught.value) == (
+        "the teacher is trained on labels, but no batch of the workload's split 'train' has any of the task 'bright', "
+        "so what it says of that task would mean nothing; label some, name the other tasks as 'task' of the "
+        "distillers, or a teacher that is trained already in 'teacher.members'"
+    )
+    assert run("one", [{"use": "logit-kd", "task": "kind"}], fit=FIT).stage("train_teacher")
+    file = tmp_path / "t.safetensors"
+    save_file(Net(8, 3).state_dict(), file)
+    known = run("known", ["logit-kd"], members=[{"source": "checkpoint", "file": str(file)}])
+    known.stage("train_teacher")
+    gains = known.stage("distill").record.gains
+    assert [gain.metric for gain in gains] == ["top1/kind"]  # the control cannot learn the other
 
 
 class Unnamed(TwoTasks):
