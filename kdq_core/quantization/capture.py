@@ -1,8 +1,7 @@
 """Capture: a PyTorch model becomes a graph that can be trained, edited and exported.
 
 Based on `torch.export` (non-strict). Batch-norm and dropout become modules again, so that `train()` and `eval()` mean
-what they mean everywhere; in-place operators become their functional twins. Whatever else a model does in training
-alone, as stochastic depth, a graph cannot switch: it is off then, as in eval mode, and the answers are compared.
+what they mean everywhere; in-place operators become their functional twins.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 
 from kdq_core.errors import StageError
 from kdq_core.quantization.culprit import why_untraceable
-from kdq_core.quantization.eval_mode import alike, chance, settle
 from kdq_core.quantization.recurrent import Recurrent
 from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
 
@@ -62,8 +60,7 @@ def module_path(node: fx.Node) -> str:
 class BatchNorm(nn.Module):
     """Batch normalisation over axis 1, with the original's parameters and buffers under their old names.
 
-    `frozen` keeps the running statistics, and normalises by them, also in training; `still` does so for good, where
-    the model's own `train()` leaves it in eval mode.
+    `frozen` keeps the running statistics, and normalises by them, also in training.
     """
 
     weight: Tensor | None
@@ -72,17 +69,17 @@ class BatchNorm(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor | None
 
-    def __init__(self, source: nn.Module, momentum: float, eps: float, *, still: bool = False) -> None:
+    def __init__(self, source: nn.Module, momentum: float, eps: float) -> None:
         super().__init__()
         for name in ("weight", "bias"):
             self.register_parameter(name, getattr(source, name, None))
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(source, name, None))
-        self.momentum, self.eps, self.frozen, self.still = momentum, eps, False, still
+        self.momentum, self.eps, self.frozen = momentum, eps, False
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape `[B, C, ...]`."""
-        learning = self.training and not (self.frozen or self.still)
+        learning = self.training and not self.frozen
         if learning and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return F.batch_norm(
@@ -135,26 +132,9 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
         A graph module with weights of its own, in training mode, whose state dict has the model's names.
 
     Raises:
-        StageError: the model cannot be exported, gives something other than tensors, or answers in eval mode what no
-            graph of it does.
+        StageError: the model cannot be exported, or gives something other than tensors.
     """
-    training = copy.deepcopy(model).train()
-    still = {path for path, module in training.named_modules() if not module.training}
-    captured = _captured(training, example, still)
-    if not chance(captured.graph) and alike(captured, model, example):
-        return captured
-    captured = _captured(copy.deepcopy(model).eval(), example, still)
-    if not alike(captured, model, example):
-        raise StageError(
-            f"model {type(model).__name__!r} gives other answers in eval mode than the graph captured from it: it "
-            "draws random numbers there, or keeps a state; let its answers in eval mode depend on its inputs alone"
-        )
-    return captured
-
-
-def _captured(model: nn.Module, example: tuple[Tensor, ...], still: set[str]) -> fx.GraphModule:
-    """The graph of `model` in the mode it is in; batch norms in `still` keep their statistics for good."""
-    exported = _export(model, example)
+    exported = _export(copy.deepcopy(model).train(), example)
     root = exported.module()
     graph = cast(fx.Graph, root.graph)
     for node in list(graph.nodes):
@@ -162,9 +142,7 @@ def _captured(model: nn.Module, example: tuple[Tensor, ...], still: set[str]) ->
             graph.erase_node(node)
     _plain_outputs(graph, type(model).__name__)
     _functionalise(graph)
-    _restore_modules(root, graph, still)
-    if not model.training:
-        settle(graph)
+    _restore_modules(root, graph)
     graph.eliminate_dead_code()
     captured = fx.GraphModule(root, graph, class_name=type(model).__name__)
     return captured.train()
@@ -227,10 +205,10 @@ def _counter(node: fx.Node) -> fx.Node:
     return node
 
 
-def _restore_modules(root: nn.Module, graph: fx.Graph, still: set[str]) -> None:
+def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target == aten.batch_norm.default:
-            _restore_batch_norm(root, graph, node, still)
+            _restore_batch_norm(root, graph, node)
         elif node.target in DROPOUTS:
             _replace(root, graph, node, Dropout(node.target, float(node.args[1])), node.args[:1])
         elif node.target == aten.scaled_dot_product_attention.default:
@@ -249,7 +227,7 @@ def _restore_modules(root: nn.Module, graph: fx.Graph, still: set[str]) -> None:
             _replace(root, graph, node, module, (node.args[0], list(states), node.args[2]))
 
 
-def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node, still: set[str]) -> None:
+def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
     holders = {
         str(a.target).rpartition(".")[0] for a in node.args[1:5] if isinstance(a, fx.Node) and a.op == "get_attr"
     }
@@ -262,8 +240,7 @@ def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node, still: 
     (path,) = holders
     source = root.get_submodule(path)
     if not isinstance(source, BatchNorm):
-        eps = float(cast(float, node.args[7]))
-        _set_submodule(root, path, BatchNorm(source, momentum, eps, still=path in still))
+        _set_submodule(root, path, BatchNorm(source, momentum, float(cast(float, node.args[7]))))
     _call(graph, node, path, node.args[:1], {})
 
 
