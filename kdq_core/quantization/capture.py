@@ -1,13 +1,15 @@
 """Capture: a PyTorch model becomes a graph that can be trained, edited and exported.
 
 Based on `torch.export` (non-strict). Batch-norm and dropout become modules again, so that `train()` and `eval()` mean
-what they mean everywhere; in-place operators become their functional twins.
+what they mean everywhere; in-place operators become their functional twins. What else a model does in training alone
+(stochastic depth, a branch on `self.training`) no graph can switch off: such a model is captured as in eval mode.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 
 from kdq_core.errors import StageError
 from kdq_core.quantization.culprit import why_untraceable
+from kdq_core.quantization.faithful import faithful, is_random, why_unfaithful
 from kdq_core.quantization.recurrent import Recurrent
 from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
 
@@ -37,6 +40,9 @@ FUNCTIONAL: dict[Any, Any] = {
     aten.elu_.default: aten.elu.default,
     aten.dropout_.default: aten.dropout.default,
     aten.feature_dropout_.default: aten.feature_dropout.default,
+    aten.alpha_dropout_.default: aten.alpha_dropout.default,
+    aten.feature_alpha_dropout_.default: aten.feature_alpha_dropout.default,
+    aten.rrelu_.default: aten.rrelu.default,
 }
 VIEWS = {
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
@@ -49,6 +55,16 @@ GATED: dict[Any, Literal["lstm", "gru"]] = {
 RECURRENT = {**dict.fromkeys(GATED, 5), aten.rnn_tanh.input: 5, aten.rnn_relu.input: 5}
 """Position of the dropout probability."""
 DROPOUTS = {aten.dropout.default: F.dropout, aten.feature_dropout.default: F.dropout2d}
+ALPHA_DROPOUTS = {aten.alpha_dropout.default, aten.feature_alpha_dropout.default}
+ATTENTION = aten.scaled_dot_product_attention.default
+RRELU = (1 / 8, 1 / 3)
+"""Its slopes, where they are not given."""
+SWITCHES: dict[Any, tuple[int, Any]] = {
+    **dict.fromkeys(DROPOUTS, (2, False)),
+    ATTENTION: (4, 0.0),
+    aten.batch_norm.default: (5, False),
+}
+"""Position of the argument that training sets, and its value where training does not."""
 
 
 def module_path(node: fx.Node) -> str:
@@ -60,7 +76,8 @@ def module_path(node: fx.Node) -> str:
 class BatchNorm(nn.Module):
     """Batch normalisation over axis 1, with the original's parameters and buffers under their old names.
 
-    `frozen` keeps the running statistics, and normalises by them, also in training.
+    `frozen` keeps the running statistics, and normalises by them, also in training. So does `fixed`, which no phase
+    undoes: the model itself keeps this one in eval mode.
     """
 
     weight: Tensor | None
@@ -75,11 +92,11 @@ class BatchNorm(nn.Module):
             self.register_parameter(name, getattr(source, name, None))
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(source, name, None))
-        self.momentum, self.eps, self.frozen = momentum, eps, False
+        self.momentum, self.eps, self.frozen, self.fixed = momentum, eps, False, False
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape `[B, C, ...]`."""
-        learning = self.training and not self.frozen
+        learning = self.training and not self.frozen and not self.fixed
         if learning and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return F.batch_norm(
@@ -129,23 +146,77 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
         example: inputs, each of shape `[B, ...]` with B >= 2.
 
     Returns:
-        A graph module with weights of its own, in training mode, whose state dict has the model's names.
+        A graph module with weights of its own, in training mode, whose state dict has the model's names. In eval mode
+        it gives what the model gives. Dropout and batch norm train as in the model; what else training alone does is
+        off.
 
     Raises:
-        StageError: the model cannot be exported, or gives something other than tensors.
+        StageError: the model cannot be exported, gives something other than tensors, or does in eval mode what no graph
+            of it does.
     """
-    exported = _export(copy.deepcopy(model).train(), example)
-    root = exported.module()
+    name = type(model).__name__
+    root, graph = _traced(copy.deepcopy(model).train(), example, name)
+    switches = _switches(graph)
+    captured = _whole(root, graph, name)
+    if not is_random(captured) and faithful(captured, model, example):
+        return captured
+    root, graph = _traced(_in_eval_mode(model), example, name)
+    _switch(graph, switches)
+    captured = _whole(root, graph, name)
+    if not faithful(captured, model, example):
+        raise StageError(f"model {name!r} cannot be captured as a graph: {why_unfaithful(captured, model, example)}")
+    return captured
+
+
+def _traced(model: nn.Module, example: tuple[Tensor, ...], name: str) -> tuple[nn.Module, fx.Graph]:
+    root = _export(model, example).module()
     graph = cast(fx.Graph, root.graph)
     for node in list(graph.nodes):
         if node.op == "call_module":  # the guards on input shapes
             graph.erase_node(node)
-    _plain_outputs(graph, type(model).__name__)
+    _plain_outputs(graph, name)
     _functionalise(graph)
+    return root, graph
+
+
+def _whole(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     _restore_modules(root, graph)
     graph.eliminate_dead_code()
-    captured = fx.GraphModule(root, graph, class_name=type(model).__name__)
-    return captured.train()
+    return fx.GraphModule(root, graph, class_name=name).train()
+
+
+def _in_eval_mode(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, but for PyTorch's own attention, which would leave its dropout out of the graph there."""
+    copied = copy.deepcopy(model).train()
+    training = [module for module in copied.modules() if type(module) is nn.MultiheadAttention and module.training]
+    copied.eval()
+    for module in training:
+        module.training = True
+    return copied
+
+
+def _switching(graph: fx.Graph) -> Iterator[tuple[tuple[Any, str, int], fx.Node]]:
+    """Nodes with a switch; their key is the same in a graph traced in training and in one traced in eval mode."""
+    calls: Counter[tuple[Any, str]] = Counter()
+    for node in graph.nodes:
+        if node.target in SWITCHES:
+            place = node.target, module_path(node)
+            yield (*place, calls[place]), node
+            calls[place] += 1
+
+
+def _switches(graph: fx.Graph) -> dict[tuple[Any, str, int], Any]:
+    found = ((key, node.args, *SWITCHES[node.target]) for key, node in _switching(graph))
+    return {key: args[index] if len(args) > index else off for key, args, index, off in found}
+
+
+def _switch(graph: fx.Graph, switches: Mapping[tuple[Any, str, int], Any]) -> None:
+    """Let a graph traced in eval mode drop out, and learn statistics, where the one traced in training does."""
+    for key, node in _switching(graph):
+        index, off = SWITCHES[node.target]
+        args = [*node.args, *[None] * (index + 1 - len(node.args))]
+        args[index] = switches.get(key, off)
+        node.args = tuple(args)
 
 
 def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
@@ -207,11 +278,17 @@ def _counter(node: fx.Node) -> fx.Node:
 
 def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
-        if node.target == aten.batch_norm.default:
+        if node.target == aten.batch_norm.default or (node.target == aten.instance_norm.default and not node.args[5]):
             _restore_batch_norm(root, graph, node)
-        elif node.target in DROPOUTS:
-            _replace(root, graph, node, Dropout(node.target, float(node.args[1])), node.args[:1])
-        elif node.target == aten.scaled_dot_product_attention.default:
+        elif node.target in DROPOUTS:  # one that the model keeps in eval mode drops nothing
+            p = float(node.args[1]) if node.args[2] else 0.0
+            _replace(root, graph, node, Dropout(node.target, p), node.args[:1])
+        elif node.target in ALPHA_DROPOUTS and not node.args[2]:
+            _replace(root, graph, node, Dropout(aten.dropout.default, 0.0), node.args[:1])
+        elif node.target == aten.rrelu.default and not any(node.args[3:4]):
+            slopes = cast(Any, (*node.args[1:3], *RRELU[len(node.args) - 1 :]))
+            node.target, node.args = aten.leaky_relu.default, (node.args[0], sum(slopes) / 2)
+        elif node.target == ATTENTION:
             args = list(node.args) + [None, 0.0, False][len(node.args) - 3 :]
             kwargs = {"is_causal": args[5], **node.kwargs}
             _replace(root, graph, node, Attention(float(args[4])), tuple(args[:4]), kwargs)
@@ -239,8 +316,13 @@ def _restore_batch_norm(root: nn.Module, graph: fx.Graph, node: fx.Node) -> None
         )
     (path,) = holders
     source = root.get_submodule(path)
-    if not isinstance(source, BatchNorm):
-        _set_submodule(root, path, BatchNorm(source, momentum, float(cast(float, node.args[7]))))
+    still = not node.args[5]
+    if isinstance(source, BatchNorm):
+        source.fixed = source.fixed and still
+    else:
+        norm = BatchNorm(source, momentum, float(cast(float, node.args[7])))
+        norm.fixed = still
+        _set_submodule(root, path, norm)
     _call(graph, node, path, node.args[:1], {})
 
 

@@ -102,7 +102,7 @@ def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Inputs]) -> Non
     """Measure the running statistics anew over `batches`, with rounding as it is: the mean of the batches' own.
 
     Sun et al. 2019, https://arxiv.org/abs/1906.02693, section 3.3. Dropout stays off; ranges stand still. A batch norm
-    that is used more than once takes the mean over its uses.
+    that is used more than once takes the mean over its uses; one that the model keeps in eval mode stays as it is.
     """
     norms = [module for module in prepared.modules() if isinstance(module, BatchNorm)]
     before = [(norm.training, norm.frozen, norm.momentum) for norm in norms]
