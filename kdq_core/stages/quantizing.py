@@ -75,8 +75,8 @@ def _started(context: StageContext, device: torch.device) -> tuple[nn.Module, Gr
     student = context.load_into(context.workload.student(), "distill")
     context.seeded("quantize")
     graph = capture(student, context.example())
-    if spec.reestimate_batch_norm and not any(isinstance(module, BatchNorm) for module in graph.modules()):
-        raise StageError(_nothing("reestimate_batch_norm", "a batch norm"))
+    if spec.reestimate_batch_norm and all(m.fixed for m in graph.modules() if isinstance(m, BatchNorm)):
+        raise StageError(_nothing("reestimate_batch_norm", "a batch norm that trains"))
     if spec.equalize and not equalize(graph):
         raise StageError(_nothing("equalize", "two layers in a row with nothing between them but relu"))
     model = _prepared(context, graph).to(device)

@@ -10,6 +10,14 @@ from kdq_core.errors import StageError
 from tests.core.conftest import Tiny
 
 
+class Kept(nn.BatchNorm1d):
+    """A batch norm that stays in eval mode."""
+
+    def train(self, mode: bool = True) -> "Kept":
+        super().train(False)
+        return self
+
+
 class Lone(Tiny):
     """Its student is a single layer without a bias."""
 
@@ -17,20 +25,28 @@ class Lone(Tiny):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False))
 
 
+class Frozen(Tiny):
+    """Its student has a batch norm that does not train."""
+
+    def student(self) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Kept(3))
+
+
 @pytest.mark.parametrize(
-    ("option", "wanted"),
+    ("workload", "option", "wanted"),
     [
-        ("equalize", "two layers in a row with nothing between them but relu"),
-        ("bias_correction", "a quantized layer with a bias, or a batch norm behind it"),
-        ("reestimate_batch_norm", "a batch norm"),
+        (Lone, "equalize", "two layers in a row with nothing between them but relu"),
+        (Lone, "bias_correction", "a quantized layer with a bias, or a batch norm behind it"),
+        (Lone, "reestimate_batch_norm", "a batch norm that trains"),
+        (Frozen, "reestimate_batch_norm", "a batch norm that trains"),
     ],
 )
 def test_a_refinement_that_finds_nothing_is_refused(
-    stages_of: Any, installed: Any, tmp_path: Path, option: str, wanted: str
+    stages_of: Any, installed: Any, tmp_path: Path, workload: type[Tiny], option: str, wanted: str
 ) -> None:
     fit = {"fit": {"epochs": 1}}
     run = stages_of(
-        tmp_path, installed(Lone), workload={"use": "digits"}, teacher=fit, distill=fit,
+        tmp_path, installed(workload), workload={"use": "digits"}, teacher=fit, distill=fit,
         quantize={"use": "static", option: True},
     )  # fmt: skip
     for name in ("train_teacher", "cache_teacher", "distill"):
