@@ -47,6 +47,11 @@ class Quality(Evaluator):
                 "give the workload labels, or leave 'quality' out of 'evaluate'"
             )
         ours, theirs = (_by_name(s, x, len(other)) for s, x in ((candidate, given), (baseline, other)))
+        if all(known is None or logits.shape[1:] == (1,) for known, logits in zip(truth, other, strict=True)):
+            raise StageError(
+                "evaluator 'quality' asks which class has the largest logit, but the test split's labels are of "
+                "outputs with one logit a sample; give a logit to each class, or leave 'quality' out of 'evaluate'"
+            )
         found: list[Metric] = []
         for name, suffix, known in zip(theirs, suffixes(baseline, len(other)), truth, strict=True):
             if known is None or name not in ours or theirs[name].shape[1:] == (1,):
@@ -56,11 +61,6 @@ class Quality(Evaluator):
             if candidate.path != baseline.path:
                 metrics += relative(logits.argmax(1), theirs[name][known.rows].argmax(1), known.classes)
             found += [metric.model_copy(update={"name": metric.name + suffix}) for metric in metrics]
-        if not found:
-            raise StageError(
-                "evaluator 'quality' asks which class has the largest logit, but the test split's labels are of "
-                "outputs with one logit a sample; give a logit to each class, or leave 'quality' out of 'evaluate'"
-            )
         return tuple(found)
 
 

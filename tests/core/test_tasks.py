@@ -399,5 +399,21 @@ def test_tasks_are_compared_by_name_whatever_order_a_file_has_them_in(whole: Any
     assert found[0] == found[1]
 
 
+def test_a_teacher_without_the_names_of_the_tasks_is_not_measured_and_stops_nothing(whole: Any) -> None:
+    entry = whole.entries["export"]
+    model = onnx.load(entry.file("teacher.onnx"))
+    (kind, _), lone = model.graph.output, onnx.ValueInfoProto()
+    lone.CopyFrom(kind)
+    lone.name = "lone"
+    model.graph.node.append(onnx.helper.make_node("Identity", [kind.name], ["lone"]))
+    del model.graph.output[:]
+    model.graph.output.append(lone)
+    file = entry.folder.parent / "lone.onnx"
+    onnx.save(model, file)
+    make = partial(Subject, target=Catalog.load().build("target", "onnxruntime-cpu", {}), threads=1)
+    student = make(role="student", path=entry.file("student.onnx"))
+    assert Quality().evaluate(make(role="teacher", path=file), student, the_test_split) == ()
+
+
 def the_test_split() -> Any:
     return TwoTasks().batches("test", batch_size=64)
