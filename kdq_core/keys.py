@@ -125,7 +125,7 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
         "workload": {"use": recipe.workload.use, "options": options("workload", recipe.workload.use)},
         "taught": {"use": recipe.workload.use, "options": teachers_options},
         "teacher": {name: value for name, value in whole["teacher"].items() if name not in unused}
-        | {"members": described(recipe.teacher)},
+        | {"members": [_member(member) for member in recipe.teacher.members]},
         "outputs": {"cache": {name: cache[name] for name in ("views", "seed", "form", "top_k")}, **precision},
         "views": {"cache": {"seed": cache["seed"]}, **precision},
         "distill": {name: whole["distill"][name] for name in ("fit", "transfer", "control")} | soft,
@@ -139,15 +139,6 @@ def _resolved(recipe: Recipe, built: dict[tuple[Kind, str], Plugin], losses: dic
         },
         "evaluate": {use.use: options("evaluator", use.use) for use in recipe.evaluate},
     }
-
-
-def described(spec: TeacherSpec) -> list[dict[str, Any]]:
-    """The teachers as they are in the key, with the digests of what their files and factories hold now.
-
-    Raises:
-        RecipeError: a file is not there, or still in a registry.
-    """
-    return [_member(member) for member in spec.members]
 
 
 def _member(member: MemberSpec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.taught import taught as prepared
 from kdq_core.distillation.transfer import holding, transfer
 from kdq_core.errors import StageError
-from kdq_core.keys import answering, described
+from kdq_core.keys import answering
 from kdq_core.records import Checkpoint, EpochRecord
 from kdq_core.stages.context import EVALUATION_BATCH, StageContext
 from kdq_core.stages.placing import check_student
 from kdq_core.stages.teaching import online_teacher, rehearse, teacher_source, the_teacher
+from kdq_core.store import sha256_file
 from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource
 from kdq_core.training.control import check_labels, gains, remembered
@@ -60,15 +62,13 @@ def train_teacher(context: StageContext) -> Checkpoint:
 
 
 def _check_unchanged(context: StageContext) -> None:
-    """Refuse teachers that are not those of the key: another run would take what they give for theirs."""
-    spec, planned = context.recipe.teacher, context.parts["recipe"]["teacher"]["members"]
-    for member, now, then in zip(spec.members, described(spec), planned, strict=True):
-        if now != then:
-            file = now.get("sha256") != then.get("sha256")
-            what = f"file {member.file!r}" if file else f"factory {member.factory!r}"
+    """Refuse teachers' files that are not those of the key: another run would take what they give for theirs."""
+    planned = context.parts["recipe"]["teacher"]["members"]
+    for member, then in zip(context.recipe.teacher.members, planned, strict=True):
+        if member.file is not None and sha256_file(Path(member.file)) != then["sha256"]:
             raise StageError(
-                f"the teacher's {what} was changed after this run was planned; run again: it is planned with what is "
-                "there now"
+                f"the teacher's file {member.file!r} was changed after this run was planned; run again: it is planned "
+                "with what is there now"
             )
 
 

@@ -271,6 +271,21 @@ def test_all_that_a_factory_imports_is_in_the_key(
     assert len(set(seen)) == 3
 
 
+def test_what_only_the_stage_can_import_does_not_change_the_teacher_that_was_planned(
+    stages_of: Any, tmp_path: Path, linear: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage also looks for modules in the folder it runs in, where a plan does not."""
+    for name, text in (("path/nets", FACTORY + "\ntry:\n    import only_here\nexcept ImportError:\n    pass"),
+                       ("here/only_here", "")):  # fmt: skip
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    member = {"source": "checkpoint", "file": str(linear[0]), "factory": "nets:make"}
+    run = stages_of(tmp_path / "home", **RECIPE, teacher={"members": [member]})
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    assert run.stage("train_teacher")
+
+
 def test_a_factory_in_no_module_is_told_when_the_plan_is_made(
     stages_of: Any, tmp_path: Path, linear: tuple[Path, nn.Module]
 ) -> None:
