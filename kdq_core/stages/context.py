@@ -246,19 +246,18 @@ def checked(given: object, split: str) -> Batch:
     Raises:
         StageError: it is something else, or not of tensors.
     """
-    wrong = ""
     if not isinstance(given, Batch):
         wrong = f"a {type(given).__name__!r}"
     elif not isinstance(given.inputs, tuple) or not all(isinstance(x, Tensor) for x in given.inputs):
         wrong = f"a batch whose inputs are a {type(given.inputs).__name__!r}, not a tuple of tensors"
     elif not isinstance(given.ids, Tensor):
         wrong = f"a batch whose ids are a {type(given.ids).__name__!r}, not a tensor"
-    if wrong or not isinstance(given, Batch):
-        raise StageError(
-            f"the workload's batches({split!r}) gave {wrong}; it must give Batch(inputs=(tensor, ...), targets=tensor "
-            "or None, ids=tensor of sample numbers) of kdq_core.api"
-        )
-    return given
+    else:
+        return given
+    raise StageError(
+        f"the workload's batches({split!r}) gave {wrong}; it must give Batch(inputs=(tensor, ...), targets=tensor "
+        "or None, ids=tensor of sample numbers) of kdq_core.api"
+    )
 
 
 def check_device(device: str) -> None:
