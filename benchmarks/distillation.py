@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdq_core.distillation.combining import DistillationLoss, Part
-from kdq_core.records import TeacherOutputs
-from kdq_core.store import Store
+from kdq_core.recipe.teacher import CacheSpec
+from kdq_core.store.records import TeacherOutputs
+from kdq_core.store.store import Store
 from kdq_core.teachers.build import build_outputs
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher
-from kdq_core.teachers.spec import CacheSpec
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.layout import channels_last
 from kdq_distillers.logit_kd import LogitKd

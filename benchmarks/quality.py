@@ -24,8 +24,8 @@ from typing import Any
 
 from machine import machine
 
-from kdq_core.site import Site
-from kdq_core.spec import Recipe
+from kdq_core.recipe.site import Site
+from kdq_core.recipe.spec import Recipe
 from kdq_flows import compress
 
 T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}

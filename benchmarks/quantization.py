@@ -69,7 +69,7 @@ def prepared_graph(item: Any, target: Any, quantizer: Any, bits: tuple[int, int]
     from kdq_core.quantization.capture import capture
     from kdq_core.quantization.placing import placed
     from kdq_core.quantization.prepare import prepare, set_phase
-    from kdq_core.spec import QuantizeSpec
+    from kdq_core.recipe.spec import QuantizeSpec
 
     torch.manual_seed(0)
     graph = capture(item.model(), item.inputs(2))

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdq_core.catalog import Catalog
-from kdq_core.explain import allowed, resolve
-from kdq_core.kinds import KINDS
-from kdq_core.recipe_schema import recipe_schema
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.kinds import KINDS
+from kdq_core.reading.schema import recipe_schema
+from kdq_core.recipe.explain import allowed, resolve
 
 Schema = dict[str, Any]
 

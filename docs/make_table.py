@@ -17,7 +17,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.table import Table
 
-from kdq_flows.result import RunResult, table_of
+from kdq_flows.facts.result import RunResult, table_of
 
 WIDTH = 84
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kdq_core.errors import PluginError, StageError, TransientError
-from kdq_core.hookspecs import PluginSpec, hookimpl
+from kdq_core.grids.place import Place
 from kdq_core.intervals import Z95, paired
-from kdq_core.kinds import (
+from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, hookimpl
+from kdq_core.plugins.kinds import (
     Distiller,
     Evaluator,
-    Place,
     Plugin,
     Quantizer,
     Reads,
@@ -28,24 +28,21 @@ from kdq_core.kinds import (
     Target,
     Workload,
 )
-from kdq_core.records import Departure, EvaluationReport, Metric, OperatorCoverage, TensorSpec
+from kdq_core.store.records import Departure, EvaluationReport, Metric, OperatorCoverage, TensorSpec
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
+    from kdq_core.grids.fake import FakeQuantize, Grid
+    from kdq_core.grids.rounding import round_to_grid
     from kdq_core.quantization.capture import Attention, BatchNorm, Dropout, module_path
-    from kdq_core.quantization.culprit import why_untraceable
-    from kdq_core.quantization.fake import FakeQuantize, Grid
+    from kdq_core.quantization.departures import departures_of_conversion
     from kdq_core.quantization.layers import own_norm
     from kdq_core.quantization.levels import LevelsFakeQuantize
     from kdq_core.quantization.minmax import MinMaxFakeQuantize
     from kdq_core.quantization.ops import dequantize, dynamic_linear, quantize
     from kdq_core.quantization.recurrent import Recurrent, recurrent
-    from kdq_core.quantization.rounding import round_to_grid
     from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
-    from kdq_core.quantization.walk import departures_of_conversion
-
-API_VERSION = 1
-"""A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; outside that range it is quarantined."""
+    from kdq_core.quantization.untraceable import why_untraceable
 
 _LAZY = {
     "Attention": "kdq_core.quantization.capture",
@@ -55,19 +52,19 @@ _LAZY = {
     "own_norm": "kdq_core.quantization.layers",
     "LevelsFakeQuantize": "kdq_core.quantization.levels",
     "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
-    "departures_of_conversion": "kdq_core.quantization.walk",
+    "departures_of_conversion": "kdq_core.quantization.departures",
     "dequantize": "kdq_core.quantization.ops",
     "dynamic_linear": "kdq_core.quantization.ops",
     "quantize": "kdq_core.quantization.ops",
-    "FakeQuantize": "kdq_core.quantization.fake",
-    "round_to_grid": "kdq_core.quantization.rounding",
-    "Grid": "kdq_core.quantization.fake",
+    "FakeQuantize": "kdq_core.grids.fake",
+    "round_to_grid": "kdq_core.grids.rounding",
+    "Grid": "kdq_core.grids.fake",
     "Recurrent": "kdq_core.quantization.recurrent",
     "recurrent": "kdq_core.quantization.recurrent",
     "export_program": "kdq_core.quantization.tracing",
     "traced_gru": "kdq_core.quantization.tracing",
     "traced_lstm": "kdq_core.quantization.tracing",
-    "why_untraceable": "kdq_core.quantization.culprit",
+    "why_untraceable": "kdq_core.quantization.untraceable",
 }
 
 __all__ = [

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from kdq_core.distillation.pairs import Pair
-from kdq_core.distillation.schedule import Schedule
 from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
 from kdq_core.errors import KdqError, StageError
-from kdq_core.kinds import Distiller, Reads, Workload
+from kdq_core.plugins.kinds import Distiller, Reads, Workload
+from kdq_core.recipe.schedule import Schedule
 from kdq_core.tensors import Batch, LossTerms, Outputs
 from kdq_core.training.losses import check_names, loss_of, outputs_of
 

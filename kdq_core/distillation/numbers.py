@@ -10,7 +10,7 @@ from torch import Tensor
 from kdq_core.distillation.combining import Part
 from kdq_core.distillation.tasks import of_task
 from kdq_core.errors import StageError
-from kdq_core.kinds import Distiller
+from kdq_core.plugins.kinds import Distiller
 from kdq_core.tensors import Batch, Outputs
 
 

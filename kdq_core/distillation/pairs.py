@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from kdq_core.distillation.taps import Layer, layers, matching
 from kdq_core.errors import RecipeError
 from kdq_core.teachers.members import Ensemble, Normalized, Reads
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
+from kdq_core.training.taps import Layer, layers, matching
 
 Taps = Literal["auto"] | Sequence[tuple[str, str]]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kdq_core.distillation.gap import gap
+from kdq_core.distillation.distance import gap
 from kdq_core.errors import StageError, did_you_mean, listing
-from kdq_core.kinds import Reads
+from kdq_core.plugins.kinds import Reads
 from kdq_core.tensors import Outputs
 
 

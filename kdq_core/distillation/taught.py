@@ -11,13 +11,13 @@ from torch import Tensor, fx, nn
 
 from kdq_core.distillation.combining import DistillationLoss, Part, teacher_model, teacher_paths
 from kdq_core.distillation.pairs import Taps, resolved
-from kdq_core.distillation.taps import graph_forward, tapping
 from kdq_core.errors import StageError
 from kdq_core.tensors import Batch
 from kdq_core.training.losses import observers_off
+from kdq_core.training.taps import graph_forward, tapping
 
 if TYPE_CHECKING:
-    from kdq_core.kinds import Workload
+    from kdq_core.plugins.kinds import Workload
     from kdq_core.teachers.source import TeacherSource
 
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from kdq_core.distillation.pairs import members
-from kdq_core.distillation.taps import matching
 from kdq_core.errors import RecipeError
-from kdq_core.spec import TransferSpec
-from kdq_core.teachers.checks import NO_LAYERS
+from kdq_core.reading.teachers import NO_LAYERS
+from kdq_core.recipe.spec import TransferSpec
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
+from kdq_core.training.taps import matching
 
 UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 """Layers whose axes mean something else, or hold several matrices: they are copied, never made narrower."""

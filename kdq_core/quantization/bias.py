@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.capture import BatchNorm
-from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.layers import norm_behind, own_norm
 
 if TYPE_CHECKING:
-    from kdq_core.kinds import Place
+    from kdq_core.grids.place import Place
 
 
 class RoundBias(nn.Module):

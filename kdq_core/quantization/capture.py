@@ -18,10 +18,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from kdq_core.errors import StageError
-from kdq_core.quantization.culprit import why_untraceable
 from kdq_core.quantization.faithful import faithful, is_random, why_unfaithful
 from kdq_core.quantization.recurrent import Recurrent
 from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
+from kdq_core.quantization.untraceable import why_untraceable
 
 aten = torch.ops.aten
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from kdq_core.errors import StageError
-from kdq_core.kinds import Place
+from kdq_core.grids.fake import FakeQuantize, Grid
+from kdq_core.grids.place import Place
 from kdq_core.quantization import ops  # noqa: F401  (registers kdq::quantize and kdq::dequantize)
 from kdq_core.quantization.bias import RoundBias
 from kdq_core.quantization.capture import Dropout
 from kdq_core.quantization.convert_recurrent import convert_recurrent
 from kdq_core.quantization.dynamic import RoundDynamically
-from kdq_core.quantization.fake import FakeQuantize, Grid
 from kdq_core.quantization.layers import norm_behind, own_norm
 from kdq_core.quantization.prepare import PLACES, RELU
 

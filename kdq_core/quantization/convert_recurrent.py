@@ -14,7 +14,7 @@ from kdq_core.quantization.recurrent import Recurrent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kdq_core.quantization.fake import FakeQuantize
+    from kdq_core.grids.fake import FakeQuantize
 
 aten = torch.ops.aten
 DEQUANTIZE = torch.ops.kdq.dequantize.default

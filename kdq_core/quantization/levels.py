@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kdq_core.quantization.fake import FakeQuantize, Grid
+from kdq_core.grids.fake import FakeQuantize, Grid
 
 if TYPE_CHECKING:
-    from kdq_core.kinds import Place
+    from kdq_core.grids.place import Place
 
 
 def nearest(x: Tensor, levels: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kdq_core.errors import StageError
-from kdq_core.quantization.fake import FakeQuantize, Grid
+from kdq_core.grids.fake import FakeQuantize, Grid
 
 if TYPE_CHECKING:
-    from kdq_core.kinds import Place
+    from kdq_core.grids.place import Place
 
 LEAST_SCALE = torch.finfo(torch.float32).eps
 """Scale of a tensor that is constantly zero."""

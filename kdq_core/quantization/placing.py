@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from kdq_core.errors import RecipeError, StageError, did_you_mean, listing
-from kdq_core.spec import QuantizeSpec, Rule
+from kdq_core.recipe.spec import QuantizeSpec, Rule
 
 if TYPE_CHECKING:
-    from kdq_core.kinds import Place, Quantizer, Target
+    from kdq_core.grids.place import Place
+    from kdq_core.plugins.kinds import Quantizer, Target
 
 Step = Callable[[fx.Node], Iterable[fx.Node]]
 SHOWN = 12

@@ -13,15 +13,16 @@ import torch
 from torch import fx, nn
 
 from kdq_core.errors import StageError
+from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.bias import RoundBias, insert_bias_rounding
 from kdq_core.quantization.capture import BatchNorm
 from kdq_core.quantization.dynamic import RoundDynamically, insert_dynamic_rounding
-from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.placing import NO_LAYER
 from kdq_core.quantization.recurrent import Recurrent
 
 if TYPE_CHECKING:
-    from kdq_core.kinds import Place, Quantizer
+    from kdq_core.grids.place import Place
+    from kdq_core.plugins.kinds import Quantizer
 
 HOLDER = "fake_quantizers"
 PLACES = "kdq_places"

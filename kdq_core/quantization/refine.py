@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.capture import BatchNorm
-from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.layers import CONVS, LAYERS, groups_of, norm_behind, parameter
 
 Inputs = tuple[Tensor, ...]

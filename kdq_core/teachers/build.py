@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from kdq_core.errors import StageError
-from kdq_core.records import StoredTensor
+from kdq_core.recipe.teacher import CacheSpec
+from kdq_core.store.records import StoredTensor
 from kdq_core.teachers.encoding import FEATURES, TASKS, class_count, encode_outputs, feature_layout, layout
 from kdq_core.teachers.rows import Rows, reserve, row_bytes
-from kdq_core.teachers.spec import CacheSpec
 from kdq_core.tensors import Batch, Outputs
 
 RECORD_SECONDS = 2.0

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from kdq_core.errors import StageError
-from kdq_core.records import StoredTensor
-from kdq_core.teachers.spec import CacheSpec
+from kdq_core.recipe.teacher import CacheSpec
+from kdq_core.store.records import StoredTensor
 from kdq_core.tensors import Outputs
 
 LOGITS, TOP, INDEX, REST = "logits", "top", "top_index", "top_rest"

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError, listing
-from kdq_core.kinds import Workload
-from kdq_core.spec import STUDENTS, TeacherSpec
+from kdq_core.plugins.kinds import Workload
+from kdq_core.recipe.spec import STUDENTS, TeacherSpec
+from kdq_core.recipe.teacher import MemberSpec, NormalizeSpec
 from kdq_core.teachers.checkpoint import load_checkpoint
 from kdq_core.teachers.factory import made_by
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
-from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
 
 
 class Ensemble(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdq_core.records import StoredTensor
+from kdq_core.store.records import StoredTensor
 
 KEPT_BYTES = 16 << 20
 FAULT_BYTES = 64 << 10

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdq_core.distillation.taps import tapping
 from kdq_core.errors import StageError, listing
-from kdq_core.records import TeacherOutputs
-from kdq_core.spec import STUDENTS
-from kdq_core.store import Entry
+from kdq_core.recipe.spec import STUDENTS
+from kdq_core.store.records import TeacherOutputs
+from kdq_core.store.store import Entry
 from kdq_core.teachers.encoding import FEATURES, decode_feature, decode_outputs
 from kdq_core.teachers.rows import Rows
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.layout import channels_last
 from kdq_core.training.losses import outputs_of
+from kdq_core.training.taps import tapping
 
 
 class TeacherSource(Protocol):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from kdq_core.kinds import Evaluator, Subject
-    from kdq_core.records import Metric
+    from kdq_core.plugins.kinds import Evaluator, Subject
+    from kdq_core.store.records import Metric
     from kdq_core.tensors import Batches
 
 

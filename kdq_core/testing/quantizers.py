@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert, output_scales
-from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
-from kdq_core.spec import QuantizeSpec
+from kdq_core.recipe.spec import QuantizeSpec
 from kdq_core.testing.toys import CONV_NET, Toy
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
     from torch.nn import Module
 
-    from kdq_core.kinds import Quantizer, Target
-    from kdq_core.records import OperatorCoverage
+    from kdq_core.plugins.kinds import Quantizer, Target
+    from kdq_core.store.records import OperatorCoverage
 
 SAMPLES = 256
 EXACT = 0.01

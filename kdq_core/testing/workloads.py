@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdq_core.errors import StageError
-from kdq_core.kinds import Workload, takes_views
-from kdq_core.spec import STUDENTS
+from kdq_core.plugins.kinds import Workload, takes_views
+from kdq_core.recipe.spec import STUDENTS
 from kdq_core.teachers.source import reading
 from kdq_core.tensors import Batch, Outputs, Split, View
 from kdq_core.training.losses import check_names, outputs_of

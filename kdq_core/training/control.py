@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from kdq_core.errors import StageError
 from kdq_core.intervals import paired, student_975
-from kdq_core.kinds import Workload
-from kdq_core.records import Gain
+from kdq_core.plugins.kinds import Workload
+from kdq_core.store.records import Gain
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import by_task, has_classes, labelled, labelled_tasks, outputs_of

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError
-from kdq_core.records import EpochRecord
-from kdq_core.spec import FitSpec
+from kdq_core.recipe.spec import FitSpec
+from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.layout import channels_last, has_planes, lay_out
 from kdq_core.training.resume import load_state, save_state

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError, listing
-from kdq_core.kinds import Workload
-from kdq_core.quantization.fake import FakeQuantize
+from kdq_core.grids.fake import FakeQuantize
+from kdq_core.plugins.kinds import Workload
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import Loss, to_device
 

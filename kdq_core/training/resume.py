@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdq_core.records import EpochRecord
+from kdq_core.store.records import EpochRecord
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[EpochRecord]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from kdq_core.errors import KdqError, StageError, StoreError, TransientError
-from kdq_core.store import explained
+from kdq_core.store.store import explained
 
 if TYPE_CHECKING:
     import sqlite3
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
-    from kdq_core.spec import Site
+    from kdq_core.recipe.spec import Site
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 _SQLITE_DISK = {"database or disk is full": errno.ENOSPC, "attempt to write a readonly database": errno.EROFS}

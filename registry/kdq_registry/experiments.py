@@ -10,7 +10,7 @@ from kdq_registry.environment import folder, local_database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from kdq_core.spec import Site
+    from kdq_core.recipe.spec import Site
 
 
 def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:

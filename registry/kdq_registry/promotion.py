@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.frozen import Frozen
-from kdq_core.gates import GateVerdict, judge
-from kdq_core.records import EvaluationReport
-from kdq_core.spec import Gate
+from kdq_core.plan.gates import GateVerdict, judge
+from kdq_core.recipe.spec import Gate
+from kdq_core.store.records import EvaluationReport
 from kdq_registry.environment import client, file_lock, folder, mlflow_errors
 from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
 from kdq_registry.versions import model_named, models, nothing_yet, unknown_model, version_numbered, versions
@@ -24,7 +24,7 @@ from kdq_registry.versions import model_named, models, nothing_yet, unknown_mode
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from kdq_core.spec import Site
+    from kdq_core.recipe.spec import Site
 
 ALIAS = "champion"
 PROMOTION_TAG = "kdq.promotion"

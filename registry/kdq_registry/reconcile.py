@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kdq_core.spec import Site
+    from kdq_core.recipe.spec import Site
 
 
 def reconcile(site: Site, is_alive: Callable[[str], bool]) -> list[str]:

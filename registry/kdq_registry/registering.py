@@ -15,8 +15,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdq_core.records import ModelVersion
-from kdq_core.spec import Site
+from kdq_core.recipe.spec import Site
+from kdq_core.store.records import ModelVersion
 from kdq_registry.environment import client, file_lock, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-    from kdq_core.records import Artifact, EvaluationReport, TensorSpec
-    from kdq_core.spec import Gate, Recipe
+    from kdq_core.recipe.spec import Gate, Recipe
+    from kdq_core.store.records import Artifact, EvaluationReport, TensorSpec
 
 SHA_TAG, REPORT_TAG, GATES_TAG = "kdq.sha256", "kdq.report", "kdq.gates"
 TAG_LIMIT = 100_000

@@ -10,7 +10,7 @@ from kdq_core.errors import RecipeError
 from kdq_registry.environment import folder, mlflow_environment, redacted
 
 if TYPE_CHECKING:
-    from kdq_core.spec import Site
+    from kdq_core.recipe.spec import Site
 
 HEALTH_PATH = "/health"
 """Answers 200 once the server is up."""

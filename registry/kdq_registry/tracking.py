@@ -18,8 +18,8 @@ from kdq_registry.experiments import experiment_id
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from kdq_core.records import EpochRecord, Gain, Metric
-    from kdq_core.spec import Recipe, Role, Site
+    from kdq_core.recipe.spec import Recipe, Role, Site
+    from kdq_core.store.records import EpochRecord, Gain, Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

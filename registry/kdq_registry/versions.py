@@ -10,7 +10,7 @@ from kdq_registry.environment import local_database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from kdq_core.spec import Site
+    from kdq_core.recipe.spec import Site
 
 
 def nothing_yet(site: Site) -> bool:

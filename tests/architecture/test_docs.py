@@ -15,8 +15,9 @@ from types import ModuleType
 import pytest
 import typer
 
-from kdq_core.catalog import Catalog, check_recipe
-from kdq_core.recipe_file import recipe_from_text
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.reading.checks import check_recipe
+from kdq_core.reading.recipe_file import recipe_from_text
 from kdq_core.testing import __all__ as kits
 from kdq_flows.cli import app
 
@@ -114,7 +115,7 @@ def test_every_command_stands_in_the_readme() -> None:
 
 
 def test_environment_variables_in_the_documents_are_read_by_the_product() -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdq_core").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdq_core").rglob("*.py"))
     used = set(re.findall(r"\bKDQ_[A-Z_]+\b", source))
     named = {name for page in PAGES for name in re.findall(r"\bKDQ_[A-Z_]+\b", page.read_text(encoding="utf-8"))}
     assert named <= used

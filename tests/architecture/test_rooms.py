@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from kdq_core import hookspecs
-from kdq_core.catalog import Catalog
-from kdq_core.plugin_loading import CatalogEntry
+from kdq_core.plugins import hookspecs
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.loading import CatalogEntry
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("kdq_core", "flows", "registry", "plugins")

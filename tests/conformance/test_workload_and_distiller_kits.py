@@ -7,7 +7,7 @@ import torch
 from pydantic import model_validator
 
 from kdq_core.api import Batch, Distiller, Field, LossTerms, View
-from kdq_core.catalog import Catalog
+from kdq_core.plugins.catalog import Catalog
 from kdq_core.testing import check_distiller, check_workload
 from kdq_workloads.digits import Digits
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdq_core.catalog import Catalog
-from kdq_core.kinds import Kind, Plugin, Workload
-from kdq_core.plan import make_plan
-from kdq_core.spec import Recipe, Site
-from kdq_core.stages.context import StageContext
-from kdq_core.stages.run import STAGES
-from kdq_core.store import Entry, Store
+from kdq_core.plan.plan import make_plan
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.kinds import Kind, Plugin, Workload
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.store import Entry, Store
 from kdq_core.tensors import Batch, Outputs
+from kdq_core.work.context import StageContext
+from kdq_core.work.run import STAGES
 
 CATALOG = Catalog.load()
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kdq_core.spec import Site
-from kdq_flows.environment import apply_environment, prefect_environment
-from kdq_flows.servers import down, ensure_prefect
+from kdq_core.recipe.spec import Site
+from kdq_flows.servers.environment import apply_environment, prefect_environment
+from kdq_flows.servers.servers import down, ensure_prefect
 
 # Before anything imports Prefect, which makes its home when it is imported.
 _first_home = Path(tempfile.mkdtemp(prefix="kdq-tests-"))

@@ -6,7 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from kdq_core.errors import RecipeError
-from kdq_core.spec import Site
+from kdq_core.recipe.spec import Site
 from kdq_flows.cli.servers import register_commands
 
 app = typer.Typer()

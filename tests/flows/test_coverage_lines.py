@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdq_flows.coverage import OperatorFacts, float_lines
+from kdq_flows.facts.coverage import OperatorFacts, float_lines
 
 
 def operator(path: str, kind: str, reason: str = "", macs: float = 0.0) -> OperatorFacts:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdq_core.spec import Site
+from kdq_core.recipe.spec import Site
 from kdq_flows import compress
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from kdq_core.records import Checkpoint, Gain
-from kdq_core.spec import Recipe, Site, Use
+from kdq_core.recipe.spec import Recipe, Site, Use
+from kdq_core.store.records import Checkpoint, Gain
 from kdq_flows.cli.run import _closing
-from kdq_flows.pipeline import Pipeline
-from kdq_flows.result import GainFacts, line_of
+from kdq_flows.facts.result import GainFacts, line_of
+from kdq_flows.run.pipeline import Pipeline
 
 SHOWN = Gain(metric="top1", taught=0.9, control=0.888, difference=0.012, low=0.004, high=0.02, samples=900)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from kdq_core.errors import StoreError, TransientError
-from kdq_core.spec import Site
-from kdq_flows.leases import device_lease, holder, physical_device
-from kdq_flows.owner import owner_tag
+from kdq_core.recipe.spec import Site
+from kdq_flows.run.leases import device_lease, holder, physical_device
+from kdq_flows.run.owner import owner_tag
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from kdq_core.spec import Site
-from kdq_flows.leases import device_lease
+from kdq_core.recipe.spec import Site
+from kdq_flows.run.leases import device_lease
 with device_lease(Site(home=Path(sys.argv[1])), "cpu"):
     print("held", flush=True)
     time.sleep(60)

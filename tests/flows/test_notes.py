@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from kdq_core.records import Checkpoint, EvaluationReport, Metric
+from kdq_core.store.records import Checkpoint, EvaluationReport, Metric
 from kdq_flows.cli.run import _closing
-from kdq_flows.result import RunResult, notes_of
+from kdq_flows.facts.result import RunResult, notes_of
 
 
 def metric(name: str, value: float, note: str = "") -> Metric:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from kdq_core.errors import StageError, StoreError
-from kdq_core.spec import Site
-from kdq_flows import processes
-from kdq_flows.owner import start_time
-from kdq_flows.processes import LOOPBACK, Managed, ensure, free_port, is_running, read_record, stop
+from kdq_core.recipe.spec import Site
+from kdq_flows.run.owner import start_time
+from kdq_flows.servers import processes
+from kdq_flows.servers.processes import LOOPBACK, Managed, ensure, free_port, is_running, read_record, stop
 
 WEB = "import http.server, sys; http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), \
 http.server.SimpleHTTPRequestHandler).serve_forever()"

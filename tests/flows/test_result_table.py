@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdq_flows.result import RunResult, table_of
+from kdq_flows.facts.result import RunResult, table_of
 
 
 def result(**models: dict[str, float]) -> RunResult:

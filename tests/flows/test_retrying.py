@@ -1,8 +1,8 @@
 import pytest
 
 from kdq_core.errors import RecipeError, StageError, TransientError
-from kdq_core.spec import RetrySpec
-from kdq_flows.retrying import JITTER, call_with_retries, delays, prefect_options
+from kdq_core.recipe.spec import RetrySpec
+from kdq_flows.run.retrying import JITTER, call_with_retries, delays, prefect_options
 
 RETRY = RetrySpec(attempts=4, backoff_seconds=2.0)
 

@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from kdq_core.catalog import load_recipe
-from kdq_core.spec import Site
-from kdq_flows.pipeline import Pipeline
+from kdq_core.reading.checks import load_recipe
+from kdq_core.recipe.spec import Site
+from kdq_flows.run.pipeline import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -274,7 +274,7 @@ def processes(home: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            ours = {"kdq_core.worker", "kdq_core.warm_worker"} & set(process.cmdline())
+            ours = {"kdq_core.worker.main", "kdq_core.worker.warm"} & set(process.cmdline())
             if ours and process.environ().get("KDQ_HOME") == str(home):
                 found.append(process)
     return found
@@ -287,7 +287,7 @@ def workers(home: Path) -> list[psutil.Process]:
     stages = []
     for process in found:
         with contextlib.suppress(psutil.Error):
-            if process.ppid() in pids or "kdq_core.worker" in process.cmdline():
+            if process.ppid() in pids or "kdq_core.worker.main" in process.cmdline():
                 stages.append(process)
     return stages
 

@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from kdq_core.errors import RecipeError
-from kdq_core.spec import Recipe, Site
-from kdq_flows.schedules import check_schedule, deploy, too_late
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.prefect.schedules import check_schedule, deploy, too_late
 
 BAD = [
     ({}, "a schedule is either '--cron' or '--interval', and neither was given; give exactly one"),
@@ -86,8 +86,8 @@ def test_checking_a_schedule_writes_nothing_into_the_users_home(site: Site, tmp_
     script = """
 import sys
 from pathlib import Path
-from kdq_core.spec import Recipe, Site
-from kdq_flows.schedules import deploy
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.prefect.schedules import deploy
 try:
     deploy(Site(home=Path(sys.argv[1])), Recipe(name="r", workload="digits"), cron="0 0 30 2 *")
 except Exception as error:

@@ -15,12 +15,12 @@ from uuid import NAMESPACE_DNS, uuid4, uuid5
 import pytest
 
 from kdq_core.errors import RecipeError
-from kdq_core.spec import Recipe, Site
-from kdq_flows import processes
-from kdq_flows.doctor import check_scheduler, doctor
-from kdq_flows.run_lines import RunLines
-from kdq_flows.schedules import deploy
-from kdq_flows.serve import serve
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.prefect.run_lines import RunLines
+from kdq_flows.prefect.schedules import deploy
+from kdq_flows.prefect.serve import serve
+from kdq_flows.servers import processes
+from kdq_flows.servers.doctor import check_scheduler, doctor
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> bool:
@@ -95,7 +95,7 @@ def test_a_run_is_told_once_when_it_starts_and_once_when_it_ends() -> None:
 
 
 def test_scheduled_runs_are_named_like_those_of_kdq_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdq_flows import flow
+    from kdq_flows.prefect import flow
 
     assert flow.compress_flow.flow_run_name is flow.run_name
     recipe = Recipe(name="nightly", workload="digits").model_dump(mode="json")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kdq_core.errors import RecipeError
-from kdq_core.spec import Site
-from kdq_flows import processes
-from kdq_flows.environment import prefect_environment
-from kdq_flows.servers import down, ensure_mlflow_ui, ensure_prefect, running_prefect, status
+from kdq_core.recipe.spec import Site
+from kdq_flows.servers import processes
+from kdq_flows.servers.environment import prefect_environment
+from kdq_flows.servers.servers import down, ensure_mlflow_ui, ensure_prefect, running_prefect, status
 
 
 def test_everything_prefect_writes_lies_below_the_home(site: Site) -> None:
@@ -36,8 +36,8 @@ def test_prefect_reads_our_environment_and_nothing_in_the_users_home(site: Site,
     script = """
 import json, sys
 from pathlib import Path
-from kdq_core.spec import Site
-from kdq_flows.environment import apply_environment
+from kdq_core.recipe.spec import Site
+from kdq_flows.servers.environment import apply_environment
 apply_environment(Site(home=Path(sys.argv[1])), None)
 from prefect.settings import get_current_settings
 s = get_current_settings()

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from kdq_core.catalog import Catalog
 from kdq_core.errors import StageError, TransientError
-from kdq_core.spec import Recipe, Site
-from kdq_flows.leases import device_lease
-from kdq_flows.owner import start_time
-from kdq_flows.supervisor import run_child
-from kdq_flows.warm import WarmWorker, late_imports, possible
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.run.leases import device_lease
+from kdq_flows.run.owner import start_time
+from kdq_flows.run.supervisor import run_child
+from kdq_flows.run.warm import WarmWorker, late_imports, possible
 
 MODULES = str(Path(__file__).parent / "modules")
 Run = Callable[..., dict[str, Any]]
@@ -138,7 +138,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_warm import WarmWorker, run
-from kdq_core.spec import Site
+from kdq_core.recipe.spec import Site
 site = Site(home=Path(sys.argv[1]), threads=1)
 warm = WarmWorker(site, site.home / "logs" / "warm.log", [], [], "stage_body:main")
 def heard(event):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdq_core.records import Artifact, EvaluationReport, Metric, ModelVersion, TensorSpec
-from kdq_core.spec import DEFAULT_GATES, Gate, Recipe, Site
+from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe, Site
+from kdq_core.store.records import Artifact, EvaluationReport, Metric, ModelVersion, TensorSpec
 from kdq_registry.environment import client
 from kdq_registry.registering import register
 

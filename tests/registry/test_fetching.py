@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from kdq_core.errors import RecipeError, StageError
-from kdq_core.records import ModelVersion
-from kdq_core.spec import Site
+from kdq_core.recipe.spec import Site
+from kdq_core.store.records import ModelVersion
 from kdq_registry import fetching
 from kdq_registry.environment import client
 from kdq_registry.fetching import fetch
@@ -63,7 +63,7 @@ def test_what_is_there_is_told_without_importing_mlflow(site: Site, registered: 
     client(site).set_registered_model_alias("digits", "champion", "2")
     found = [fetch(site, model) for model in ("digits/1", "digits@champion")]
     code = (
-        "import sys\nfrom kdq_core.spec import Site\nfrom kdq_registry.fetching import fetch\n"
+        "import sys\nfrom kdq_core.recipe.spec import Site\nfrom kdq_registry.fetching import fetch\n"
         "found = [fetch(Site(home=sys.argv[1]), model) for model in sys.argv[2:]]\n"
         "print([one.version for one in found], [one.sha256[:8] for one in found], 'mlflow' in sys.modules)"
     )

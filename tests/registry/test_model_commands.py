@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kdq_core.records import ModelVersion
-from kdq_core.spec import Site
+from kdq_core.recipe.spec import Site
+from kdq_core.store.records import ModelVersion
 from kdq_flows.cli import app
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from kdq_core.errors import RecipeError
-from kdq_core.gates import judge
-from kdq_core.records import EvaluationReport, ModelVersion
-from kdq_core.spec import DEFAULT_GATES, Gate, Site
+from kdq_core.plan.gates import judge
+from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Site
+from kdq_core.store.records import EvaluationReport, ModelVersion
 from kdq_registry.environment import client
 from kdq_registry.promotion import list_models, promote
 

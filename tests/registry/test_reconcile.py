@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdq_core.errors import StageError
-from kdq_core.spec import Recipe, Site
+from kdq_core.recipe.spec import Recipe, Site
 from kdq_registry.environment import client
 from kdq_registry.reconcile import reconcile
 from kdq_registry.tracking import Tracker
@@ -44,7 +44,7 @@ def test_a_home_without_a_database_stays_without_one(tmp_path: Path) -> None:
 def test_a_look_that_finds_nothing_imports_no_mlflow(site: Site, recipe: Recipe) -> None:
     Tracker.begin(site, recipe, owner="alive", plan_tags={})
     code = (
-        "import sys\nfrom pathlib import Path\nfrom kdq_core.spec import Site\n"
+        "import sys\nfrom pathlib import Path\nfrom kdq_core.recipe.spec import Site\n"
         "from kdq_registry.reconcile import reconcile\n"
         "assert reconcile(Site(home=Path(sys.argv[1])), lambda owner: True) == []\n"
         "print('mlflow' in sys.modules)"

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdq_core.catalog import Catalog, load_recipe
 from kdq_core.errors import RecipeError
-from kdq_core.plan import Plan, make_plan
-from kdq_core.records import ModelVersion
-from kdq_core.spec import Recipe, Site
-from kdq_core.store import Entry, Store
+from kdq_core.plan.plan import Plan, make_plan
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.reading.checks import load_recipe
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.records import ModelVersion
+from kdq_core.store.store import Entry, Store
 from kdq_core.tensors import View
-from kdq_flows.teachers import resolved
+from kdq_flows.run.teachers import resolved
 from kdq_registry.environment import client
 
 Registered = Callable[..., ModelVersion]
@@ -79,8 +80,8 @@ def planned(recipe: Recipe, site: Site) -> Plan:
 
 def ran(plan: Plan, *names: str) -> dict[str, Entry]:
     """Run stages in this process and commit their entries."""
-    from kdq_core.stages.context import StageContext
-    from kdq_core.stages.run import STAGES
+    from kdq_core.work.context import StageContext
+    from kdq_core.work.run import STAGES
 
     store, entries = Store(plan.site.store), dict[str, Entry]()
     for name in names:
@@ -140,7 +141,7 @@ def test_the_key_holds_what_the_file_holds_however_it_was_named(
         make_plan(recipes[0], site, Catalog.load())
     assert str(caught.value) == (
         "the teacher 'digits@champion' is in a registry, which a plan does not read; `kdq plan` and `kdq run` fetch "
-        "its file first (kdq_flows.teachers.resolved), or give that file as source: onnx"
+        "its file first (kdq_flows.run.teachers.resolved), or give that file as source: onnx"
     )
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdq_core.records import Artifact, EvaluationReport, Metric, ModelVersion
-from kdq_core.spec import Recipe, Site
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.records import Artifact, EvaluationReport, Metric, ModelVersion
 from kdq_registry.environment import client, mlflow_environment
 from kdq_registry.registering import TAG_LIMIT, find_version, register, version_exists
 
@@ -90,7 +90,7 @@ def test_a_version_exists_until_it_is_deleted(site: Site, registered: Callable[.
 def test_asking_for_a_version_imports_no_mlflow(registered: Callable[..., ModelVersion]) -> None:
     version = registered()
     code = (
-        "import sys\nfrom kdq_core.records import ModelVersion\n"
+        "import sys\nfrom kdq_core.store.records import ModelVersion\n"
         "from kdq_registry.registering import version_exists\n"
         "print(version_exists(ModelVersion.model_validate_json(sys.argv[1])), 'mlflow' in sys.modules)"
     )
@@ -161,8 +161,8 @@ REGISTER = """
 import sys
 from pathlib import Path
 import numpy as np
-from kdq_core.records import Artifact, EvaluationReport
-from kdq_core.spec import Recipe, Site
+from kdq_core.store.records import Artifact, EvaluationReport
+from kdq_core.recipe.spec import Recipe, Site
 from kdq_registry.registering import register
 home, file, artifact = sys.argv[1:]
 version = register(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kdq_core.errors import RecipeError
-from kdq_core.spec import Site
+from kdq_core.recipe.spec import Site
 from kdq_registry.server import server_command
 
 

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kdq_core.errors import StageError
-from kdq_core.records import EpochRecord, Gain, Metric
-from kdq_core.spec import Recipe, Site
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.records import EpochRecord, Gain, Metric
 from kdq_registry.environment import client
 from kdq_registry.tracking import Tracker, flattened
 

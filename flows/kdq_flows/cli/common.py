@@ -18,7 +18,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kdq_core.spec import Recipe, Site
+    from kdq_core.recipe.spec import Recipe, Site
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -78,7 +78,7 @@ def site(**overrides: Any) -> Site:
     Raises:
         RecipeError: a value is none that its field allows; the message names the environment variable.
     """
-    from kdq_core.spec import Site
+    from kdq_core.recipe.spec import Site
 
     return Site.from_environment(**overrides)
 
@@ -90,7 +90,7 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
         RecipeError: the file or a value in it is wrong; the message names file and line.
         PluginError: the recipe names a plug-in that is missing or broken.
     """
-    from kdq_core.catalog import load_recipe
+    from kdq_core.reading.checks import load_recipe
 
     return load_recipe(path, files=files)
 

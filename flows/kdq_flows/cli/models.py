@@ -33,8 +33,8 @@ def promote(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a version `champion` if its recipe's gates are met; list every gate."""
-    from kdq_core.catalog import Catalog
-    from kdq_core.records import EvaluationReport
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.store.records import EvaluationReport
     from kdq_registry.promotion import promote as promote_version
 
     def vetoes(name: str, version: int, report: EvaluationReport) -> list[str]:

@@ -11,8 +11,9 @@ import typer
 from kdq_flows.cli.common import JsonFlag, console, load_recipe, show
 
 if TYPE_CHECKING:
-    from kdq_core.catalog import Catalog, CatalogEntry
-    from kdq_core.kinds import Kind
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.plugins.kinds import Kind
+    from kdq_core.plugins.loading import CatalogEntry
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
 KindOption = Annotated[str | None, typer.Option("--kind", help="workload, distiller, quantizer, target or evaluator.")]
@@ -29,7 +30,7 @@ def register_commands(app: typer.Typer) -> None:
 
 def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
     """Check a recipe, the options of every plug-in it names, and that its teachers' files are there."""
-    from kdq_core.catalog import named_plugins
+    from kdq_core.plugins.named import named_plugins
 
     recipe = load_recipe(file, files=True)
     named: dict[str, list[str]] = {}
@@ -47,8 +48,8 @@ def schema(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")] = None,
 ) -> None:
     """Print the JSON Schema of a recipe, with the options of the plug-ins installed."""
-    from kdq_core.catalog import Catalog
-    from kdq_core.recipe_schema import recipe_schema
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.reading.schema import recipe_schema
 
     text = json.dumps(recipe_schema(Catalog.load()), indent=2, ensure_ascii=False) + "\n"
     if output is None:
@@ -65,7 +66,7 @@ def schema(
 @plugins.command("list")
 def list_plugins(kind: KindOption = None, as_json: JsonFlag = False) -> None:
     """Show the plug-ins installed, and those in quarantine with the reason."""
-    from kdq_core.catalog import Catalog
+    from kdq_core.plugins.catalog import Catalog
 
     catalog = Catalog.load()
     wanted = _kinds(kind)
@@ -105,7 +106,7 @@ def show_plugin(
     """Show a plug-in's method card and its options."""
     import sys
 
-    from kdq_core.catalog import Catalog
+    from kdq_core.plugins.catalog import Catalog
 
     catalog = Catalog.load()
     entry = _find(catalog, name, _kinds(kind))
@@ -127,7 +128,7 @@ def show_plugin(
 def _kinds(kind: str | None) -> tuple[Kind, ...]:
     """The kinds asked for: one, or all."""
     from kdq_core.errors import RecipeError, did_you_mean, listing
-    from kdq_core.kinds import KINDS
+    from kdq_core.plugins.kinds import KINDS
 
     if kind is None:
         return KINDS
@@ -154,7 +155,7 @@ def _find(catalog: Catalog, name: str, kinds: tuple[Kind, ...]) -> CatalogEntry:
 
 def _options(root: dict[str, Any]) -> list[dict[str, Any]]:
     """One row an option."""
-    from kdq_core.explain import bounds, type_name
+    from kdq_core.recipe.explain import bounds, type_name
 
     return [
         {

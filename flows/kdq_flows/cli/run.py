@@ -18,7 +18,7 @@ from kdq_flows.cli.common import JsonFlag
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from kdq_flows.result import RunResult
+    from kdq_flows.facts.result import RunResult
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
 
@@ -95,7 +95,7 @@ def register_commands(app: typer.Typer) -> None:
         began = time.monotonic()
         try:
             recipe, site = common.load_recipe(file), common.site()
-            from kdq_flows.running import run_recipe
+            from kdq_flows.run.running import run_recipe
 
             observer = Progressing(bars=sys.stderr.isatty())
             with observer.live():
@@ -116,10 +116,10 @@ def register_commands(app: typer.Typer) -> None:
     def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
         """Show the stages of a recipe: what is cached, what will run, and why."""
         recipe, site = common.load_recipe(file), common.site()
-        from kdq_core.catalog import Catalog
-        from kdq_core.plan import forecast, make_plan
-        from kdq_core.store import Store
-        from kdq_flows.teachers import resolved
+        from kdq_core.plan.plan import forecast, make_plan
+        from kdq_core.plugins.catalog import Catalog
+        from kdq_core.store.store import Store
+        from kdq_flows.run.teachers import resolved
 
         def tell(model: str, found: str) -> None:
             typer.echo(f"teacher {model} is {found}", err=True)
@@ -143,7 +143,7 @@ def register_commands(app: typer.Typer) -> None:
 def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
     """The facts of a run that never began, or that was broken off."""
     from kdq_core.errors import KdqError
-    from kdq_flows.result import RunResult
+    from kdq_flows.facts.result import RunResult
 
     text = str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
     text = "interrupted; what is done is kept, run again to go on" if isinstance(error, KeyboardInterrupt) else text
@@ -152,8 +152,8 @@ def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
 
 def _closing(result: RunResult) -> None:
     """The table, then the teacher's gains, where the file is, which version it became, and the pages' addresses."""
-    from kdq_flows.coverage import float_lines
-    from kdq_flows.result import line_of, table_of
+    from kdq_flows.facts.coverage import float_lines
+    from kdq_flows.facts.result import line_of, table_of
 
     common.show(table_of(result), title=f"{result.run}: {result.status} in {result.seconds:.1f} s", as_json=False)
     for gain in result.gains:

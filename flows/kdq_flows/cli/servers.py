@@ -23,7 +23,7 @@ def register_commands(app: typer.Typer) -> None:
 
 def up(as_json: JsonFlag = False) -> None:
     """Start the site's Prefect server and MLflow page, if they are not running."""
-    from kdq_flows import servers
+    from kdq_flows.servers import servers
 
     site = common.site()
     addresses = servers.up(site)
@@ -36,7 +36,7 @@ def up(as_json: JsonFlag = False) -> None:
 
 def down(as_json: JsonFlag = False) -> None:
     """End the site's servers and worker."""
-    from kdq_flows import servers
+    from kdq_flows.servers import servers
 
     names = servers.down(common.site())
     if as_json or names:
@@ -47,7 +47,7 @@ def down(as_json: JsonFlag = False) -> None:
 
 def serve() -> None:
     """Run scheduled compressions in the foreground, until Ctrl-C."""
-    from kdq_flows.serve import serve as run
+    from kdq_flows.prefect.serve import serve as run
 
     run(common.site(), say=typer.echo)
 
@@ -65,7 +65,7 @@ def deploy(
 ) -> None:
     """Schedule a recipe; `kdq serve` runs it."""
     recipe = common.load_recipe(file)
-    from kdq_flows.schedules import deploy as run
+    from kdq_flows.prefect.schedules import deploy as run
 
     facts = run(
         common.site(),
@@ -81,7 +81,7 @@ def deploy(
 
 def doctor(as_json: JsonFlag = False) -> None:
     """Check this installation: the home, the Prefect server, and that schedules fire."""
-    from kdq_flows.doctor import doctor as run
+    from kdq_flows.servers.doctor import doctor as run
 
     rows = run(common.site())
     common.show(rows, title="doctor", as_json=as_json)
@@ -91,7 +91,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 def reconcile(as_json: JsonFlag = False) -> None:
     """Close runs left open by processes that died."""
-    from kdq_flows.reconcile import reconcile as run
+    from kdq_flows.prefect.reconcile import reconcile as run
 
     lines = run(common.site())
     if as_json or lines:

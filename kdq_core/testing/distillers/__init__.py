@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdq_core.kinds import Distiller
+from kdq_core.plugins.kinds import Distiller
 from kdq_core.testing.distillers import gradients, projectors, values
 from kdq_core.testing.distillers.models import Subject
 

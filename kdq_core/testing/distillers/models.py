@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdq_core.kinds import Distiller
+from kdq_core.plugins.kinds import Distiller
 from kdq_core.tensors import Outputs
 
 FEATURES: dict[str, tuple[int, ...]] = {"map": (6, 4, 4), "sequence": (5, 6), "vector": (6,)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdq_core.kinds import Workload
+from kdq_core.plugins.kinds import Workload
 from kdq_core.teachers.source import OnlineTeacher
 
 

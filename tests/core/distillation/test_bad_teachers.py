@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdq_core.catalog import Catalog
 from kdq_core.errors import KdqError, RecipeError, StageError
+from kdq_core.plugins.catalog import Catalog
 from kdq_core.tensors import Batch, Outputs
 
 FIT = {"epochs": 1, "batch_size": 32}

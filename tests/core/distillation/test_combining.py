@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from kdq_core.distillation.combining import DistillationLoss, Part
-from kdq_core.distillation.gap import gap
-from kdq_core.distillation.schedule import Schedule
+from kdq_core.distillation.distance import gap
 from kdq_core.errors import StageError
-from kdq_core.kinds import Distiller
-from kdq_core.spec import FitSpec
+from kdq_core.plugins.kinds import Distiller
+from kdq_core.recipe.schedule import Schedule
+from kdq_core.recipe.spec import FitSpec
 from kdq_core.tensors import Batch, LossTerms
 from kdq_core.training.fit import FitHooks, fit
 from kdq_core.training.resume import tensors_of
-from kdq_core.worker import named
+from kdq_core.worker.main import named
 
 
 class Constant(Distiller):

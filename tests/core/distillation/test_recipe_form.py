@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kdq_core.catalog import Catalog, check_recipe
 from kdq_core.errors import KdqError
-from kdq_core.plan import make_plan
-from kdq_core.recipe_file import document_from_text, recipe_from_document, recipe_from_text
-from kdq_core.site import Site
+from kdq_core.plan.plan import make_plan
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.reading.checks import check_recipe
+from kdq_core.reading.recipe_file import document_from_text, recipe_from_document, recipe_from_text
+from kdq_core.recipe.site import Site
 
 CATALOG = Catalog.load()
 HEAD = "name: x\nworkload: digits\n"

@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from kdq_core.catalog import Catalog
 from kdq_core.distillation.combining import Part
 from kdq_core.distillation.taught import Taught, taught
 from kdq_core.errors import RecipeError, StageError
+from kdq_core.plugins.catalog import Catalog
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
-from kdq_core.spec import FitSpec, QuantizeSpec
+from kdq_core.recipe.spec import FitSpec, QuantizeSpec
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.testing.toys import TOYS
 from kdq_core.training.fit import FitHooks, fit

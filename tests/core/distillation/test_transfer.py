@@ -9,10 +9,10 @@ from torch import nn
 
 from kdq_core.distillation.transfer import holding, mapped, transfer
 from kdq_core.errors import RecipeError
-from kdq_core.spec import TransferSpec
+from kdq_core.recipe.spec import TransferSpec
+from kdq_core.recipe.teacher import NormalizeSpec
 from kdq_core.teachers.members import Ensemble, Normalized
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
-from kdq_core.teachers.spec import NormalizeSpec
 from kdq_workloads.digits_models import DigitsResNet
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kdq_core.distillation.transfer import transfer
 from kdq_core.errors import RecipeError
-from kdq_core.spec import TransferSpec
-from kdq_core.stages.learning import distill
+from kdq_core.recipe.spec import TransferSpec
+from kdq_core.work.learning import distill
 from tests.core.conftest import Tiny
 
 FIT = {"epochs": 4, "batch_size": 32}

@@ -14,16 +14,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from kdq_core.catalog import Catalog, load_recipe
 from kdq_core.errors import KdqError, RecipeError, StageError
-from kdq_core.kinds import Kind, Plugin, Workload
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.kinds import Kind, Plugin, Workload
 from kdq_core.quantization.convert import convert
-from kdq_core.records import Checkpoint, Manifest
-from kdq_core.spec import Recipe, Site
-from kdq_core.stages.context import StageContext
-from kdq_core.stages.quantizing import quantize, quantized_student
-from kdq_core.store import Entry
+from kdq_core.reading.checks import load_recipe
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.records import Checkpoint, Manifest
+from kdq_core.store.store import Entry
 from kdq_core.tensors import Batch
+from kdq_core.work.context import StageContext
+from kdq_core.work.quantizing import quantize, quantized_student
 
 CATALOG = Catalog.load()
 POST_TRAINING = ("static", "weight-only", "dynamic")
@@ -214,7 +215,7 @@ def test_calibration_batches_have_their_own_size(name: str, walk: Any, monkeypat
     def noted(batch: Batch, number: int) -> None:
         seen.append((number, len(batch.ids)))
 
-    monkeypatch.setattr("kdq_core.stages.quantizing.check_finite", noted)
+    monkeypatch.setattr("kdq_core.work.quantizing.check_finite", noted)
     fit = {"fit": {"epochs": 1, "batch_size": 96}} if name == "lsq" else {}
     walk({"use": name, "calibration_batches": 4, "calibration_batch_size": 50} | fit)
     assert seen == [(1, 50), (2, 50), (3, 50), (4, 42)]

@@ -11,7 +11,7 @@ from kdq_core.quantization.convert import convert, output_scales
 from kdq_core.quantization.layers import own_norm
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
-from kdq_core.spec import QuantizeSpec
+from kdq_core.recipe.spec import QuantizeSpec
 from kdq_quantizers.dynamic import Dynamic
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_quantizers.weight_only import WeightOnly

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kdq_core.spec import QuantizeSpec
-from kdq_core.stages import quantizing
+from kdq_core.recipe.spec import QuantizeSpec
+from kdq_core.work import quantizing
 
 STEPS = 4  # of an epoch
 

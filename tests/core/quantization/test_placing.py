@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from kdq_core.errors import RecipeError
 from kdq_core.quantization.capture import capture, module_path
 from kdq_core.quantization.placing import placed
-from kdq_core.spec import QuantizeSpec, Recipe
+from kdq_core.recipe.spec import QuantizeSpec, Recipe
 from kdq_quantizers.dynamic import Dynamic
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_quantizers.weight_only import WeightOnly

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.capture import BatchNorm, capture
 from kdq_core.quantization.equalize import equalize
-from kdq_core.quantization.fake import FakeQuantize
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.quantization.refine import correct_biases, reestimate_batch_norm
-from kdq_core.spec import QuantizeSpec
-from kdq_core.stages.quantizing import with_weight_loss
+from kdq_core.recipe.spec import QuantizeSpec
 from kdq_core.testing.toys import TOYS
+from kdq_core.work.quantizing import with_weight_loss
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdq_core.api import round_to_grid
-from kdq_core.quantization.rounding import first_above
+from kdq_core.grids.rounding import first_above
 
 
 def plain(x, scale, zero, qmin, qmax, grad):

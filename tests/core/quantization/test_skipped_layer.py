@@ -3,9 +3,9 @@
 import pytest
 
 from kdq_core.errors import StageError
-from kdq_core.gates import check_required
-from kdq_core.records import Artifact, EvaluationReport
-from kdq_core.spec import Recipe
+from kdq_core.plan.gates import check_required
+from kdq_core.recipe.spec import Recipe
+from kdq_core.store.records import Artifact, EvaluationReport
 
 FIT = {"epochs": 1, "batch_size": 48}
 

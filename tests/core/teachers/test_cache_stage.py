@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdq_core.records import Checkpoint, TeacherOutputs
+from kdq_core.store.records import Checkpoint, TeacherOutputs
 from kdq_core.tensors import Batch, View
 
 RECIPE: dict[str, Any] = {

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdq_core.errors import StageError, UnforeseenError
+from kdq_core.recipe.teacher import MemberSpec
 from kdq_core.teachers.members import empty_member, read_member
-from kdq_core.teachers.spec import MemberSpec
-from kdq_core.worker import named
+from kdq_core.worker.main import named
 from kdq_workloads.digits import Digits
 
 MUST = "'factory' in 'teacher.members' names a function that takes no argument and returns a torch.nn.Module"

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdq_core.errors import RecipeError, StageError
-from kdq_core.records import TeacherOutputs
-from kdq_core.store import Store
+from kdq_core.recipe.teacher import CacheSpec
+from kdq_core.store.records import TeacherOutputs
+from kdq_core.store.store import Store
 from kdq_core.teachers import build as building
 from kdq_core.teachers.build import build_outputs
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher
-from kdq_core.teachers.spec import CacheSpec
 from kdq_core.tensors import Batch, Outputs, View
 
 VIEWS = 2

@@ -15,16 +15,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kdq_core.catalog import Catalog
 from kdq_core.errors import StageError
-from kdq_core.records import TeacherOutputs
-from kdq_core.spec import FitSpec
-from kdq_core.store import Entry, Store
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.recipe.spec import FitSpec
+from kdq_core.recipe.teacher import CacheSpec
+from kdq_core.store.records import TeacherOutputs
+from kdq_core.store.store import Entry, Store
 from kdq_core.teachers.build import build_outputs
 from kdq_core.teachers.encoding import decode, encode, layout
 from kdq_core.teachers.rows import row_bytes
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource
-from kdq_core.teachers.spec import CacheSpec
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import fit
 from kdq_core.training.losses import outputs_of

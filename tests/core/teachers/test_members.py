@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdq_core.code_version import reached_hash
 from kdq_core.errors import RecipeError, StageError
-from kdq_core.keys import answering
-from kdq_core.records import Checkpoint
-from kdq_core.spec import Recipe
-from kdq_core.stages.teaching import the_teacher
+from kdq_core.plan.keys import answering
+from kdq_core.plugins.code_version import reached_hash
+from kdq_core.recipe.spec import Recipe
+from kdq_core.recipe.teacher import MemberSpec, NormalizeSpec
+from kdq_core.store.records import Checkpoint
 from kdq_core.teachers.members import Ensemble, Normalized, read_member
-from kdq_core.teachers.spec import MemberSpec, NormalizeSpec
+from kdq_core.work.teaching import the_teacher
 from kdq_workloads.digits import Digits
 
 RECIPE: dict[str, Any] = {"workload": {"use": "digits", "options": {"teacher_width": 16, "student_width": 16}}}

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdq_core.errors import StageError
-from kdq_core.spec import TeacherSpec
+from kdq_core.recipe.spec import TeacherSpec
+from kdq_core.recipe.teacher import MemberSpec
 from kdq_core.teachers.members import empty_member, read_member, whole
-from kdq_core.teachers.spec import MemberSpec
 from kdq_workloads.digits import Digits
 
 

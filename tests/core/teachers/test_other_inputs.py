@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdq_core.catalog import Catalog
 from kdq_core.errors import StageError
-from kdq_core.kinds import Kind, Plugin
-from kdq_core.records import Artifact, Checkpoint
-from kdq_core.spec import TeacherSpec
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.kinds import Kind, Plugin
+from kdq_core.recipe.spec import TeacherSpec
+from kdq_core.store.records import Artifact, Checkpoint
 from kdq_core.teachers.members import whole
 from kdq_core.teachers.source import OnlineTeacher, reading
 from kdq_core.tensors import Batch

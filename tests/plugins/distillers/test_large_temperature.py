@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from kdq_core.api import Batch, Outputs
-from kdq_core.catalog import Catalog
+from kdq_core.plugins.catalog import Catalog
 
 CATALOG = Catalog.load()
 LABELS = np.arange(64) % 10

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdq_core.api import StageError
-from kdq_core.catalog import Catalog
+from kdq_core.plugins.catalog import Catalog
 
 DISTILLERS = ("dist", "dkd", "hard-label", "logistic", "logit-kd", "mse-logits", "multi-label-kd")
 

@@ -194,6 +194,6 @@ def test_what_conversion_changes_is_not_laid_to_the_file(subject, table, monkeyp
     graph = fx.symbolic_trace(nn.Identity())
     candidate = subject("int8", lambda x: x, simulation=graph, prepared=graph)
     monkeypatch.setattr(type(candidate.target), "departures", lambda *_, **__: away)
-    monkeypatch.setattr("kdq_core.quantization.walk.departures_of_conversion", lambda *_: away)
+    monkeypatch.setattr("kdq_core.quantization.departures.departures_of_conversion", lambda *_: away)
     note = first_departure(candidate, table(ROWS), converting=converting)
     assert note == f"{text} model part at stem (conv2d): 50.00% of its values, by up to 1 LSB"

@@ -12,7 +12,7 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert, output_scales
 from kdq_core.quantization.placing import narrow, placed
 from kdq_core.quantization.prepare import prepare, set_phase
-from kdq_core.spec import QuantizeSpec
+from kdq_core.recipe.spec import QuantizeSpec
 from kdq_quantizers.dynamic import Dynamic
 from kdq_quantizers.grouped import groups_of
 from kdq_quantizers.weight_only import WeightOnly

@@ -8,7 +8,7 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
-from kdq_core.spec import QuantizeSpec
+from kdq_core.recipe.spec import QuantizeSpec
 from kdq_core.testing.toys import CONV_NET
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu

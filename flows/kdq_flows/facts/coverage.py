@@ -1,0 +1,52 @@
+"""How each operator of the int8 file runs, as part of a run's result and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import Field
+
+from kdq_core.frozen import Frozen
+from kdq_core.store.records import Artifact
+from kdq_core.store.store import Entry
+
+
+class OperatorFacts(Frozen):
+    """One operator of the model, in the runtime's own optimised graph."""
+
+    path: str = Field(description="module path in the PyTorch model; empty for the model itself")
+    operator: str = Field(description="conv, linear, add, ...")
+    kernel: str = Field(description="operator type in the optimised graph")
+    int8: bool
+    reason: str = Field(description="why it is float; empty for int8")
+    macs_share: float = Field(description="of the multiply-accumulates of the model, 0 to 1")
+    weight_share: float = Field(description="of the bytes of all weights in the file, 0 to 1")
+
+
+def coverage_of(entries: Mapping[str, Entry]) -> tuple[OperatorFacts, ...]:
+    """The operators of the int8 file, once it was exported."""
+    record = entries["export"].record if "export" in entries else None
+    operators = record.operators if isinstance(record, Artifact) else ()
+    macs, weights = sum(o.macs for o in operators) or 1, sum(o.weight_bytes for o in operators) or 1
+    return tuple(
+        OperatorFacts(
+            **operator.model_dump(include={"path", "operator", "kernel", "int8", "reason"}),
+            macs_share=operator.macs / macs,
+            weight_share=operator.weight_bytes / weights,
+        )
+        for operator in operators
+    )
+
+
+def float_lines(operators: Iterable[OperatorFacts]) -> list[str]:
+    """What runs in float, one line for each kind of operator and reason; the most multiply-accumulates first."""
+    groups: dict[tuple[str, str], list[OperatorFacts]] = {}
+    for operator in operators:
+        if not operator.int8:
+            groups.setdefault((operator.operator, operator.reason), []).append(operator)
+    lines = []
+    for (kind, reason), found in sorted(groups.items(), key=lambda one: -sum(o.macs_share for o in one[1])):
+        where = ", ".join(repr(o.path) for o in found[:3] if o.path) + (", ..." if len(found) > 3 else "")
+        share = sum(o.macs_share for o in found)
+        lines.append(f"{len(found)} {kind}{f' at {where}' if where else ''}, {share:.1%} of the MACs: {reason}")
+    return lines

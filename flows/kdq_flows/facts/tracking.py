@@ -1,0 +1,104 @@
+"""Tells MLflow of a run, from a thread of its own: importing and calling MLflow delays no stage.
+
+The tracking run begins with the first stage that is not cached, so that "no news" is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from kdq_core.plan.plan import Plan, StageNode
+from kdq_core.store.records import Checkpoint, EpochRecord, EvaluationReport
+from kdq_flows.run.owner import owner_tag
+
+if TYPE_CHECKING:
+    from kdq_registry.tracking import Tracker
+
+
+class RunTracking:
+    """One tracking run for the pipeline, one nested for each stage that really runs; safe in threads.
+
+    Calls are carried out in order; an error of one is raised by the next `wait`.
+    """
+
+    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str]) -> None:
+        self._plan = plan
+        self._tags = tags
+        self._name = name
+        self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-tracking")
+        self._pending: list[Future[Any]] = []
+        self._tracker: Tracker | None = None
+
+    def stage_started(self, node: StageNode, key: str) -> Future[str]:
+        """Open the stage's nested run; the future is its id."""
+        return self._later(lambda: self._begun().stage_run(node.name, key, {"recipe": node.parts["recipe"]}))
+
+    def epoch(self, run: Future[str], record: dict[str, Any]) -> None:
+        """Add one point to the stage's curves."""
+        point = EpochRecord.model_validate(record)
+        self._later(lambda: self._begun().log_epochs(run.result(), [point]))
+
+    def report(self, run: Future[str], report: EvaluationReport) -> None:
+        """Log every metric of the evaluation, with the stage and with the pipeline."""
+
+        def log() -> None:
+            for run_id in (run.result(), self._begun().run_id):
+                for role, metrics in report.models.items():
+                    self._begun().log_metrics(run_id, role, metrics)
+
+        self._later(log)
+
+    def taught(self, run: Future[str], student: Checkpoint) -> None:
+        """Log what the student gained from the teacher, and which layers met, with the stage."""
+        if student.gains:
+            self._later(lambda: self._begun().log_gains(run.result(), student.gains))
+        met = {name: ", ".join(" ~ ".join(pair) for pair in pairs) for name, pairs in student.compared.items()}
+        found = {"compared": met, "transferred": ", ".join(student.transferred)}
+        if met or student.transferred:
+            self._later(lambda: self._begun().log_params(run.result(), {k: v for k, v in found.items() if v}))
+
+    def stage_ended(self, run: Future[str], *, failed: bool) -> None:
+        """Close the stage's nested run."""
+        self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))
+
+    def check(self) -> None:
+        """Raise the error of a call that has failed by now, so that a dead server is known early."""
+        for call in self._pending:
+            if call.done():
+                call.result()
+
+    def wait(self) -> str | None:
+        """Let everything told so far arrive; gives MLflow's id of the pipeline's run, once a stage has run.
+
+        Raises:
+            KdqError: MLflow could not be told.
+        """
+        pending, self._pending = self._pending, []
+        for call in pending:
+            call.result()
+        return self._tracker.run_id if self._tracker else None
+
+    def end(self, *, failed: bool) -> None:
+        """Close the pipeline's run, if one was begun, and the thread."""
+        if self._tracker or self._pending:
+            self._later(lambda: self._begun().end("FAILED" if failed else "FINISHED")).exception()
+        self._calls.shutdown()
+
+    def _later(self, call: Callable[[], Any]) -> Future[Any]:
+        future = self._calls.submit(call)
+        self._pending.append(future)
+        return future
+
+    def _begun(self) -> Tracker:
+        """The tracker; only the thread of the calls comes here."""
+        if self._tracker is None:
+            from kdq_registry.tracking import Tracker
+
+            data = str(self._plan.node("train_teacher").parts["data"])
+            tags = {"kdq.data": data, **self._tags}
+            self._tracker = Tracker.begin(
+                self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=tags, name=self._name
+            )
+        return self._tracker

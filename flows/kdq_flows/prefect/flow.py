@@ -1,0 +1,180 @@
+"""The plan as a Prefect flow: one thin task a stage, which takes and gives digests.
+
+Prefect schedules, retries, shows states and the result table; the store says what was computed. Call
+`kdq_flows.servers.environment.apply_environment` before you import this module: Prefect reads its settings when it is
+first imported.
+"""
+
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime, tags, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TagsContext
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.states import Cancelled, Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.facts.result import RunResult, table_of
+from kdq_flows.prefect.schedules import too_late
+from kdq_flows.run.observer import Silent
+from kdq_flows.run.owner import prefect_tag
+from kdq_flows.run.pipeline import Pipeline, name_of
+from kdq_flows.run.retrying import prefect_options
+
+_PIPELINES: dict[str, Pipeline] = {}
+"""Runs of this process by token; tasks take the token, because a live object must not pass through Prefect."""
+
+
+class LogObserver(Silent):
+    """Writes what happens to the flow run's log."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def stage_ended(self, stage: str, state: str, seconds: float) -> None:
+        """One line a stage."""
+        self._logger.info("%s: %s in %.1f s", stage, state, seconds)
+
+    def message(self, text: str) -> None:
+        """One line."""
+        self._logger.info(text)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
+    """Run one stage; the state's data is the digest of its entry."""
+    digest, cached = _PIPELINES[token].run_stage(stage, parents)
+    return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
+
+
+def run_name() -> str:
+    """What a scheduled run is called: as `kdq run` names one, the recipe's name and the time at which it starts."""
+    return name_of(runtime.flow_run.parameters["recipe"]["name"])
+
+
+@flow(
+    name="kdq-compress",
+    flow_run_name=run_name,
+    validate_parameters=False,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=8),
+)
+def compress_flow(
+    recipe: dict[str, Any],
+    site: dict[str, Any] | None = None,
+    allowed_lag_seconds: float | None = None,
+    token: str | None = None,
+) -> State:
+    """Run a recipe's plan.
+
+    Args:
+        recipe: the recipe, as validated before it was deployed.
+        site: where to run it; by default what the environment says.
+        allowed_lag_seconds: a scheduled run that starts later than this is cancelled as `SkippedLate`.
+        token: a pipeline of this process, for `kdq run`.
+    """
+    expected = runtime.flow_run.scheduled_start_time
+    if token is None and allowed_lag_seconds is not None and too_late(expected, allowed_lag_seconds):
+        return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
+    if token is not None:
+        with TagsContext(current_tags=set()):  # a task with tags would ask for concurrency slots first, 2 s
+            return _drive(token)
+    from kdq_flows.prefect.reconcile import claim, reconcile
+
+    claim(runtime.flow_run.id)
+    where = Site.model_validate(site) if site else Site.from_environment()
+    reconcile(where)
+    pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
+    token = uuid.uuid4().hex
+    _PIPELINES[token] = pipeline
+    try:
+        pipeline.warm_up()
+        state = _drive(token)
+    finally:
+        del _PIPELINES[token]
+        pipeline.finish()
+    return state
+
+
+def run_as_flow(pipeline: Pipeline) -> None:
+    """Run the pipeline as a flow of the configured server; its `errors` tell how it ended.
+
+    Where the server is lost on the way, the run goes on without it: the store knows what is done.
+    """
+    token = uuid.uuid4().hex
+    _PIPELINES[token] = pipeline
+    named = compress_flow.with_options(flow_run_name=pipeline.name)
+    _log_to(pipeline.logs / "prefect.log")
+    try:
+        with tags(prefect_tag(), pipeline.plan.recipe.name):
+            named(
+                recipe=pipeline.plan.recipe.model_dump(mode="json"),
+                site=pipeline.plan.site.model_dump(mode="json"),
+                token=token,
+                return_state=True,
+            )
+    except Exception as error:
+        if not pipeline.errors:
+            pipeline.observer.message(f"the Prefect server was lost ({type(error).__name__}); going on without it")
+            pipeline.run_inline()
+    except BaseException:
+        pipeline.cancelled.set()
+        raise
+    finally:
+        del _PIPELINES[token]
+
+
+def _log_to(file: Path) -> None:
+    """Send Prefect's log to a file instead of this process's terminal, where the observer speaks."""
+    setup_logging()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in ("", *logging.Logger.manager.loggerDict):
+        logger = logging.getLogger(name)
+        console = [h for h in logger.handlers if isinstance(h, PrefectConsoleHandler) or name == "prefect._internal"]
+        for old in console:
+            logger.removeHandler(old)
+        if console:
+            logger.addHandler(handler)
+
+
+def _drive(token: str) -> State:
+    """Submit every stage behind its parents, wait, and publish the result table."""
+    pipeline = _PIPELINES[token]
+    options = prefect_options(pipeline.plan.recipe.retry)
+    futures: dict[str, Any] = {}
+    try:
+        for node in pipeline.plan.nodes:
+            named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
+            futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents})
+        for future in futures.values():
+            future.wait()
+    except BaseException as stopped:
+        if not isinstance(stopped, Exception):  # a lost server is no reason to end the workers
+            pipeline.cancelled.set()
+        raise
+    error = pipeline.error
+    if error is not None:
+        raise error
+    return _published(pipeline)
+
+
+def _published(pipeline: Pipeline) -> State:
+    facts = pipeline.facts()
+    create_table_artifact(key="kdq-result", table=table_of(facts), description=_described(facts))
+    if facts.status == "no-news":
+        return Completed(name="NoNews", message="no news: every stage was cached")
+    return Completed(message=_described(facts))
+
+
+def _described(facts: RunResult) -> str:
+    version = f"{facts.version.name} version {facts.version.version}" if facts.version else "not registered"
+    file = f"{facts.artifact.path} (sha256 {facts.artifact.sha256[:12]})" if facts.artifact else "no file"
+    return f"{facts.status}: {version}; {file}"

@@ -1,0 +1,118 @@
+"""Closes what was left open by processes that died: runs in Prefect and in MLflow whose owner is no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from kdq_core.recipe.spec import Site
+from kdq_flows.run.owner import PREFECT_TAG, is_alive, prefect_tag
+from kdq_flows.servers.environment import apply_environment
+from kdq_flows.servers.servers import running_prefect
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+_PAGE = 200
+_OPEN = ["RUNNING", "PENDING", "CANCELLING"]
+_OPEN_TASKS = [*_OPEN, "SCHEDULED"]  # a task that awaited its next try
+
+
+def reconcile(site: Site) -> list[str]:
+    """Mark runs of dead processes of this host as Crashed in Prefect and killed in MLflow.
+
+    Prefect is asked only if its server answers; nothing is started.
+
+    Returns:
+        One line for each run that was closed.
+    """
+    from kdq_registry.reconcile import reconcile as reconcile_tracking
+
+    tracked = [f"MLflow run {run!r} is closed: its process is gone" for run in reconcile_tracking(site, is_alive)]
+    return reconcile_prefect(site) + tracked
+
+
+def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> list[str]:
+    """The Prefect half of `reconcile`.
+
+    Args:
+        site: whose server is asked.
+        alive: whether the process with this owner tag still runs.
+    """
+    api = running_prefect(site)
+    if api is None:
+        return []
+    apply_environment(site, api)
+    from prefect.client.orchestration import get_client
+
+    lines = []
+    with get_client(sync_client=True) as client:
+        for run in _open_flow_runs(client):
+            owners = [tag.removeprefix(PREFECT_TAG) for tag in run.tags if tag.startswith(PREFECT_TAG)]
+            if owners and not any(alive(owner) for owner in owners):
+                owner = owners[-1]
+                _crash(client, run, owner)
+                lines.append(f"flow run {run.name!r} of process {owner.split(':')[1]} is closed: its process is gone")
+    return lines
+
+
+def close_unbegun(site: Site) -> list[str]:
+    """Close scheduled runs that a worker took and never began: they would hold their deployment's only slot.
+
+    Call it while no worker of the site is alive; a configured server may have workers elsewhere and is left alone.
+    """
+    api = running_prefect(site) if site.prefect_api is None else None
+    if api is None:
+        return []
+    apply_environment(site, api)
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState
+    from prefect.states import Crashed
+
+    state = FlowRunFilterState.model_validate({"type": {"any_": ["PENDING"]}})
+    lines = []
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), limit=_PAGE):
+            if run.deployment_id is not None and not any(tag.startswith(PREFECT_TAG) for tag in run.tags):
+                client.set_flow_run_state(run.id, Crashed(message="Its worker ended before it began."), force=True)
+                lines.append(f"flow run {run.name!r} is closed: its worker ended before it began")
+    return lines
+
+
+def claim(flow_run_id: UUID | str) -> None:
+    """Tag a flow run that a worker started as owned by this process. The environment must be applied."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        tags = [tag for tag in client.read_flow_run(UUID(str(flow_run_id))).tags if not tag.startswith(PREFECT_TAG)]
+        client.update_flow_run(UUID(str(flow_run_id)), tags=[*tags, prefect_tag()])
+
+
+def _open_flow_runs(client: SyncPrefectClient) -> list[FlowRun]:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterTags
+
+    state = FlowRunFilterState.model_validate({"type": {"any_": _OPEN}})
+    wanted = FlowRunFilter(state=state, tags=FlowRunFilterTags(is_null_=False))
+    runs: list[FlowRun] = []
+    while True:
+        page = client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE, offset=len(runs))
+        runs += page
+        if len(page) < _PAGE:
+            return runs
+
+
+def _crash(client: SyncPrefectClient, run: FlowRun, owner: str) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter, TaskRunFilterState
+    from prefect.states import Crashed
+
+    state = Crashed(message=f"The process that ran this, {owner}, is gone.")
+    tasks = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState.model_validate({"type": {"any_": _OPEN_TASKS}})),
+        limit=_PAGE,
+    )
+    for task in tasks:
+        client.set_task_run_state(task.id, state, force=True)
+    client.set_flow_run_state(run.id, state, force=True)

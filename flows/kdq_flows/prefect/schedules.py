@@ -1,0 +1,227 @@
+"""Recurring compressions: a checked schedule, and the deployment that carries it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from kdq_core.errors import RecipeError, did_you_mean
+from kdq_core.frozen import Frozen
+from kdq_core.plan.gates import with_fitting_gates
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.servers.environment import apply_environment
+from kdq_flows.servers.servers import ensure_prefect
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.schedules import Schedule
+
+POOL = "kdq"
+MODULE_PATH = "kdq_flows.prefect.flow:compress_flow"
+LONGEST_INTERVAL = 366 * 86_400.0
+SHORTEST_LAG = 60.0
+
+
+class RecurringSchedule(Frozen):
+    """A checked schedule; exactly one of `cron` and `interval_seconds` is set."""
+
+    cron: str | None
+    interval_seconds: float | None
+    timezone: str
+    next_runs: tuple[datetime, datetime]
+
+    @property
+    def text(self) -> str:
+        """What the user asked for, in words."""
+        what = f"cron '{self.cron}'" if self.cron else f"every {self.interval_seconds:g} s"
+        return f"{what}, {self.timezone}"
+
+    @property
+    def default_lag(self) -> float:
+        """Seconds after which a run is no longer worth starting: when the next one is due, but at least a minute."""
+        return max(SHORTEST_LAG, (self.next_runs[1] - self.next_runs[0]).total_seconds())
+
+
+def check_schedule(*, cron: str | None, interval_seconds: float | None, timezone: str | None) -> RecurringSchedule:
+    """Check what the user asked for, with the same code that will compute the runs. The environment must be applied.
+
+    Args:
+        cron: five fields, such as `0 3 * * *`.
+        interval_seconds: from 1 s to 366 days.
+        timezone: IANA name; none means UTC.
+
+    Raises:
+        RecipeError: it is neither or both, out of range, not a cron expression, in an unknown time zone, or never due.
+    """
+    if (cron is None) == (interval_seconds is None):
+        given = "neither was" if cron is None else "both were"
+        raise RecipeError(f"a schedule is either '--cron' or '--interval', and {given} given; give exactly one")
+    zone = _check_timezone(timezone)
+    runs = _check_cron(cron, zone) if cron is not None else _check_interval(float(interval_seconds or 0))
+    return RecurringSchedule(cron=cron, interval_seconds=interval_seconds, timezone=zone, next_runs=runs)
+
+
+def too_late(expected_start: datetime | None, allowed_lag_seconds: float | None, now: datetime | None = None) -> bool:
+    """Whether a scheduled run comes too late to be worth starting.
+
+    Args:
+        expected_start: when it was due; none for a run that was not scheduled.
+        allowed_lag_seconds: none means it is never too late.
+        now: with its zone; by default the current time.
+    """
+    if expected_start is None or allowed_lag_seconds is None:
+        return False
+    return (now or datetime.now(UTC)) - expected_start > timedelta(seconds=allowed_lag_seconds)
+
+
+def deploy(
+    site: Site,
+    recipe: Recipe,
+    *,
+    cron: str | None = None,
+    interval_seconds: float | None = None,
+    timezone: str | None = None,
+    allowed_lag_seconds: float | None = None,
+    module_path: str = MODULE_PATH,
+) -> dict[str, Any]:
+    """Create or replace the deployment named like the recipe; needs a Prefect server, and starts the site's own.
+
+    A scheduled run that finds the one before it still running is cancelled. The recipe must have been checked with
+    its plug-ins: Prefect accepts any options here and fails later.
+
+    Args:
+        site: goes into the deployment, with the recipe.
+        recipe: what to run.
+        cron: see `check_schedule`.
+        interval_seconds: see `check_schedule`.
+        timezone: see `check_schedule`.
+        allowed_lag_seconds: a run that starts later than this is skipped; none: until the next one is due.
+        module_path: `module:flow` of a flow that takes `recipe`, `site` and `allowed_lag_seconds`.
+
+    Returns:
+        deployment, id, schedule, next_run, allowed_lag_seconds, pool, url.
+
+    Raises:
+        RecipeError: the schedule or the lag is impossible.
+    """
+    apply_environment(site, site.prefect_api)
+    schedule = check_schedule(cron=cron, interval_seconds=interval_seconds, timezone=timezone)
+    if allowed_lag_seconds is not None and not 0 < allowed_lag_seconds < math.inf:
+        raise RecipeError(f"the allowed lag is {allowed_lag_seconds!r}; give a number of seconds above 0")
+    lag = schedule.default_lag if allowed_lag_seconds is None else allowed_lag_seconds
+    api, _ = ensure_prefect(site)
+    apply_environment(site, api)
+    ensure_pool()
+    recipe, _ = with_fitting_gates(recipe, Catalog.load())  # what is deployed has all its fields written
+    deployment, identity = _apply(
+        module_path,
+        recipe,
+        schedule,
+        {
+            "recipe": recipe.model_dump(mode="json", by_alias=True),
+            "site": site.model_dump(mode="json"),
+            "allowed_lag_seconds": lag,
+        },
+    )
+    return {
+        "deployment": deployment,
+        "id": identity,
+        "schedule": schedule.text,
+        "next_run": schedule.next_runs[0].isoformat(timespec="seconds"),
+        "allowed_lag_seconds": lag,
+        "pool": POOL,
+        "url": f"{api.removesuffix('/api')}/deployments/deployment/{identity}",
+    }
+
+
+def ensure_pool() -> None:
+    """Create the process work pool if it is missing. The environment must be applied."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    client: SyncPrefectClient
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            try:
+                client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+            except ObjectAlreadyExists:
+                return  # another process was faster
+
+
+def _apply(
+    module_path: str, recipe: Recipe, schedule: RecurringSchedule, parameters: dict[str, Any]
+) -> tuple[str, str]:
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.deployments.runner import EntrypointType
+
+    module, _, name = module_path.partition(":")
+    flow = getattr(importlib.import_module(module), name)
+    deployment = flow.to_deployment(
+        name=recipe.name,
+        schedule=_prefect_schedule(schedule),
+        parameters=parameters,
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        work_pool_name=POOL,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        tags=["kdq"],
+    )
+    return deployment.full_name, str(deployment.apply())
+
+
+def _prefect_schedule(schedule: RecurringSchedule) -> Schedule:
+    from prefect.schedules import Cron, Interval
+
+    if schedule.cron is not None:
+        return Cron(schedule.cron, timezone=schedule.timezone)
+    return Interval(timedelta(seconds=schedule.interval_seconds or 0), timezone=schedule.timezone)
+
+
+def _check_timezone(timezone: str | None) -> str:
+    from zoneinfo import available_timezones
+
+    zone = "UTC" if timezone is None else timezone
+    zones = available_timezones()
+    if zone not in zones:
+        near = did_you_mean(zone, zones) or "; give an IANA name such as 'Europe/Berlin'"
+        raise RecipeError(f"no time zone named {zone!r}{near}")
+    return zone
+
+
+def _check_interval(seconds: float) -> tuple[datetime, datetime]:
+    if not 1 <= seconds <= LONGEST_INTERVAL:
+        raise RecipeError(f"the interval is {seconds!r}; give a number of seconds from 1 to {LONGEST_INTERVAL:.0f}")
+    first = datetime.now(UTC) + timedelta(seconds=seconds)
+    return first, first + timedelta(seconds=seconds)
+
+
+def _check_cron(cron: str, zone: str) -> tuple[datetime, datetime]:
+    from prefect.server.schemas.schedules import CronSchedule
+    from prefect.utilities.asyncutils import run_coro_as_sync
+
+    if len(cron.split()) != 5:
+        raise RecipeError(
+            f"the cron expression {cron!r} has {len(cron.split())} fields; it needs five: "
+            "minute, hour, day of month, month, day of week"
+        )
+    try:
+        schedule = CronSchedule(cron=cron, timezone=zone)
+    except ValueError:
+        raise RecipeError(
+            f"{cron!r} is not a cron expression; give minute, hour, day of month, month and day of week, "
+            "such as '0 3 * * 1' for Mondays at 3:00"
+        ) from None
+    try:
+        runs = run_coro_as_sync(schedule.get_dates(2))
+    except ValueError:  # CroniterBadDateError
+        runs = []
+    if len(runs) < 2:
+        raise RecipeError(
+            f"the cron expression {cron!r} is never due, as there is no such date; change its day or month"
+        )
+    return runs[0], runs[1]

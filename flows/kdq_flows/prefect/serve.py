@@ -1,0 +1,177 @@
+"""`kdq serve`: keeps a Prefect server, the work pool and one process worker running, in the foreground."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from kdq_core.errors import KdqError, RecipeError
+from kdq_core.recipe.spec import Site
+from kdq_flows.prefect.reconcile import close_unbegun, reconcile
+from kdq_flows.prefect.run_lines import RunLines
+from kdq_flows.prefect.schedules import POOL, ensure_pool
+from kdq_flows.run.owner import host
+from kdq_flows.servers import processes
+from kdq_flows.servers.environment import apply_environment, prefect_environment
+from kdq_flows.servers.processes import Managed, ProcessRecord
+from kdq_flows.servers.servers import PREFECT, WORKER, ensure_prefect
+
+LOOK_SECONDS = 1.0
+HEALTHY_SECONDS = 30.0
+LONGEST_WAIT = 30.0
+ZOMBIES = "kdq: close flow runs without a heartbeat"
+
+Say = Callable[[str], None]
+
+
+def serve(site: Site, *, stop: threading.Event | None = None, say: Say = lambda _line: None) -> None:
+    """Run scheduled compressions until SIGTERM, SIGINT or `stop`; then end the worker, and the server if it began here.
+
+    Args:
+        site: its home holds records and logs; a second `serve` in it is refused.
+        stop: ends it from another thread.
+        say: told what happens, line by line.
+
+    Raises:
+        RecipeError: another process serves this home already, or a configured server does not answer.
+        StageError: the site's server does not start.
+    """
+    stop = stop or threading.Event()
+    try:
+        with processes.locked(site, "serve", wait=False), _signals(stop):
+            _serve(site, stop, say)
+    except BlockingIOError:
+        raise RecipeError(
+            f"another 'kdq serve' is at work in {str(site.home)!r}; end it first, or choose another home with KDQ_HOME"
+        ) from None
+
+
+def _serve(site: Site, stop: threading.Event, say: Say) -> None:
+    processes.stop(site, WORKER)  # of a `kdq serve` that was killed
+    api, started = ensure_prefect(site)
+    try:
+        _prepare(site, api)
+        _close(site, say)
+        say(f"serving pool {POOL!r} from {api}; Ctrl-C ends it")
+        lines = RunLines(POOL, say)
+        _watch(site, api, stop, say, lines)
+    finally:
+        processes.stop(site, WORKER)
+        _close(site, say)
+        if started:
+            processes.stop(site, PREFECT)
+        say("stopped")
+
+
+def _close(site: Site, say: Say) -> None:
+    """Close what dead processes left open; no worker of this home is alive here."""
+    for line in [*reconcile(site), *close_unbegun(site)]:
+        say(line)
+
+
+def _prepare(site: Site, api: str) -> None:
+    apply_environment(site, api)
+    ensure_pool()
+    ensure_zombie_automation()
+
+
+def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLines) -> None:
+    """Start the worker and start it again when it dies, more slowly each time; the server likewise. Tell of runs."""
+    wait, since = LOOK_SECONDS, time.monotonic()
+    worker: ProcessRecord | None = None
+    while not stop.is_set():
+        if worker is None or not processes.is_running(worker):
+            if worker is not None:
+                lived = time.monotonic() - since
+                wait = LOOK_SECONDS if lived > HEALTHY_SECONDS else min(wait * 2, LONGEST_WAIT)
+                say(f"the worker died after {lived:.0f} s; starting another in {wait:g} s; its log is {worker.log!r}")
+                if stop.wait(wait):
+                    return
+            worker, since = start_worker(site, api), time.monotonic()
+            say(f"worker {worker.pid} started")
+        stop.wait(LOOK_SECONDS)
+        lines.look()
+        if site.prefect_api is None and not _own_server_runs(site) and not stop.is_set():
+            api = _restart_server(site, say) or api
+
+
+def _own_server_runs(site: Site) -> bool:
+    record = processes.read_record(site, PREFECT)
+    return record is not None and processes.is_running(record)
+
+
+def _restart_server(site: Site, say: Say) -> str | None:
+    """Bring the server back; the worker goes with the old one, as the address may have changed."""
+    say("the Prefect server died; starting it again")
+    try:
+        api, _ = ensure_prefect(site)
+        _prepare(site, api)
+    except KdqError as error:
+        say(f"it does not start: {error}")
+        return None
+    processes.stop(site, WORKER)
+    return api
+
+
+def start_worker(site: Site, api: str) -> ProcessRecord:
+    """Start one process worker with room for one run, as a managed process."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    command += ["--limit", "1", "--name", f"kdq-{host()}"]
+    managed = Managed(WORKER, lambda _port: command, lambda _port: prefect_environment(site, api))
+    return processes.ensure(site, managed)[0]
+
+
+def ensure_zombie_automation() -> None:
+    """Let Prefect close flow runs whose heartbeat stopped for 90 s, on whatever host. The environment must be applied.
+
+    Known upstream: it can flip a run that has just finished. What was computed is read from the store, never from here.
+    """
+    from datetime import timedelta
+
+    from prefect.automations import AutomationCore, EventTrigger
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import Posture
+
+    run = "prefect.flow-run"
+    ends = {f"{run}.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    automation = AutomationCore(
+        name=ZOMBIES,
+        trigger=EventTrigger(
+            after={f"{run}.heartbeat"},
+            expect={f"{run}.heartbeat", *ends},
+            match={"prefect.resource.id": [f"{run}.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=90),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat for 90 s")],
+    )
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(ZOMBIES):
+            client.create_automation(automation)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

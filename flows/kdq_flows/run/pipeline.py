@@ -1,0 +1,274 @@
+"""One run of a plan: each stage is looked up in the store, or computed and put there.
+
+Prefect tasks and the plain loop of `--no-server` both call `Pipeline.run_stage`; what is true is the same for both.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from kdq_core.errors import KdqError, StageError, StoreError
+from kdq_core.plan.plan import Plan, StageNode, make_plan
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
+from kdq_core.store.store import Entry, Store
+from kdq_flows.facts.coverage import coverage_of
+from kdq_flows.facts.result import (
+    RunResult,
+    StageFacts,
+    artifact_of,
+    gains_of,
+    gates_of,
+    models_of,
+    notes_of,
+    version_of,
+)
+from kdq_flows.facts.tracking import RunTracking
+from kdq_flows.run.leases import device_lease
+from kdq_flows.run.observer import Observer, Silent
+from kdq_flows.run.retrying import call_with_retries
+from kdq_flows.run.supervisor import run_child
+from kdq_flows.run.teachers import resolved
+from kdq_flows.run.warm import WarmWorker, for_recipe
+
+
+class Pipeline:
+    """The state of one run in this process; safe to call from several threads.
+
+    Attributes:
+        name: of the run, in Prefect, in MLflow and of its folder of logs.
+        plan: what is run.
+        observer: is told what happens.
+        entries: verified store entries of the stages that are done.
+        cancelled: once set, running workers are ended.
+        errors: why stages failed, by stage.
+    """
+
+    def __init__(self, recipe: Recipe, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
+        self.catalog = Catalog.load()
+        self.observer: Observer = observer or Silent()
+        teachers: dict[str, str] = {}
+        found = call_with_retries(
+            lambda: resolved(recipe, site, teachers.__setitem__),
+            recipe.retry,
+            on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
+        )
+        words = [f"{asked} is {meant}" for asked, meant in teachers.items()]
+        for line in words:
+            self.observer.message(f"teacher {line}")
+        self.plan: Plan = make_plan(found, site, self.catalog)
+        self.store = Store(site.store)
+        self.entries: dict[str, Entry] = {}
+        self.cancelled = threading.Event()
+        self.errors: dict[str, KdqError] = {}
+        self.name = name or name_of(recipe.name)
+        self.logs = site.home / "logs" / self.name
+        self.tracking = RunTracking(self.plan, self.name, {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)})
+        self._warm: WarmWorker | None = None
+        self._facts: dict[str, StageFacts] = {}
+        self._began = time.monotonic()
+        if self.plan.note:
+            self.observer.message(self.plan.note)
+
+    def warm_up(self) -> None:
+        """Begin to import what the stages need, in a process they are forked from, if one of them has yet to run."""
+        if self._warm is None and self._work_ahead():
+            log = self.logs / "warm-worker.log"
+            self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
+
+    def run_inline(self) -> None:
+        """Run all stages that are not done in the order of the plan, with retries; `errors` tells how it ended."""
+        for node in self.plan.nodes:
+            if node.name in self.entries:
+                continue
+            digests = {name: self.entries[name].digest for name in node.parents}
+            try:
+                call_with_retries(
+                    lambda node=node, digests=digests: self.run_stage(node.name, digests),  # type: ignore[misc]
+                    self.plan.recipe.retry,
+                    on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
+                )
+            except KdqError:
+                return
+
+    def run_stage(self, name: str, parents: Mapping[str, str]) -> tuple[str, bool]:
+        """Bring one stage's entry into the store.
+
+        Args:
+            name: the stage.
+            parents: digests of the entries it stands on.
+
+        Returns:
+            The digest of its entry, and whether it was cached.
+
+        Raises:
+            KdqError: it failed; nothing of it is in the store.
+        """
+        node, began = self.plan.node(name), time.monotonic()
+        key = node.key(parents)
+        try:
+            entry = self._cached(key)
+            cached = entry is not None
+            if entry is None:
+                entry = self._compute(node, key, parents)
+        except BaseException as error:
+            self._ended(node, key, "failed", began)
+            self.errors[name] = failure(error)
+            self._lifecycle("kdq_stage_failed", node, key, error=str(error))
+            raise
+        self.entries[name] = entry
+        self._ended(node, key, "cached" if cached else "ran", began)
+        if not cached:
+            seconds = time.monotonic() - began
+            self._lifecycle("kdq_stage_finished", node, key, digest=entry.digest, seconds=seconds)
+        self.errors.pop(name, None)
+        return entry.digest, cached
+
+    @property
+    def error(self) -> KdqError | None:
+        """The first stage's error, in the order of the plan."""
+        return next((self.errors[node.name] for node in self.plan.nodes if node.name in self.errors), None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a stage failed or was never reached."""
+        return bool(self.errors) or len(self.entries) < len(self.plan.nodes)
+
+    def finish(self) -> None:
+        """Close the tracking run, and end the warm worker."""
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
+        self.tracking.end(failed=self.failed)
+
+    def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
+        """What is true of the run so far."""
+        failed = self.failed
+        stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
+        quiet = not failed and all(stage.state == "cached" for stage in stages)
+        return RunResult(
+            run=self.name,
+            status="failed" if failed else "no-news" if quiet else "completed",
+            seconds=round(time.monotonic() - self._began, 3),
+            stages=stages,
+            models=models_of(self.entries),
+            gains=gains_of(self.entries),
+            notes=notes_of(self.entries),
+            gates=gates_of(self.plan.recipe.gates, self.entries),
+            artifact=artifact_of(self.entries),
+            coverage=coverage_of(self.entries),
+            version=version_of(self.entries),
+            error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
+            links=dict(links or {}),
+        )
+
+    def _work_ahead(self) -> bool:
+        """Whether a heavy stage is not in the store. What is damaged there is told when it is that stage's turn."""
+        digests: dict[str, str] = {}
+        with suppress(StoreError):
+            for node in self.plan.nodes:
+                if node.heavy:
+                    digest = self.store.peek(node.key(digests))
+                    if digest is None:
+                        return True
+                    digests[node.name] = digest
+        return False
+
+    def _cached(self, key: str) -> Entry | None:
+        entry = self.store.lookup(key)
+        if entry is not None and isinstance(entry.record, ModelVersion):
+            from kdq_registry.registering import version_exists
+
+            if not version_exists(entry.record, self.plan.site):
+                self.store.discard(key)
+                return None
+        return entry
+
+    def _compute(self, node: StageNode, key: str, parents: Mapping[str, str]) -> Entry:
+        self.observer.stage_started(node.name)
+        self._lifecycle("kdq_stage_started", node, key)
+        run = self.tracking.stage_started(node, key)
+        try:
+            compute = self._in_worker if node.heavy else self._register
+            entry = compute(node, key, parents, run)
+        except BaseException:
+            self.tracking.stage_ended(run, failed=True)
+            raise
+        if isinstance(entry.record, EvaluationReport):
+            self.tracking.report(run, entry.record)
+        if isinstance(entry.record, Checkpoint):
+            self.tracking.taught(run, entry.record)
+        self.tracking.stage_ended(run, failed=False)
+        self.tracking.wait()
+        return entry
+
+    def _in_worker(self, node: StageNode, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
+        site = self.plan.site
+        request = {
+            "stage": node.name,
+            "key": key,
+            "parts": node.full_parts(parents),
+            "parents": {name: self.entries[name].manifest.key for name in node.parents},
+            "recipe": self.plan.recipe.model_dump(mode="json"),
+            "site": site.model_dump(mode="json"),
+        }
+
+        def heard(event: dict[str, Any]) -> None:
+            self.tracking.check()
+            if event["event"] == "epoch":
+                self.tracking.epoch(run, event["record"])
+            else:
+                self.observer.progress(event)
+
+        def waiting(owner: str | None) -> None:
+            by = f" by process {owner.split(':')[1]}" if owner else ""
+            self.observer.message(f"{node.name} waits: device {site.device!r} is in use{by}")
+
+        with device_lease(site, site.device, on_wait=waiting) as lease:
+            run_child(
+                request,
+                site=site,
+                lease_fd=lease,
+                timeout_seconds=self.plan.recipe.retry.stage_timeout_seconds,
+                on_event=heard,
+                log=self.logs / f"{node.name}.log",
+                cancelled=self.cancelled,
+                starter=self._warm,
+                measures=node.name == "evaluate",
+            )
+        return self.store.get(key)
+
+    def _register(self, node: StageNode, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:
+        from kdq_flows.run.registering import register
+
+        record = register(self.plan, self.entries, self.tracking.wait())
+        # The version carries the newest gates and report; an older entry of it would say that nothing is to be done.
+        for manifest in list(self.store.manifests("register")):
+            if manifest.record == record and manifest.key != key:
+                self.store.discard(manifest.key)
+        with self.store.draft(key) as draft:
+            return self.store.commit(draft, stage=node.name, key=key, parts=node.full_parts(parents), record=record)
+
+    def _ended(self, node: StageNode, key: str, state: Any, began: float) -> None:
+        seconds = round(time.monotonic() - began, 3)
+        self._facts[node.name] = StageFacts(name=node.name, key=key, state=state, seconds=seconds)
+        self.observer.stage_ended(node.name, state, seconds)
+
+    def _lifecycle(self, hook: str, node: StageNode, key: str, **facts: Any) -> None:
+        self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)
+
+
+def name_of(recipe: str) -> str:
+    """Name of a run that starts now."""
+    return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def failure(error: BaseException) -> KdqError:
+    """`error` as KDQ's own; what is foreign keeps its name in the text."""
+    return error if isinstance(error, KdqError) else StageError(f"{type(error).__name__}: {error}")

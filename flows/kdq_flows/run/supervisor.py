@@ -1,0 +1,286 @@
+"""A stage in a child process of its own: killed at its limit, heard through a pipe, gone when it is over.
+
+Native code does not listen to Python's time limits, may crash, and keeps a device's memory until its process ends.
+So a heavy stage is a child in its own session; at the limit, on cancel, and when anything passes through here, its
+whole process group is ended. The child reads one JSON request from stdin, writes JSON lines to the descriptor in
+KDQ_EVENTS_FD, and everything it prints goes to the log. It is forked by a starter, the warm worker of
+`kdq_flows.run.warm`, or started anew where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from kdq_core.errors import ErrorRecord, StageError, TransientError, UnforeseenError
+from kdq_core.recipe.spec import Site
+from kdq_core.store.store import explained
+from kdq_flows.run.leases import physical_device
+
+TERMINATE_SECONDS = 5.0
+"""From SIGTERM to SIGKILL."""
+EXIT_SECONDS = 10.0
+"""How long a child may take to leave after its last event."""
+_POLL_SECONDS = 0.1
+_LOG_LINES = 8
+WORKER = (sys.executable, "-m", "kdq_core.worker.main")
+
+Event = dict[str, Any]
+
+
+class Child(Protocol):
+    """What is needed of `subprocess.Popen`; the child leads a session of its own."""
+
+    @property
+    def pid(self) -> int:
+        """Number of the process and of its group."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Negative for a signal; `None` while it runs, or while nobody has asked."""
+
+    def poll(self) -> int | None:
+        """The return code, without waiting."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The return code; `subprocess.TimeoutExpired` after `timeout` seconds."""
+
+
+class Starter(Protocol):
+    """Starts a stage's child faster than a new process does."""
+
+    def start(
+        self, files: Sequence[IO[bytes]], descriptors: Sequence[int], *, check: Callable[[], None], complete: bool
+    ) -> Child | None:
+        """The child, or `None` where it cannot; see `kdq_flows.run.warm.WarmWorker.start`."""
+
+
+def run_child(
+    request: dict[str, Any],
+    *,
+    site: Site,
+    lease_fd: int,
+    timeout_seconds: float,
+    on_event: Callable[[Event], None],
+    log: Path,
+    cancelled: threading.Event | None = None,
+    argv: Sequence[str] = WORKER,
+    starter: Starter | None = None,
+    measures: bool = False,
+) -> Event:
+    """Run one stage in a child process and return its last event, `{"event": "result", ...}`.
+
+    Args:
+        request: written to the child's stdin as JSON.
+        site: device and number of threads.
+        lease_fd: open lock file of the device; the child inherits it.
+        timeout_seconds: limit of this try.
+        on_event: called with every other event, in order, in this thread.
+        log: what the child prints is appended here.
+        cancelled: when set, the child is ended.
+        argv: the child's command, where it is started anew.
+        starter: is asked for the child first.
+        measures: the stage measures time, so that the starter must be at rest while it runs.
+
+    Raises:
+        KdqError: as the child reported it.
+        StageError: the limit was reached, or the stage was cancelled.
+        TransientError: the child died without a result.
+        StoreError: the log cannot be written.
+    """
+    with explained(log, "write the log"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+    before = log.stat().st_size if log.exists() else 0
+    check = _checker(timeout_seconds, log, cancelled)
+    reader, writer = os.pipe()
+    with _Events(reader) as events:
+        try:
+            with _request_file(log.parent, request) as stdin, _log_file(log) as output:
+                files, descriptors = (stdin, output), (writer, lease_fd)
+                warm = starter.start(files, descriptors, check=check, complete=measures) if starter else None
+                child = warm or _start(argv, site, files, descriptors)
+        finally:
+            os.close(writer)
+        try:
+            last = _listen(child, events, on_event, check)
+        finally:
+            end_group(child)
+    if last is None:
+        raise TransientError(_death(child.wait(), log, before))
+    if last["event"] == "error":
+        error = ErrorRecord(**last["error"]).to_error()
+        raise (
+            UnforeseenError(f"{error}; the traceback is in {str(log)!r}")
+            if isinstance(error, UnforeseenError)
+            else error
+        )
+    return last
+
+
+def end_group(child: Child) -> None:
+    """End the child and all of its session: SIGTERM, some seconds, SIGKILL; then reap it."""
+    if child.poll() is None:
+        _signal(child.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(TERMINATE_SECONDS)
+    _signal(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _start(
+    argv: Sequence[str], site: Site, files: tuple[IO[bytes], IO[bytes]], descriptors: tuple[int, int]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        list(argv),
+        stdin=files[0],
+        stdout=files[1],
+        stderr=subprocess.STDOUT,
+        pass_fds=descriptors,
+        env=os.environ | child_environment(site) | {"KDQ_EVENTS_FD": str(descriptors[0])},
+        start_new_session=True,
+    )
+
+
+def _request_file(folder: Path, request: dict[str, Any]) -> IO[bytes]:
+    """The request, open for reading. A file, not a pipe: a child that never reads cannot block us."""
+    with explained(folder, "write to"), ExitStack() as undo:
+        file = undo.enter_context(tempfile.TemporaryFile(dir=folder))
+        file.write(json.dumps(request).encode())
+        file.seek(0)
+        undo.pop_all()
+        return file
+
+
+def _log_file(log: Path) -> IO[bytes]:
+    with explained(log, "write the log"):
+        return log.open("ab")
+
+
+def child_environment(site: Site) -> dict[str, str]:
+    """What must be set before torch is imported. The child sees one device, as `cuda:0`, or none.
+
+    KDQ_PARENT_PID lets the child notice that its parent died before it could ask to be told so.
+    """
+    threads = str(site.threads)
+    device = physical_device(site.device)
+    return {
+        "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device.removeprefix("cuda-"),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        **waiting_briefly(),
+        # Otherwise matplotlib, which torchmetrics imports, writes to the user's home folder.
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(site.home / "matplotlib")),
+        "PYTHONHASHSEED": "0",
+        "ORT_DISABLE_TELEMETRY": "1",  # otherwise its import writes to the user's home folder
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "KDQ_PARENT_PID": str(os.getpid()),
+    }
+
+
+def waiting_briefly() -> dict[str, str]:
+    """Let threads that wait give up their core after some microseconds, unless the user says how they shall wait.
+
+    GNU OpenMP lets them keep it for milliseconds: beside another process a training step then takes ten times as long.
+    """
+    said = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    return {} if said else {"GOMP_SPINCOUNT": "5000"}
+
+
+class _Events:
+    """Complete JSON lines from the read end of a pipe, without ever blocking longer than asked."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = b""
+        self._selector = selectors.DefaultSelector()
+        self._open = True
+        os.set_blocking(descriptor, False)
+        self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def __enter__(self) -> _Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        os.close(self._descriptor)
+
+    def read(self, seconds: float) -> list[Event]:
+        """The events that arrive within `seconds`; returns as soon as there are any."""
+        if not self._open:
+            time.sleep(min(seconds, 0.02))
+            return []
+        if not self._selector.select(seconds):
+            return []
+        chunk = os.read(self._descriptor, 1 << 20)
+        if not chunk:
+            self._open = False
+            self._selector.unregister(self._descriptor)
+        *lines, self._buffer = (self._buffer + chunk).split(b"\n")
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+def _listen(
+    child: Child, events: _Events, on_event: Callable[[Event], None], check: Callable[[], None]
+) -> Event | None:
+    """Pass events on until the child is gone; its result or error, or `None`."""
+    last: Event | None = None
+    leave = float("inf")
+    while True:
+        gone = child.poll() is not None
+        for event in events.read(0 if gone else _POLL_SECONDS):
+            if event["event"] in ("result", "error"):
+                last = event
+                leave = time.monotonic() + EXIT_SECONDS
+            else:
+                on_event(event)
+        if gone:
+            return last
+        if last is None:
+            check()
+        elif time.monotonic() >= leave:
+            return last
+
+
+def _checker(seconds: float, log: Path, cancelled: threading.Event | None) -> Callable[[], None]:
+    """Raises once the stage was cancelled, or `seconds` from now have passed."""
+    deadline = time.monotonic() + seconds
+
+    def check() -> None:
+        if cancelled is not None and cancelled.is_set():
+            raise StageError("the stage was cancelled and its worker ended")
+        if time.monotonic() >= deadline:
+            raise StageError(_too_long(seconds, log))
+
+    return check
+
+
+def _too_long(seconds: float, log: Path) -> str:
+    return (
+        f"the stage ran longer than its limit of {seconds:g} s and was ended; raise 'retry.stage_timeout_seconds' in "
+        f"the recipe, or give the stage less to do; its log is {str(log)!r}"
+    )
+
+
+def _death(status: int, log: Path, before: int) -> str:
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with code {status}"
+    hint = "; the machine may be out of memory" if status == -signal.SIGKILL else ""
+    lines = log.read_bytes()[before:].decode(errors="replace").splitlines()
+    tail = [line.strip() for line in lines if line.strip() and not line.startswith((" ", "\t", "Traceback"))]
+    said = f"; its last words: {' | '.join(tail[-_LOG_LINES:])!r}" if tail else ""
+    return f"the stage's worker {how} before it gave a result{hint}{said}; its log is {str(log)!r}"

@@ -1,0 +1,103 @@
+"""`kdq doctor`: the checks that tell a broken installation from a broken recipe."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from kdq_core.errors import KdqError
+from kdq_core.recipe.spec import Site
+from kdq_flows.servers import processes
+from kdq_flows.servers.environment import apply_environment
+from kdq_flows.servers.servers import PREFECT, ensure_prefect
+
+SCHEDULER_SECONDS = 90.0
+"""The scheduler looks at new deployments every few seconds, and at all of them once a minute."""
+
+
+def doctor(site: Site) -> list[dict[str, object]]:
+    """Run every check, each in its guard; a server started for them is ended again.
+
+    Returns:
+        Rows of `check`, `verdict` (`ok`, `broken` or `not checked`) and `detail`.
+    """
+    rows = [_row("home can be written", lambda: _check_home(site))]
+    started = False
+
+    def server() -> str:
+        nonlocal started
+        api, started = ensure_prefect(site)
+        apply_environment(site, api)
+        return f"{api} answers"
+
+    scheduling = "an interval deployment gets scheduled runs"
+    try:
+        rows.append(_row("Prefect server starts and answers", server))
+        if rows[-1]["verdict"] == "ok":
+            rows.append(_row(scheduling, check_scheduler))
+        else:
+            rows.append({"check": scheduling, "verdict": "not checked", "detail": "needs the server"})
+    finally:
+        if started:
+            processes.stop(site, PREFECT)
+    return rows
+
+
+def _row(check: str, run: Callable[[], str]) -> dict[str, object]:
+    try:
+        return {"check": check, "verdict": "ok", "detail": run()}
+    except KdqError as error:
+        return {"check": check, "verdict": "broken", "detail": str(error)}
+    except Exception as error:
+        return {"check": check, "verdict": "broken", "detail": f"{type(error).__name__}: {error}"}
+
+
+def _check_home(site: Site) -> str:
+    site.home.mkdir(parents=True, exist_ok=True)
+    probe = site.home / f".probe-{uuid.uuid4().hex}"
+    probe.write_bytes(b"kdq")
+    probe.unlink()
+    return str(site.home)
+
+
+def check_scheduler(seconds: float = SCHEDULER_SECONDS) -> str:
+    """Create an interval deployment, wait until its runs are scheduled, remove it. The environment must be applied.
+
+    Raises:
+        TimeoutError: no run appeared; with an SQLAlchemy that does not fit, the scheduler fails without a word.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import IntervalSchedule
+
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow_from_name("kdq-doctor")
+        hourly = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(hours=1)), active=True)
+        deployment = client.create_deployment(flow, f"check-{uuid.uuid4().hex[:8]}", schedules=[hourly])
+        try:
+            found, waited = _await_runs(client, deployment, seconds)
+        finally:
+            client.delete_deployment(deployment)
+            client.delete_flow(flow)
+    if not found:
+        raise TimeoutError(
+            f"no run was scheduled within {seconds:g} s; install the versions of constraints.txt "
+            "(SQLAlchemy below 2.1 above all)"
+        )
+    return f"{found} runs after {waited:.1f} s"
+
+
+def _await_runs(client: Any, deployment: uuid.UUID, seconds: float) -> tuple[int, float]:
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+
+    wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        runs = client.read_flow_runs(deployment_filter=wanted)
+        if runs:
+            return len(runs), time.monotonic() - began
+        time.sleep(0.5)
+    return 0, seconds

@@ -1,0 +1,261 @@
+"""Background processes that outlive the command which started them, each with a record and a log in the home.
+
+`servers/<name>.json` says which process it is; the pid alone would be reused, so start time and boot id stand beside
+it. A file lock lets two commands that want the same process start one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from kdq_core.errors import StageError, StoreError
+from kdq_core.frozen import Frozen
+from kdq_core.recipe.spec import Site
+from kdq_core.store.store import explained
+from kdq_flows.run.owner import boot_id, start_time
+
+LOOPBACK = "127.0.0.1"
+STOP_SECONDS = 8.0
+"""From SIGTERM to SIGKILL."""
+
+
+class ProcessRecord(Frozen):
+    """A managed process, as its file in `servers/` says."""
+
+    name: str
+    pid: int
+    start_time: str
+    boot_id: str
+    port: int | None = None
+    url: str | None = None
+    log: str
+
+
+@dataclass(frozen=True)
+class Managed:
+    """How to start a managed process, and how to ask whether it is well."""
+
+    name: str
+    command: Callable[[int], Sequence[str]]  # from the port (0 where it has none)
+    environment: Callable[[int], dict[str, str]] = field(default=lambda _port: {})
+    health: str | None = None  # path of the health check; none: no port, alive is well
+    deadline: float = 90.0  # seconds until it must be healthy
+
+
+def ensure(site: Site, managed: Managed, *, wait: bool = True) -> tuple[ProcessRecord, bool]:
+    """The running process of that name, started if there is none or it does not answer.
+
+    Args:
+        site: its home holds record and log.
+        managed: what to start.
+        wait: wait until it is healthy.
+
+    Returns:
+        The record, and whether this call started it.
+
+    Raises:
+        StageError: it ended, or was not healthy within its deadline.
+        StoreError: the home cannot be written.
+    """
+    with locked(site, managed.name):
+        record = read_record(site, managed.name)
+        if record is not None and is_running(record) and (not wait or _await_health(record, managed)):
+            return record, False
+        _end(site, managed.name)
+        record = _start(site, managed, record.port if record else None)
+    if wait and not _await_health(record, managed):
+        died = not is_running(record)
+        stop(site, managed.name)
+        what = "ended at once" if died else f"did not answer within {managed.deadline:g} s"
+        raise StageError(
+            f"the {managed.name} process {what}; its last words: {_tail(record)!r}; its log is {record.log!r}"
+        )
+    return record, True
+
+
+def stop(site: Site, name: str) -> bool:
+    """End the process of that name with all its descendants; whether there was one."""
+    if not _record_path(site, name).exists():
+        return False
+    with locked(site, name):
+        return _end(site, name)
+
+
+def read_record(site: Site, name: str) -> ProcessRecord | None:
+    """The record in `servers/`, of a process dead or alive; `None` if there is none that can be read."""
+    try:
+        return ProcessRecord.model_validate_json(_record_path(site, name).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def is_running(record: ProcessRecord) -> bool:
+    """Whether this very process is alive, on this boot of this machine."""
+    return record.boot_id == boot_id() and start_time(record.pid) == record.start_time
+
+
+def answers(url: str, seconds: float = 2.0) -> bool:
+    """Whether a GET of `url` gives a 2xx. Loopback addresses never go through a proxy."""
+    local = f"//{LOOPBACK}" in url or "//localhost" in url
+    handlers = [urllib.request.ProxyHandler({})] if local else []
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=seconds) as response:
+            return 200 <= response.status < 300
+    except (OSError, ValueError, urllib.error.URLError):
+        return False
+
+
+def free_port(preferred: int | None = None) -> int:
+    """A free port of the loopback interface: the preferred one if it is free."""
+    for port in (preferred, 0):
+        if port is None:
+            continue
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((LOOPBACK, port))
+            return int(probe.getsockname()[1])
+    raise StageError(f"no free port on {LOOPBACK}")
+
+
+def _record_path(site: Site, name: str) -> Path:
+    return site.home / "servers" / f"{name}.json"
+
+
+@contextmanager
+def locked(site: Site, name: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold `servers/<name>.lock`.
+
+    Raises:
+        BlockingIOError: it is held by another, and `wait` is false.
+        StoreError: the home cannot be written.
+    """
+    path = site.home / "servers" / f"{name}.lock"
+    with explained(path, "write the lock file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _start(site: Site, managed: Managed, last_port: int | None) -> ProcessRecord:
+    port = free_port(last_port) if managed.health else 0
+    log = site.home / "logs" / f"{managed.name}.log"
+    with explained(log, "write the log"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
+    with output:
+        child = subprocess.Popen(
+            list(managed.command(port)),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=site.home,
+            env=os.environ | managed.environment(port),
+            start_new_session=True,
+        )
+    _children.append(child.pid)
+    child.returncode = 0  # it outlives us: Popen must neither wait for it nor warn of it
+    record = ProcessRecord(
+        name=managed.name,
+        pid=child.pid,
+        start_time=start_time(child.pid) or "dead",
+        boot_id=boot_id(),
+        port=port or None,
+        url=f"http://{LOOPBACK}:{port}" if port else None,
+        log=str(log),
+    )
+    _keep(record, _record_path(site, managed.name))
+    return record
+
+
+def _keep(record: ProcessRecord, path: Path) -> None:
+    """Write the record; a process without one could never be found again, so it is ended."""
+    fresh = path.with_suffix(".new")
+    try:
+        with explained(path, "write the record"):
+            fresh.write_text(record.model_dump_json(), encoding="utf-8")
+            fresh.replace(path)
+    except StoreError:
+        _end_tree(record)
+        _reap()
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+
+
+_children: list[int] = []
+"""What this process started and has not yet reaped."""
+
+
+def _reap() -> None:
+    for pid in tuple(_children):
+        try:
+            done, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            done = pid
+        if done:
+            _children.remove(pid)
+
+
+def _await_health(record: ProcessRecord, managed: Managed) -> bool:
+    deadline = time.monotonic() + managed.deadline
+    while is_running(record):
+        if managed.health is None or answers(f"{record.url}{managed.health}"):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return False
+
+
+def _end(site: Site, name: str) -> bool:
+    """End what the record names, and remove the record. The caller holds the lock."""
+    record = read_record(site, name)
+    running = record is not None and is_running(record)
+    if record is not None and running:
+        _end_tree(record)
+    _reap()
+    with explained(_record_path(site, name), "remove the record"):
+        _record_path(site, name).unlink(missing_ok=True)
+    return running
+
+
+def _end_tree(record: ProcessRecord) -> None:
+    """SIGTERM to the group, some seconds, SIGKILL to the group and to descendants that left it."""
+    import psutil
+
+    descendants = []
+    with suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(record.pid).children(recursive=True)
+    deadline = time.monotonic() + STOP_SECONDS
+    with suppress(ProcessLookupError):
+        os.killpg(record.pid, signal.SIGTERM)
+    while is_running(record) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with suppress(ProcessLookupError):
+        os.killpg(record.pid, signal.SIGKILL)
+    for process in descendants:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil checks that the pid was not reused
+    psutil.wait_procs(descendants, timeout=2)
+    while is_running(record):
+        time.sleep(0.02)
+
+
+def _tail(record: ProcessRecord, lines: int = 5) -> str:
+    text = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()
+    return " | ".join(line.strip() for line in text[-lines:] if line.strip())

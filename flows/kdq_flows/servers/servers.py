@@ -1,0 +1,136 @@
+"""The servers of a site: Prefect's, and MLflow's web page.
+
+A configured server (`Site.prefect_api`) is used as it is. Without one the site has its own, on the loopback
+interface, started when it is first needed and left running for the next command; `down` ends it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from kdq_core.errors import RecipeError
+from kdq_core.recipe.spec import Site
+from kdq_flows.servers import processes
+from kdq_flows.servers.environment import prefect_environment
+from kdq_flows.servers.processes import LOOPBACK, Managed
+
+PREFECT = "prefect"
+MLFLOW = "mlflow"
+WORKER = "worker"
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Addresses; `mlflow_ui` is none where it was not asked for."""
+
+    prefect_api: str
+    prefect_ui: str
+    mlflow_ui: str | None
+
+
+def ensure_prefect(site: Site) -> tuple[str, bool]:
+    """Address of the Prefect API, and whether this call started the server.
+
+    Raises:
+        RecipeError: a server is configured, and it does not answer.
+        StageError: the site's own server does not start.
+    """
+    if site.prefect_api is not None:
+        address = site.prefect_api.rstrip("/")
+        if not processes.answers(f"{address}/health", seconds=5):
+            raise RecipeError(
+                f"the configured Prefect server {site.prefect_api!r} does not answer; start it, or unset "
+                "PREFECT_API_URL to let KDQ start its own, or use --no-server"
+            )
+        return address, False
+    record, started = processes.ensure(site, _prefect(site))
+    return f"{record.url}/api", started
+
+
+def running_prefect(site: Site) -> str | None:
+    """Address of the Prefect API if one answers now; starts nothing."""
+    if site.prefect_api is not None:
+        address = site.prefect_api.rstrip("/")
+        return address if processes.answers(f"{address}/health") else None
+    record = processes.read_record(site, PREFECT)
+    if record is None or not processes.is_running(record) or not processes.answers(f"{record.url}/api/health"):
+        return None
+    return f"{record.url}/api"
+
+
+def ensure_mlflow_ui(site: Site, *, wait: bool = False) -> str:
+    """Address of MLflow's web page, which is started if needed; by default without waiting until it answers."""
+    if site.mlflow_uri.startswith(("http://", "https://")):
+        return site.mlflow_uri
+    record, _ = processes.ensure(site, _mlflow(site), wait=wait)
+    return str(record.url)
+
+
+def up(site: Site, *, mlflow_ui: bool = True) -> Servers:
+    """Start what is not running: Prefect is waited for, the MLflow page is not.
+
+    Raises:
+        RecipeError: a configured Prefect server does not answer.
+        StageError: a server does not start.
+    """
+    if site.prefect_api is None:
+        processes.ensure(site, _prefect(site), wait=False)  # starts while MLflow's is being prepared
+    page = ensure_mlflow_ui(site) if mlflow_ui else None
+    api, _ = ensure_prefect(site)
+    return Servers(prefect_api=api, prefect_ui=api.removesuffix("/api"), mlflow_ui=page)
+
+
+def down(site: Site) -> list[str]:
+    """End the site's worker and servers; the names of those that were running."""
+    return [name for name in (WORKER, MLFLOW, PREFECT) if processes.stop(site, name)]
+
+
+def status(site: Site) -> list[dict[str, object]]:
+    """One row for each of the site's processes: name, state (`running`, `silent`, `stopped`), url, pid, log."""
+    rows: list[dict[str, object]] = []
+    for name, health in ((PREFECT, "/api/health"), (MLFLOW, "/health"), (WORKER, None)):
+        record = processes.read_record(site, name)
+        if record is None or not processes.is_running(record):
+            rows.append({"name": name, "state": "stopped", "url": None, "pid": None, "log": None})
+            continue
+        well = health is None or processes.answers(f"{record.url}{health}")
+        rows.append(
+            {
+                "name": name,
+                "state": "running" if well else "silent",
+                "url": record.url,
+                "pid": record.pid,
+                "log": record.log,
+            }
+        )
+    return rows
+
+
+def _prefect(site: Site) -> Managed:
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+
+    def environment(port: int) -> dict[str, str]:
+        return prefect_environment(site, f"http://{LOOPBACK}:{port}/api") | {
+            "PREFECT_SERVER_API_HOST": LOOPBACK,
+            "PREFECT_SERVER_API_PORT": str(port),
+        }
+
+    return Managed(PREFECT, command, environment, health="/api/health")
+
+
+def _mlflow(site: Site) -> Managed:
+    from kdq_registry.environment import client, local_database
+    from kdq_registry.server import server_command
+
+    def command(port: int) -> list[str]:
+        database = local_database(site.mlflow_uri)
+        if database is not None and not database.exists():
+            client(site)  # makes the schema, under its lock
+        return server_command(site, port)[0]
+
+    def environment(port: int) -> dict[str, str]:
+        return server_command(site, port)[1]
+
+    return Managed(MLFLOW, command, environment, health="/health")

@@ -1,0 +1,143 @@
+"""Gates: the rules of a recipe that a model must meet, judged by its evaluation report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kdq_core.errors import StageError
+from kdq_core.frozen import Frozen
+from kdq_core.plugins.kinds import Evaluator, Quantizer
+from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe, TeacherSpec
+from kdq_core.store.records import EvaluationReport, OperatorCoverage
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.catalog import Catalog
+
+COVERAGE = "coverage_macs"
+FITTED: dict[str, tuple[tuple[Gate, ...], str]] = {
+    "none": (
+        tuple(gate for gate in DEFAULT_GATES if gate.metric != COVERAGE),
+        "computes in float by design, so the default gates do without coverage_macs",
+    ),
+    "dynamic": (
+        tuple(
+            gate.model_copy(update={"metric": "coverage_linear_macs"}) if gate.metric == COVERAGE else gate
+            for gate in DEFAULT_GATES
+        ),
+        "computes linear layers alone in int8, so the default gates ask for coverage_linear_macs, not coverage_macs",
+    ),
+}
+"""Default gates, and why they are others, for quantizers whose activations are not static."""
+
+
+class GateVerdict(Frozen):
+    """One gate with what was measured. `bound` is absolute: a relative gate's factor is already applied."""
+
+    rule: str
+    value: float | None
+    bound: float | None
+    met: bool
+    note: str = ""
+
+
+def with_fitting_gates(recipe: Recipe, catalog: Catalog) -> tuple[Recipe, str]:
+    """Fit the default gates to the recipe.
+
+    Coverage guards against silent float, and some quantizers compute in float openly; and no model is held against a
+    teacher that is not measured.
+
+    Args:
+        recipe: one that writes its own gates keeps them.
+        catalog: finds the quantizer's class.
+
+    Returns:
+        The recipe, and what to tell the user of it; empty where the gates are the usual ones, or the recipe's own and
+        measured.
+    """
+    name = recipe.quantize.use
+    found = catalog.load_class(catalog.find("quantizer", name))
+    gates, why = FITTED.get(found.activations if issubclass(found, Quantizer) else "", (DEFAULT_GATES, ""))
+    notes = [f"quantizer {name!r} {why}"] if why else []
+    if not measured(recipe.teacher):
+        gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
+        notes.append("the teacher cannot be measured beside the int8 file, so the default gates do not compare with it")
+    given = {metric for use in recipe.evaluate for metric in _metrics(use.use, catalog)}
+    missing = [gate.metric for gate in gates if gate.metric not in given]
+    if missing:
+        gates = tuple(gate for gate in gates if gate.metric in given)
+        listed = ", ".join(map(repr, missing))
+        notes.append(f"no evaluator of the recipe gives {listed}, so the default gates do without")
+    if "gates" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"gates": gates})
+    if recipe.gates != gates:
+        lacking = (gate.metric for gate in recipe.gates if gate.metric.partition("/")[0] not in given)
+        notes = [f"no evaluator of the recipe gives {metric!r}, so that gate cannot be met" for metric in lacking]
+    return recipe, "; ".join(notes)
+
+
+def _metrics(name: str, catalog: Catalog) -> tuple[str, ...]:
+    """The metrics that an evaluator gives, of a model with one output."""
+    found = catalog.load_class(catalog.find("evaluator", name))
+    return found.metrics if issubclass(found, Evaluator) else ()
+
+
+def measured(teacher: TeacherSpec) -> bool:
+    """Whether `export` can write the teacher beside the student, so that both are measured alike.
+
+    It cannot where the teacher reads other inputs, nor where something is around an ONNX model: other members, or a
+    normalisation.
+    """
+    foreign = any(member.source in ("onnx", "registered") for member in teacher.members)
+    around = len(teacher.members) > 1 or any(member.normalize for member in teacher.members)
+    return not teacher.reads and not (foreign and around)
+
+
+def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
+    """Judge every gate; a metric that was not measured does not meet its gate."""
+    return tuple(_verdict(gate, report) for gate in gates)
+
+
+def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: Sequence[OperatorCoverage]) -> None:
+    """Refuse to go on with a model that does not meet a gate marked `required`.
+
+    Args:
+        gates: of the recipe.
+        report: of the evaluation.
+        operators: coverage of the int8 file, to name what runs in float.
+
+    Raises:
+        StageError: with each gate that is not met, its value and bound.
+    """
+    failed = [v for gate, v in zip(gates, judge(gates, report), strict=True) if gate.required and not v.met]
+    if not failed:
+        return
+    said = "; ".join(
+        f"{v.rule}: {_number(v.value)}, bound {_number(v.bound)}" + (f" ({v.note})" if v.note else "") for v in failed
+    )
+    slow = [f"{row.path} ({row.reason})" for row in operators if row.macs and not row.int8]
+    floats = f"; in float: {', '.join(slow)}" if slow and any("coverage" in v.rule for v in failed) else ""
+    raise StageError(
+        f"required gates are not met: {said}{floats}; nothing was registered. "
+        "Mend the model or the recipe, or drop 'required' from the gate"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.6g}"
+
+
+def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
+    sign, limit = ("≥", gate.at_least) if gate.at_least is not None else ("≤", gate.at_most)
+    value, bound = report.value(gate.of, gate.metric), limit
+    text = f"{limit:g}"
+    if gate.relative_to is not None:
+        base = report.value(gate.relative_to, gate.metric)
+        bound = None if base is None or limit is None else limit * base
+        text += f" x {gate.relative_to} {gate.metric}"
+    met = value is not None and bound is not None and (value >= bound if sign == "≥" else value <= bound)
+    note = next((m.note for m in report.models.get(gate.of, ()) if m.name == gate.metric), "")
+    if value is not None and bound is None:
+        note = f"{gate.relative_to} {gate.metric} was not measured"
+    rule = f"{gate.of} {gate.metric} {sign} {text}"
+    return GateVerdict(rule=rule, value=value, bound=bound, met=met, note="" if met else note)

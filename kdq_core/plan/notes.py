@@ -1,0 +1,70 @@
+"""What a recipe asks for that has no effect, in the words of the plan's note."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kdq_core.reading.teachers import all_onnx
+from kdq_core.recipe.spec import DistillSpec, FitSpec, Recipe, TeacherSpec, TransferSpec
+from kdq_core.recipe.teacher import CacheSpec, MemberSpec
+
+
+def without_effect(recipe: Recipe, tapping: Sequence[str]) -> Iterator[str]:
+    """What of the recipe does nothing, and why. Defaults are never told: a recipe from a schedule has all of them.
+
+    Args:
+        recipe: as it is run.
+        tapping: titles of the distillers that compare features.
+    """
+    yield from _of_cache(recipe.teacher.cache, tapping)
+    yield from _of_teacher(recipe.teacher)
+    yield from _of_transfer(recipe.distill)
+    if recipe.distill.fuse_views and recipe.teacher.cache.views == 1:
+        yield (
+            "'distill.fuse_views' does nothing, since one view of each sample is kept; more come by teacher: {cache: "
+            f"{{views: {CacheSpec().views}}}}}"
+        )
+
+
+def _of_cache(cache: CacheSpec, tapping: Sequence[str]) -> Iterator[str]:
+    said = ("form", "top_k", "limit_gb", "views")
+    asked = [name for name in said if getattr(cache, name) != getattr(CacheSpec(), name)]
+    listed = ", ".join(map(repr, asked if not cache.enabled else tapping))
+    if cache.features and not tapping:
+        yield "'teacher.cache.features' keeps nothing, since no distiller compares features"
+    elif not cache.enabled and asked:
+        does = "does" if len(asked) == 1 else "do"
+        yield f"the teacher's outputs are not kept, so {listed} of 'teacher.cache' {does} nothing"
+    elif cache.enabled and tapping and not cache.features:
+        compare = "compares" if len(tapping) == 1 else "compare"
+        yield (
+            f"the teacher runs beside the students, since {listed} {compare} features; teacher: {{cache: {{features: "
+            "true}} keeps them"
+        )
+
+
+def _of_teacher(spec: TeacherSpec) -> Iterator[str]:
+    if spec.precision != "auto" and all_onnx(spec):
+        yield "'teacher.precision' does nothing, since an ONNX model answers in the precision of its file"
+    if spec.fit != FitSpec() and not any(member.trained for member in spec.members):
+        yield "'teacher.fit' does nothing, since no teacher is trained here"
+    if spec.combine != TeacherSpec().combine and len(spec.members) == 1:
+        yield "'teacher.combine' does nothing, since there is one teacher"
+    if len(spec.members) == 1 and spec.members[0].weight != MemberSpec().weight:
+        yield "the 'weight' in 'teacher.members' does nothing, since there is one teacher"
+
+
+def _of_transfer(spec: DistillSpec) -> Iterator[str]:
+    """Training does nothing to parameters that are held in every round."""
+    if spec.transfer is None:
+        return
+    rounds, hold = spec.transfer.rounds_in(spec.fit.epochs), spec.transfer.hold
+    if spec.transfer.rounds not in (rounds, TransferSpec().rounds):
+        yield f"'distill.transfer' has {rounds} of {spec.transfer.rounds} rounds, since a round is an epoch at least"
+    if hold > 1 - 1 / rounds:
+        in_all = "one round" if rounds == 1 else f"{rounds} rounds"
+        least = "more epochs" if spec.transfer.rounds > rounds else "more rounds"
+        yield (
+            f"'distill.transfer' holds some parameters in all of {in_all}, so they stay as they came; {least}, or a "
+            "smaller 'hold', train them all"
+        )

@@ -1,0 +1,198 @@
+"""The catalog: which plug-ins are installed, under which names, and how one is built from a recipe's options.
+
+Finding and listing import no plug-in class; building imports the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue, PydanticUserError, ValidationError
+
+from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean
+from kdq_core.plugins.code_version import package_version
+from kdq_core.plugins.kinds import BASES, Kind, Plugin
+from kdq_core.plugins.loading import (
+    CatalogEntry,
+    LoadedPlugin,
+    Quarantined,
+    describe,
+    load_entry_point,
+    names_of,
+    usable_names,
+)
+from kdq_core.recipe.explain import Where, problems, summary
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+
+GROUP = "kdq"
+log = logging.getLogger("kdq")
+
+
+class Catalog:
+    """The plug-ins of this environment."""
+
+    def __init__(self, plugins: Iterable[LoadedPlugin], quarantined: Iterable[Quarantined]) -> None:
+        self.plugins = tuple(plugins)
+        self.quarantined = tuple(quarantined)
+        self.entries = tuple(sorted((e for p in self.plugins for e in p.entries), key=_order))
+
+    @classmethod
+    def load(cls, entry_points: Iterable[EntryPoint] | None = None) -> Catalog:
+        """Load the entry points of group `kdq`, each in its own guard.
+
+        Args:
+            entry_points: those to load; by default all that are installed.
+        """
+        if entry_points is None:
+            entry_points = importlib.metadata.entry_points(group=GROUP)
+        loaded = [load_entry_point(entry) for entry in entry_points]
+        return cls(
+            (one for one in loaded if isinstance(one, LoadedPlugin)),
+            (one for one in loaded if isinstance(one, Quarantined)),
+        )
+
+    def of_kind(self, kind: Kind) -> list[CatalogEntry]:
+        """The entries of one kind, sorted by name."""
+        return [entry for entry in self.entries if entry.kind == kind]
+
+    def names(self, kind: Kind) -> dict[str, CatalogEntry]:
+        """What a recipe may write for `kind`, and what it means."""
+        return usable_names(self.of_kind(kind))
+
+    def find(self, kind: Kind, name: str) -> CatalogEntry:
+        """The entry a recipe means by `name`, which may be `distribution/name`.
+
+        Raises:
+            PluginError: there is none, or several distributions bring one.
+        """
+        entries = self.of_kind(kind)
+        fitting = [entry for entry in entries if name in (entry.name, entry.full_name)]
+        house = [entry for entry in fitting if entry.house]
+        if len(house or fitting) == 1:
+            return (house or fitting)[0]
+        if fitting:
+            both = " and ".join(sorted(repr(entry.full_name) for entry in fitting))
+            raise PluginError(f"{kind} {name!r} comes from {len(fitting)} distributions; write one of {both}.")
+        raise PluginError(
+            f"no {kind} named {name!r}{did_you_mean(name, self.names(kind)) or '.'} "
+            f"Installed: {names_of(entries)}.{self._quarantine_hint()}"
+        )
+
+    def _quarantine_hint(self) -> str:
+        if not self.quarantined:
+            return ""
+        reasons = "; ".join(sorted(f"{one.distribution} ({one.reason})" for one in self.quarantined))
+        return f" Quarantined: {reasons}."
+
+    def load_class(self, entry: CatalogEntry) -> type[Plugin]:
+        """Import the class of a plug-in.
+
+        Raises:
+            PluginError: it cannot be imported, or is not a complete plug-in of its kind.
+        """
+        module_name, _, class_name = entry.target.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), class_name)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:
+            raise PluginError(
+                f"{_title(entry)} cannot be loaded: {describe(error)}; reinstall or upgrade {entry.distribution!r}"
+            ) from error
+        base = BASES[entry.kind]
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise PluginError(f"{_title(entry)} is broken: {entry.target!r} is no subclass of {base.__name__}")
+        if inspect.isabstract(found):
+            missing = ", ".join(sorted(found.__abstractmethods__))
+            raise PluginError(f"{_title(entry)} is incomplete: {entry.target!r} lacks {missing}")
+        return found
+
+    def options_schema(self, entry: CatalogEntry) -> dict[str, Any]:
+        """JSON Schema of a plug-in's options; imports its class.
+
+        Raises:
+            PluginError: it cannot be imported, or an option has a type that YAML cannot write.
+        """
+        found = self.load_class(entry)
+        try:
+            return found.model_json_schema()
+        except PydanticUserError as error:
+            raise PluginError(f"{_title(entry)} is broken: {' '.join(error.message.split())}") from error
+
+    def build(
+        self, kind: Kind, name: str, options: Mapping[str, JsonValue] | None = None, *, where: str | Where = ""
+    ) -> Plugin:
+        """Find, import and make a plug-in with a recipe's options.
+
+        Args:
+            kind: one of `KINDS`.
+            name: as the recipe writes it.
+            options: the plug-in's fields; types are taken as written.
+            where: `file:line` for messages, or a function that gives it for a location within the options.
+
+        Raises:
+            RecipeError: an option is unknown or out of range.
+            PluginError: the plug-in is missing or broken.
+        """
+        entry = self.find(kind, name)
+        found = self.load_class(entry)
+        place: Where = where if callable(where) else lambda _loc: where
+        try:
+            return found.model_validate_json(json.dumps(options or {}), strict=True)
+        except ValidationError as error:
+            lines = problems(error, found, where=place, key="option", of=f"of {kind} {name!r}")
+            raise RecipeError(summary(lines, f"{kind} {name!r}")) from None
+        except KdqError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{_title(entry)} failed on its options: {describe(error)}") from error
+
+    def code_version(self, entry: CatalogEntry) -> str:
+        """`<distribution>==<version> sha256:<16 hex>` of the package that holds the plug-in; imports nothing."""
+        return package_version(entry.target.partition(":")[0], entry.distribution)
+
+    def lifecycle(self, hook_name: str, **kwargs: Any) -> list[Any]:
+        """Call a lifecycle hook of every plug-in, each in its own guard.
+
+        Args:
+            hook_name: such as `kdq_stage_started`.
+            **kwargs: what the hook takes.
+
+        Returns:
+            What the plug-ins gave, iterables as lists. A plug-in that fails is logged and left out; one that fails in
+            `kdq_before_promotion` gives its failure as a reason: what could not be asked is not a yes.
+        """
+        answers: list[Any] = []
+        for plugin in self.plugins:
+            try:
+                given = getattr(plugin.manager.hook, hook_name)(**kwargs)
+                answers += [_listed(answer) for answer in given]
+            except (KeyboardInterrupt, MemoryError):
+                raise
+            except BaseException as error:
+                reason = f"plug-in {plugin.distribution!r} failed in {hook_name}: {describe(error)}"
+                log.warning(reason)
+                if hook_name == "kdq_before_promotion":
+                    answers.append([reason])
+        return answers
+
+
+def _title(entry: CatalogEntry) -> str:
+    return f"{entry.kind} {entry.name!r} of {entry.distribution} {entry.version}"
+
+
+def _order(entry: CatalogEntry) -> tuple[str, str, str]:
+    return (entry.kind, entry.name, entry.distribution)
+
+
+def _listed(answer: Any) -> Any:
+    return list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str | bytes) else answer

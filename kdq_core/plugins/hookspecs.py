@@ -1,0 +1,72 @@
+"""The pluggy hooks. Plug-in hooks take nothing and yield records; lifecycle hooks watch, or veto a promotion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from kdq_core.frozen import Frozen
+from kdq_core.store.records import EvaluationReport
+
+API_VERSION = 1
+"""A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; outside that range it is quarantined."""
+
+hookspec = pluggy.HookspecMarker("kdq")
+hookimpl = pluggy.HookimplMarker("kdq")
+
+
+class PluginSpec(Frozen):
+    """One plug-in: its kebab-case name, and where its class is. The class is named, not imported.
+
+    `target` is `package.module:Class`; `summary` is one line for `kdq plugins list`.
+    """
+
+    name: str
+    target: str
+    summary: str = ""
+
+
+@hookspec
+def kdq_workloads() -> Iterable[PluginSpec]:  # type: ignore[empty-body]
+    """Yield the workloads this distribution brings."""
+
+
+@hookspec
+def kdq_distillers() -> Iterable[PluginSpec]:  # type: ignore[empty-body]
+    """Yield the distillers this distribution brings."""
+
+
+@hookspec
+def kdq_quantizers() -> Iterable[PluginSpec]:  # type: ignore[empty-body]
+    """Yield the quantizers this distribution brings."""
+
+
+@hookspec
+def kdq_targets() -> Iterable[PluginSpec]:  # type: ignore[empty-body]
+    """Yield the targets this distribution brings."""
+
+
+@hookspec
+def kdq_evaluators() -> Iterable[PluginSpec]:  # type: ignore[empty-body]
+    """Yield the evaluators this distribution brings."""
+
+
+@hookspec
+def kdq_stage_started(recipe: str, stage: str, key: str) -> None:
+    """A stage begins to run (it was not cached)."""
+
+
+@hookspec
+def kdq_stage_finished(recipe: str, stage: str, key: str, digest: str, seconds: float) -> None:
+    """A stage has written its entry to the store."""
+
+
+@hookspec
+def kdq_stage_failed(recipe: str, stage: str, key: str, error: str) -> None:
+    """A try of a stage failed; after a transient error another try may follow."""
+
+
+@hookspec
+def kdq_before_promotion(name: str, version: int, report: EvaluationReport) -> Iterable[str]:  # type: ignore[empty-body]
+    """Yield reasons against promoting this version; any reason vetoes it."""

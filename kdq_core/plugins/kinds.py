@@ -1,0 +1,292 @@
+"""The five kinds of plug-in. A plug-in is a frozen, validated value: its fields are its options.
+
+Importable without torch: plug-in modules that import torch only inside their methods keep `kdq validate` fast.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from kdq_core.frozen import Frozen
+from kdq_core.grids.place import Place
+from kdq_core.store.records import Departure, Metric, OperatorCoverage, TensorSpec
+from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+    from torch.fx import GraphModule
+
+    from kdq_core.grids.fake import FakeQuantize
+
+Shapes = Mapping[str, tuple[int, ...]]
+Kind = Literal["workload", "distiller", "quantizer", "target", "evaluator"]
+KINDS: tuple[Kind, ...] = ("workload", "distiller", "quantizer", "target", "evaluator")
+
+
+class Plugin(Frozen):
+    """Base of every plug-in. Fields are options; give each a bound and a description."""
+
+    kind: ClassVar[Kind]
+    late_imports: ClassVar[tuple[str, ...]] = ()
+    """Modules its methods import that take long, such as `torchmetrics`: a run imports them once for all stages."""
+
+
+class Workload(Plugin, abc.ABC):
+    """Data, models and hard loss of a learning problem.
+
+    Its models give a tensor of logits, or for several tasks a dict of tensors by task; `Batch.tasks` holds the labels.
+
+    Promise: the same seed, epoch and view give the same batches; the splits are disjoint.
+    """
+
+    kind: ClassVar[Kind] = "workload"
+    student_options: ClassVar[frozenset[str]] = frozenset()
+    """Names of the options that only `student()` reads: another value of one leaves the teacher cached."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the data and of how it is split. Cheap; imports no torch."""
+
+    @abc.abstractmethod
+    def teacher(self) -> nn.Module:
+        """A new, untrained teacher. Weights come from torch's global generator, which the stage has seeded."""
+
+    @abc.abstractmethod
+    def student(self) -> nn.Module:
+        """A new, untrained student. Weights come from torch's global generator, which the stage has seeded."""
+
+    @abc.abstractmethod
+    def batches(
+        self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
+    ) -> Iterable[Batch]:
+        """The batches of one pass over `split`.
+
+        `train` is shuffled as a function of (seed, epoch) and augmented as a function of (view, sample) alone, so that
+        what a teacher said of a view can be kept; without `view` it is `View(seed, epoch)`. `validation` and `test`
+        come in fixed order, unaugmented, and ignore all three.
+        """
+
+    def samples(self, split: Split) -> int:
+        """Number of samples of `split`; override it where counting is cheaper than reading."""
+        return sum(len(batch.ids) for batch in self.batches(split, batch_size=1024))
+
+    @abc.abstractmethod
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The mean loss of `outputs` against the hard labels of `batch` (a scalar tensor).
+
+        With several tasks it is the sum over those that `batch.tasks` has labels of: each is asked for alone, too.
+        """
+
+
+def takes_views(workload: Workload) -> bool:
+    """Whether `batches` of this workload can be told which view to give; one written for older versions cannot."""
+    parameters = inspect.signature(workload.batches).parameters
+    return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+Reads = Literal["classes", "labels", "numbers"]
+
+
+class Distiller(Plugin, abc.ABC):
+    """A distillation loss.
+
+    Promise: zero soft loss for equal models, finite gradients, none into the teacher, continuous in every weight.
+    """
+
+    kind: ClassVar[Kind] = "distiller"
+    zero_for_equal_models: ClassVar[bool] = True
+    """False for a loss that equal models do not bring to zero, such as hard labels; the method card says why."""
+    needs_labels: ClassVar[bool] = False
+    """True for a loss that cannot do without hard labels; a batch without them is then an error."""
+    reads: ClassVar[Reads] = "classes"
+    """What it takes outputs `[B, ..., C]` for: logits of exclusive classes (softmax), of independent labels (sigmoid),
+    or numbers. Schedules that follow the gap between student and teacher measure it so."""
+    features: ClassVar[Literal["none", "pairs"]] = "none"
+    """`pairs`: `Outputs.features` of both models hold the tapped tensors, under the same names on both sides."""
+
+    def takes_top_k(self) -> bool:
+        """Whether the teacher's k largest probabilities and the sum of the others are enough (`teacher.cache.top_k`).
+
+        A loss that compares softmax distributions, or no logits at all, may say so; for any other a teacher kept that
+        way is another teacher.
+        """
+        return False
+
+    @abc.abstractmethod
+    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
+        """The soft terms, and the weight of the hard loss beside them. Teacher tensors carry no gradient."""
+
+    def projectors(self, student: Shapes, teacher: Shapes) -> Mapping[str, nn.Module]:  # noqa: ARG002
+        """Maps that the student's features go through before `loss` sees them, by name of the pair.
+
+        They are trained with the student, and are no part of what is shipped. Pairs without one are compared as they
+        are. Weights come from torch's global generator, which the stage has seeded.
+
+        Args:
+            student: shape of each of the student's features, such as `(C, H, W)`: without the batch.
+            teacher: the same of the teacher's.
+        """
+        return {}
+
+
+class Quantizer(Plugin, abc.ABC):
+    """Decides numbers: ranges, rounding and gradients. Where they go is the target's business.
+
+    Promise: the prepared model trains; the converted one gives the prepared one's outputs within `tolerance_lsb`; it
+    exports.
+    """
+
+    kind: ClassVar[Kind] = "quantizer"
+    tolerance_lsb: ClassVar[float] = 1.0
+    trains: ClassVar[bool] = True
+    """False for post-training quantization: the ranges see calibration data, and no weight is trained."""
+    idempotent: ClassVar[bool] = True
+    """False for one that moves what it has rounded when it is rounded again with the same state, such as by a tanh
+    before rounding; the method card says why."""
+    activations: ClassVar[Literal["static", "dynamic", "none"]] = "static"
+    """`static`: ranges are fixed before the file is shipped; `dynamic`: measured by the runtime for each batch;
+    `none`: activations stay float and only weights are stored as integers."""
+
+    @abc.abstractmethod
+    def fake_quantizer(self, place: Place) -> FakeQuantize:
+        """A new fake-quantizer for `place`; never called for a place that shares another's."""
+
+
+class Session(Protocol):
+    """A loaded file, ready to answer."""
+
+    def run(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Outputs for one batch, each of shape `[B, ...]`."""
+
+
+class Target(Plugin, abc.ABC):
+    """Decides places: which tensors a runtime wants quantized, how the file is written, how it runs.
+
+    Promise: the exported file runs in the runtime; coverage says per operator int8 or float, and why.
+    """
+
+    kind: ClassVar[Kind] = "target"
+
+    @abc.abstractmethod
+    def resolved(self) -> dict[str, str | int | bool]:
+        """What `auto` options mean on this machine, as plain values; part of the keys. Imports no torch."""
+
+    @abc.abstractmethod
+    def places(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Place, ...]:
+        """Where quantizers go in an exported (ATen) graph; weights and activations, at the runtime's full width.
+
+        Args:
+            graph: from `capture`.
+            keep_float: operators that the recipe's rules leave in float, as `path:type`; the model's own have no path:
+                `:add`.
+        """
+
+    @abc.abstractmethod
+    def export(self, model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+        """Write `model` (float, or converted) to `path`, with a free batch size."""
+
+    @abc.abstractmethod
+    def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of the file."""
+
+    @abc.abstractmethod
+    def session(self, path: Path, *, threads: int) -> Session:
+        """Load the file into the runtime."""
+
+    @abc.abstractmethod
+    def coverage(
+        self, path: Path, graph: GraphModule, *, keep_float: Sequence[str] = ()
+    ) -> tuple[OperatorCoverage, ...]:
+        """Per conv, linear and other operator of `graph`: int8 or float in the runtime's own optimised graph.
+
+        Args:
+            path: the exported file.
+            graph: from `capture`.
+            keep_float: as given to `places`.
+        """
+
+    def departures(
+        self,
+        path: Path,  # noqa: ARG002
+        simulation: GraphModule,  # noqa: ARG002
+        inputs: tuple[np.ndarray, ...],  # noqa: ARG002
+        *,
+        threads: int,  # noqa: ARG002
+    ) -> tuple[Departure, ...] | None:
+        """Where the file departs from its simulation: the tensors of integers that differ, first to last.
+
+        Args:
+            path: the exported file.
+            simulation: the converted model it was written from.
+            inputs: one batch.
+            threads: CPU threads.
+
+        Returns:
+            `None` where a target cannot look inside its files.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A shipped file under evaluation.
+
+    Attributes:
+        role: teacher, student or int8.
+        path: the file; its size is what a user ships.
+        target: the target that wrote it.
+        threads: CPU threads of the stage.
+        operators: coverage, for an int8 file.
+        output_scales: LSB of each output, for an int8 file with quantized outputs.
+        simulation: the converted model in PyTorch, for an int8 file.
+        prepared: the model with fake quantization that was trained, for an int8 file.
+    """
+
+    role: str
+    path: Path
+    target: Target
+    threads: int
+    operators: tuple[OperatorCoverage, ...] = ()
+    output_scales: tuple[float | None, ...] = ()
+    simulation: nn.Module | None = None
+    prepared: nn.Module | None = None
+
+
+class Evaluator(Plugin, abc.ABC):
+    """Measures a shipped file. Promise: never changes the model; every metric has a unit and a direction."""
+
+    kind: ClassVar[Kind] = "evaluator"
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names of the metrics it may give. Where all evaluators of a recipe say them, a gate on another is an error."""
+
+    @abc.abstractmethod
+    def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
+        """Metrics of `candidate`; `()` where this evaluator has nothing to say of it.
+
+        Args:
+            candidate: the file to measure.
+            baseline: the float student's file in the same runtime.
+            batches: gives the test split anew at each call.
+        """
+
+
+BASES: dict[Kind, type[Plugin]] = {
+    "workload": Workload,
+    "distiller": Distiller,
+    "quantizer": Quantizer,
+    "target": Target,
+    "evaluator": Evaluator,
+}
+
+__all__ = [
+    "BASES", "KINDS", "Batch", "Distiller", "Evaluator", "Field", "Kind", "Place", "Plugin", "Quantizer", "Session",
+    "Subject", "Target", "Workload",
+]  # fmt: skip

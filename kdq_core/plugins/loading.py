@@ -1,0 +1,159 @@
+"""From an entry point to what it brings, each in its own guard: one broken plug-in never stops another.
+
+Each plug-in is registered in a plug-in manager of its own, so its hooks are called alone, and a misspelt one is its own
+fault. Stock loading stops at the first plug-in that raises.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from kdq_core.errors import PluginError, did_you_mean, listing
+from kdq_core.frozen import Frozen
+from kdq_core.plugins import hookspecs
+from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec
+from kdq_core.plugins.kinds import KINDS, Kind
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+HOUSE = "kdq"
+HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("kdq_"))
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class CatalogEntry(Frozen):
+    """An installed plug-in: where its class is, and who brought it. The class is not imported."""
+
+    kind: Kind
+    name: str
+    target: str
+    distribution: str
+    version: str
+    house: bool
+    summary: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """`distribution/name`, which is never ambiguous."""
+        return f"{self.distribution}/{self.name}"
+
+
+class Quarantined(Frozen):
+    """An entry point that could not be used, and why."""
+
+    entry_point: str
+    distribution: str
+    version: str
+    reason: str
+
+
+class LoadedPlugin:
+    """A plug-in module that came through: its entries, and the manager that calls its hooks and no other's."""
+
+    def __init__(self, manager: pluggy.PluginManager, entries: tuple[CatalogEntry, ...], distribution: str) -> None:
+        self.manager = manager
+        self.entries = entries
+        self.distribution = distribution
+
+
+def load_entry_point(entry: EntryPoint) -> LoadedPlugin | Quarantined:
+    """Import a plug-in module, check it, and read what it names."""
+    distribution = entry.dist.name if entry.dist else "unknown"
+    version = entry.dist.version if entry.dist else "0"
+    try:
+        module = entry.load()
+        _check_api(module)
+        manager = _manager(module)
+        entries = _entries(manager, distribution, version)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:
+        return Quarantined(entry_point=entry.name, distribution=distribution, version=version, reason=describe(error))
+    return LoadedPlugin(manager, entries, distribution)
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line; KDQ's own without their type."""
+    text = " ".join(str(error).split())
+    if isinstance(error, PluginError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _check_api(module: Any) -> None:
+    wanted = getattr(module, "KDQ_PLUGIN_API", None)
+    if wanted is None:
+        return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # most modules state no range
+
+    try:
+        fits = SpecifierSet(wanted).contains(str(API_VERSION))
+    except (InvalidSpecifier, TypeError, AttributeError):
+        raise PluginError(f"KDQ_PLUGIN_API is {wanted!r}, not a version range such as '>=1,<2'") from None
+    if not fits:
+        raise PluginError(f"written for plug-in API {wanted!r}; this is {API_VERSION}; install a matching version")
+
+
+def _manager(module: Any) -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("kdq")
+    manager.add_hookspecs(hookspecs)
+    manager.register(module)
+    callers = manager.get_hookcallers(module) or []
+    for caller in callers:
+        if caller.name not in HOOKS:
+            raise PluginError(f"no hook {caller.name!r}{did_you_mean(caller.name, HOOKS)}")
+    manager.check_pending()
+    if not callers:
+        raise PluginError("names no hook; mark a function with '@hookimpl', which kdq_core.api has")
+    return manager
+
+
+def _entries(manager: pluggy.PluginManager, distribution: str, version: str) -> tuple[CatalogEntry, ...]:
+    found: dict[tuple[str, str], CatalogEntry] = {}
+    for kind in KINDS:
+        for answer in getattr(manager.hook, f"kdq_{kind}s")():
+            for spec in answer:
+                entry = _entry(kind, spec, distribution, version)
+                if (kind, entry.name) in found:
+                    raise PluginError(f"names {kind} {entry.name!r} twice")
+                found[kind, entry.name] = entry
+    return tuple(found.values())
+
+
+def _entry(kind: Kind, spec: object, distribution: str, version: str) -> CatalogEntry:
+    if not isinstance(spec, PluginSpec):
+        raise PluginError(f"hook 'kdq_{kind}s' gives {spec!r}, not a PluginSpec")
+    if not _NAME.fullmatch(spec.name):
+        raise PluginError(f"{kind} {spec.name!r} is not named in kebab-case, such as 'minmax-qat'")
+    if not _TARGET.fullmatch(spec.target):
+        raise PluginError(f"{kind} {spec.name!r} has target {spec.target!r}, not 'package.module:Class'")
+    return CatalogEntry(
+        kind=kind,
+        name=spec.name,
+        target=spec.target,
+        distribution=distribution,
+        version=version,
+        house=distribution == HOUSE,
+        summary=spec.summary,
+    )
+
+
+def names_of(entries: list[CatalogEntry]) -> str:
+    """Names for a message; `distribution/name` where a name alone is ambiguous or a house name's twin."""
+    return listing(set(usable_names(entries)))
+
+
+def usable_names(entries: list[CatalogEntry]) -> dict[str, CatalogEntry]:
+    """What a recipe may write for these entries of one kind, and what it means."""
+    names: dict[str, CatalogEntry] = {}
+    for entry in entries:
+        twins = [other for other in entries if other.name == entry.name]
+        alone = len(twins) == 1 or entry.house
+        names[entry.name if alone else entry.full_name] = entry
+    return names

@@ -1,0 +1,104 @@
+"""A recipe held against the plug-ins that are installed: every name and option, and what fits together.
+
+Importable without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kdq_core.errors import PluginError, RecipeError, did_you_mean, listing
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer
+from kdq_core.plugins.named import named_plugins
+from kdq_core.reading.recipe_file import read_document, recipe_from_document
+from kdq_core.reading.teachers import check_files, check_teachers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kdq_core.recipe.spec import Recipe
+    from kdq_core.recipe.strict_yaml import Document, Loc
+
+
+def load_recipe(path: Path, *, files: bool = False) -> Recipe:
+    """Read a recipe file and check it with every plug-in it names.
+
+    Args:
+        path: of the file.
+        files: look for the teachers' files and factories too; a plan does so in any case.
+
+    Raises:
+        RecipeError: the file or a value in it is wrong; the message names file and line.
+        PluginError: it names a plug-in that is missing or broken.
+    """
+    lines, catalog = read_document(path), Catalog.load()
+    recipe = recipe_from_document(lines, catalog)
+    check_recipe(recipe, catalog, lines=lines)
+    if files:
+        check_files(recipe, lines)
+    return recipe
+
+
+def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None) -> None:
+    """Build every plug-in a recipe names, so that a wrong name or option is told before anything runs.
+
+    Args:
+        recipe: checked in itself already.
+        catalog: the plug-ins installed.
+        lines: the document it was read from, for file and line in messages.
+
+    Raises:
+        RecipeError: an option is unknown or out of range.
+        PluginError: a plug-in is missing or broken.
+    """
+    built: dict[Loc, Plugin] = {}
+    for kind, name, options, loc in named_plugins(recipe):
+
+        def where(inside: Loc, at: Loc = loc) -> str:
+            return lines.where((*at, "options", *inside)) if lines else ""
+
+        try:
+            built[loc] = catalog.build(kind, name, options, where=where)
+        except PluginError as error:
+            place = lines.where((*loc, "use")) if lines else ""
+            raise PluginError(f"{place}: {error}" if place else str(error)) from error
+    check_teachers(recipe, {loc: plugin for loc, plugin in built.items() if isinstance(plugin, Distiller)}, lines)
+    _check_quantize(recipe, built, lines)
+    _check_gates(recipe, [p for p in built.values() if isinstance(p, Evaluator)], lines)
+
+
+def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:
+    """Refuse what the quantizer has no use for: the user expects something of it."""
+    quantizer, name = built[("quantize",)], recipe.quantize.use
+    assert isinstance(quantizer, Quantizer)
+    unused: dict[str, str] = {}
+    if not quantizer.trains:
+        why = f"quantizer {name!r} does not train, so {{!r}} means nothing to it; leave it out, or use one that trains"
+        unused |= dict.fromkeys(
+            ("fit", "taught_by", "freeze_observers", "freeze_batch_norm", "weight_loss", "control"), why
+        )
+    if quantizer.activations == "dynamic":
+        unused["activations"] = f"quantizer {name!r} has activations of 8 bits, always; leave {{!r}} out"
+    elif quantizer.activations == "none":
+        unused["activations"] = f"quantizer {name!r} leaves activations in float, so {{!r}} means nothing; leave it out"
+    for field, why in unused.items():
+        if field in recipe.quantize.model_fields_set:
+            place = lines.where(("quantize", field)) if lines else ""
+            raise RecipeError((f"{place}: " if place else "") + why.format(f"quantize.{field}"))
+
+
+def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | None) -> None:
+    """Refuse a written gate on a metric that no evaluator of the recipe gives, where all say what they give."""
+    if "gates" not in recipe.model_fields_set or not all(evaluator.metrics for evaluator in evaluators):
+        return
+    given = {name for evaluator in evaluators for name in evaluator.metrics}
+    for index, gate in enumerate(recipe.gates):
+        if gate.metric.partition("/")[0] not in given:  # behind the slash: which of several outputs
+            place = lines.where(("gates", index, "metric")) if lines else ""
+            near = did_you_mean(gate.metric, given)
+            raise RecipeError(
+                f"{place + ': ' if place else ''}no evaluator of the recipe gives the metric {gate.metric!r} of a gate"
+                f"{near or '.'} Given: {listing(given)}."
+            )

@@ -1,0 +1,118 @@
+"""Reading a recipe: a strict YAML file, and each mistake in it named with file, line and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from kdq_core.errors import RecipeError
+from kdq_core.reading.hints import Hints
+from kdq_core.recipe.explain import problems, summary
+from kdq_core.recipe.spec import Recipe
+from kdq_core.recipe.strict_yaml import MAX_CHARACTERS, Document, parse, short
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kdq_core.plugins.catalog import Catalog
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file. Plug-in names and options are checked by `kdq_core.reading.checks.check_recipe`.
+
+    Args:
+        path: shown in messages as given.
+
+    Raises:
+        RecipeError: the file cannot be read, is not strict YAML, or asks for something impossible.
+    """
+    return read_recipe_lines(path)[0]
+
+
+def read_recipe_lines(path: Path) -> tuple[Recipe, Document]:
+    """Read a recipe file, and keep the document, which knows file and line of everything in it.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+    """
+    document = read_document(path)
+    return recipe_from_document(document), document
+
+
+def recipe_from_text(text: str, name: str = "recipe") -> Recipe:
+    """Read a recipe from text; `name` stands for the file in messages.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+    """
+    return recipe_from_document(document_from_text(text, name))
+
+
+def read_document(path: Path) -> Document:
+    """Read a file as strict YAML, with the line of every key.
+
+    Raises:
+        RecipeError: the file is missing, a folder, unreadable, empty, too large, not UTF-8 or not strict YAML.
+    """
+    data = _read_bytes(path)
+    if len(data) > MAX_CHARACTERS:
+        raise RecipeError(f"recipe '{path}' is larger than 1 MB; a recipe holds options, not data")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"recipe '{path}' is not a text file: byte {error.start} is no UTF-8; a recipe is a YAML file"
+        ) from None
+    if "\0" in text:
+        raise RecipeError(f"recipe '{path}' is not a text file: byte {data.index(0)} is zero; a recipe is a YAML file")
+    return document_from_text(text, str(path))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_CHARACTERS + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe file '{path}'; check the path") from None
+    except IsADirectoryError:
+        inside = sorted(str(found) for pattern in ("*.yaml", "*.yml") for found in path.glob(pattern))
+        hint = f", such as {inside[0]!r}" if inside else "; it holds no *.yaml"
+        raise RecipeError(f"'{path}' is a folder; name a recipe file{hint}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"recipe {short(str(path))} cannot be read: {reason.lower()}") from None
+
+
+def document_from_text(text: str, name: str) -> Document:
+    """Parse text that must be a mapping.
+
+    Raises:
+        RecipeError: it is empty, not strict YAML, or not a mapping.
+    """
+    document = parse(text, name)
+    if document.value is None:
+        raise RecipeError(f"recipe '{name}' is empty; it needs at least 'name' and 'workload'")
+    if not isinstance(document.value, dict):
+        raise RecipeError(
+            f"recipe '{name}' is {short(document.value)}, not a mapping; it needs at least 'name' and 'workload'"
+        )
+    return document
+
+
+def recipe_from_document(document: Document, catalog: Catalog | None = None) -> Recipe:
+    """Check a document against the recipe format; types are taken as written (`"3"` is no number).
+
+    Args:
+        document: strict YAML.
+        catalog: the plug-ins installed, so that an option in the wrong place is told from an unknown key.
+
+    Raises:
+        RecipeError: one problem in one line, several as a short list.
+    """
+    try:
+        return Recipe.model_validate_json(json.dumps(document.value), strict=True)
+    except ValidationError as error:
+        lines = problems(error, Recipe, where=document.where, hint=Hints(document.value, catalog))
+        raise RecipeError(summary(lines, f"recipe '{document.name}'")) from None

@@ -1,0 +1,83 @@
+"""The JSON Schema of a recipe, with the options of the plug-ins that are installed, for editors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kdq_core.errors import PluginError
+from kdq_core.recipe.spec import MAX_WEIGHT, DistillSpec, QuantizeSpec, Recipe
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.plugins.kinds import Kind
+
+Schema = dict[str, Any]
+
+
+def recipe_schema(catalog: Catalog) -> Schema:
+    """JSON Schema (draft 7) of a recipe file; imports each plug-in's class for its options.
+
+    A plug-in that cannot be imported is left without a description of its options.
+    """
+    schema = Recipe.model_json_schema()
+    defs, fields = schema["$defs"], schema["properties"]
+    del defs["Use"]
+    defs["Workload"] = _use(catalog, "workload", defs)
+    defs["Target"] = _use(catalog, "target", defs)
+    defs["Evaluator"] = _use(catalog, "evaluator", defs)
+    _distill(catalog, defs)
+    _refine(defs["QuantizeSpec"], catalog, "quantizer", QuantizeSpec().use, defs)
+    fields["workload"] = {"$ref": "#/$defs/Workload"}
+    fields["target"] = {"$ref": "#/$defs/Target"}
+    fields["evaluate"]["items"] = {"$ref": "#/$defs/Evaluator"}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+
+
+def _distill(catalog: Catalog, defs: Schema) -> None:
+    """One distiller, or several in `losses`; a number may be a schedule."""
+    several, schedule = defs["DistillerUse"], {"$ref": "#/$defs/Schedule"}
+    weight = several["properties"]["weight"]
+    number = {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}
+    several["properties"]["weight"] = {
+        "anyOf": [number, schedule], "default": 1.0, "description": weight["description"]
+    }  # fmt: skip
+    section = defs["DistillSpec"]
+    for one, default in ((section, DistillSpec().use), (several, None)):
+        _refine(one, catalog, "distiller", default, defs)
+        for rule in one["allOf"]:
+            options = rule["then"]["properties"]["options"]["properties"]
+            for name, option in options.items():
+                if option.get("type") == "number":
+                    options[name] = {"anyOf": [option, schedule]}
+    defs["DistillerUse"] = {"anyOf": [{"enum": sorted(catalog.names("distiller"))}, several]}
+    section["properties"]["losses"] |= {"minItems": 1}
+    section["not"] = {"anyOf": [{"required": ["losses", "use"]}, {"required": ["losses", "options"]}]}
+
+
+def _use(catalog: Catalog, kind: Kind, defs: Schema) -> Schema:
+    """A plug-in's bare name, or a mapping of its name and options."""
+    long: Schema = {
+        "type": "object",
+        "properties": {"use": {}, "options": {"type": "object"}},
+        "required": ["use"],
+        "additionalProperties": False,
+    }
+    _refine(long, catalog, kind, None, defs)
+    return {"anyOf": [{"enum": sorted(catalog.names(kind))}, long]}
+
+
+def _refine(section: Schema, catalog: Catalog, kind: Kind, default: str | None, defs: Schema) -> None:
+    """Add to a section which names `use` takes, and per name which options."""
+    names = catalog.names(kind)
+    section["properties"]["use"] |= {"enum": sorted(names), "description": f"name of the {kind}"}
+    section["allOf"] = []
+    for name, entry in sorted(names.items()):
+        try:
+            options = catalog.options_schema(entry)
+        except PluginError:
+            continue
+        defs |= options.pop("$defs", {})
+        chosen: Schema = {"properties": {"use": {"const": name}}}
+        if name != default:
+            chosen["required"] = ["use"]
+        section["allOf"].append({"if": chosen, "then": {"properties": {"options": options}}})

@@ -1,0 +1,167 @@
+"""What a recipe asks of its teachers that they cannot give, told from the recipe alone. Importable without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from kdq_core.errors import RecipeError
+from kdq_core.plugins.kinds import Distiller
+
+if TYPE_CHECKING:
+    from kdq_core.recipe.spec import DistillerUse, Recipe, TeacherSpec
+    from kdq_core.recipe.strict_yaml import Document, Loc
+
+NO_LAYERS = (
+    "'distill.transfer' starts the student from the teacher's layers, but an ONNX model has none that could be read; "
+    "leave it out, or use a teacher from a checkpoint"
+)
+
+
+def check_teachers(recipe: Recipe, distillers: Mapping[Loc, Distiller], lines: Document | None = None) -> None:
+    """Refuse what the distillers and the teachers make impossible together.
+
+    Args:
+        recipe: checked in itself already.
+        distillers: its distillers, built, by location.
+        lines: the document it was read from, for file and line in messages.
+
+    Raises:
+        RecipeError: taps mean nothing, logits are not kept that are read, or an ONNX model is to have modules.
+    """
+    for loc, distiller in distillers.items():
+        use = recipe.distill.distillers[int(loc[2]) if len(loc) > 1 else 0]
+        _check_taps(use, distiller, where(lines, (*loc, "taps")))
+        _check_modules(recipe, use, distiller, where(lines, (*loc, "use")))
+        _check_top_k(recipe, use, distiller, where(lines, ("teacher", "cache", "top_k")))
+    if recipe.distill.transfer is not None and all_onnx(recipe.teacher):
+        raise RecipeError(where(lines, ("distill", "transfer")) + NO_LAYERS)
+    features = any(distiller.features == "pairs" for distiller in distillers.values())
+    check_fused(recipe, features=features, place=where(lines, ("distill", "fuse_views")))
+
+
+def where(lines: Document | None, loc: Loc) -> str:
+    """How a message about `loc` begins: with file and line, where it was read from a file."""
+    return f"{lines.where(loc)}: " if lines else ""
+
+
+def _check_taps(use: DistillerUse, distiller: Distiller, place: str) -> None:
+    """Refuse taps of a distiller that looks at no features: the user expects something of them."""
+    if "taps" in use.model_fields_set and distiller.features == "none":
+        raise RecipeError(
+            f"{place}distiller {use.use!r} compares no features, so 'taps' mean nothing to it; leave them out, or use "
+            "a distiller of features, such as 'fitnet'"
+        )
+
+
+def _check_modules(recipe: Recipe, use: DistillerUse, distiller: Distiller, place: str) -> None:
+    """Refuse a distiller of features where no teacher has modules."""
+    if distiller.features == "pairs" and all_onnx(recipe.teacher):
+        raise RecipeError(
+            f"{place}distiller {use.use!r} compares features of modules, but an ONNX model has no modules to compare "
+            "with; use a distiller of outputs, such as 'logit-kd', or a teacher from a checkpoint"
+        )
+
+
+def all_onnx(spec: TeacherSpec) -> bool:
+    """Whether no teacher is a PyTorch module."""
+    return all(member.source in ("onnx", "registered") for member in spec.members)
+
+
+def _check_top_k(recipe: Recipe, use: DistillerUse, distiller: Distiller, place: str) -> None:
+    """Refuse `top_k` where more of the teacher is read than that: the student would learn from another teacher."""
+    cache = recipe.teacher.cache
+    if not cache.enabled or cache.top_k is None:
+        return
+    kept = f"{place}'teacher.cache.top_k' keeps the {cache.top_k} largest probabilities and the sum of the others, but "
+    if not distiller.takes_top_k():
+        why, remedy = "", "use a distiller of softmax distributions, such as 'logit-kd'"
+        because = " and ".join(map(repr, _options_that_read_all(use, distiller)))
+        if because:
+            why, remedy = f" with {because} as set here", f"leave {because} out: with its default options it does not"
+        raise RecipeError(f"{kept}distiller {use.use!r} reads all logits{why}; leave top_k out, or {remedy}")
+    if any(schedule.schedule == "gap" for schedule in (use.weight, *use.schedules.values())):
+        raise RecipeError(
+            f"{kept}a schedule of distiller {use.use!r} follows the gap between student and teacher, which is measured "
+            "on all logits; leave top_k out, or use another schedule"
+        )
+
+
+def _options_that_read_all(use: DistillerUse, distiller: Distiller) -> tuple[str, ...]:
+    """The options without which it would take `top_k`; none where it never does."""
+    given = use.options_at(-1)
+    for dropped in (*((name,) for name in given), tuple(given)):
+        try:
+            other = type(distiller).model_validate({k: v for k, v in given.items() if k not in dropped})
+        except ValidationError:
+            continue
+        if other.takes_top_k():
+            return dropped
+    return ()
+
+
+def check_fused(recipe: Recipe, *, features: bool, place: str = "") -> None:
+    """Refuse a mean over kept views where none are kept; `features`: a distiller compares features.
+
+    Raises:
+        RecipeError: nothing is kept.
+    """
+    cache = recipe.teacher.cache
+    if recipe.distill.fuse_views and not (cache.features if features else cache.enabled):
+        raise RecipeError(
+            f"{place}'distill.fuse_views' takes the mean over what is kept of the teacher, but nothing is kept; write "
+            f"teacher: {{cache: {{{'features' if cache.enabled else 'enabled'}: true}}}}, or leave it out"
+        )
+
+
+def check_files(recipe: Recipe, lines: Document | None = None) -> None:
+    """Look whether the teachers' files and the packages of their factories are there; nothing is imported.
+
+    Raises:
+        RecipeError: one is not.
+    """
+    for index, member in enumerate(recipe.teacher.members):
+        loc: Loc = ("teacher", "members", index)
+        if member.file is not None:
+            teacher_file(member.file, where(lines, (*loc, "file")))
+        module = (member.factory or "").partition(":")[0]
+        if module and not _found(module.partition(".")[0]):
+            raise RecipeError(where(lines, (*loc, "factory")) + no_factory(module))
+
+
+def _found(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # such as __main__
+        return False
+
+
+def teacher_file(file: str, place: str = "") -> Path:
+    """The path of a teacher's file.
+
+    Raises:
+        RecipeError: it is not there, or a folder.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise RecipeError(
+            f"{place}the teacher's file {file!r} is a folder; name the file in it as 'file' in 'teacher.members'"
+        )
+    if not path.is_file():
+        raise RecipeError(
+            f"{place}the teacher's file {file!r} is not there, seen from {str(Path.cwd())!r}; correct 'file' in "
+            "'teacher.members', or give its whole path"
+        )
+    return path
+
+
+def no_factory(module: str) -> str:
+    """What is said where the module of a factory is not found."""
+    return (
+        f"the teacher's factory is in {module!r}, and there is no such module; install its package, put its folder on "
+        "PYTHONPATH, or correct 'factory' in 'teacher.members' (the folder kdq runs in is not searched)"
+    )

@@ -1,0 +1,89 @@
+"""Where recipes run. Importable without torch; defaults are stated here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from kdq_core.errors import RecipeError, listing
+from kdq_core.frozen import Frozen
+
+ENVIRONMENT = {
+    "home": "KDQ_HOME",
+    "device": "KDQ_DEVICE",
+    "threads": "KDQ_THREADS",
+    "precision": "KDQ_PRECISION",
+    "tracking_uri": "KDQ_TRACKING_URI",
+    "prefect_api": "PREFECT_API_URL",
+}
+"""The environment variable behind each field of `Site`."""
+
+
+class Site(Frozen):
+    """Where recipes run: one folder for all state, one device, the services to use."""
+
+    home: Path = Field(description="everything KDQ writes lies below this folder")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="'cpu', 'cuda' or 'cuda:<number>'")
+    threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of a stage; part of every key")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast of the float fits on CUDA")
+    tracking_uri: str | None = Field(default=None, description="MLflow; default: SQLite below `home`")
+    prefect_api: str | None = Field(default=None, description="Prefect; default: the site's own server")
+
+    @classmethod
+    def from_environment(cls, **overrides: Any) -> Site:
+        """Read KDQ_HOME, KDQ_DEVICE, KDQ_THREADS, KDQ_PRECISION, KDQ_TRACKING_URI and PREFECT_API_URL.
+
+        Args:
+            **overrides: fields that win over the environment; `None` means "not given".
+
+        Raises:
+            RecipeError: a value is none that its field allows.
+        """
+        defaults: dict[str, Any] = {"home": ".kdq", "threads": min(os.cpu_count() or 1, 8)}
+        found = {name: os.environ.get(variable) for name, variable in ENVIRONMENT.items()}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        fields = defaults | {name: value for name, value in found.items() if value} | given
+        try:
+            fields["home"] = Path(fields["home"]).expanduser().resolve()
+        except RuntimeError as error:  # the home of an unknown user, or a circle of links
+            subject = _site_subject("home", given)
+            raise RecipeError(
+                f"{subject} is {str(fields['home'])!r}; allowed: the path of a folder ({str(error).rstrip('.')})"
+            ) from None
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise RecipeError("\n".join(_site_problems(error, given))) from None
+
+    @property
+    def store(self) -> Path:
+        """Folder of the content-addressed store."""
+        return self.home / "store"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The tracking URI in force."""
+        return self.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+
+def _site_subject(name: str, given: Mapping[str, Any]) -> str:
+    """What the user wrote the field `name` of the site in."""
+    return f"the site's {name!r}" if name in given or name not in ENVIRONMENT else ENVIRONMENT[name]
+
+
+def _site_problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
+    from kdq_core.recipe.explain import allowed
+
+    schema = Site.model_json_schema()
+    for detail in error.errors():
+        name = str(detail["loc"][0])
+        field = schema["properties"].get(name)
+        if field is None:
+            yield f"a site has no field {name!r}; it has: {listing(ENVIRONMENT)}"
+            continue
+        words = field["description"] if "pattern" in field else allowed(field, schema)
+        yield f"{_site_subject(name, given)} is {detail['input']!r}; allowed: {words}"

@@ -1,1 +1,0 @@
-"""The stages: functions of records. Importing this package imports no torch."""

@@ -1,0 +1,188 @@
+"""The small records stages take and give. Models live in files; records point at them by sha256."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from kdq_core.frozen import Frozen
+from kdq_core.recipe.spec import Role
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileRef(Frozen):
+    """A file inside a store entry."""
+
+    path: str = Field(description="relative to the entry's folder")
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class EpochRecord(Frozen):
+    """One point of the curves of a fit."""
+
+    epoch: int = Field(ge=1)
+    values: dict[str, float] = Field(description="curve name to value, such as 'train/loss' or 'validation/top1'")
+
+
+class Gain(Frozen):
+    """What a student gained from the teacher over its control, on the samples of the test split."""
+
+    metric: str = Field(
+        pattern=r"^(top1|loss)(/.+)?$",
+        description="top1: share of right answers; loss: the workload's hard loss; behind a slash: of which task",
+    )
+    taught: float = Field(description="mean of the student with the teacher")
+    control: float = Field(description="mean of the same student without it")
+    difference: float = Field(description="taught - control")
+    low: float = Field(description="lower end of the 95 % interval of the difference")
+    high: float = Field(description="upper end of the 95 % interval of the difference")
+    samples: int = Field(ge=1, description="that both models were asked about")
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """On which side of zero the whole interval lies; of a loss, lower is better."""
+        if not (self.low > 0 or self.high < 0):
+            return "undecided"
+        return "better" if (self.low > 0) == self.metric.startswith("top1") else "worse"
+
+
+class Checkpoint(Frozen):
+    """Weights of a model that can still be trained."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    role: Literal["teacher", "student", "quantized"]
+    weights: str = Field(description="safetensors file in the entry")
+    parameters: int = Field(ge=0, description="number of trainable values")
+    history: tuple[EpochRecord, ...] = ()
+    gains: tuple[Gain, ...] = Field(default=(), description="of the teacher, where the recipe asks for a control")
+    compared: dict[str, tuple[tuple[str, str], ...]] = Field(
+        default={}, description="modules of student and teacher whose features were compared, by distiller"
+    )
+    transferred: tuple[str, ...] = Field(default=(), description="parameters that started from the teacher's")
+    answers: dict[str, JsonValue] = Field(default={}, description="of teachers: how answers are made of their weights")
+
+
+class StoredTensor(Frozen):
+    """One flat, memory-mapped file of rows: that of sample i in view v is row v * samples + i."""
+
+    name: str = Field(
+        description="'logits', or what stands for them under 'top_k'; of a task 'tasks/', its name, '/' and that; "
+        "'features/' and a path"
+    )
+    path: str = Field(description="file in the entry: values in little-endian order, nothing else")
+    dtype: str = Field(description="as NumPy writes it, such as '<f2'")
+    shape: tuple[int, ...] = Field(description="of one row")
+
+
+class TeacherOutputs(Frozen):
+    """What a teacher says of every training sample, in each of some views."""
+
+    type: Literal["teacher_outputs"] = "teacher_outputs"
+    teacher: Digest = Field(description="of the teacher's entry")
+    data: Digest = Field(description="fingerprint of the data")
+    seed: int = Field(description="of the views")
+    views: int = Field(ge=1)
+    samples: int = Field(ge=1, description="of one view")
+    classes: int = Field(ge=1, description="length of the last axis of the logits; of several tasks, of the first's")
+    tasks: dict[str, int] = Field(
+        default={}, description="of several tasks, that length of each, in the teacher's order"
+    )
+    tensors: tuple[StoredTensor, ...]
+
+
+class TensorSpec(Frozen):
+    """One input or output of a shipped file; -1 stands for the free batch size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class OperatorCoverage(Frozen):
+    """How one operator of the original graph runs in the runtime's own optimised graph."""
+
+    path: str = Field(description="module path in the PyTorch model")
+    operator: str = Field(description="conv, linear, add, ...")
+    kernel: str = Field(description="operator type in the optimised graph, such as QLinearConv")
+    int8: bool
+    reason: str = Field(default="", description="why it is float; empty for int8")
+    macs: int = Field(default=0, ge=0, description="multiply-accumulates for one sample")
+    weight_bytes: int = Field(default=0, ge=0, description="bytes of the weights in the file")
+
+
+class Departure(Frozen):
+    """A tensor of integers that is not the same in a shipped file and in its simulation."""
+
+    path: str = Field(description="module path of the operator that makes it")
+    operator: str = Field(description="name of that operator in the captured graph, such as conv2d_3")
+    share: float = Field(description="of its elements that differ")
+    most: int = Field(description="largest difference, in integers (LSB)")
+
+
+class Artifact(Frozen):
+    """A shippable file with what is known of it, and its float companions in the same runtime."""
+
+    type: Literal["artifact"] = "artifact"
+    path: str = Field(description="the int8 file in the entry")
+    example: str = Field(description="safetensors file in the entry: two samples by input name")
+    baselines: dict[Role, str] = Field(description="float files of teacher and student in the entry")
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    output_scales: tuple[float | None, ...] = Field(description="LSB of each output; none for a float output")
+    weight_bits_used: int = Field(description="7 where the CPU lacks VNNI and 8-bit products could saturate")
+    operators: tuple[OperatorCoverage, ...] = ()
+
+
+class Metric(Frozen):
+    """One number with its unit and, where it was sampled, its interval."""
+
+    name: str
+    value: float
+    unit: str = Field(description="fraction, bytes, ms, count, lsb, macs, ...")
+    direction: Literal["higher", "lower", "neither"] = Field(description="which way is better")
+    low: float | None = Field(default=None, description="lower end of the 95 % interval")
+    high: float | None = Field(default=None, description="upper end of the 95 % interval")
+    samples: int | None = Field(default=None, ge=0, description="how many measurements it rests on")
+    note: str = Field(default="", description="what a reader must know besides, such as why a value is bad")
+
+
+class EvaluationReport(Frozen):
+    """What was measured on the exported files in their runtime."""
+
+    type: Literal["report"] = "report"
+    models: dict[Role, tuple[Metric, ...]]
+
+    def value(self, role: Role, metric: str) -> float | None:
+        """The value of `metric` for `role`, or `None` where it was not measured."""
+        return next((m.value for m in self.models.get(role, ()) if m.name == metric), None)
+
+
+class ModelVersion(Frozen):
+    """A registered model version."""
+
+    type: Literal["version"] = "version"
+    name: str
+    version: int = Field(ge=1)
+    uri: str = Field(description="`models:/name/version`")
+    tracking_uri: str
+    run_id: str
+    file_sha256: Digest
+
+
+Record = Annotated[
+    Checkpoint | TeacherOutputs | Artifact | EvaluationReport | ModelVersion, Field(discriminator="type")
+]
+
+
+class Manifest(Frozen):
+    """The table of contents of a store entry; its own sha256 is the entry's digest."""
+
+    format: Literal[1] = 1
+    stage: str
+    key: Digest
+    parts: dict[str, JsonValue] = Field(description="what the key was made of")
+    record: Record
+    files: tuple[FileRef, ...]

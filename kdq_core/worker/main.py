@@ -1,0 +1,82 @@
+"""The stage worker: `python -m kdq_core.worker.main`, one heavy stage in a process of its own.
+
+It reads a `StageRequest` as JSON from stdin and writes events as JSON lines to the file descriptor KDQ_EVENTS_FD;
+the last one is `result` or `error`. It dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+from kdq_core.errors import ErrorRecord, KdqError, StoreError, TransientError, UnforeseenError
+from kdq_core.store.store import FULL, MAKE_ROOM, disk_is_full
+
+PR_SET_PDEATHSIG = 1
+PYTHONS = os.path.dirname(os.__file__) + os.sep
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) for SIGKILL when the parent dies, and leave at once if it is already gone."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = os.environ.get("KDQ_PARENT_PID")
+    if parent and os.getppid() != int(parent):
+        raise SystemExit(3)
+
+
+def main() -> int:
+    """Serve one request; the exit code is 0 for a result and 1 for an error."""
+    die_with_parent()
+    with os.fdopen(int(os.environ["KDQ_EVENTS_FD"]), "w", buffering=1) as events:
+
+        def emit(event: dict[str, Any]) -> None:
+            with contextlib.suppress(BrokenPipeError):
+                events.write(json.dumps(event) + "\n")
+
+        try:
+            from kdq_core.work.run import StageRequest, run_stage
+
+            request = StageRequest.model_validate_json(sys.stdin.read())
+            entry = run_stage(request, emit)
+        except BaseException as error:
+            traceback.print_exc()
+            emit({"event": "error", "error": ErrorRecord.of(named(error)).model_dump()})
+            return 1
+        emit({"event": "result", "key": entry.manifest.key, "digest": entry.digest})
+        return 0
+
+
+def named(error: BaseException) -> KdqError:
+    """`error` as KDQ's own: what the machine or the network did is worth another try, a full disk is the store's."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, KdqError):
+        return error
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return TransientError(f"the device ran out of memory: {text}; lower batch_size or free the device")
+    if isinstance(error, ConnectionError | TimeoutError):
+        return TransientError(f"a connection failed: {text}; check the network, then run again")
+    if disk_is_full(error):
+        return StoreError(f"{FULL}; {MAKE_ROOM}")
+    return UnforeseenError("; ".join((text + _place(error), *getattr(error, "__notes__", ()))))
+
+
+def _place(error: BaseException) -> str:
+    """` (in file:line)`: the last call of `error` that is neither torch's nor Python's own."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = frame.filename
+        pythons = file.startswith("<") or (file.startswith(PYTHONS) and "/site-packages/" not in file)
+        if not pythons and "/site-packages/torch/" not in file:
+            return f" (in {file}:{frame.lineno})"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

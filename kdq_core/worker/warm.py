@@ -1,0 +1,140 @@
+"""The warm worker: `python -m kdq_core.worker.warm FD ENTRY [MODULE ...]`, imports once and forks a child a stage.
+
+Importing torch and what a stage pulls in behind it takes seconds. This process only imports: it computes nothing and
+starts no thread pool, so that a fork of it is as good as new. FD is a socket of type SOCK_SEQPACKET. A message on it is
+`{"environment": {...}, "after": int}` with five descriptors: stdin, log, events, lease and a status socket, on
+which the child says `pid <n>` and this process, when the child is over, `code <n>` (negative for a signal). The child
+has a session of its own, sees the message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
+
+MODULEs are imported in turn, between messages; a message waits for the first `after` of them. When the socket is
+closed at the other end this process leaves, and its children die with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from kdq_core.worker.main import die_with_parent
+
+EVERY_STAGE = ("kdq_core.work.run", "torch._dynamo")
+"""What every stage needs: the optimizers import the second."""
+CAPTURE = ("torch.export._trace", "torch._functorch.aot_autograd")
+"""What capturing a graph imports when it is first called."""
+_LARGEST = 1 << 20
+
+Job = Callable[[], Any]
+
+
+def main() -> int:
+    """Serve until the other end is closed; in a forked child, do its job and give its exit code."""
+    _, descriptor, entry, *modules = sys.argv
+    gc.disable()  # a collection would touch, and so copy, the pages that children share
+    job = WarmWorker(socket.socket(fileno=int(descriptor)), entry).serve(modules)
+    return 0 if job is None else int(job() or 0)
+
+
+def load(module: str) -> None:
+    """Import a module; one that cannot be imported is left to the stage that needs it."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        print(f"{module!r} is not imported beforehand: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+class WarmWorker:
+    """The server's loop and its children."""
+
+    def __init__(self, control: socket.socket, entry: str) -> None:
+        self._control, self._entry, self._pid = control, entry, os.getpid()
+        self._status: dict[int, socket.socket] = {}
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+
+    def serve(self, modules: list[str]) -> Job | None:
+        """Import `modules` and serve messages; `None` at the end, and in a child the job it was forked for."""
+        done = 0
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while True:
+                ready = {key.fileobj for key, _ in selector.select(0 if done < len(modules) else None)}
+                if self._woken in ready:
+                    self._reap()
+                if self._control in ready:
+                    payload, descriptors, *_ = socket.recv_fds(self._control, _LARGEST, 5, socket.MSG_CMSG_CLOEXEC)
+                    if not payload:
+                        return None
+                    message = json.loads(payload)
+                    while done < min(message["after"], len(modules)):
+                        load(modules[done])
+                        done += 1
+                    job = self._fork(message["environment"], descriptors)
+                    if job is not None:
+                        return job
+                elif done < len(modules):
+                    load(modules[done])
+                    done += 1
+
+    def _fork(self, environment: dict[str, str], descriptors: list[int]) -> Job | None:
+        *passed, status = descriptors
+        gc.freeze()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: OpenBLAS ends its own before a fork
+            pid = os.fork()
+        if pid == 0:
+            self._become_child(environment, passed, status)
+            module, _, name = self._entry.partition(":")
+            return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        for descriptor in passed:
+            os.close(descriptor)
+        self._status[pid] = socket.socket(fileno=status)
+        return None
+
+    def _become_child(self, environment: dict[str, str], passed: list[int], status: int) -> None:
+        """Be what a process started for this stage alone would be."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        stdin, log, events, lease = passed
+        os.environ.clear()
+        os.environ.update(environment, KDQ_EVENTS_FD=str(events), KDQ_PARENT_PID=str(self._pid))
+        for source, target in ((stdin, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        for descriptor in (events, lease):
+            os.set_inheritable(descriptor, True)
+        die_with_parent()
+        with socket.socket(fileno=status) as teller:
+            teller.send(f"pid {os.getpid()}".encode())
+        for other in (self._control, self._woken, self._waker, *self._status.values()):
+            other.close()
+        os.close(stdin)
+        os.close(log)
+        gc.enable()
+
+    def _reap(self) -> None:
+        with suppress(BlockingIOError):
+            self._woken.recv(4096)
+        while self._status:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            with self._status.pop(pid) as teller, suppress(OSError):
+                teller.send(f"code {os.waitstatus_to_exitcode(status)}".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

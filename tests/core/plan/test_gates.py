@@ -1,0 +1,130 @@
+"""A required gate stops a run, and names what runs in float."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdq_core.errors import StageError
+from kdq_core.plan.gates import check_required, judge, with_fitting_gates
+from kdq_core.plan.plan import make_plan
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe, Site
+from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage
+
+
+def report(coverage):
+    metric = Metric(name="coverage_macs", value=coverage, unit="fraction", direction="higher")
+    return EvaluationReport(models={"int8": (metric,)})
+
+
+def row(path, int8, reason="", macs=10):
+    kernel = "QLinearConv" if int8 else "Conv"
+    return OperatorCoverage(
+        path=path, operator="conv", kernel=kernel, int8=int8, reason=reason, macs=macs, weight_bytes=1
+    )
+
+
+FLOATS = (row("stem", True), row("body", False, "left in float by a rule of the recipe"), row("pool", False, "x", 0))
+
+
+def test_a_required_gate_that_is_not_met_names_what_runs_in_float():
+    gates = (Gate(metric="coverage_macs", at_least=1.0, required=True), Gate(metric="top1", at_least=0.9))
+    with pytest.raises(StageError) as caught:
+        check_required(gates, report(0.75), FLOATS)
+    assert str(caught.value) == (
+        "required gates are not met: int8 coverage_macs ≥ 1: 0.75, bound 1; in float: body (left in float by a rule "
+        "of the recipe); nothing was registered. Mend the model or the recipe, or drop 'required' from the gate"
+    )
+
+
+def test_gates_that_are_met_or_not_required_let_the_run_go_on():
+    check_required((Gate(metric="coverage_macs", at_least=1.0, required=True),), report(1.0), FLOATS)
+    check_required((Gate(metric="top1", at_least=0.9),), report(0.5), FLOATS)
+
+
+def test_what_is_noted_with_a_metric_is_told_where_its_gate_is_not_met():
+    flips = Metric(name="parity_flips", value=3, unit="count", direction="lower", note="they part at stem")
+    report = EvaluationReport(models={"int8": (flips,)})
+    assert [v.note for at_most in (2, 3) for v in judge((Gate(metric="parity_flips", at_most=at_most),), report)] == [
+        "they part at stem", "",
+    ]  # fmt: skip
+    with pytest.raises(StageError, match=r"int8 parity_flips ≤ 2: 3, bound 2 \(they part at stem\); nothing was"):
+        check_required((Gate(metric="parity_flips", at_most=2, required=True),), report, ())
+
+
+def test_a_model_that_was_not_measured_is_named_where_a_gate_compares_with_it():
+    (verdict,) = judge((Gate(metric="coverage_macs", at_least=0.9, relative_to="teacher"),), report(1.0))
+    assert (verdict.met, verdict.bound) == (False, None)
+    assert verdict.note == "teacher coverage_macs was not measured"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "left"),
+    [
+        ({"members": [{"source": "onnx", "file": "t.onnx"}]}, 3),
+        ({"members": [{"source": "onnx", "file": "t.onnx", "normalize": {"mean": [0.1], "std": [1.0]}}]}, 2),
+        ({"members": [{"source": "registered", "model": "t/1"}, {"source": "pipeline"}]}, 2),
+        ({"members": [{"source": "pipeline"}, {"source": "student"}]}, 3),
+        ({"inputs": ["sound"]}, 2),
+    ],
+)
+def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured(teacher, left):
+    recipe = Recipe.model_validate({"name": "x", "workload": "digits", "teacher": teacher})
+    fitted, note = with_fitting_gates(recipe, Catalog.load())
+    assert [gate.metric for gate in fitted.gates] == ["top1", "coverage_macs", "parity_flips"][3 - left :]
+    assert note == (
+        "" if left == 3 else
+        "the teacher cannot be measured beside the int8 file, so the default gates do not compare with it"
+    )  # fmt: skip
+
+
+def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():
+    with pytest.raises(StageError, match=r"int8 top1 ≥ 0.9: not measured, bound 0.9; nothing was registered"):
+        check_required((Gate(metric="top1", at_least=0.9, required=True),), report(1.0), FLOATS)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "metrics", "note"),
+    [
+        ("static", ["top1", "coverage_macs", "parity_flips"], ""),
+        ("weight-only", ["top1", "parity_flips"],
+         "quantizer 'weight-only' computes in float by design, so the default gates do without coverage_macs"),
+        ("dynamic", ["top1", "coverage_linear_macs", "parity_flips"],
+         "quantizer 'dynamic' computes linear layers alone in int8, so the default gates ask for coverage_linear_macs, "
+         "not coverage_macs"),
+    ],
+)  # fmt: skip
+def test_default_gates_fit_the_quantizer_and_written_ones_stay(
+    quantizer: str, metrics: list[str], note: str, tmp_path: Path
+) -> None:
+    catalog, site = Catalog.load(), Site(home=tmp_path)
+    recipe = Recipe.model_validate({"name": "x", "workload": "digits", "quantize": {"use": quantizer}})
+    plan = make_plan(recipe, site, catalog)
+    assert [gate.metric for gate in plan.recipe.gates] == metrics
+    assert {gate.metric for gate in plan.recipe.gates if gate.required} == {m for m in metrics if "coverage" in m}
+    assert plan.note == note
+    again = make_plan(Recipe.model_validate(plan.recipe.model_dump(mode="json")), site, catalog)
+    assert (again.recipe.gates, again.note) == (plan.recipe.gates, note)
+    written = Recipe.model_validate(recipe.model_dump(mode="json"))  # all fields count as the recipe's own
+    assert make_plan(written, site, catalog).recipe.gates == DEFAULT_GATES
+
+
+@pytest.mark.parametrize(
+    ("sections", "metrics", "note"),
+    [
+        ({}, [], "no evaluator of the recipe gives 'top1', 'coverage_macs', 'parity_flips', so the default gates do "
+         "without"),
+        ({"gates": [{"metric": "bytes", "at_most": 9}, {"metric": "top1/other", "at_least": 0.5}]},
+         ["bytes", "top1/other"], "no evaluator of the recipe gives 'top1/other', so that gate cannot be met"),
+    ],
+)  # fmt: skip
+def test_gates_of_what_no_evaluator_gives_are_told(
+    sections: dict[str, Any], metrics: list[str], note: str, tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate({"name": "x", "workload": "digits", "evaluate": ["size"], **sections})
+    catalog, site = Catalog.load(), Site(home=tmp_path)
+    plan = make_plan(recipe, site, catalog)
+    assert ([gate.metric for gate in plan.recipe.gates], plan.note) == (metrics, note)
+    again = make_plan(Recipe.model_validate(plan.recipe.model_dump(mode="json")), site, catalog)
+    assert (again.recipe.gates, again.note) == (plan.recipe.gates, note)

@@ -1,0 +1,99 @@
+"""The schema for editors says what the recipe reader says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from kdq_core.errors import KdqError
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.reading.checks import check_recipe
+from kdq_core.reading.recipe_file import recipe_from_text
+from kdq_core.reading.schema import recipe_schema
+
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+SHORT = "name: x\nworkload: digits\n"
+
+
+@pytest.fixture(scope="module")
+def house() -> Catalog:
+    return Catalog.load(importlib.metadata.distribution("kdq").entry_points.select(group="kdq"))
+
+
+def verdicts(text: str, catalog: Catalog) -> tuple[bool, bool]:
+    """Whether the schema and the reader take a recipe."""
+    schema_takes = jsonschema.Draft7Validator(recipe_schema(catalog)).is_valid(yaml.safe_load(text))
+    try:
+        check_recipe(recipe_from_text(text), catalog)
+    except KdqError:
+        return schema_takes, False
+    return schema_takes, True
+
+
+def test_the_schema_is_a_schema(house: Catalog) -> None:
+    jsonschema.Draft7Validator.check_schema(recipe_schema(house))
+
+
+def test_the_committed_schema_is_that_of_the_house_plugins(house: Catalog) -> None:
+    committed = json.loads((RECIPES / "recipe.schema.json").read_text(encoding="utf-8"))
+    assert committed == recipe_schema(house), "run: kdq schema --output recipes/recipe.schema.json"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_of_the_house_is_valid_and_names_the_schema(path: Path, house: Catalog) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    assert verdicts(text, house) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SHORT,
+        "name: x\nworkload: {use: digits}",
+        SHORT + "distill: {options: {temperature: 2}}",
+        SHORT + "distill: {use: logit-kd, options: {temperature: 2}}",
+        SHORT + "evaluate: [size, {use: quality}]",
+        SHORT + "teacher: {fit: {clip_norm: null}}",
+    ],
+)
+def test_schema_and_reader_take_the_same(text: str, house: Catalog) -> None:
+    assert verdicts(text, house) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: x",
+        "name: x\nworkload: nothing",
+        "name: x\nworkload: {}",
+        "name: x\nworkload: {use: digits, option: {}}",
+        SHORT + "workloads: 3",
+        SHORT + "distill: {use: nothing}",
+        SHORT + "distill: {options: {temperature: -1}}",
+        SHORT + "distill: {use: logit-kd, options: {temprature: 1}}",
+        SHORT + "evaluate: [size, {use: quality, options: {no: 1}}]",
+        SHORT + "evaluate: []",
+        SHORT + "target: logit-kd",
+        SHORT + "teacher: {fit: {epochs: 0}}",
+        SHORT + "seed: '1'",
+    ],
+)
+def test_schema_and_reader_refuse_the_same(text: str, house: Catalog) -> None:
+    assert verdicts(text, house) == (False, False)
+
+
+def test_a_plugin_that_cannot_be_imported_is_left_without_options(house: Catalog) -> None:
+    broken = Catalog(house.plugins, ())
+    broken.entries = tuple(
+        entry.model_copy(update={"target": "a_module_nobody_has:X"}) if entry.name == "logit-kd" else entry
+        for entry in house.entries
+    )
+    distill = recipe_schema(broken)["$defs"]["DistillSpec"]
+    described = [one["if"]["properties"]["use"]["const"] for one in distill["allOf"]]
+    assert sorted([*described, "logit-kd"]) == distill["properties"]["use"]["enum"]

@@ -1,0 +1,101 @@
+"""What a recipe asks of its teachers that they cannot give is told before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdq_core.errors import RecipeError
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.reading.checks import check_recipe, load_recipe
+from kdq_core.reading.recipe_file import document_from_text, recipe_from_document
+
+CATALOG = Catalog.load()
+HEAD = "name: x\nworkload: digits\n"
+ONNX = "teacher: {members: [{source: onnx, file: t.onnx}, {source: registered, model: a/1}]}\n"
+MIXED = "teacher: {members: [{source: onnx, file: t.onnx}, {source: student}]}\n"
+
+
+def check(text: str) -> None:
+    document = document_from_text(HEAD + text, "r.yaml")
+    check_recipe(recipe_from_document(document), CATALOG, document)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("distill:\n  use: fitnet\n" + ONNX, "r.yaml:4: distiller 'fitnet' compares features of modules, but an ONNX "
+         "model has no modules to compare with; use a distiller of outputs, such as 'logit-kd', or a teacher from a "
+         "checkpoint"),
+        ("distill:\n  losses:\n    - dkd\n    - {use: crd, taps: [[a, b]]}\n" + ONNX, "r.yaml:6: distiller 'crd' "
+         "compares features of modules, but an ONNX model has no modules to compare with; use a distiller of outputs, "
+         "such as 'logit-kd', or a teacher from a checkpoint"),
+        ("distill:\n  transfer: {}\n" + ONNX, "r.yaml:4: 'distill.transfer' starts the student from the teacher's "
+         "layers, but an ONNX model has none that could be read; leave it out, or use a teacher from a checkpoint"),
+        ("distill:\n  fuse_views: true\nteacher: {cache: {enabled: false}}\n", "r.yaml:4: 'distill.fuse_views' takes "
+         "the mean over what is kept of the teacher, but nothing is kept; write teacher: {cache: {enabled: true}}, or "
+         "leave it out"),
+        ("distill:\n  use: rkd\n  fuse_views: true\n", "r.yaml:5: 'distill.fuse_views' takes the mean over what is "
+         "kept of the teacher, but nothing is kept; write teacher: {cache: {features: true}}, or leave it out"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_asks_for_the_impossible_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "distill: {use: dkd}\n" + ONNX,
+        "distill: {losses: [{use: fitnet, taps: [[blocks.0, members.1.blocks.0]]}]}\n" + MIXED,
+        "distill: {transfer: {layers: [[head, members.1.head]]}}\n" + MIXED,
+        "distill: {fuse_views: true}\n",
+        "distill: {use: rkd, fuse_views: true}\nteacher: {cache: {features: true}}\n",
+    ],
+)
+def test_what_is_possible_is_let_through(text: str) -> None:
+    check(text)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe with a checkpoint and a factory, in the folder the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    member = '{source: checkpoint, file: t.safetensors, factory: "no_such_module_of_mine.inside:make"}'
+    members = f"    - {{source: pipeline}}\n    - {member}\n"
+    (tmp_path / "r.yaml").write_text(f"{HEAD}teacher:\n  members:\n{members}")
+    return Path("r.yaml")
+
+
+def test_files_and_factories_are_looked_for_where_it_is_asked(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_recipe(recipe)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, files=True)
+    assert str(caught.value) == (
+        f"r.yaml:6: the teacher's file 't.safetensors' is not there, seen from {str(tmp_path)!r}; correct 'file' in "
+        "'teacher.members', or give its whole path"
+    )
+    Path("t.safetensors").mkdir()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, files=True)
+    assert str(caught.value) == (
+        "r.yaml:6: the teacher's file 't.safetensors' is a folder; name the file in it as 'file' in 'teacher.members'"
+    )
+    Path("t.safetensors").rmdir()
+    Path("t.safetensors").touch()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, files=True)
+    assert str(caught.value) == (
+        "r.yaml:6: the teacher's factory is in 'no_such_module_of_mine.inside', and there is no such module; install "
+        "its package, put its folder on PYTHONPATH, or correct 'factory' in 'teacher.members' (the folder kdq runs in "
+        "is not searched)"
+    )
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "no_such_module_of_mine.py").write_text("raise AssertionError('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path / "found")
+    load_recipe(recipe, files=True)

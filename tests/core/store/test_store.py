@@ -1,0 +1,156 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kdq_core.errors import StoreError
+from kdq_core.store.records import Checkpoint
+from kdq_core.store.store import Entry, Store, canonical
+
+KEY = "ab" + "0" * 62
+RECORD = Checkpoint(role="teacher", weights="weights.bin", parameters=3)
+
+
+def written(store: Store, key: str = KEY, content: bytes = b"weights", **parts: str) -> Entry:
+    with store.draft(key) as draft:
+        (draft / "weights.bin").write_bytes(content)
+        return store.commit(draft, stage="train_teacher", key=key, parts=dict(parts), record=RECORD)
+
+
+def test_an_entry_is_found_again_with_its_record_and_files(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.lookup(KEY) is None
+    entry = written(store)
+    again = store.get(KEY)
+    assert again == entry
+    assert again.record == RECORD
+    assert again.file("weights.bin").read_bytes() == b"weights"
+
+
+def test_the_digest_is_of_the_content_not_of_the_request(tmp_path: Path) -> None:
+    one = written(Store(tmp_path / "one"), parts="a")
+    two = written(Store(tmp_path / "two"), key="cd" + "1" * 62, parts="b")
+    other = written(Store(tmp_path / "three"), content=b"other")
+    assert one.digest == two.digest
+    assert one.digest != other.digest
+
+
+def test_a_draft_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.draft(KEY) as draft:
+        (draft / "half").write_text("half")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert store.lookup(KEY) is None
+
+
+def test_the_second_of_two_writers_gets_the_first_ones_entry(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = written(store, content=b"first")
+    second = written(store, content=b"second")
+    assert second.digest == first.digest
+
+
+def test_a_changed_file_is_an_error_that_names_it_and_the_remedy(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = written(store).folder
+    (folder / "weights.bin").write_bytes(b"weightz")
+    with pytest.raises(StoreError) as caught:
+        store.lookup(KEY)
+    assert str(caught.value) == (
+        f"the file 'weights.bin' of the store entry {str(folder)!r} is damaged: its sha256 is 77231fd145ba, the "
+        "manifest says 9a129038d9a0; delete that folder and run again: only its stage is computed anew"
+    )
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = written(store).folder
+    (folder / "weights.bin").unlink()
+    with pytest.raises(StoreError, match=r"'weights.bin' of the store entry .* is damaged: it is missing; delete"):
+        store.lookup(KEY)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
+def test_a_changed_or_missing_manifest_is_an_error(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path)
+    path = written(store).folder / name
+    path.write_text(path.read_text().replace("e", "f"))
+    with pytest.raises(StoreError, match=r"'manifest.json' of the store entry .* is damaged: its sha256 is"):
+        store.lookup(KEY)
+    path.unlink()
+    with pytest.raises(StoreError, match=f"'{name}' of the store entry .* is damaged: it is missing"):
+        store.lookup(KEY)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "the disk is full; free some space or set KDQ_HOME to a larger disk, then run again"),
+        (errno.EROFS, "it is not writable; make it writable or set KDQ_HOME to a folder that is"),
+        (errno.EACCES, "it is not writable; make it writable or set KDQ_HOME to a folder that is"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_explained_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str
+) -> None:
+    store = Store(tmp_path)
+
+    def refuse(_fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError) as caught:
+        written(store)
+    assert str(caught.value) == (
+        f"cannot write to the store {str(tmp_path)!r}: {text}. Nothing was half-written: finished stages are kept"
+    )
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def killed_while_drafting(root: Path) -> subprocess.Popen[bytes]:
+    """A process that was killed with a draft open, and that nobody has waited for yet: its number is not free."""
+    code = "import sys, time, pathlib, kdq_core.store.store as s\n"
+    code += "with s.Store(pathlib.Path(sys.argv[1])).draft(sys.argv[2]) as d:\n"
+    code += "    (d / 'half').write_text('written')\n    print(flush=True)\n    time.sleep(600)"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(root), KEY], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    with writer.stdout:
+        assert writer.stdout.readline()
+    writer.kill()
+    os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)
+    return writer
+
+
+def test_a_killed_process_leaves_a_draft_that_is_swept_even_while_its_number_is_taken(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with killed_while_drafting(tmp_path) as writer, store.draft(KEY) as mine:
+        assert psutil.pid_exists(writer.pid)
+        left = [p.name for p in tmp_path.glob("drafts/*") if p.is_dir() and p != mine]
+        assert len(left) == 1
+        assert store.sweep() == left
+        assert [p for p in tmp_path.glob("drafts/*") if p.is_dir()] == [mine]
+        assert store.sweep() == []
+    assert list(tmp_path.glob("drafts/*")) == []
+
+
+def test_a_draft_at_work_in_another_process_is_not_swept(tmp_path: Path) -> None:
+    code = "import sys, pathlib, kdq_core.store.store as s; print(s.Store(pathlib.Path(sys.argv[1])).sweep())"
+    with Store(tmp_path).draft(KEY) as mine:
+        swept = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert swept.stdout == "[]\n"
+        assert mine.is_dir()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "notes", f"{KEY}.aa"])
+def test_what_has_no_lock_beside_it_is_not_swept(tmp_path: Path, name: str) -> None:
+    (tmp_path / "drafts" / name).mkdir(parents=True)
+    assert Store(tmp_path).sweep() == []
+    assert (tmp_path / "drafts" / name).is_dir()
+
+
+def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
+    assert canonical({"b": [1, 2.5], "a": None}) == canonical({"a": None, "b": [1, 2.5]}) == b'{"a":null,"b":[1,2.5]}'
