@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdq_core.plugins.bases import KINDS
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.plugins.kinds import KINDS
 from kdq_core.reading.schema import recipe_schema
 from kdq_core.recipe.explain import allowed, resolve
 

@@ -12,23 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from kdq_core.errors import PluginError, StageError, TransientError
+from kdq_core.errors import PluginError, RecipeError, StageError, TransientError
 from kdq_core.grids.place import Place
 from kdq_core.intervals import Z95, paired
+from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, hookimpl
 from kdq_core.plugins.kinds import (
+    Column,
     Distiller,
     Evaluator,
     Plugin,
     Quantizer,
-    Reads,
     Session,
     Shapes,
     Subject,
+    TakenFor,
     Target,
     Workload,
 )
-from kdq_core.store.records import Departure, EvaluationReport, Metric, OperatorCoverage, TensorSpec
+from kdq_core.plugins.stage import Stage, Work
+from kdq_core.store.records import (
+    Artifact,
+    Checkpoint,
+    Departure,
+    EvaluationReport,
+    Metric,
+    OperatorCoverage,
+    Record,
+    TeacherOutputs,
+    TensorSpec,
+)
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
 
 if TYPE_CHECKING:
@@ -68,13 +82,14 @@ _LAZY = {
 }
 
 __all__ = [
-    "API_VERSION", "Z95", "Attention", "Batch", "BatchNorm", "Batches", "Departure", "Distiller", "Dropout",
-    "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
-    "MinMaxFakeQuantize", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Quantizer",
-    "Reads", "Recurrent", "Session", "Shapes", "Split", "StageError", "Subject", "Target", "TensorSpec",
-    "TransientError", "View", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear",
-    "export_program", "hookimpl", "module_path", "own_norm", "paired", "quantize", "recurrent", "round_to_grid",
-    "traced_gru", "traced_lstm", "why_untraceable",
+    "API_VERSION", "Z95", "Artifact", "Asked", "Attention", "Batch", "BatchNorm", "Batches", "Checkpoint", "Column",
+    "Departure", "Distiller", "Dropout", "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid",
+    "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize", "Model", "Needs", "OperatorCoverage",
+    "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Port", "Quantizer", "Reads", "RecipeError", "Record",
+    "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError", "Subject", "TakenFor", "Target",
+    "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload", "departures_of_conversion",
+    "dequantize", "dynamic_linear", "export_program", "hookimpl", "module_path", "own_norm", "paired", "quantize",
+    "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable",
 ]  # fmt: skip
 
 

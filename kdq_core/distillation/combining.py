@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kdq_core.distillation.pairs import Pair
 from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
 from kdq_core.errors import KdqError, StageError
-from kdq_core.plugins.kinds import Distiller, Reads, Workload
+from kdq_core.plugins.kinds import Distiller, TakenFor, Workload
 from kdq_core.recipe.schedule import Schedule
 from kdq_core.tensors import Batch, LossTerms, Outputs
 from kdq_core.training.losses import check_names, loss_of, outputs_of
@@ -141,7 +141,7 @@ class DistillationLoss:
         _check_apart(terms, others)
         return terms | others
 
-    def _reads(self, part: Part) -> Reads:
+    def _reads(self, part: Part) -> TakenFor:
         """What the outputs are: one that compares features has the word of the first that compares outputs."""
         of_outputs = (other for other in (part, *self.parts) if other.distiller.features == "none")
         return next(of_outputs, part).distiller.reads

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from kdq_core.errors import StageError
-from kdq_core.plugins.kinds import Reads
+from kdq_core.plugins.kinds import TakenFor
 
 
 @torch.no_grad()
-def gap(student: Tensor, teacher: Tensor, reads: Reads = "classes") -> float:
+def gap(student: Tensor, teacher: Tensor, reads: TakenFor = "classes") -> float:
     """What student and teacher disagree in: 0 where they agree, 1 where they share nothing.
 
     For logits of classes `[B, ..., C]` it is the mean total variation distance of their softmax, `sum |p - q| / 2`; for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdq_core.distillation.distance import gap
 from kdq_core.errors import StageError, did_you_mean, listing
-from kdq_core.plugins.kinds import Reads
+from kdq_core.plugins.kinds import TakenFor
 from kdq_core.tensors import Outputs
 
 
@@ -39,7 +39,7 @@ def of_task(outputs: Outputs, task: str) -> Outputs:
     return outputs.task(task) if task and outputs.tasks else outputs
 
 
-def gap_between(student: Outputs, teacher: Outputs, task: str, reads: Reads) -> float:
+def gap_between(student: Outputs, teacher: Outputs, task: str, reads: TakenFor) -> float:
     """How far the two are apart in a task; where none is named, the mean over those that both have."""
     shared = [name for name in student.tasks if name in teacher.tasks] if not task else []
     if shared:

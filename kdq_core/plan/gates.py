@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
-from kdq_core.plugins.kinds import Evaluator, Quantizer
-from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe, TeacherSpec
+from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.contract import Model
+from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe
 from kdq_core.store.records import EvaluationReport, OperatorCoverage
-
-if TYPE_CHECKING:
-    from kdq_core.plugins.catalog import Catalog
 
 COVERAGE = "coverage_macs"
 FITTED: dict[str, tuple[tuple[Gate, ...], str]] = {
@@ -41,56 +38,47 @@ class GateVerdict(Frozen):
     note: str = ""
 
 
-def with_fitting_gates(recipe: Recipe, catalog: Catalog) -> tuple[Recipe, str]:
+def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, str]:
     """Fit the default gates to the recipe.
 
-    Coverage guards against silent float, and some quantizers compute in float openly; and no model is held against a
-    teacher that is not measured.
+    Coverage guards against silent float, and some quantizers compute in float openly; no model is held against one
+    that is not measured; and no gate asks for what no evaluator gives.
 
     Args:
-        recipe: one that writes its own gates keeps them.
-        catalog: finds the quantizer's class.
+        asked: the recipe with its plug-ins; one that writes its own gates keeps them.
+        models: that are measured.
 
     Returns:
         The recipe, and what to tell the user of it; empty where the gates are the usual ones, or the recipe's own and
         measured.
     """
+    recipe, slots = asked.recipe, {model.slot for model in models}
     name = recipe.quantize.use
-    found = catalog.load_class(catalog.find("quantizer", name))
-    gates, why = FITTED.get(found.activations if issubclass(found, Quantizer) else "", (DEFAULT_GATES, ""))
-    notes = [f"quantizer {name!r} {why}"] if why else []
-    if not measured(recipe.teacher):
+    gates, why = FITTED.get(asked.quantizer.activations, (DEFAULT_GATES, ""))
+    gates = tuple(gate for gate in gates if gate.of in slots)
+    notes = [f"quantizer {name!r} {why}"] if why and "int8" in slots else []
+    if gates and "teacher" not in slots:
         gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
-        notes.append("the teacher cannot be measured beside the int8 file, so the default gates do not compare with it")
-    given = {metric for use in recipe.evaluate for metric in _metrics(use.use, catalog)}
-    missing = [gate.metric for gate in gates if gate.metric not in given]
+        notes.append("the teacher is not measured beside the int8 file, so the default gates do not compare with it")
+    given = given_metrics(asked)
+    missing = [gate.metric for gate in gates if given is not None and gate.metric not in given]
     if missing:
-        gates = tuple(gate for gate in gates if gate.metric in given)
+        gates = tuple(gate for gate in gates if gate.metric not in missing)
         listed = ", ".join(map(repr, missing))
         notes.append(f"no evaluator of the recipe gives {listed}, so the default gates do without")
     if "gates" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"gates": gates})
     if recipe.gates != gates:
-        lacking = (gate.metric for gate in recipe.gates if gate.metric.partition("/")[0] not in given)
+        lacking = [] if given is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in given]
         notes = [f"no evaluator of the recipe gives {metric!r}, so that gate cannot be met" for metric in lacking]
     return recipe, "; ".join(notes)
 
 
-def _metrics(name: str, catalog: Catalog) -> tuple[str, ...]:
-    """The metrics that an evaluator gives, of a model with one output."""
-    found = catalog.load_class(catalog.find("evaluator", name))
-    return found.metrics if issubclass(found, Evaluator) else ()
-
-
-def measured(teacher: TeacherSpec) -> bool:
-    """Whether `export` can write the teacher beside the student, so that both are measured alike.
-
-    It cannot where the teacher reads other inputs, nor where something is around an ONNX model: other members, or a
-    normalisation.
-    """
-    foreign = any(member.source in ("onnx", "registered") for member in teacher.members)
-    around = len(teacher.members) > 1 or any(member.normalize for member in teacher.members)
-    return not teacher.reads and not (foreign and around)
+def given_metrics(asked: Asked) -> set[str] | None:
+    """The metrics that the recipe's evaluators give; `None` where one of them does not say which."""
+    if not all(evaluator.metrics for evaluator in asked.evaluators):
+        return None
+    return {metric for evaluator in asked.evaluators for metric in evaluator.metrics}
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:

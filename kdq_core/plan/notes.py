@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.wiring import Wired
 from kdq_core.reading.teachers import all_onnx
 from kdq_core.recipe.spec import DistillSpec, FitSpec, Recipe, TeacherSpec, TransferSpec
 from kdq_core.recipe.teacher import CacheSpec, MemberSpec
 
 
-def without_effect(recipe: Recipe, tapping: Sequence[str]) -> Iterator[str]:
-    """What of the recipe does nothing, and why. Defaults are never told: a recipe from a schedule has all of them.
+def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
+    """What of the recipe does nothing, and why. Defaults are not reported: a deployed recipe spells out every field.
 
     Args:
-        recipe: as it is run.
-        tapping: titles of the distillers that compare features.
+        asked: the recipe as it is run.
+        wired: its stages.
     """
-    yield from _of_cache(recipe.teacher.cache, tapping)
-    yield from _of_teacher(recipe.teacher)
+    recipe = asked.recipe
+    read = {section.name for one in wired for section in one.stage.reads(asked, one.ports).sections}
+    for name in ("teacher", "student", "distill", "quantize"):
+        default = type(recipe).model_fields[name].default
+        if name not in read and getattr(recipe, name) != default:
+            yield f"{name!r} does nothing, since no stage of the recipe reads it"
+    if "teacher" in read:
+        yield from _of_cache(recipe.teacher.cache, [use.title for use in asked.tapping])
+        yield from _of_teacher(recipe.teacher)
+    if "distill" in read:
+        yield from _of_distill(recipe)
+
+
+def _of_distill(recipe: Recipe) -> Iterator[str]:
     yield from _of_transfer(recipe.distill)
     if recipe.distill.fuse_views and recipe.teacher.cache.views == 1:
         yield (

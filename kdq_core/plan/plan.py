@@ -2,180 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from kdq_core.errors import PluginError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import with_fitting_gates
 from kdq_core.plan.keys import KeyParts
 from kdq_core.plan.notes import without_effect
+from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.plugins.code_version import kdq_code_version
-from kdq_core.plugins.kinds import takes_views
-from kdq_core.reading.teachers import check_fused
+from kdq_core.plugins.contract import Model, Needs
+from kdq_core.plugins.wiring import Wired, models_of, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Store, canonical, sha256_of
-
-StageName = Literal["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
+from kdq_core.store.store import canonical, sha256_of
 
 
-NAMED = 8
-"""How many changed parts of a key `kdq plan` names: where there are more, it compares with another recipe's run."""
+class Node(Frozen):
+    """One stage of a plan: what it stands on, and the parts of its key but for the parents' digests."""
 
-
-class StageNode(Frozen):
-    """One stage: what it stands on, and the parts of its key but for the parents' digests."""
-
-    name: StageName
-    parents: tuple[StageName, ...]
+    name: str
+    use: str
+    gives: str
+    needs: Needs
+    parents: dict[str, str]
     parts: dict[str, JsonValue]
-    heavy: bool = True
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it computes, in a worker process."""
+        return self.needs.device != "none"
 
     def full_parts(self, digests: Mapping[str, str]) -> dict[str, JsonValue]:
-        """All parts of the key."""
-        return {**self.parts, "parents": {name: digests[name] for name in self.parents}}
+        """All parts of the key, given the digests of the entries before it, by name of the stage."""
+        return {**self.parts, "parents": {port: digests[name] for port, name in self.parents.items()}}
 
     def key(self, digests: Mapping[str, str]) -> str:
-        """The key, given the digests of the parents' entries."""
-        return sha256_of(canonical({"stage": self.name, **self.full_parts(digests)}))
+        """The key, given the digests of the entries before it, by name of the stage."""
+        return sha256_of(canonical({"stage": self.use, **self.full_parts(digests)}))
 
 
 class Plan(Frozen):
-    """The DAG in topological order, and what it was made from; `note` tells the user where defaults were fitted."""
+    """The DAG in an order in which it can run, and what it was made from.
+
+    Attributes:
+        recipe: with default gates that fit it.
+        site: where it runs.
+        nodes: one a stage.
+        models: that are measured, in the order of the closing table.
+        note: what to tell the user, such as what of the recipe has no effect.
+    """
 
     recipe: Recipe
     site: Site
-    nodes: tuple[StageNode, ...]
+    nodes: tuple[Node, ...]
+    models: tuple[Model, ...] = ()
     note: str = ""
 
-    def node(self, name: str) -> StageNode:
+    def node(self, name: str) -> Node:
         """The node of that name."""
         return next(node for node in self.nodes if node.name == name)
 
+    def giving(self, slot: str) -> Node | None:
+        """The node that gives `slot` last, if one does."""
+        return next((node for node in reversed(self.nodes) if node.gives == slot), None)
 
-class Forecast(Frozen):
-    """What a run would do with one stage, and why."""
 
-    stage: str
-    state: Literal["cached", "run", "damaged"]
-    key: str | None
-    why: str
+def asked_of(recipe: Recipe, site: Site, catalog: Catalog) -> Asked:
+    """The recipe on its site, with plug-ins of the catalog."""
+    return Asked(recipe, site, lambda kind, name, options: catalog.build(kind, name, options))
 
 
 def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
-    """Build every plug-in the recipe names once, and make the DAG. Imports no torch for house plug-ins."""
-    recipe, note = with_fitting_gates(recipe, catalog)
-    parts = KeyParts(recipe, site, catalog)
-    kept = _kept(recipe, parts)
-    taught: tuple[StageName, ...] = ("train_teacher", *(node.name for node in kept))
-    beside = ("views",)  # what the answers of a teacher that runs beside a student depend on
-    views = () if kept else beside
-    own = beside if recipe.quantize.taught_by == "student" else views
-    nodes = (
-        StageNode(name="train_teacher", parents=(), parts=parts.of("teacher", workload="taught")),
-        *kept,
-        StageNode(name="distill", parents=taught, parts=parts.of("distill", *views, plugins=("distiller",))),
-        StageNode(
-            name="quantize",
-            parents=(*taught, "distill"),
-            parts=parts.of("quantize", "soft", "target", *own, plugins=("distiller", "quantizer", "target")),
-        ),
-        StageNode(
-            name="export",
-            parents=("train_teacher", "distill", "quantize"),
-            parts=parts.of("grid", "target", plugins=("quantizer", "target")),
-        ),
-        StageNode(
-            name="evaluate",
-            parents=("distill", "quantize", "export"),
-            parts=parts.of("evaluate", "grid", "target", plugins=("quantizer", "target", "evaluator")),
-        ),
-        StageNode(
-            name="register",
-            parents=("export", "evaluate"),
-            heavy=False,
-            parts={
-                "code": {"kdq": kdq_code_version()},
-                "recipe": {"name": recipe.model_name, "gates": recipe.model_dump(mode="json")["gates"]},
-                "tracking": site.mlflow_uri if site.tracking_uri else "the site's own",
-            },
-        ),
-    )
-    notes = (note, *without_effect(recipe, [use.title for use in parts.tapping]))
-    return Plan(recipe=recipe, site=site, nodes=nodes, note="; ".join(filter(None, notes)))
-
-
-def _kept(recipe: Recipe, parts: KeyParts) -> tuple[StageNode, ...]:
-    """The stage that keeps the teacher's outputs, where the recipe wants it and all that the distillers read is kept.
+    """Build every plug-in the recipe names once, and make the DAG. Imports no torch for house plug-ins.
 
     Raises:
-        RecipeError: the mean over kept views is asked for, and none are kept.
-        PluginError: the workload cannot give the same view of a sample twice.
+        RecipeError: the list of stages does not fit together, or the recipe asks for something impossible.
+        PluginError: a plug-in is missing or broken.
     """
-    cache, features = recipe.teacher.cache, bool(parts.tapping)
-    check_fused(recipe, features=features)
-    if not cache.enabled or (features and not cache.features):
-        return ()
-    if not takes_views(parts.workload):
-        raise PluginError(
-            f"workload {recipe.workload.use!r} cannot be asked for the same view of a sample twice, so a teacher's "
-            "outputs cannot be kept: its batches() takes no 'view'; add `view: View | None = None`, which decides the "
-            "augmentation, or write teacher: {cache: {enabled: false}}"
+    asked = asked_of(recipe, site, catalog)
+    wired = wire(asked, catalog)
+    models = models_of(wired, asked)
+    recipe, note = with_fitting_gates(asked, models)
+    asked = asked.with_recipe(recipe)
+    notes = (note, *without_effect(asked, wired))
+    return Plan(
+        recipe=recipe,
+        site=site,
+        nodes=nodes_of(wired, asked, catalog),
+        models=models,
+        note="; ".join(filter(None, notes)),
+    )
+
+
+def fitted(recipe: Recipe, site: Site, catalog: Catalog) -> Recipe:
+    """The recipe with default gates that fit it, as its plan has them; reads no file that it names.
+
+    Raises:
+        RecipeError: the list of stages does not fit together.
+        PluginError: a plug-in is missing or broken.
+    """
+    asked = asked_of(recipe, site, catalog)
+    return with_fitting_gates(asked, models_of(wire(asked, catalog), asked))[0]
+
+
+def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog) -> tuple[Node, ...]:
+    """The nodes of a plan, with the parts of their keys as the code and the files are now."""
+    parts, before = KeyParts(asked, catalog), {one.title: one for one in wired}
+    return tuple(
+        Node(
+            name=one.title,
+            use=one.use,
+            gives=one.stage.gives,
+            needs=one.stage.needs,
+            parents=dict(one.parents),
+            parts=parts.of(one, before),
         )
-    # `auto` finds pairs by the shapes of both models, so what is kept then follows from the student's options too.
-    workload = "workload" if any(use.taps == "auto" for use in parts.tapping) else "taught"
-    made_of = parts.of("tapped" if features else "outputs", workload=workload, seeded=False)
-    return (StageNode(name="cache_teacher", parents=("train_teacher",), parts=made_of),)
-
-
-def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:
-    """Say for each stage whether it is cached; for a miss, which part of its key changed."""
-    digests: dict[str, str] = {}
-    for node in plan.nodes:
-        waiting: list[str] = [name for name in node.parents if name not in digests]
-        if waiting:
-            yield Forecast(stage=node.name, state="run", key=None, why=_why(node, None, store, waiting))
-            continue
-        key = node.key(digests)
-        try:
-            entry = store.lookup(key)
-        except StoreError as error:
-            yield Forecast(stage=node.name, state="damaged", key=key, why=str(error))
-            continue
-        if entry is None:
-            why = _why(node, node.full_parts(digests), store, [])
-            yield Forecast(stage=node.name, state="run", key=key, why=why)
-        else:
-            digests[node.name] = entry.digest
-            yield Forecast(stage=node.name, state="cached", key=key, why="")
-
-
-def _why(node: StageNode, parts: dict[str, JsonValue] | None, store: Store, waiting: list[str]) -> str:
-    changed = _changed(node, parts, store)
-    if changed is None:
-        return "never run before"
-    after = [f"after {', '.join(waiting)}"] if waiting else []
-    more = [f"{len(changed) - NAMED} more"] if len(changed) > NAMED else []
-    return "; ".join([*(f"{name} changed" for name in changed[:NAMED]), *more, *after])
-
-
-def _changed(node: StageNode, parts: dict[str, JsonValue] | None, store: Store) -> list[str] | None:
-    """Names of the parts that differ from the most alike entry of the same stage; `None` where there is none."""
-    mine = _flat(parts if parts is not None else node.parts)
-    best: list[str] | None = None
-    for manifest in store.manifests(node.name):
-        theirs = _flat({k: v for k, v in manifest.parts.items() if parts is not None or k != "parents"})
-        differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-        if best is None or len(differ) < len(best):
-            best = differ
-    return best
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items = {k: _flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()}
-        return {name: leaf for part in items.values() for name, leaf in part.items()}
-    return {prefix: value}
+        for one in wired
+    )

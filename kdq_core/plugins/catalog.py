@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue, PydanticUserError, ValidationError
 
 from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean
+from kdq_core.plugins.bases import BASES
 from kdq_core.plugins.code_version import package_version
-from kdq_core.plugins.kinds import BASES, Kind, Plugin
+from kdq_core.plugins.kinds import Kind, Plugin
 from kdq_core.plugins.loading import (
     CatalogEntry,
     LoadedPlugin,

@@ -53,6 +53,11 @@ def kdq_evaluators() -> Iterable[PluginSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
+def kdq_stages() -> Iterable[PluginSpec]:  # type: ignore[empty-body]
+    """Yield the stages this distribution brings."""
+
+
+@hookspec
 def kdq_stage_started(recipe: str, stage: str, key: str) -> None:
     """A stage begins to run (it was not cached)."""
 

@@ -1,4 +1,4 @@
-"""The five kinds of plug-in. A plug-in is a frozen, validated value: its fields are its options.
+"""The kinds of plug-in but for stages. A plug-in is a frozen, validated value: its fields are its options.
 
 Importable without torch: plug-in modules that import torch only inside their methods keep `kdq validate` fast.
 """
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from kdq_core.grids.fake import FakeQuantize
 
 Shapes = Mapping[str, tuple[int, ...]]
-Kind = Literal["workload", "distiller", "quantizer", "target", "evaluator"]
-KINDS: tuple[Kind, ...] = ("workload", "distiller", "quantizer", "target", "evaluator")
+Kind = Literal["workload", "distiller", "quantizer", "target", "evaluator", "stage"]
 
 
 class Plugin(Frozen):
@@ -92,7 +91,7 @@ def takes_views(workload: Workload) -> bool:
     return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-Reads = Literal["classes", "labels", "numbers"]
+TakenFor = Literal["classes", "labels", "numbers"]
 
 
 class Distiller(Plugin, abc.ABC):
@@ -106,7 +105,7 @@ class Distiller(Plugin, abc.ABC):
     """False for a loss that equal models do not bring to zero, such as hard labels; the method card says why."""
     needs_labels: ClassVar[bool] = False
     """True for a loss that cannot do without hard labels; a batch without them is then an error."""
-    reads: ClassVar[Reads] = "classes"
+    reads: ClassVar[TakenFor] = "classes"
     """What it takes outputs `[B, ..., C]` for: logits of exclusive classes (softmax), of independent labels (sigmoid),
     or numbers. Schedules that follow the gap between student and teacher measure it so."""
     features: ClassVar[Literal["none", "pairs"]] = "none"
@@ -260,12 +259,23 @@ class Subject:
     prepared: nn.Module | None = None
 
 
+class Column(Frozen):
+    """A column of the closing table that an evaluator brings."""
+
+    heading: str
+    metric: str = Field(description="whose value it shows")
+    form: str = Field(default="{:.3g}", description="how, as Python's `str.format` takes it")
+    by_task: bool = Field(default=False, description="of a model with several tasks, one more for each further task")
+
+
 class Evaluator(Plugin, abc.ABC):
     """Measures a shipped file. Promise: never changes the model; every metric has a unit and a direction."""
 
     kind: ClassVar[Kind] = "evaluator"
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names of the metrics it may give. Where all evaluators of a recipe say them, a gate on another is an error."""
+    columns: ClassVar[tuple[Column, ...]] = ()
+    """Which of them the closing table of a run shows."""
 
     @abc.abstractmethod
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
@@ -276,17 +286,3 @@ class Evaluator(Plugin, abc.ABC):
             baseline: the float student's file in the same runtime.
             batches: gives the test split anew at each call.
         """
-
-
-BASES: dict[Kind, type[Plugin]] = {
-    "workload": Workload,
-    "distiller": Distiller,
-    "quantizer": Quantizer,
-    "target": Target,
-    "evaluator": Evaluator,
-}
-
-__all__ = [
-    "BASES", "KINDS", "Batch", "Distiller", "Evaluator", "Field", "Kind", "Place", "Plugin", "Quantizer", "Session",
-    "Subject", "Target", "Workload",
-]  # fmt: skip

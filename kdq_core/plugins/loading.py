@@ -14,8 +14,9 @@ import pluggy
 from kdq_core.errors import PluginError, did_you_mean, listing
 from kdq_core.frozen import Frozen
 from kdq_core.plugins import hookspecs
+from kdq_core.plugins.bases import KINDS
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec
-from kdq_core.plugins.kinds import KINDS, Kind
+from kdq_core.plugins.kinds import Kind
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -24,6 +25,7 @@ HOUSE = "kdq"
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("kdq_"))
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_STAGE_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -129,7 +131,7 @@ def _entries(manager: pluggy.PluginManager, distribution: str, version: str) -> 
 def _entry(kind: Kind, spec: object, distribution: str, version: str) -> CatalogEntry:
     if not isinstance(spec, PluginSpec):
         raise PluginError(f"hook 'kdq_{kind}s' gives {spec!r}, not a PluginSpec")
-    if not _NAME.fullmatch(spec.name):
+    if not (_STAGE_NAME if kind == "stage" else _NAME).fullmatch(spec.name):
         raise PluginError(f"{kind} {spec.name!r} is not named in kebab-case, such as 'minmax-qat'")
     if not _TARGET.fullmatch(spec.target):
         raise PluginError(f"{kind} {spec.name!r} has target {spec.target!r}, not 'package.module:Class'")

@@ -28,4 +28,5 @@ def named_plugins(recipe: Recipe) -> list[tuple[Kind, str, Mapping[str, JsonValu
         ("quantizer", recipe.quantize.use, recipe.quantize.options, ("quantize",)),
         ("target", recipe.target.use, recipe.target.options, ("target",)),
         *(("evaluator", use.use, use.options, ("evaluate", index)) for index, use in enumerate(recipe.evaluate)),
+        *(("stage", use.use, use.options, ("stages", index)) for index, use in enumerate(recipe.stages)),
     ]

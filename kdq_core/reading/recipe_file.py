@@ -11,12 +11,16 @@ from kdq_core.errors import RecipeError
 from kdq_core.reading.hints import Hints
 from kdq_core.recipe.explain import problems, summary
 from kdq_core.recipe.spec import Recipe
+from kdq_core.recipe.stages import with_sections
 from kdq_core.recipe.strict_yaml import MAX_CHARACTERS, Document, parse, short
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kdq_core.plugins.catalog import Catalog
+
+FIELDS = frozenset(field.alias or name for name, field in Recipe.model_fields.items())
+"""What a recipe may have, beside sections of stages that it lists."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -112,7 +116,11 @@ def recipe_from_document(document: Document, catalog: Catalog | None = None) -> 
         RecipeError: one problem in one line, several as a short list.
     """
     try:
-        return Recipe.model_validate_json(json.dumps(document.value), strict=True)
+        raw = with_sections(document.value, FIELDS)
+    except RecipeError as error:
+        raise RecipeError(f"{document.where(('stages',))}: {error}") from None
+    try:
+        return Recipe.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         lines = problems(error, Recipe, where=document.where, hint=Hints(document.value, catalog))
         raise RecipeError(summary(lines, f"recipe '{document.name}'")) from None

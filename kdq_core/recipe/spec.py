@@ -12,10 +12,9 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from kdq_core.frozen import Frozen
 from kdq_core.recipe.schedule import Schedule, schedules_in
 from kdq_core.recipe.site import Site as Site  # noqa: PLC0414 - the site belongs to what is asked for
+from kdq_core.recipe.stages import DEFAULT_STAGES, Name, RetrySpec, StageUse
+from kdq_core.recipe.student import StudentSpec
 from kdq_core.recipe.teacher import CacheSpec, MemberSpec
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-Role = Literal["teacher", "student", "int8"]
 
 
 class Use(Frozen):
@@ -298,10 +297,10 @@ class Gate(Frozen):
     """A rule a model must meet before it may become `champion`."""
 
     metric: str
-    of: Role = "int8"
+    of: str = Field(default="int8", description="the model it is about, as the closing table of a run names it")
     at_least: float | None = None
     at_most: float | None = None
-    relative_to: Role | None = Field(
+    relative_to: str | None = Field(
         default=None, description="the bound is a factor of this model's value of the same metric"
     )
     required: bool = Field(default=False, description="a run that does not meet it fails and registers nothing")
@@ -319,14 +318,6 @@ class RegisterSpec(Frozen):
     name: Name | None = None
 
 
-class RetrySpec(Frozen):
-    """How often a stage is tried again after a transient error, and how long one try may take."""
-
-    attempts: int = Field(default=3, ge=1, le=20, description="tries in all; wrong requests are never retried")
-    backoff_seconds: float = Field(default=2.0, ge=0, le=3600, description="wait before the second try; then doubled")
-    stage_timeout_seconds: float = Field(default=86_400.0, gt=0, description="a stage running longer is killed")
-
-
 DEFAULT_EVALUATORS = ("quality", "size", "latency", "coverage", "parity")
 DEFAULT_GATES = (
     Gate(metric="top1", of="int8", at_least=0.95, relative_to="teacher"),
@@ -342,7 +333,13 @@ class Recipe(Frozen):
     name: Name
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     workload: Use
+    stages: tuple[StageUse, ...] = Field(
+        default=tuple(StageUse(use=name) for name in DEFAULT_STAGES),
+        min_length=1,
+        description="what is done, in order; a stage reads what the stages before it gave",
+    )
     teacher: TeacherSpec = TeacherSpec()
+    student: StudentSpec = StudentSpec()
     distill: DistillSpec = DistillSpec()
     quantize: QuantizeSpec = QuantizeSpec()
     target: Use = Use(use="onnxruntime-cpu")
@@ -350,6 +347,15 @@ class Recipe(Frozen):
     gates: tuple[Gate, ...] = DEFAULT_GATES
     register_as: RegisterSpec = Field(default=RegisterSpec(), alias="register")
     retry: RetrySpec = RetrySpec()
+
+    @field_validator("stages")
+    @classmethod
+    def _titles_differ(cls, value: tuple[StageUse, ...]) -> tuple[StageUse, ...]:
+        titles = [stage.title for stage in value]
+        twins = sorted({title for title in titles if titles.count(title) > 1})
+        if twins:
+            raise ValueError(f"stage {twins[0]!r} is listed twice; give the second a 'name' of its own")
+        return value
 
     @field_validator("evaluate")
     @classmethod
@@ -359,6 +365,10 @@ class Recipe(Frozen):
         if twins:
             raise ValueError(f"evaluator {twins[0]!r} is listed twice")
         return value
+
+    def retry_of(self, title: str) -> RetrySpec:
+        """How the stage `title` is tried again."""
+        return next((s.retry for s in self.stages if s.title == title and s.retry is not None), self.retry)
 
     @property
     def model_name(self) -> str:

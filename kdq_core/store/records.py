@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from kdq_core.frozen import Frozen
-from kdq_core.recipe.spec import Role
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -49,11 +48,25 @@ class Gain(Frozen):
         return "better" if (self.low > 0) == self.metric.startswith("top1") else "worse"
 
 
-class Checkpoint(Frozen):
+class Record(Frozen):
+    """What a stage gives; the records are told apart by `type`."""
+
+    type: str
+
+
+class Surgery(Frozen):
+    """How a stage changed the architecture of a model; that stage's `operate` makes the same change again."""
+
+    use: str = Field(description="name of the stage")
+    options: dict[str, JsonValue] = Field(default={}, description="its options")
+    steps: JsonValue = Field(description="what it said of the change, as plain values")
+
+
+class Checkpoint(Record):
     """Weights of a model that can still be trained."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    role: Literal["teacher", "student", "quantized"]
+    slot: str = Field(description="where the model stands, such as `student`")
     weights: str = Field(description="safetensors file in the entry")
     parameters: int = Field(ge=0, description="number of trainable values")
     history: tuple[EpochRecord, ...] = ()
@@ -62,6 +75,7 @@ class Checkpoint(Frozen):
         default={}, description="modules of student and teacher whose features were compared, by distiller"
     )
     transferred: tuple[str, ...] = Field(default=(), description="parameters that started from the teacher's")
+    surgery: tuple[Surgery, ...] = Field(default=(), description="by which stages the model's architecture was changed")
     answers: dict[str, JsonValue] = Field(default={}, description="of teachers: how answers are made of their weights")
 
 
@@ -77,7 +91,7 @@ class StoredTensor(Frozen):
     shape: tuple[int, ...] = Field(description="of one row")
 
 
-class TeacherOutputs(Frozen):
+class TeacherOutputs(Record):
     """What a teacher says of every training sample, in each of some views."""
 
     type: Literal["teacher_outputs"] = "teacher_outputs"
@@ -122,18 +136,22 @@ class Departure(Frozen):
     most: int = Field(description="largest difference, in integers (LSB)")
 
 
-class Artifact(Frozen):
+class Artifact(Record):
     """A shippable file with what is known of it, and its float companions in the same runtime."""
 
     type: Literal["artifact"] = "artifact"
     path: str = Field(description="the int8 file in the entry")
     example: str = Field(description="safetensors file in the entry: two samples by input name")
-    baselines: dict[Role, str] = Field(description="float files of teacher and student in the entry")
+    baselines: dict[str, str] = Field(description="float files of teacher and student in the entry")
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     output_scales: tuple[float | None, ...] = Field(description="LSB of each output; none for a float output")
     weight_bits_used: int = Field(description="7 where the CPU lacks VNNI and 8-bit products could saturate")
     operators: tuple[OperatorCoverage, ...] = ()
+
+    def file_of(self, model: str) -> str | None:
+        """Name of a model's file in the entry."""
+        return self.path if model == "int8" else self.baselines.get(model)
 
 
 class Metric(Frozen):
@@ -149,18 +167,18 @@ class Metric(Frozen):
     note: str = Field(default="", description="what a reader must know besides, such as why a value is bad")
 
 
-class EvaluationReport(Frozen):
+class EvaluationReport(Record):
     """What was measured on the exported files in their runtime."""
 
     type: Literal["report"] = "report"
-    models: dict[Role, tuple[Metric, ...]]
+    models: dict[str, tuple[Metric, ...]]
 
-    def value(self, role: Role, metric: str) -> float | None:
+    def value(self, role: str, metric: str) -> float | None:
         """The value of `metric` for `role`, or `None` where it was not measured."""
         return next((m.value for m in self.models.get(role, ()) if m.name == metric), None)
 
 
-class ModelVersion(Frozen):
+class ModelVersion(Record):
     """A registered model version."""
 
     type: Literal["version"] = "version"
@@ -172,7 +190,7 @@ class ModelVersion(Frozen):
     file_sha256: Digest
 
 
-Record = Annotated[
+AnyRecord = Annotated[
     Checkpoint | TeacherOutputs | Artifact | EvaluationReport | ModelVersion, Field(discriminator="type")
 ]
 
@@ -184,5 +202,5 @@ class Manifest(Frozen):
     stage: str
     key: Digest
     parts: dict[str, JsonValue] = Field(description="what the key was made of")
-    record: Record
+    record: AnyRecord
     files: tuple[FileRef, ...]

@@ -1,4 +1,4 @@
-"""Weights of a teacher from a safetensors file, and in a few words what does not fit where they go."""
+"""Weights of a teacher or a student from a safetensors file, and in a few words what does not fit where they go."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError
+from kdq_core.teachers.factory import SECTIONS
 
 SHOWN = 3
 WRAPPERS = {"module": "DataParallel and DistributedDataParallel name them", "_orig_mod": "torch.compile names them"}
@@ -17,13 +18,14 @@ TORCH_SAVE = (b"PK\x03\x04", b"\x80")
 """First bytes of what `torch.save` writes: a zip archive, or of old a pickle."""
 
 
-def load_checkpoint(model: nn.Module, path: Path, made_by: str) -> None:
+def load_checkpoint(model: nn.Module, path: Path, made_by: str, whose: str = "teacher") -> None:
     """Load the weights of a file into a module.
 
     Args:
         model: overwritten.
         path: of a safetensors file that is there; shown in messages as given.
         made_by: what gave the module, for messages.
+        whose: `teacher` or `student`, for messages.
 
     Raises:
         StageError: it is no safetensors file, or its keys and shapes are not those of the module.
@@ -31,20 +33,22 @@ def load_checkpoint(model: nn.Module, path: Path, made_by: str) -> None:
     try:
         weights = load_file(path)
     except SafetensorError as error:
-        raise StageError(_no_safetensors(path, str(error))) from error
+        raise StageError(_no_safetensors(path, str(error), whose)) from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-        raise StageError(_misfit(weights, own, path, made_by) or _as_torch_says(error, path, made_by)) from error
+        raise StageError(
+            _misfit(weights, own, path, made_by, whose) or _as_torch_says(error, path, made_by, whose)
+        ) from error
 
 
-def _no_safetensors(path: Path, error: str) -> str:
+def _no_safetensors(path: Path, error: str, whose: str) -> str:
     with path.open("rb") as file:
         start = file.read(4)
     fact = "is one of torch.save, no safetensors file" if start.startswith(TORCH_SAVE) else "is no safetensors file"
     return (
-        f"the teacher's file {str(path)!r} {fact}: {error}; write one where the model is, with {_saving('model', path)}"
+        f"the {whose}'s file {str(path)!r} {fact}: {error}; write one where the model is, with {_saving('model', path)}"
     )
 
 
@@ -52,7 +56,7 @@ def _saving(model: str, path: Path) -> str:
     return f"safetensors.torch.save_file({model}.state_dict(), {path.with_suffix('.safetensors').name!r})"
 
 
-def _misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, made_by: str) -> str:
+def _misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, made_by: str, whose: str) -> str:
     """What a file's weights lack, have too much and have in other shapes; empty where all is as it should be."""
     wrapped, inside = _unwrapped(weights, own)
     facts, remedies = [], []
@@ -74,7 +78,7 @@ def _misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
     ]
     if counts:
         facts += [", ".join(counts)]
-        remedies += ["name the 'factory' in 'teacher.members' that makes the file's own module, or another file"]
+        remedies += [f"name the 'factory' in {SECTIONS[whose]} that makes the file's own module, or another file"]
     if not facts:
         return ""
     told, then = "; beside that, ".join(facts), ", and ".join(remedies)
@@ -101,11 +105,11 @@ def _first(names: Iterable[str]) -> str:
     return ", ".join([*listed[:SHOWN], *(["..."] if len(listed) > SHOWN else [])])
 
 
-def _as_torch_says(error: RuntimeError, path: Path, made_by: str) -> str:
+def _as_torch_says(error: RuntimeError, path: Path, made_by: str, whose: str) -> str:
     """Where keys and shapes are right, and the module refuses them still."""
     fact = " ".join(str(error).split()).rstrip(".")
     fact = fact if len(fact) <= 300 else f"{fact[:297]}..."
     return (
         f"the weights in {str(path)!r} do not fit the module of {made_by}: {fact}; name the 'factory' in "
-        "'teacher.members' that makes the file's own module, or another file"
+        f"{SECTIONS[whose]} that makes the file's own module, or another file"
     )

@@ -1,4 +1,4 @@
-"""What makes the module that a teacher's checkpoint is loaded into, where it is not the workload."""
+"""What makes the module of a teacher or a student, where it is not the workload."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from torch import nn
 
 from kdq_core.errors import KdqError, StageError
 
-MUST = "'factory' in 'teacher.members' names a function that takes no argument and returns a torch.nn.Module"
+SECTIONS = {"teacher": "'teacher.members'", "student": "'student'"}
+"""Where a recipe names the factory, by whose it is."""
 
 
-def made_by(name: str) -> nn.Module:
+def _must(whose: str) -> str:
+    return f"'factory' in {SECTIONS[whose]} names a function that takes no argument and returns a torch.nn.Module"
+
+
+def made_by(name: str, whose: str = "teacher") -> nn.Module:
     """The module that a factory gives; what its own code raises gets a note that says whose it is.
 
     Args:
         name: `module:function`.
+        whose: `teacher` or `student`, for messages.
 
     Raises:
         StageError: there is no such function, it needs an argument, or it gives no module.
     """
-    with _naming(name):
-        function = _found(name)
-        _check_call(name, function)
+    with _naming(name, whose):
+        function = _found(name, whose)
+        _check_call(name, function, whose)
         model = function()
     if not isinstance(model, nn.Module):
-        raise StageError(f"the teacher's factory {name!r} gave a {type(model).__name__!r}; {MUST}")
+        raise StageError(f"the {whose}'s factory {name!r} gave a {type(model).__name__!r}; {_must(whose)}")
     return model
 
 
-def _found(name: str) -> Callable[[], Any]:
+def _found(name: str, whose: str) -> Callable[[], Any]:
     module, _, function = name.partition(":")
     try:
         home = importlib.import_module(module)
@@ -41,16 +47,16 @@ def _found(name: str) -> Callable[[], Any]:
             raise ImportError(f"module {module!r} has no attribute {function!r}")
     except ImportError as error:
         raise StageError(
-            f"the teacher's factory {name!r} cannot be loaded: {error}; install its package, put its folder on "
-            "PYTHONPATH, or correct 'factory' in 'teacher.members'"
+            f"the {whose}'s factory {name!r} cannot be loaded: {error}; install its package, put its folder on "
+            f"PYTHONPATH, or correct 'factory' in {SECTIONS[whose]}"
         ) from error
     found = getattr(home, function)
     if not callable(found) or isinstance(found, nn.Module):
-        raise StageError(f"the teacher's factory {name!r} is a {type(found).__name__!r}; {MUST}")
+        raise StageError(f"the {whose}'s factory {name!r} is a {type(found).__name__!r}; {_must(whose)}")
     return found  # type: ignore[no-any-return]
 
 
-def _check_call(name: str, function: Callable[[], Any]) -> None:
+def _check_call(name: str, function: Callable[[], Any], whose: str) -> None:
     try:
         signature = inspect.signature(function)
     except ValueError:  # of some functions in C
@@ -59,16 +65,16 @@ def _check_call(name: str, function: Callable[[], Any]) -> None:
         signature.bind()
     except TypeError as error:
         raise StageError(
-            f"the teacher's factory {name!r} cannot be called without arguments: {error}; {MUST}"
+            f"the {whose}'s factory {name!r} cannot be called without arguments: {error}; {_must(whose)}"
         ) from error
 
 
 @contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(name: str, whose: str) -> Iterator[None]:
     try:
         yield
     except KdqError:
         raise
     except Exception as error:
-        error.add_note(f"the teacher's factory {name!r} ('factory' in 'teacher.members') raised it")
+        error.add_note(f"the {whose}'s factory {name!r} ('factory' in {SECTIONS[whose]}) raised it")
         raise

@@ -33,6 +33,7 @@ class FitHooks:
         before_epoch: called with the epoch, from 0, before its first step.
         before_step: called before each step with the steps done and the steps in all (phases of QAT, schedules
             of the loss).
+        after_step: called after each step with the same (weights that must stay at zero).
         after_backward: called in each step once there are gradients, before they are clipped and used.
         score: curves to add after an epoch, measured in eval mode; must change no buffer of the model.
         on_step: called with steps done, steps in all and the loss, a few times a second.
@@ -41,6 +42,7 @@ class FitHooks:
 
     before_epoch: Callable[[int], None] = lambda _epoch: None
     before_step: Callable[[int, int], None] = lambda _done, _total: None
+    after_step: Callable[[int, int], None] = lambda _done, _total: None
     after_backward: Callable[[], None] = lambda: None
     score: Callable[[nn.Module], Mapping[str, float]] = lambda _model: {}
     on_step: Callable[[int, int, float], None] = lambda _done, _total, _loss: None
@@ -164,6 +166,7 @@ def _epoch(
         values = _step(
             model, loss, to_device(share(batch, accelerator), accelerator.device), optimizer, spec, accelerator, hooks
         )
+        hooks.after_step(done, total)
         if not math.isfinite(values["loss"]):
             raise StageError(
                 f"the loss became {values['loss']!r} in epoch {epoch + 1}, step {steps} ({_terms(values)}); "

@@ -1,77 +1,135 @@
-"""Run one heavy stage in a worker process and commit its entry to the store."""
+"""Run one stage of a plan and commit its entry to the store."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from pathlib import Path
 
-import torch
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
+from kdq_core.errors import PluginError, StageError
 from kdq_core.frozen import Frozen
-from kdq_core.plan.plan import StageName
+from kdq_core.plan.keys import KeyParts
+from kdq_core.plan.plan import asked_of
+from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Record
 from kdq_core.store.store import Entry, Store
-from kdq_core.work.context import Emit, StageContext
-from kdq_core.work.learning import distill, train_teacher
-from kdq_core.work.quantizing import quantize
-from kdq_core.work.shipping import evaluate, export
-from kdq_core.work.teaching import cache_teacher
-
-STAGES: Mapping[str, Callable[[StageContext], Record]] = {
-    "train_teacher": train_teacher,
-    "cache_teacher": cache_teacher,
-    "distill": distill,
-    "quantize": quantize,
-    "export": export,
-    "evaluate": evaluate,
-}
+from kdq_core.work.work import Emit, StageWork
 
 
 class StageRequest(Frozen):
-    """What a stage worker is asked: which stage, under which key, standing on which entries."""
+    """What is asked of a stage: which of a recipe, under which key, standing on which entries.
 
-    stage: StageName
+    Attributes:
+        title: of the stage in the plan.
+        key: of its entry.
+        parts: what the key was made of.
+        parents: keys of the entries it stands on, by port.
+        recipe: with fitted gates.
+        site: where it runs.
+        checks: titles of stages that are checked before: those that will run in the same run.
+        lineage: digests of the entries of all stages before, by title.
+        tracking_run: MLflow's id of the run.
+    """
+
+    title: str
     key: str
     parts: dict[str, JsonValue]
     parents: dict[str, str]
     recipe: Recipe
     site: Site
+    checks: tuple[str, ...] = ()
+    lineage: dict[str, str] = Field(default={})
+    tracking_run: str | None = None
 
 
-def run_stage(request: StageRequest, emit: Emit) -> Entry:
+def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> Entry:
     """Compute the stage and write its entry; give the existing one where another process was first.
 
     Args:
-        request: the stage, with the keys of its parents by stage name.
+        request: the stage.
         emit: receives progress events.
+        catalog: the plug-ins; by default those installed.
+
+    Raises:
+        KdqError: the stage failed, or what it is made of was changed since it was planned.
     """
-    store = Store(request.site.store)
+    store, catalog = Store(request.site.store), catalog or Catalog.load()
     existing = store.lookup(request.key)
     if existing is not None:
         return existing
-    torch.set_num_threads(request.site.threads)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 2 s
-    parents = {name: store.get(key) for name, key in request.parents.items()}
+    asked = asked_of(request.recipe, request.site, catalog)
+    before = {one.title: one for one in wire(asked, catalog)}
+    wired = before[request.title]
+    _check_unchanged(request, wired, before, KeyParts(asked, catalog))
+    parents = {port: store.get(key) for port, key in request.parents.items()}
     scratch = request.site.home / "scratch" / request.key
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = str(scratch / "tmp")  # what libraries write on the way stays in the home
+    if wired.stage.needs.device != "none":
+        _prepare_torch(request.site)
+        tempfile.tempdir = str(scratch / "tmp")  # what libraries write on the way stays in the home
+        _check(request, before, asked, scratch, emit)
     with store.draft(request.key) as draft:
-        context = StageContext(
-            stage=request.stage,
-            recipe=request.recipe,
-            site=request.site,
-            catalog=Catalog.load(),
+        work = StageWork(
+            wired=wired,
+            asked=asked,
             parents=parents,
             draft=draft,
-            scratch=scratch / "fit.safetensors",
+            scratch=scratch,
             emit=emit,
-            parts=request.parts,
+            lineage=request.lineage,
+            tracking_run=request.tracking_run,
         )
-        record = STAGES[request.stage](context)
-        entry = store.commit(draft, stage=request.stage, key=request.key, parts=request.parts, record=record)
+        record = _record(wired, work)
+        _check_unchanged(request, wired, before, KeyParts(asked, catalog))
+        entry = store.commit(draft, stage=wired.use, key=request.key, parts=request.parts, record=record)
     shutil.rmtree(scratch, ignore_errors=True)
     return entry
+
+
+def _prepare_torch(site: Site) -> None:
+    import torch
+
+    torch.set_num_threads(site.threads)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 2 s
+
+
+def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratch: Path, emit: Emit) -> None:
+    if request.checks:
+        from kdq_core.work.checking import check_all
+
+        check_all(before.values(), asked, scratch, emit, titles=request.checks)
+
+
+def _record(wired: Wired, work: StageWork) -> Record:
+    """What the stage gives, if it is what it said."""
+    record: object = wired.stage.run(work)
+    if not isinstance(record, wired.stage.record):
+        raise PluginError(
+            f"stage {wired.title!r} gave a {type(record).__name__!r}, but says that it gives a "
+            f"{wired.stage.record.__name__!r}; return that, or correct 'record' in its class"
+        )
+    return record
+
+
+def _check_unchanged(request: StageRequest, wired: Wired, before: dict[str, Wired], parts: KeyParts) -> None:
+    """Refuse to store under a key what was made of something else: another run would take it for what it asked."""
+    now = {**parts.of(wired, before), "parents": request.parts.get("parents", {})}
+    changed = sorted(_different(now, request.parts))
+    if changed:
+        raise StageError(
+            f"stage {request.title!r} was planned with other code, files or settings than are there now "
+            f"({', '.join(changed)}); nothing was stored; run again: KDQ plans it with what is there now"
+        )
+
+
+def _different(now: object, then: object, name: str = "") -> set[str]:
+    if isinstance(now, dict) and isinstance(then, dict):
+        inside = now.keys() | then.keys()
+        found = (_different(now.get(k), then.get(k), f"{name}.{k}" if name else str(k)) for k in inside)
+        return set().union(*found)
+    return set() if now == then else {name}

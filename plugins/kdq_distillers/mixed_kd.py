@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import field_validator
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, Reads, StageError
+from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, StageError, TakenFor
 from kdq_distillers.logit_kd import soft_loss
 from kdq_distillers.logits import comparable, divergence
 from kdq_distillers.multi_label_kd import log_yes_and_no
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class MixedKd(Distiller):
     """Groups of exclusive classes beside independent labels."""
 
-    reads: ClassVar[Reads] = "labels"
+    reads: ClassVar[TakenFor] = "labels"
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
     temperature: float = Field(default=1.0, ge=0.01, le=100, description="softens all distributions; 1 leaves them")
     groups: tuple[tuple[int, int], ...] = Field(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, Reads
+from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, TakenFor
 from kdq_distillers.logits import comparable, divergence
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class MultiLabelKd(Distiller):
     """Distillation of independent labels (Yang et al. 2023)."""
 
-    reads: ClassVar[Reads] = "labels"
+    reads: ClassVar[TakenFor] = "labels"
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
     temperature: float = Field(default=1.0, ge=0.01, le=100, description="softens all sigmoids; 1 leaves them")
 

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, Reads
+from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, TakenFor
 from kdq_distillers.logits import comparable
 
 
 class RegressionKd(Distiller):
     """Imitation of the teacher's numbers."""
 
-    reads: ClassVar[Reads] = "numbers"
+    reads: ClassVar[TakenFor] = "numbers"
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
     delta: float | None = Field(
         default=None, gt=0, le=1e6, description="difference from which Huber's loss grows linearly; none: the square"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batches, Evaluator, Metric, OperatorCoverage, Subject
+from kdq_core.api import Batches, Column, Evaluator, Metric, OperatorCoverage, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ class Coverage(Evaluator):
     metrics: ClassVar[tuple[str, ...]] = (
         "coverage_macs", "coverage_linear_macs", "coverage_weight_bytes", "float_operators",
     )  # fmt: skip
+    columns: ClassVar[tuple[Column, ...]] = (Column(heading="int8 MACs", metric="coverage_macs", form="{:.0%}"),)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
         """Three shares from 0 to 1, and `float_operators`; `()` for a float file."""

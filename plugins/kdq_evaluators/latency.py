@@ -17,7 +17,7 @@ import math
 import time
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Z95, Batches, Evaluator, Field, Metric, Session, StageError, Subject
+from kdq_core.api import Z95, Batches, Column, Evaluator, Field, Metric, Session, StageError, Subject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ class Latency(Evaluator):
     """Wall time of one call, and the speed-up over the float student."""
 
     metrics: ClassVar[tuple[str, ...]] = ("latency_p50_ms", "latency_p95_ms", "speedup")
+    columns: ClassVar[tuple[Column, ...]] = (Column(heading="p50 ms", metric="latency_p50_ms", form="{:.3f}"),)
 
     batch_size: int = Field(default=1, ge=1, le=65_536, description="samples in a call")
     threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of the runtime")

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
+from kdq_core.api import Batches, Column, Evaluator, Metric, StageError, Subject
 from kdq_evaluators.answers import Truth, answers, suffixes, truths
 from kdq_evaluators.simulated import by_answer, count_flips, differences, first_departure, simulate
 
@@ -48,6 +48,7 @@ class Parity(Evaluator):
         "top1_converted",
         "top1_prepared",
     )
+    columns: ClassVar[tuple[Column, ...]] = (Column(heading="flips", metric="parity_flips", form="{:.0f}"),)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
         """Counts of flips and ties, and quantiles of the difference in LSBs; `()` without simulation.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject, paired
+from kdq_core.api import Batches, Column, Evaluator, Metric, StageError, Subject, paired
 from kdq_evaluators.answers import answers, output_names, suffixes, truths, wilson
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class Quality(Evaluator):
     """Accuracy, precision, recall and F1 of a classifier."""
 
     metrics: ClassVar[tuple[str, ...]] = ("top1", "precision", "recall", "f1", "top1_difference", "agreement")
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(heading="top-1", metric="top1", form="{:.2%}", by_task=True),
+        Column(heading="F1", metric="f1", form="{:.2%}"),
+    )
     late_imports: ClassVar[tuple[str, ...]] = ("torchmetrics.functional.classification",)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:

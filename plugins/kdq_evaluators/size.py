@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kdq_core.api import Batches, Evaluator, Metric, StageError, Subject
+from kdq_core.api import Batches, Column, Evaluator, Metric, StageError, Subject
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,7 @@ class Size(Evaluator):
         "parameters",
         "compression",
     )
+    columns: ClassVar[tuple[Column, ...]] = (Column(heading="bytes", metric="bytes", form="{:,.0f}"),)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
         """Metrics in bytes and counts; nothing is run.

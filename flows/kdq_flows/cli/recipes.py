@@ -128,7 +128,7 @@ def show_plugin(
 def _kinds(kind: str | None) -> tuple[Kind, ...]:
     """The kinds asked for: one, or all."""
     from kdq_core.errors import RecipeError, did_you_mean, listing
-    from kdq_core.plugins.kinds import KINDS
+    from kdq_core.plugins.bases import KINDS
 
     if kind is None:
         return KINDS

@@ -116,7 +116,8 @@ def register_commands(app: typer.Typer) -> None:
     def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
         """Show the stages of a recipe: what is cached, what will run, and why."""
         recipe, site = common.load_recipe(file), common.site()
-        from kdq_core.plan.plan import forecast, make_plan
+        from kdq_core.plan.forecast import forecast
+        from kdq_core.plan.plan import make_plan
         from kdq_core.plugins.catalog import Catalog
         from kdq_core.store.store import Store
         from kdq_flows.run.teachers import resolved
@@ -128,7 +129,7 @@ def register_commands(app: typer.Typer) -> None:
         rows: list[dict[str, object]] = [
             {
                 "stage": line.stage,
-                "after": ", ".join(made.node(line.stage).parents),
+                "after": ", ".join(made.node(line.stage).parents.values()),
                 "state": line.state,
                 "key": line.key if as_json or line.key is None else line.key[:12],
                 "why": line.why,
@@ -153,9 +154,13 @@ def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
 def _closing(result: RunResult) -> None:
     """The table, then the teacher's gains, where the file is, which version it became, and the pages' addresses."""
     from kdq_flows.facts.coverage import float_lines
-    from kdq_flows.facts.result import line_of, table_of
+    from kdq_flows.facts.result import line_of
 
-    common.show(table_of(result), title=f"{result.run}: {result.status} in {result.seconds:.1f} s", as_json=False)
+    common.show(
+        [dict(row) for row in result.table],
+        title=f"{result.run}: {result.status} in {result.seconds:.1f} s",
+        as_json=False,
+    )
     for gain in result.gains:
         typer.echo(line_of(gain))
     for note in result.notes:

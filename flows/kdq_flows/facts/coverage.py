@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from pydantic import Field
 
 from kdq_core.frozen import Frozen
+from kdq_core.plan.view import RunView
 from kdq_core.store.records import Artifact
-from kdq_core.store.store import Entry
 
 
 class OperatorFacts(Frozen):
@@ -23,10 +23,10 @@ class OperatorFacts(Frozen):
     weight_share: float = Field(description="of the bytes of all weights in the file, 0 to 1")
 
 
-def coverage_of(entries: Mapping[str, Entry]) -> tuple[OperatorFacts, ...]:
+def coverage_of(view: RunView) -> tuple[OperatorFacts, ...]:
     """The operators of the int8 file, once it was exported."""
-    record = entries["export"].record if "export" in entries else None
-    operators = record.operators if isinstance(record, Artifact) else ()
+    artifact = view.record("artifact", Artifact)
+    operators = () if artifact is None else artifact.operators
     macs, weights = sum(o.macs for o in operators) or 1, sum(o.weight_bytes for o in operators) or 1
     return tuple(
         OperatorFacts(

@@ -9,12 +9,10 @@ from pydantic import Field
 
 from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import GateVerdict, judge
-from kdq_core.recipe.spec import Gate
+from kdq_core.plan.view import RunView
+from kdq_core.plugins.kinds import Column
 from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
-from kdq_core.store.store import Entry
 from kdq_flows.facts.coverage import OperatorFacts
-
-MODELS = ("teacher", "student", "int8")
 
 
 class StageFacts(Frozen):
@@ -64,6 +62,7 @@ class RunResult(Frozen):
         seconds: wall-clock time.
         stages: in the order of the plan; stages that were never reached are missing.
         models: per model its metrics by name.
+        table: the closing table, one row a model, cells by heading.
         gains: of the teacher, one for each stage that trained a control.
         notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
         gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
@@ -79,6 +78,7 @@ class RunResult(Frozen):
     seconds: float
     stages: tuple[StageFacts, ...]
     models: dict[str, dict[str, float]]
+    table: tuple[dict[str, str], ...] = ()
     gains: tuple[GainFacts, ...] = ()
     notes: tuple[str, ...] = ()
     gates: tuple[GateVerdict, ...] = ()
@@ -89,33 +89,27 @@ class RunResult(Frozen):
     links: dict[str, str] = Field(default={})
 
 
-def models_of(entries: Mapping[str, Entry]) -> dict[str, dict[str, float]]:
+def models_of(view: RunView) -> dict[str, dict[str, float]]:
     """Metric values per model, from the evaluation report if there is one."""
-    report = entries["evaluate"].record if "evaluate" in entries else None
-    if not isinstance(report, EvaluationReport):
-        return {}
-    return {role: {m.name: m.value for m in report.models.get(role, ())} for role in MODELS}  # type: ignore[call-overload]
+    return {model: {m.name: m.value for m in metrics} for model, metrics in view.metrics.items()}
 
 
-def gains_of(entries: Mapping[str, Entry]) -> tuple[GainFacts, ...]:
+def gains_of(view: RunView) -> tuple[GainFacts, ...]:
     """What the students gained from the teacher, in the order of the stages."""
-    records = {name: entry.record for name, entry in entries.items()}
     return tuple(
         GainFacts(stage=name, verdict=gain.verdict, **gain.model_dump())
-        for name, record in records.items()
-        if isinstance(record, Checkpoint)
+        for name, record in view.records(Checkpoint).items()
         for gain in record.gains
     )
 
 
-def notes_of(entries: Mapping[str, Entry]) -> tuple[str, ...]:
+def notes_of(view: RunView) -> tuple[str, ...]:
     """Which layers of student and teacher met, and what was noted with the metrics of the int8 model, each once."""
-    report = entries["evaluate"].record if "evaluate" in entries else None
-    metrics = report.models.get("int8", ()) if isinstance(report, EvaluationReport) else ()
+    metrics = view.metrics.get("int8", ())
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
     said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
-    student = entries["distill"].record if "distill" in entries else None
-    return (*(met(student) if isinstance(student, Checkpoint) else ()), *said)
+    student = view.record("student", Checkpoint)
+    return (*(met(student) if student is not None else ()), *said)
 
 
 def met(student: Checkpoint) -> Iterator[str]:
@@ -127,36 +121,25 @@ def met(student: Checkpoint) -> Iterator[str]:
         yield f"started from the teacher: {', '.join(layers)}"
 
 
-def gates_of(gates: Sequence[Gate], entries: Mapping[str, Entry]) -> tuple[GateVerdict, ...]:
+def gates_of(view: RunView) -> tuple[GateVerdict, ...]:
     """The verdicts on the evaluation report, if there is one."""
-    report = entries["evaluate"].record if "evaluate" in entries else None
-    return judge(gates, report) if isinstance(report, EvaluationReport) else ()
+    report = view.record("report", EvaluationReport)
+    return () if report is None else judge(view.plan.recipe.gates, report)
 
 
-def artifact_of(entries: Mapping[str, Entry]) -> ArtifactFacts | None:
+def artifact_of(view: RunView) -> ArtifactFacts | None:
     """The int8 file, if it was exported."""
-    entry = entries.get("export")
-    if entry is None or not isinstance(entry.record, Artifact):
+    entry, artifact = view.entry("artifact"), view.record("artifact", Artifact)
+    if entry is None or artifact is None:
         return None
-    path = entry.file(entry.record.path)
-    return ArtifactFacts(path=str(path), sha256=entry.sha256(entry.record.path), bytes=path.stat().st_size)
+    path = entry.file(artifact.path)
+    return ArtifactFacts(path=str(path), sha256=entry.sha256(artifact.path), bytes=path.stat().st_size)
 
 
-def version_of(entries: Mapping[str, Entry]) -> VersionFacts | None:
+def version_of(view: RunView) -> VersionFacts | None:
     """The model version, if it was registered."""
-    record = entries["register"].record if "register" in entries else None
-    return VersionFacts(name=record.name, version=record.version) if isinstance(record, ModelVersion) else None
-
-
-COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("top-1", "top1", "{:.2%}"),
-    ("F1", "f1", "{:.2%}"),
-    ("bytes", "bytes", "{:,.0f}"),
-    ("p50 ms", "latency_p50_ms", "{:.3f}"),
-    ("int8 MACs", "coverage_macs", "{:.0%}"),
-    ("flips", "parity_flips", "{:.0f}"),
-)
-"""Heading, metric and format of each column of the closing table."""
+    version = view.record("version", ModelVersion)
+    return None if version is None else VersionFacts(name=version.name, version=version.version)
 
 
 VERDICTS = {
@@ -176,16 +159,31 @@ def line_of(gain: GainFacts) -> str:
     return f"{gain.stage}: {found} {scale * gain.difference:+.3g} {unit} ({low} to {high})"
 
 
-def table_of(result: RunResult) -> list[dict[str, object]]:
+def table_of(view: RunView, columns: Sequence[Column]) -> tuple[dict[str, str], ...]:
     """The closing table: one row a model; a metric that was not measured is an empty cell.
 
-    Of several tasks the first has the common columns, each other one its top-1.
+    Of several tasks the first has the common columns; a column that is shown by task stands there once for each other.
+
+    Args:
+        view: of the run.
+        columns: those of the recipe's evaluators, in order.
     """
-    rows: list[dict[str, object]] = []
-    others = dict.fromkeys(name for values in result.models.values() for name in values if name.startswith("top1/"))
-    columns = (*COLUMNS[:1], *((f"top-1 {name[5:]}", name, "{:.2%}") for name in others), *COLUMNS[1:])
-    for role, title in zip(MODELS, ("teacher", "float student", "int8 student"), strict=True):
-        values = result.models.get(role, {})
-        cells = {name: form.format(values[key]) if key in values else "" for name, key, form in columns}
-        rows.append({"model": title, **cells})
-    return rows
+    measured = models_of(view)
+    names = dict.fromkeys(name for values in measured.values() for name in values)
+    shown: list[Column] = []
+    for column in columns:
+        others = [name for name in names if column.by_task and name.startswith(f"{column.metric}/")]
+        tasks = [name.removeprefix(f"{column.metric}/") for name in others]
+        more = [
+            Column(heading=f"{column.heading} {task}", metric=f"{column.metric}/{task}", form=column.form)
+            for task in tasks
+        ]
+        shown += [column, *more]
+    return tuple(
+        {"model": model.title} | {one.heading: _cell(measured.get(model.slot, {}), one) for one in shown}
+        for model in view.plan.models
+    )
+
+
+def _cell(values: Mapping[str, float], column: Column) -> str:
+    return column.form.format(values[column.metric]) if column.metric in values else ""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from kdq_core.plan.plan import Plan, StageNode
+from kdq_core.plan.plan import Node, Plan
 from kdq_core.store.records import Checkpoint, EpochRecord, EvaluationReport
 from kdq_flows.run.owner import owner_tag
 
@@ -31,7 +31,7 @@ class RunTracking:
         self._pending: list[Future[Any]] = []
         self._tracker: Tracker | None = None
 
-    def stage_started(self, node: StageNode, key: str) -> Future[str]:
+    def stage_started(self, node: Node, key: str) -> Future[str]:
         """Open the stage's nested run; the future is its id."""
         return self._later(lambda: self._begun().stage_run(node.name, key, {"recipe": node.parts["recipe"]}))
 
@@ -50,7 +50,7 @@ class RunTracking:
 
         self._later(log)
 
-    def taught(self, run: Future[str], student: Checkpoint) -> None:
+    def checkpoint(self, run: Future[str], student: Checkpoint) -> None:
         """Log what the student gained from the teacher, and which layers met, with the stage."""
         if student.gains:
             self._later(lambda: self._begun().log_gains(run.result(), student.gains))
@@ -96,8 +96,8 @@ class RunTracking:
         if self._tracker is None:
             from kdq_registry.tracking import Tracker
 
-            data = str(self._plan.node("train_teacher").parts["data"])
-            tags = {"kdq.data": data, **self._tags}
+            data = next((str(node.parts["data"]) for node in self._plan.nodes if "data" in node.parts), None)
+            tags = ({} if data is None else {"kdq.data": data}) | dict(self._tags)
             self._tracker = Tracker.begin(
                 self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=tags, name=self._name
             )

@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_flows.facts.result import RunResult, table_of
+from kdq_flows.facts.result import RunResult
 from kdq_flows.prefect.schedules import too_late
 from kdq_flows.run.observer import Silent
 from kdq_flows.run.owner import prefect_tag
@@ -148,12 +148,12 @@ def _log_to(file: Path) -> None:
 def _drive(token: str) -> State:
     """Submit every stage behind its parents, wait, and publish the result table."""
     pipeline = _PIPELINES[token]
-    options = prefect_options(pipeline.plan.recipe.retry)
     futures: dict[str, Any] = {}
     try:
         for node in pipeline.plan.nodes:
+            options = prefect_options(pipeline.plan.recipe.retry_of(node.name))
             named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
-            futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents})
+            futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents.values()})
         for future in futures.values():
             future.wait()
     except BaseException as stopped:
@@ -168,7 +168,7 @@ def _drive(token: str) -> State:
 
 def _published(pipeline: Pipeline) -> State:
     facts = pipeline.facts()
-    create_table_artifact(key="kdq-result", table=table_of(facts), description=_described(facts))
+    create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
     if facts.status == "no-news":
         return Completed(name="NoNews", message="no news: every stage was cached")
     return Completed(message=_described(facts))

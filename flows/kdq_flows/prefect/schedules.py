@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import RecipeError, did_you_mean
 from kdq_core.frozen import Frozen
-from kdq_core.plan.gates import with_fitting_gates
+from kdq_core.plan.plan import fitted
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.servers.environment import apply_environment
@@ -115,7 +115,7 @@ def deploy(
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
     ensure_pool()
-    recipe, _ = with_fitting_gates(recipe, Catalog.load())  # what is deployed has all its fields written
+    recipe = fitted(recipe, site, Catalog.load())  # what is deployed has all its fields written
     deployment, identity = _apply(
         module_path,
         recipe,

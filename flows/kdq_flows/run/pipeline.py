@@ -13,8 +13,11 @@ from contextlib import suppress
 from typing import Any
 
 from kdq_core.errors import KdqError, StageError, StoreError
-from kdq_core.plan.plan import Plan, StageNode, make_plan
+from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
+from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.kinds import Column
+from kdq_core.plugins.stage import Stage
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry, Store
@@ -27,6 +30,7 @@ from kdq_flows.facts.result import (
     gates_of,
     models_of,
     notes_of,
+    table_of,
     version_of,
 )
 from kdq_flows.facts.tracking import RunTracking
@@ -71,6 +75,7 @@ class Pipeline:
         self.logs = site.home / "logs" / self.name
         self.tracking = RunTracking(self.plan, self.name, {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)})
         self._warm: WarmWorker | None = None
+        self._checked = False
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
         if self.plan.note:
@@ -87,11 +92,11 @@ class Pipeline:
         for node in self.plan.nodes:
             if node.name in self.entries:
                 continue
-            digests = {name: self.entries[name].digest for name in node.parents}
+            digests = {name: self.entries[name].digest for name in node.parents.values()}
             try:
                 call_with_retries(
                     lambda node=node, digests=digests: self.run_stage(node.name, digests),  # type: ignore[misc]
-                    self.plan.recipe.retry,
+                    self.plan.recipe.retry_of(node.name),
                     on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
                 )
             except KdqError:
@@ -113,7 +118,7 @@ class Pipeline:
         node, began = self.plan.node(name), time.monotonic()
         key = node.key(parents)
         try:
-            entry = self._cached(key)
+            entry = self._cached(node, key)
             cached = entry is not None
             if entry is None:
                 entry = self._compute(node, key, parents)
@@ -129,6 +134,15 @@ class Pipeline:
             self._lifecycle("kdq_stage_finished", node, key, digest=entry.digest, seconds=seconds)
         self.errors.pop(name, None)
         return entry.digest, cached
+
+    @property
+    def view(self) -> RunView:
+        """What is known of the run so far."""
+        return RunView(self.plan, dict(self.entries))
+
+    def _columns(self) -> list[Column]:
+        asked = asked_of(self.plan.recipe, self.plan.site, self.catalog)
+        return [column for evaluator in asked.evaluators for column in evaluator.columns]
 
     @property
     def error(self) -> KdqError | None:
@@ -149,7 +163,7 @@ class Pipeline:
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """What is true of the run so far."""
-        failed = self.failed
+        failed, view = self.failed, self.view
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
@@ -157,13 +171,14 @@ class Pipeline:
             status="failed" if failed else "no-news" if quiet else "completed",
             seconds=round(time.monotonic() - self._began, 3),
             stages=stages,
-            models=models_of(self.entries),
-            gains=gains_of(self.entries),
-            notes=notes_of(self.entries),
-            gates=gates_of(self.plan.recipe.gates, self.entries),
-            artifact=artifact_of(self.entries),
-            coverage=coverage_of(self.entries),
-            version=version_of(self.entries),
+            models=models_of(view),
+            table=table_of(view, self._columns()) if view.metrics else (),
+            gains=gains_of(view),
+            notes=notes_of(view),
+            gates=gates_of(view),
+            artifact=artifact_of(view),
+            coverage=coverage_of(view),
+            version=version_of(view),
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
         )
@@ -180,44 +195,51 @@ class Pipeline:
                     digests[node.name] = digest
         return False
 
-    def _cached(self, key: str) -> Entry | None:
+    def _cached(self, node: Node, key: str) -> Entry | None:
         entry = self.store.lookup(key)
-        if entry is not None and isinstance(entry.record, ModelVersion):
-            from kdq_registry.registering import version_exists
-
-            if not version_exists(entry.record, self.plan.site):
-                self.store.discard(key)
-                return None
+        if entry is not None and not self._stage(node).still_there(entry.record, self.plan.site):
+            self.store.discard(key)
+            return None
         return entry
 
-    def _compute(self, node: StageNode, key: str, parents: Mapping[str, str]) -> Entry:
+    def _stage(self, node: Node) -> Stage:
+        use = next(use for use in self.plan.recipe.stages if use.title == node.name)
+        stage = self.catalog.build("stage", use.use, use.options)
+        assert isinstance(stage, Stage)
+        return stage
+
+    def _compute(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
         self.observer.stage_started(node.name)
         self._lifecycle("kdq_stage_started", node, key)
         run = self.tracking.stage_started(node, key)
         try:
-            compute = self._in_worker if node.heavy else self._register
-            entry = compute(node, key, parents, run)
+            entry = (self._in_worker if node.heavy else self._here)(node, key, parents, run)
         except BaseException:
             self.tracking.stage_ended(run, failed=True)
             raise
         if isinstance(entry.record, EvaluationReport):
             self.tracking.report(run, entry.record)
         if isinstance(entry.record, Checkpoint):
-            self.tracking.taught(run, entry.record)
+            self.tracking.checkpoint(run, entry.record)
         self.tracking.stage_ended(run, failed=False)
         self.tracking.wait()
         return entry
 
-    def _in_worker(self, node: StageNode, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
-        site = self.plan.site
-        request = {
-            "stage": node.name,
+    def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
+        """What is asked of the stage; the first that computes also checks those that are not done."""
+        ahead = () if self._checked else tuple(n.name for n in self.plan.nodes if n.name not in self.entries)
+        return {
+            "title": node.name,
             "key": key,
             "parts": node.full_parts(parents),
-            "parents": {name: self.entries[name].manifest.key for name in node.parents},
+            "parents": {port: self.entries[name].manifest.key for port, name in node.parents.items()},
             "recipe": self.plan.recipe.model_dump(mode="json"),
-            "site": site.model_dump(mode="json"),
+            "site": self.plan.site.model_dump(mode="json"),
+            "checks": ahead if node.heavy else (),
         }
+
+    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
+        site, request = self.plan.site, self._request(node, key, parents)
 
         def heard(event: dict[str, Any]) -> None:
             self.tracking.check()
@@ -235,32 +257,36 @@ class Pipeline:
                 request,
                 site=site,
                 lease_fd=lease,
-                timeout_seconds=self.plan.recipe.retry.stage_timeout_seconds,
+                timeout_seconds=self.plan.recipe.retry_of(node.name).stage_timeout_seconds,
                 on_event=heard,
                 log=self.logs / f"{node.name}.log",
                 cancelled=self.cancelled,
                 starter=self._warm,
-                measures=node.name == "evaluate",
+                measures=node.needs.alone,
             )
+        self._checked = True
         return self.store.get(key)
 
-    def _register(self, node: StageNode, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:
-        from kdq_flows.run.registering import register
+    def _here(self, node: Node, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:
+        """Run a stage that computes nothing in this process."""
+        from kdq_core.work.run import StageRequest, run_stage
 
-        record = register(self.plan, self.entries, self.tracking.wait())
-        # The version carries the newest gates and report; an older entry of it would say that nothing is to be done.
-        for manifest in list(self.store.manifests("register")):
-            if manifest.record == record and manifest.key != key:
-                self.store.discard(manifest.key)
-        with self.store.draft(key) as draft:
-            return self.store.commit(draft, stage=node.name, key=key, parts=node.full_parts(parents), record=record)
+        told = {"lineage": self.view.digests, "tracking_run": self.tracking.wait()}
+        request = StageRequest.model_validate(self._request(node, key, parents) | told)
+        entry = run_stage(request, self.observer.progress, self.catalog)
+        if isinstance(entry.record, ModelVersion):
+            # A version carries the newest gates and report; an older entry of it would say that nothing is to be done.
+            for manifest in list(self.store.manifests(node.use)):
+                if manifest.record == entry.record and manifest.key != key:
+                    self.store.discard(manifest.key)
+        return entry
 
-    def _ended(self, node: StageNode, key: str, state: Any, began: float) -> None:
+    def _ended(self, node: Node, key: str, state: Any, began: float) -> None:
         seconds = round(time.monotonic() - began, 3)
         self._facts[node.name] = StageFacts(name=node.name, key=key, state=state, seconds=seconds)
         self.observer.stage_ended(node.name, state, seconds)
 
-    def _lifecycle(self, hook: str, node: StageNode, key: str, **facts: Any) -> None:
+    def _lifecycle(self, hook: str, node: Node, key: str, **facts: Any) -> None:
         self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)
 
 

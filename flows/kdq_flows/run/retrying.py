@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from kdq_core.errors import TransientError
-from kdq_core.recipe.spec import RetrySpec
+from kdq_core.recipe.stages import RetrySpec
 
 T = TypeVar("T")
 

@@ -1,0 +1,75 @@
+"""What a run of a plan would do with each stage, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from kdq_core.errors import StoreError
+from kdq_core.frozen import Frozen
+from kdq_core.plan.plan import Node, Plan
+from kdq_core.store.store import Store
+
+NAMED = 8
+"""How many changed parts of a key `kdq plan` names: where there are more, it compares with another recipe's run."""
+
+
+class Forecast(Frozen):
+    """What a run would do with one stage, and why."""
+
+    stage: str
+    state: Literal["cached", "run", "damaged"]
+    key: str | None
+    why: str
+
+
+def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:
+    """Say for each stage whether it is cached; for a miss, which part of its key changed."""
+    digests: dict[str, str] = {}
+    for node in plan.nodes:
+        waiting: list[str] = [name for name in node.parents.values() if name not in digests]
+        if waiting:
+            yield Forecast(stage=node.name, state="run", key=None, why=_why(node, None, store, waiting))
+            continue
+        key = node.key(digests)
+        try:
+            entry = store.lookup(key)
+        except StoreError as error:
+            yield Forecast(stage=node.name, state="damaged", key=key, why=str(error))
+            continue
+        if entry is None:
+            why = _why(node, node.full_parts(digests), store, [])
+            yield Forecast(stage=node.name, state="run", key=key, why=why)
+        else:
+            digests[node.name] = entry.digest
+            yield Forecast(stage=node.name, state="cached", key=key, why="")
+
+
+def _why(node: Node, parts: dict[str, JsonValue] | None, store: Store, waiting: list[str]) -> str:
+    changed = _changed(node, parts, store)
+    if changed is None:
+        return "never run before"
+    after = [f"after {', '.join(waiting)}"] if waiting else []
+    more = [f"{len(changed) - NAMED} more"] if len(changed) > NAMED else []
+    return "; ".join([*(f"{name} changed" for name in changed[:NAMED]), *more, *after])
+
+
+def _changed(node: Node, parts: dict[str, JsonValue] | None, store: Store) -> list[str] | None:
+    """Names of the parts that differ from the most alike entry of the same stage; `None` where there is none."""
+    mine = _flat(parts if parts is not None else node.parts)
+    best: list[str] | None = None
+    for manifest in store.manifests(node.use):
+        theirs = _flat({k: v for k, v in manifest.parts.items() if parts is not None or k != "parents"})
+        differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        if best is None or len(differ) < len(best):
+            best = differ
+    return best
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = {k: _flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()}
+        return {name: leaf for part in items.values() for name, leaf in part.items()}
+    return {prefix: value}

@@ -1,0 +1,64 @@
+"""Teachers as keys and records hold them: files and factories by content, not by place."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from kdq_core.errors import RecipeError
+from kdq_core.plugins.code_version import reached_hash
+from kdq_core.reading.teachers import no_factory, teacher_file
+from kdq_core.recipe.spec import TeacherSpec
+from kdq_core.recipe.teacher import MemberSpec
+from kdq_core.store.store import sha256_file
+
+
+def described(member: MemberSpec) -> dict[str, Any]:
+    """A teacher with what its file and its factory hold in place of where they are.
+
+    Raises:
+        RecipeError: the file is not there, or still in a registry.
+    """
+    if member.source == "registered":
+        raise RecipeError(
+            f"the teacher {member.model!r} is in a registry, which a plan does not read; `kdq plan` and `kdq run` "
+            "fetch its file first (kdq_flows.run.teachers.resolved), or give that file as source: onnx"
+        )
+    asked = _without_file(member)
+    if member.file is None:
+        return asked
+    return asked | {"sha256": sha256_file(teacher_file(member.file))}
+
+
+def _without_file(member: MemberSpec) -> dict[str, Any]:
+    """A teacher without its file, and with its factory's code."""
+    asked = member.model_dump(mode="json", exclude={"file", "model"})
+    if member.factory is not None:
+        asked["factory_code"] = module_digest(member.factory)
+    return asked
+
+
+def answering(spec: TeacherSpec) -> dict[str, Any]:
+    """What decides the teachers' answers beside their weights; later stages depend on it through the record."""
+    named = ("weight", "normalize", "tasks", "inputs", "factory", "factory_code")
+    members = [{name: part[name] for name in named if part.get(name)} for part in map(_without_file, spec.members)]
+    if len(members) == 1:
+        del members[0]["weight"]
+    return {"members": members, "inputs": list(spec.inputs), "combine": spec.combine if len(members) > 1 else None}
+
+
+def module_digest(factory: str) -> str:
+    """sha256 of the package that holds the module of `module:function`, and of all it imports; nothing is imported.
+
+    Raises:
+        RecipeError: there is no such module.
+    """
+    name = factory.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(name)
+    except ImportError:
+        found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise RecipeError(no_factory(name))
+    return reached_hash(name.partition(".")[0])

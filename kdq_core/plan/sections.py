@@ -1,0 +1,130 @@
+"""The recipe's sections as keys hold them: the options of all plug-ins filled in, files and factories by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdq_core.plan.members import described, module_digest
+from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.contract import Section
+from kdq_core.plugins.kinds import Distiller
+from kdq_core.recipe.spec import DistillerUse
+from kdq_core.store.store import sha256_file
+
+
+def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:
+    """What a stage that reads `sections` holds of the recipe, by name of the section."""
+    found: dict[str, Any] = {}
+    for section in sections:
+        whole = SECTIONS[section.name](asked)
+        held = section.held if section.held is not None else projected(whole, section)
+        if isinstance(held, dict):
+            if held:
+                found[section.name] = _merged(found.get(section.name, {}), held)
+        else:
+            found[section.name] = held
+    return found
+
+
+def projected(value: Any, section: Section) -> Any:
+    """The fields of a resolved section that a stage reads; fields that it resolves to others are passed over."""
+    if section.only is not None:
+        value = _kept(value, section.only)
+    for path in section.without:
+        value = _dropped(value, path)
+    return value
+
+
+def taps_of(uses: Sequence[DistillerUse]) -> list[str]:
+    """What decides which of the teacher's modules are tapped: patterns of their paths, or `auto`."""
+    patterns = {theirs for use in uses if use.taps != "auto" for _, theirs in use.taps}
+    return sorted(patterns | {"auto" for use in uses if use.taps == "auto"})
+
+
+def _workload(asked: Asked) -> dict[str, Any]:
+    return {"use": asked.recipe.workload.use, "options": asked.workload.model_dump(mode="json")}
+
+
+def _teacher(asked: Asked) -> dict[str, Any]:
+    spec = asked.recipe.teacher
+    return spec.model_dump(mode="json") | {"members": [described(member) for member in spec.members]}
+
+
+def _student(asked: Asked) -> dict[str, Any]:
+    """Nothing where the student is the workload's, so that its keys are those of recipes without the section."""
+    spec = asked.recipe.student
+    found: dict[str, Any] = {} if spec.source == "workload" else {"source": spec.source}
+    if spec.file is not None:
+        found["sha256"] = sha256_file(Path(spec.file))
+    if spec.factory is not None:
+        found |= {"factory": spec.factory, "factory_code": module_digest(spec.factory)}
+    return found
+
+
+def _distill(asked: Asked) -> dict[str, Any]:
+    spec = asked.recipe.distill
+    losses = {use.title: _loss(use, distiller) for use, distiller in asked.distillers}
+    soft = {"losses": losses, "order": list(losses)} if len(losses) > 1 else next(iter(losses.values()))
+    return spec.model_dump(mode="json", exclude={"use", "options", "losses"}) | soft
+
+
+def _loss(use: DistillerUse, built: Distiller) -> dict[str, Any]:
+    """A distiller with all its options, those with a schedule as they are written; named where its record is."""
+    changing = {name: schedule.model_dump(mode="json") for name, schedule in use.schedules.items()}
+    named = {"name": use.title} if built.features != "none" else {}
+    asked = use.model_dump(mode="json", exclude={"name"}) | named
+    return {**asked, "options": built.model_dump(mode="json") | changing}
+
+
+def _quantize(asked: Asked) -> dict[str, Any]:
+    return asked.recipe.quantize.model_dump(mode="json") | {"options": asked.quantizer.model_dump(mode="json")}
+
+
+def _target(asked: Asked) -> dict[str, Any]:
+    target = asked.target
+    resolved = dict(target.resolved())
+    return {"use": asked.recipe.target.use, "options": target.model_dump(mode="json"), "resolved": resolved}
+
+
+def _evaluate(asked: Asked) -> dict[str, Any]:
+    uses = zip(asked.recipe.evaluate, asked.evaluators, strict=True)
+    return {use.use: evaluator.model_dump(mode="json") for use, evaluator in uses}
+
+
+SECTIONS: dict[str, Callable[[Asked], Any]] = {
+    "workload": _workload,
+    "teacher": _teacher,
+    "student": _student,
+    "distill": _distill,
+    "quantize": _quantize,
+    "target": _target,
+    "evaluate": _evaluate,
+    "gates": lambda asked: [gate.model_dump(mode="json") for gate in asked.recipe.gates],
+    "register": lambda asked: {"name": asked.recipe.model_name},
+}
+"""How each section is resolved; a stage's own options are not among them: they are part of its key in any case."""
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    both = {name: _merged(one[name], other[name]) for name in one.keys() & other.keys() if isinstance(one[name], dict)}
+    return one | other | both
+
+
+def _kept(value: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in paths:
+        head, _, rest = path.partition(".")
+        if head in value:
+            found = _merged(found, {head: _kept(value[head], [rest]) if rest else value[head]})
+    return found
+
+
+def _dropped(value: dict[str, Any], path: str) -> dict[str, Any]:
+    head, _, rest = path.partition(".")
+    if head not in value:
+        return value
+    if rest:
+        return value | {head: _dropped(value[head], rest)}
+    return {name: part for name, part in value.items() if name != head}

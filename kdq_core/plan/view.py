@@ -1,0 +1,59 @@
+"""What is known of a run, read-only: its plan, and the entries of the stages that are done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from kdq_core.plan.plan import Plan
+from kdq_core.store.records import Artifact, EvaluationReport, Metric, Record
+from kdq_core.store.store import Entry
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as tables, tracking and reports see it; they ask by slot, never by the name of a stage.
+
+    Attributes:
+        plan: what is run.
+        entries: verified entries by name of the stage.
+    """
+
+    plan: Plan
+    entries: Mapping[str, Entry]
+
+    def entry(self, slot: str) -> Entry | None:
+        """What stands in `slot` after the stages that are done."""
+        given = [node.name for node in self.plan.nodes if node.gives == slot and node.name in self.entries]
+        return self.entries[given[-1]] if given else None
+
+    def record(self, slot: str, of: type[R]) -> R | None:
+        """The record in `slot`, if there is one of that class."""
+        entry = self.entry(slot)
+        return entry.record if entry is not None and isinstance(entry.record, of) else None
+
+    def records(self, of: type[R]) -> dict[str, R]:
+        """All records of a class, by name of the stage, in the order of the plan."""
+        done = [(node.name, self.entries[node.name].record) for node in self.plan.nodes if node.name in self.entries]
+        return {name: record for name, record in done if isinstance(record, of)}
+
+    def file(self, model: str) -> Path | None:
+        """The file of a model of the plan, such as `int8`, once it was exported."""
+        entry, artifact = self.entry("artifact"), self.record("artifact", Artifact)
+        name = None if artifact is None else artifact.file_of(model)
+        return None if entry is None or name is None else entry.file(name)
+
+    @property
+    def metrics(self) -> dict[str, tuple[Metric, ...]]:
+        """What was measured of each model of the plan, in the order of the closing table; empty before that."""
+        report = self.record("report", EvaluationReport)
+        return {} if report is None else {m.slot: report.models.get(m.slot, ()) for m in self.plan.models}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digest of each entry, by name of the stage."""
+        return {name: entry.digest for name, entry in self.entries.items()}

@@ -1,0 +1,83 @@
+"""What a stage is asked with while a plan is made: one recipe on one site, each of its plug-ins built once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer, Target, Workload
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.kinds import Kind
+    from kdq_core.recipe.spec import DistillerUse, Recipe, Site
+
+Build = Callable[["Kind", str, Mapping[str, JsonValue]], Plugin]
+
+
+class Asked:
+    """One recipe on one site.
+
+    Attributes:
+        recipe: as it will be run.
+        site: where.
+    """
+
+    def __init__(self, recipe: Recipe, site: Site, build: Build) -> None:
+        """Ask `build` for plug-ins: kind, name and options; each is built once."""
+        self.recipe, self.site, self._build = recipe, site, build
+        self._built: dict[str, Plugin] = {}
+
+    def with_recipe(self, recipe: Recipe) -> Asked:
+        """The same with another form of the recipe; plug-ins that were built are shared."""
+        other = Asked(recipe, self.site, self._build)
+        other._built = self._built
+        return other
+
+    def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue]) -> Plugin:
+        """A plug-in of the catalog with its options."""
+        asked = json.dumps([kind, name, options], sort_keys=True)
+        if asked not in self._built:
+            self._built[asked] = self._build(kind, name, options)
+        return self._built[asked]
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The recipe's workload."""
+        found = self.plugin("workload", self.recipe.workload.use, self.recipe.workload.options)
+        assert isinstance(found, Workload)
+        return found
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The recipe's quantizer."""
+        found = self.plugin("quantizer", self.recipe.quantize.use, self.recipe.quantize.options)
+        assert isinstance(found, Quantizer)
+        return found
+
+    @cached_property
+    def target(self) -> Target:
+        """The recipe's target."""
+        found = self.plugin("target", self.recipe.target.use, self.recipe.target.options)
+        assert isinstance(found, Target)
+        return found
+
+    @cached_property
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """The recipe's evaluators, in order."""
+        found = [self.plugin("evaluator", use.use, use.options) for use in self.recipe.evaluate]
+        return tuple(plugin for plugin in found if isinstance(plugin, Evaluator))
+
+    @cached_property
+    def distillers(self) -> tuple[tuple[DistillerUse, Distiller], ...]:
+        """The recipe's distillers, in order, each as it is at the start of a fit."""
+        built = [(use, self.plugin("distiller", use.use, use.options_at(0))) for use in self.recipe.distill.distillers]
+        return tuple((use, plugin) for use, plugin in built if isinstance(plugin, Distiller))
+
+    @property
+    def tapping(self) -> tuple[DistillerUse, ...]:
+        """Those of the recipe's distillers that compare features."""
+        return tuple(use for use, distiller in self.distillers if distiller.features != "none")

@@ -1,0 +1,122 @@
+"""A recipe's list of stages, wired: each input stands on the last stage before it that gives its slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdq_core.errors import PluginError, RecipeError
+from kdq_core.plugins.stage import Stage
+from kdq_core.recipe.stages import StageUse
+from kdq_core.store.records import Record
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.asked import Asked
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.plugins.contract import Model, Port
+
+READ_STUDENT = "read_student"
+"""The stage that gives a student which is trained already; a recipe that has one need not list it."""
+
+
+@dataclass(frozen=True)
+class Wired:
+    """One stage of a recipe with what it stands on.
+
+    Attributes:
+        title: its name in the plan.
+        use: its name in the catalog.
+        stage: with its options.
+        parents: titles of the stages it reads, by port.
+    """
+
+    title: str
+    use: str
+    stage: Stage
+    parents: Mapping[str, str]
+
+    @property
+    def stage_name(self) -> str:
+        """Its name in the catalog, without the distribution; seeds follow it."""
+        return self.use.rpartition("/")[2]
+
+    @property
+    def ports(self) -> frozenset[str]:
+        """Names of the ports that have an input."""
+        return frozenset(self.parents)
+
+
+def wire(asked: Asked, catalog: Catalog) -> tuple[Wired, ...]:
+    """The stages that a recipe asks for and has work for, in order.
+
+    Raises:
+        RecipeError: a stage reads a slot that no stage before it gives, or that holds a record of another type.
+        PluginError: there is no such stage.
+    """
+    giving: dict[str, Wired] = {}
+    found: list[Wired] = []
+    for use in listed(asked):
+        stage = asked.plugin("stage", use.use, use.options)
+        assert isinstance(stage, Stage)
+        if not stage.wanted(asked):
+            continue
+        parents: dict[str, str] = {}
+        for name, port in stage.inputs(asked).items():
+            giver = giving.get(port.slot)
+            if giver is not None:
+                _check_record(use.title, port, giver)
+                parents[name] = giver.title
+            elif not port.optional:
+                raise RecipeError(_nobody_gives(use.title, port.slot, asked, catalog))
+        found.append(Wired(use.title, use.use, stage, parents))
+        giving[stage.gives] = found[-1]
+    return tuple(found)
+
+
+def listed(asked: Asked) -> tuple[StageUse, ...]:
+    """The stages of the recipe's list, behind the one that reads a student which is trained already."""
+    stages = asked.recipe.stages
+    if asked.recipe.student.source != "checkpoint" or any(use.use == READ_STUDENT for use in stages):
+        return stages
+    return (StageUse(use=READ_STUDENT), *stages)
+
+
+def models_of(wired: Sequence[Wired], asked: Asked) -> tuple[Model, ...]:
+    """The models whose files the stages give, in the order of the closing table; each slot once."""
+    models = [model for one in wired for model in one.stage.models(asked, one.ports)]
+    return tuple({model.slot: model for model in models}.values())
+
+
+def _check_record(title: str, port: Port, giver: Wired) -> None:
+    if not issubclass(giver.stage.record, port.record):
+        raise RecipeError(
+            f"stage {title!r} reads {_type_of(port.record)} from the slot {port.slot!r}, but stage {giver.title!r} "
+            f"gives {_type_of(giver.stage.record)} there; put another stage before it, or change their order"
+        )
+
+
+def _type_of(record: type[Record]) -> str:
+    field = record.model_fields["type"]
+    return f"a {field.default!r}" if isinstance(field.default, str) else "a record"
+
+
+def _nobody_gives(title: str, slot: str, asked: Asked, catalog: Catalog) -> str:
+    """Says which stage would give the slot, and whether it is listed too late."""
+    classes: dict[str, type[Stage]] = {}
+    for name, entry in catalog.names("stage").items():
+        try:
+            found = catalog.load_class(entry)
+        except PluginError:
+            continue
+        if issubclass(found, Stage):
+            classes[name] = found
+    givers = [name for name, found in classes.items() if found.gives == slot and name != READ_STUDENT]
+    later = [use.title for use in asked.recipe.stages if use.use in givers]
+    start = f"stage {title!r} reads the slot {slot!r}, which no stage before it gives; "
+    if later and later[0] != title:
+        return f"{start}list {later[0]!r} before it"
+    advice = [f"list {' or '.join(map(repr, givers))} before it"] if givers and givers != [title] else []
+    if slot == "student":
+        advice.append("name a trained student: student: {source: checkpoint, file: ...}")
+    return start + (", or ".join(advice) or "no installed stage gives it")

@@ -1,0 +1,74 @@
+"""The recipe's list of stages, and how a stage is tried again. Importable without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue, model_validator
+
+from kdq_core.errors import RecipeError
+from kdq_core.frozen import Frozen
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+DEFAULT_STAGES = ("train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register")
+
+
+class RetrySpec(Frozen):
+    """How often a stage is tried again after a transient error, and how long one try may take."""
+
+    attempts: int = Field(default=3, ge=1, le=20, description="tries in all; wrong requests are never retried")
+    backoff_seconds: float = Field(default=2.0, ge=0, le=3600, description="wait before the second try; then doubled")
+    stage_timeout_seconds: float = Field(default=86_400.0, gt=0, description="a stage running longer is killed")
+
+
+class StageUse(Frozen):
+    """One stage of the list. A bare string in YAML means the stage with its defaults."""
+
+    use: str = Field(description="name of the stage, as `kdq plugins list --kind stage` shows it")
+    name: Name | None = Field(default=None, description="tells two uses of one stage apart; default: `use`")
+    options: dict[str, JsonValue] = Field(
+        default={}, description="the stage's own fields; they may also stand in a section named after the stage"
+    )
+    retry: RetrySpec | None = Field(default=None, description="for this stage; default: the recipe's 'retry'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"use": value} if isinstance(value, str) else value
+
+    @property
+    def title(self) -> str:
+        """What the stage is called in plans, tables and logs."""
+        return self.name or self.use.rpartition("/")[2]
+
+
+def with_sections(recipe: dict[str, Any], fields: frozenset[str]) -> dict[str, Any]:
+    """A raw recipe in which each section named after a listed stage has become that stage's `options`.
+
+    Args:
+        recipe: as it was parsed; one without a list of stages is left as it is.
+        fields: names of the recipe's own sections.
+
+    Raises:
+        RecipeError: a stage has both a section and `options`.
+    """
+    stages = recipe.get("stages")
+    own = {name: value for name, value in recipe.items() if name not in fields} if stages else {}
+    if not own or not isinstance(stages, list | tuple):
+        return recipe
+    listed = [_titled(stage) for stage in stages]
+    found = {title for title, _ in listed if title in own and isinstance(own[title], dict)}
+    for title, stage in listed:
+        if title in found and stage.get("options"):
+            raise RecipeError(f"stage {title!r} has 'options' in 'stages' and a section {title!r}; keep one of the two")
+    filled = [stage | {"options": own[title]} if title in found else stage for title, stage in listed]
+    return {name: value for name, value in recipe.items() if name not in found} | {"stages": filled}
+
+
+def _titled(stage: Any) -> tuple[str, Any]:
+    """A stage of the list as a mapping, with its title; what is neither name nor mapping is passed over."""
+    whole = {"use": stage} if isinstance(stage, str) else stage
+    if not isinstance(whole, dict) or not isinstance(whole.get("use"), str):
+        return "", stage
+    return str(whole.get("name") or whole["use"].rpartition("/")[2]), whole

@@ -1,0 +1,98 @@
+"""What can be known before the first fit of a run: the stages are asked in order, with models that are not trained."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.contract import Reads
+from kdq_core.plugins.wiring import Wired
+from kdq_core.store.store import Entry
+from kdq_core.work.work import StageWork, _section
+
+EVERYTHING = Reads(plugins=("workload", "distiller", "quantizer", "target", "evaluator"))
+
+
+@dataclass(frozen=True)
+class CheckWork(StageWork):
+    """What `Stage.check` is given: the whole recipe, and untrained models in place of inputs.
+
+    Attributes:
+        givers: those of the stages it stands on, by port.
+        memo: what the checks of one run share, such as models that were built.
+    """
+
+    givers: Mapping[str, CheckWork] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> Reads:
+        """A check may read everything: nothing of it gets into a result."""
+        return EVERYTHING
+
+    def section(self, name: str) -> Any:
+        """A whole section of the recipe."""
+        return _section(self.asked, name)
+
+    def may_read(self, name: str, field: str) -> bool:  # noqa: ARG002
+        """A check may read every field."""
+        return True
+
+    def has(self, port: str) -> bool:
+        """Whether an untrained model can be had for that input."""
+        return port in self.givers and self.givers[port].untrained() is not None
+
+    def model(self, port: str) -> nn.Module:
+        """An untrained model in place of the one that will stand at that input."""
+        model = self.givers[port].untrained()
+        assert model is not None
+        return model.eval()
+
+    def untrained(self) -> nn.Module | None:
+        """The model this stage would give, untrained; built anew at each call, as checks may change it."""
+        return self.wired.stage.untrained(self)
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether a stage before has rehearsed with teacher and student already."""
+        return bool(self.memo.get("rehearsed"))
+
+
+def check_all(
+    wired: Iterable[Wired],
+    asked: Asked,
+    scratch: Path,
+    emit: Callable[[dict[str, Any]], None],
+    *,
+    titles: Sequence[str],
+) -> None:
+    """Ask the stages `titles` of a recipe; what they draw and build leaves nothing behind.
+
+    Raises:
+        KdqError: as the first stage says that finds something wrong.
+    """
+    works: dict[str, CheckWork] = {}
+    memo: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        for one in wired:
+            nothing: dict[str, Entry] = {}
+            works[one.title] = CheckWork(
+                wired=one,
+                asked=asked,
+                parents=nothing,
+                draft=scratch,
+                scratch=scratch,
+                emit=emit,
+                givers={port: works[title] for port, title in one.parents.items() if title in works},
+                memo=memo,
+            )
+            if one.title in titles:
+                one.stage.check(works[one.title])
+    gc.collect()

@@ -1,0 +1,79 @@
+"""The batches a stage reads, each checked as it comes from the workload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from kdq_core.errors import StageError
+from kdq_core.plugins.kinds import Workload, takes_views
+from kdq_core.store.records import TeacherOutputs
+from kdq_core.tensors import Batch, View
+
+if TYPE_CHECKING:
+    from kdq_core.work.work import StageWork
+
+
+def two_samples(workload: Workload) -> Batch:
+    """Two validation samples.
+
+    Raises:
+        StageError: there are not as many.
+    """
+    given = next(iter(workload.batches("validation", batch_size=2)), None)
+    batch = None if given is None else checked(given, "validation")
+    count = 0 if batch is None else len(batch.ids)
+    if batch is None or count < 2:
+        raise StageError(
+            f"the workload's split 'validation' gives {count} of the two samples that tracing a model takes; "
+            "put more into it"
+        )
+    return batch
+
+
+def training_batches(work: StageWork, epoch: int, batch_size: int) -> Iterator[Batch]:
+    """The training batches of one epoch of a stage, each with the number of its view."""
+    asked: dict[str, Any] = {"seed": work.seed_of(f"{work.wired.stage_name}/batches"), "epoch": epoch}
+    view = view_of(work, epoch)
+    asked |= {} if view is None else {"view": view}
+    for batch in work.workload.batches("train", batch_size=batch_size, **asked):
+        yield replace(checked(batch, "train"), view=epoch if view is None else view.number)
+
+
+def view_of(work: StageWork, epoch: int) -> View | None:
+    """What training samples look like in an epoch; `None` leaves it to the order's seed and the epoch.
+
+    Where a teacher's outputs are kept, the kept views come in turn; a teacher that runs beside the student sees a new
+    one in each epoch.
+    """
+    if not takes_views(work.workload):
+        return None
+    if work.has("outputs"):
+        kept = work.record("outputs", TeacherOutputs)
+        return View(kept.seed, epoch % kept.views)
+    if not work.may_read("teacher", "cache.seed"):
+        return None
+    return View(work.section("teacher").cache.seed, epoch)
+
+
+def checked(given: object, split: str) -> Batch:
+    """A batch of the workload, if it is one.
+
+    Raises:
+        StageError: it is something else, or not of tensors.
+    """
+    if not isinstance(given, Batch):
+        wrong = f"a {type(given).__name__!r}"
+    elif not isinstance(given.inputs, tuple) or not all(isinstance(x, Tensor) for x in given.inputs):
+        wrong = f"a batch whose inputs are a {type(given.inputs).__name__!r}, not a tuple of tensors"
+    elif not isinstance(given.ids, Tensor):
+        wrong = f"a batch whose ids are a {type(given.ids).__name__!r}, not a tensor"
+    else:
+        return given
+    raise StageError(
+        f"the workload's batches({split!r}) gave {wrong}; it must give Batch(inputs=(tensor, ...), targets=tensor "
+        "or None, ids=tensor of sample numbers) of kdq_core.api"
+    )

@@ -1,0 +1,121 @@
+"""A stage's fit: the one training loop on the site's device, with scoring, progress and resumption."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from kdq_core.errors import StageError
+from kdq_core.recipe.spec import FitSpec, Site
+from kdq_core.store.records import EpochRecord
+from kdq_core.tensors import Batch
+from kdq_core.training.fit import FitHooks, Loss, fit
+from kdq_core.training.losses import validation
+from kdq_core.work.work import EVALUATION_BATCH
+
+if TYPE_CHECKING:
+    from kdq_core.work.work import StageWork
+
+
+def fitted(
+    work: StageWork,
+    model: nn.Module,
+    loss: Loss,
+    spec: FitSpec,
+    where: Accelerator,
+    *,
+    scheduled: Mapping[str, float] | None = None,
+    read: Callable[[Batch], Batch] = lambda batch: batch,
+    hooks: Mapping[str, Callable[..., None]],
+) -> tuple[EpochRecord, ...]:
+    """Fit `model` on the training split.
+
+    The state of an unfinished fit stays in `scratch`. Curves of the second fit of a stage are called `2/train/loss`
+    and so on.
+
+    Args:
+        work: of the stage.
+        model: trained in place, on the device of `where`.
+        loss: what is minimised.
+        spec: how long and how.
+        where: device and precision.
+        scheduled: what it holds at the end of an epoch is added to the curves.
+        read: what of a batch the model reads.
+        hooks: of `FitHooks`, by name.
+    """
+    workload, number = work.workload, work.number
+    measured = validation(workload, where.device, EVALUATION_BATCH, read)
+
+    def named(record: EpochRecord) -> EpochRecord:
+        values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
+        return record.model_copy(update={"values": values}) if number else record
+
+    def tell(record: EpochRecord) -> None:
+        work.emit({"event": "epoch", "stage": work.title, "record": named(record).model_dump(mode="json")})
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        for batch in work.batches(epoch, spec.batch_size):
+            yield replace(read(batch), view=batch.view)
+
+    history = fit(
+        model,
+        loss,
+        batches,
+        spec,
+        samples=workload.samples("train"),
+        accelerator=where,
+        resume=work.scratch / f"fit{number or ''}.safetensors",
+        hooks=FitHooks(
+            score=lambda model: {**measured(model), **(scheduled or {})},
+            on_step=lambda done, total, value: work.progress(done, total, f"loss {value:.3f}"),
+            on_epoch=tell,
+            **hooks,
+        ),
+    )
+    return tuple(named(record) for record in history)
+
+
+def accelerator(site: Site, *, exact: bool = False) -> Accelerator:
+    """Device and precision of a site.
+
+    Args:
+        site: on the CPU all is computed in float32.
+        exact: in float32 in any case. In bf16 fake quantization would leave its grid.
+
+    Raises:
+        StageError: the device is not there.
+    """
+    check_device(site.device)
+    half = site.precision == "bf16" and site.device != "cpu" and not exact
+    with _plain_accelerate():
+        return Accelerator(cpu=site.device == "cpu", mixed_precision="bf16" if half else "no")
+
+
+@contextlib.contextmanager
+def _plain_accelerate() -> Iterator[None]:
+    """Hide the variables that Accelerate reads: they would change results that a key does not tell apart."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there: falling back to the CPU would store its results under the GPU's key.
+
+    Raises:
+        StageError: torch sees no such device.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise StageError(
+            f"the device {device!r} was asked for, but torch {torch.__version__} sees no CUDA device here; "
+            "set KDQ_DEVICE=cpu, or install a CUDA build of torch and a driver"
+        )

@@ -1,0 +1,71 @@
+"""Sections of a recipe that show a stage what it says it reads, and raise where it reads more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from kdq_core.errors import PluginError
+from kdq_core.frozen import Frozen
+from kdq_core.plugins.contract import Section
+
+
+def guarded(spec: Frozen, sections: Sequence[Section], title: str, path: str = "") -> Frozen:
+    """A section in which only the fields that `sections` name can be read.
+
+    It is of the same class, so that functions take it as they take the whole; properties see no more than it shows.
+
+    Args:
+        spec: the whole section, or a part of it.
+        sections: what the stage says it reads of it.
+        title: of the stage, for the error.
+        path: of `spec` within the section, dotted and with a dot behind it; empty for the section itself.
+    """
+    shown: dict[str, Any] = {}
+    for name in type(spec).model_fields:
+        how = shown_of(f"{path}{name}", sections)
+        value = getattr(spec, name)
+        if how == "whole":
+            shown[name] = value
+        elif how == "part" and isinstance(value, Frozen):
+            shown[name] = guarded(value, sections, title, f"{path}{name}.")
+    if len(shown) == len(type(spec).model_fields) and all(shown[name] is getattr(spec, name) for name in shown):
+        return spec
+    made = _guard(type(spec), title, f"{sections[0].name}.{path}").model_construct(**shown)
+    for name in type(spec).model_fields.keys() - shown.keys():
+        made.__dict__.pop(name, None)
+    return made
+
+
+def shown_of(path: str, sections: Sequence[Section]) -> str:
+    """`whole`, `part` or `none`: how much of a field the sections show together."""
+    found = {_shown_by(section, path) for section in sections}
+    return next((how for how in ("whole", "part") if how in found), "none")
+
+
+def _shown_by(section: Section, path: str) -> str:
+    def covers(one: str) -> bool:
+        return path == one or path.startswith(f"{one}.")
+
+    if any(map(covers, section.without)):
+        return "none"
+    inside = [*(section.only or ()), *section.without]
+    if section.only is None or any(map(covers, section.only)):
+        return "part" if any(one.startswith(f"{path}.") for one in section.without) else "whole"
+    return "part" if any(one.startswith(f"{path}.") for one in inside) else "none"
+
+
+@cache
+def _guard(base: type[Frozen], title: str, prefix: str) -> type[Frozen]:
+    """A subclass whose fields that are not there raise."""
+
+    def missing(_self: Frozen, name: str) -> Any:
+        if name in base.model_fields:
+            raise PluginError(
+                f"stage {title!r} reads '{prefix}{name}', which its reads() does not name; name it there, so that the "
+                "stage's key holds it"
+            )
+        raise AttributeError(f"{base.__name__!r} object has no attribute {name!r}")
+
+    return type(base.__name__, (base,), {"__getattr__": missing, "__module__": base.__module__})

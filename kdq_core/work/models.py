@@ -1,0 +1,102 @@
+"""Models of slots: built anew from the recipe, operated on as stages did before, then given their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdq_core.errors import StageError
+from kdq_core.plugins.stage import Stage
+from kdq_core.store.records import Checkpoint, EpochRecord, Surgery
+from kdq_core.teachers.checkpoint import load_checkpoint
+from kdq_core.teachers.factory import made_by
+from kdq_core.teachers.members import empty_member, whole
+from kdq_core.training.resume import tensors_of
+
+if TYPE_CHECKING:
+    from kdq_core.work.work import StageWork
+
+STUDENT = "student"
+
+
+def loaded(work: StageWork, port: str) -> nn.Module:
+    """The model whose weights stand at an input of a stage, in eval mode, on the CPU."""
+    record = work.record(port, Checkpoint)
+    if record.slot == "quantized":
+        from kdq_core.work.quantized import prepared_student
+
+        return prepared_student(work)
+    build = _BUILDERS.get(work.ports[port].slot, _student)
+    model = build(work, record)
+    model.load_state_dict(load_file(work.input(port).file(record.weights)))
+    return model.eval()
+
+
+def new_student(work: StageWork) -> nn.Module:
+    """A new student, untrained: the workload's, or that of the recipe's factory."""
+    factory = work.section("student").factory
+    return made_by(factory, "student") if factory else work.workload.student()
+
+
+def read_student(work: StageWork) -> nn.Module:
+    """The student that the recipe gives as a checkpoint.
+
+    Raises:
+        StageError: the file is missing, or does not fit the student.
+    """
+    spec = work.section("student")
+    path = Path(spec.file)
+    if not path.is_file():
+        raise StageError(f"the student's file {spec.file!r} is not there; check 'file' in 'student'")
+    model = new_student(work)
+    load_checkpoint(model, path, spec.factory or "the workload's student()", "student")
+    return model
+
+
+def saved(
+    work: StageWork,
+    model: nn.Module,
+    history: tuple[EpochRecord, ...],
+    *,
+    of: type[Checkpoint],
+    surgery: JsonValue,
+    **fields: Any,
+) -> Checkpoint:
+    """Write the weights of `model` to the draft and describe them; see `kdq_core.plugins.stage.Work.checkpoint`."""
+    before = work.record(STUDENT, Checkpoint).surgery if work.has(STUDENT) else ()
+    wired = work.wired
+    own = (
+        () if surgery is None else (Surgery(use=wired.use, options=wired.stage.model_dump(mode="json"), steps=surgery),)
+    )
+    save_file(tensors_of(model), work.draft / "weights.safetensors")
+    return of(
+        slot=wired.stage.gives,
+        weights="weights.safetensors",
+        parameters=sum(p.numel() for p in model.parameters()),
+        history=history,
+        surgery=(*before, *own),
+        **fields,
+    )
+
+
+def _student(work: StageWork, record: Checkpoint) -> nn.Module:
+    model = new_student(work)
+    for surgery in record.surgery:
+        stage = work.asked.plugin("stage", surgery.use, surgery.options)
+        assert isinstance(stage, Stage)
+        model = stage.operate(model, surgery.steps)
+    return model
+
+
+def _teacher(work: StageWork, _record: Checkpoint) -> nn.Module:
+    """The recipe's teachers as one module."""
+    spec, workload = work.section("teacher"), work.workload
+    return whole(spec, [empty_member(member, workload) for member in spec.members])
+
+
+_BUILDERS: dict[str, Callable[[StageWork, Checkpoint], nn.Module]] = {"teacher": _teacher}

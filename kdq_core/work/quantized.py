@@ -1,0 +1,59 @@
+"""Where quantizers go in a student, and the student with its quantizers in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
+from torch import nn
+from torch.fx import GraphModule
+
+from kdq_core.quantization.capture import capture
+from kdq_core.quantization.placing import Placement, placed
+from kdq_core.quantization.prepare import prepare, set_phase
+from kdq_core.store.records import Checkpoint
+
+if TYPE_CHECKING:
+    from kdq_core.work.work import StageWork
+
+
+def placement(work: StageWork, graph: GraphModule) -> Placement:
+    """Where quantizers go in the captured student under the recipe's rules.
+
+    Raises:
+        RecipeError: a rule matches nothing, or the rules skip all there is.
+        StageError: the quantizer has nothing to quantize.
+    """
+    return placed(graph, work.target, work.quantizer, work.section("quantize"))
+
+
+def check_student(work: StageWork, student: nn.Module) -> GraphModule:
+    """Capture a student and place its quantizers, so that KDQ says what does not fit before hours are spent.
+
+    Returns:
+        The graph.
+
+    Raises:
+        RecipeError: a rule matches nothing, or the rules skip all there is.
+        StageError: the student cannot be captured, or has nothing to quantize.
+    """
+    graph = capture(student, work.example())
+    placement(work, graph)
+    return graph
+
+
+def prepared(work: StageWork, graph: GraphModule) -> GraphModule:
+    """The captured student with a fake-quantizer in each place."""
+    spec, places = work.section("quantize"), placement(work, graph).places
+    low = any(place.bits < 8 for place in places) if spec.round_bias == "auto" else spec.round_bias == "on"
+    return prepare(graph, places, work.quantizer, round_bias=low)
+
+
+def prepared_student(work: StageWork) -> GraphModule:
+    """The quantized student at the input `quantized`, made of the one at `student`; it rounds, and observes nothing."""
+    model = prepared(work, capture(work.model("student"), work.example()))
+    entry = work.input("quantized")
+    model.load_state_dict(load_file(entry.file(work.record("quantized", Checkpoint).weights)))
+    model.eval()
+    set_phase(model, observe=False, quantize=True, freeze_batch_norm=True)
+    return model

@@ -1,0 +1,94 @@
+"""A rehearsal: two samples are taught to an untrained student, so that KDQ says early what does not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from kdq_core.distillation.combining import DistillationLoss
+from kdq_core.distillation.numbers import check_numbers
+from kdq_core.distillation.taught import taught
+from kdq_core.errors import StageError
+from kdq_core.teachers.source import OnlineTeacher
+from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.fit import to_device
+from kdq_core.training.losses import labelled_tasks, outputs_of
+from kdq_core.training.taps import graph_forward
+from kdq_core.work.quantized import check_student
+from kdq_core.work.teaching import parts_of
+
+if TYPE_CHECKING:
+    from kdq_core.work.checking import CheckWork
+
+
+def first_samples(work: CheckWork) -> Batch:
+    """Two training samples on the device of the site."""
+    batch = next(iter(work.workload.batches("train", batch_size=2)))
+    return to_device(batch, work.accelerator().device)
+
+
+def teacher_of(work: CheckWork) -> OnlineTeacher:
+    """The untrained teacher at the input `teacher`, on the device of the site, in float32."""
+    model = work.model("teacher").to(work.accelerator().device)
+    return OnlineTeacher(model, inputs=work.section("teacher").reads)
+
+
+def rehearse(work: CheckWork, student: nn.Module) -> None:
+    """Teach two samples to `student`.
+
+    Raises:
+        RecipeError: a tap fits nothing.
+        StageError: what the two models give does not fit the distillers, or lacks the labels that they need; the loss
+            is not finite.
+    """
+    work.memo["rehearsed"] = True
+    teacher, batch = teacher_of(work), first_samples(work)
+    student = student.to(batch.inputs[0].device)
+    model, loss = taught(work.workload, parts_of(work.distillers), teacher, student, batch)
+    terms = loss(model.train(), batch)  # with gradients: a tap that carries none is refused
+    check_numbers(loss.parts, outputs_of(student, batch), batch)
+    odd = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite().all()}
+    if odd:
+        raise StageError(
+            f"the loss of a student that is not trained yet is not finite on the first two training samples "
+            f"({', '.join(f'{name} {value!r}' for name, value in odd.items())}); look for NaN in the data, and for a "
+            "division by zero in the workload's loss or the distiller"
+        )
+    if any(member.trained for member in work.section("teacher").members):
+        with torch.no_grad():
+            _check_task_labels(work, teacher(batch))
+
+
+def rehearse_in_graph(work: CheckWork, student: nn.Module, teacher: OnlineTeacher) -> None:
+    """Read the taps of `student` in its captured graph, as QAT does.
+
+    Raises:
+        RecipeError: a tap fits nothing.
+        StageError: a tap has no operator in the graph.
+    """
+    batch = first_samples(work)
+    student = student.to(batch.inputs[0].device)
+    _, loss = taught(work.workload, parts_of(work.distillers), teacher, student, batch)
+    read = _student_paths(loss)
+    if read:
+        graph_forward(check_student(work, student.cpu()), read, student)
+
+
+def _student_paths(loss: DistillationLoss) -> list[str]:
+    return [pair.student for part in loss.parts for pair in part.pairs]
+
+
+def _check_task_labels(work: CheckWork, answers: Outputs) -> None:
+    """Refuse to let a teacher that is trained here teach a task that it has no labels for."""
+    uses = [use.task for use, _ in work.distillers]
+    asked = set(answers.tasks) if None in uses else set(answers.tasks).intersection(filter(None, uses))
+    batches = work.batches(0, work.section("teacher").fit.batch_size)
+    missing = sorted(asked - labelled_tasks(batches, asked)) if asked else []
+    if missing:
+        raise StageError(
+            f"the teacher is trained on labels, but no batch of the workload's split 'train' has any of the task "
+            f"{missing[0]!r}, so what it says of that task would mean nothing; label some, name the other tasks as "
+            "'task' of the distillers, or a teacher that is trained already in 'teacher.members'"
+        )

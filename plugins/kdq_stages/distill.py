@@ -1,0 +1,122 @@
+"""Train the student with the teacher's outputs.
+
+What: fits the student to the terms of the recipe's distillers and to the hard labels; where the recipe asks for
+    `distill.control`, fits it once more without the teacher, and says what the teacher gained.
+Defaults: the distiller `logit-kd`, a new student of the workload. A student that stands before this stage, such as one
+    from a checkpoint or a pruned one, is trained further.
+Limits: what distillers compare must fit teacher and student; KDQ rehearses it before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdq_core.api import Asked, Checkpoint, Port, Reads, RecipeError, Record, Section, Stage
+from kdq_core.work.slots import OUTPUTS, STUDENT, TEACHER, optional, teaching_sections
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdq_core.store.records import EpochRecord
+    from kdq_core.work.checking import CheckWork
+    from kdq_core.work.work import StageWork
+
+
+class Distill(Stage):
+    """The float student."""
+
+    gives: ClassVar[str] = "student"
+    record: ClassVar[type[Record]] = Checkpoint
+
+    def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
+        """The teacher, what is kept of it, and a student that is trained further."""
+        return {"teacher": TEACHER, "outputs": OUTPUTS, "student": optional(STUDENT)}
+
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
+        """The section `distill`."""
+        student = Section(name="student", only=("factory",))
+        sections = (Section(name="workload"), student, Section(name="distill"), *teaching_sections(wired))
+        return Reads(sections=sections, plugins=("workload", "distiller"))
+
+    def untrained(self, work: StageWork) -> nn.Module:  # type: ignore[override]
+        """The student it would train."""
+        from kdq_core.work.models import new_student
+
+        return work.model("student") if work.has("student") else new_student(work)
+
+    def check(self, work: CheckWork) -> None:  # type: ignore[override]
+        """Rehearse: teach two samples to the untrained student."""
+        from kdq_core.distillation.transfer import transfer
+        from kdq_core.training.control import check_labels
+        from kdq_core.work.rehearsal import rehearse, teacher_of
+        from kdq_core.work.work import EVALUATION_BATCH
+
+        spec = work.section("distill")
+        if spec.control:
+            test = work.workload.batches("test", batch_size=EVALUATION_BATCH)
+            check_labels(work.batches(0, spec.fit.batch_size), test)
+        if spec.transfer is not None and "student" in work.givers:
+            raise RecipeError(
+                "'distill.transfer' starts the student from the teacher's parameters, but it starts from the student "
+                f"that stage {work.givers['student'].title!r} gives; leave one of the two out"
+            )
+        if not work.has("teacher"):
+            return
+        student = self.untrained(work)
+        if spec.transfer is not None:
+            teacher = teacher_of(work).model
+            transfer(spec.transfer, student.to(work.accelerator().device), teacher)
+        rehearse(work, student)
+
+    def run(self, work: StageWork) -> Record:  # type: ignore[override]
+        """Train the student; then its control, where the recipe asks for one.
+
+        A control starts from random parameters also where the student starts from the teacher's: they are the teacher's
+        gift, too.
+        """
+        from kdq_core.work.teaching import taught_student
+        from kdq_core.work.twin import with_gains
+
+        accelerator, spec = work.accelerator(), work.section("distill")
+        device = accelerator.device
+        student = self._started(work).to(device)
+        written, hooks = _transferred(work, student)
+        model, loss = taught_student(work, student, device)
+        work.seeded("distill/fit")  # building a teacher beside it drew numbers, reading a kept one did not
+        hooks |= {"before_step": loss.before_step}
+
+        def fit() -> tuple[EpochRecord, ...]:
+            return work.fit(model, loss, spec.fit, accelerator=accelerator, scheduled=loss.scheduled, hooks=hooks)
+
+        told: dict[str, Any] = {"compared": loss.compared, "transferred": written}
+        if not spec.control:
+            return work.checkpoint(student, fit(), **told)
+        history, gained = with_gains(
+            work,
+            student,
+            fit,
+            lambda: self._started(work).to(device),
+            lambda at, twin, hard: at.fit(twin, hard, spec.fit, accelerator=accelerator),
+            batch_size=spec.fit.batch_size,
+            device=device,
+        )
+        return work.checkpoint(student, history, gains=gained, **told)
+
+    def _started(self, work: StageWork) -> nn.Module:
+        """The student before its fit; the same at each call."""
+        from kdq_core.work.models import new_student
+
+        work.seeded("student")
+        return work.model("student") if work.has("student") else new_student(work)
+
+
+def _transferred(work: StageWork, student: nn.Module) -> tuple[tuple[str, ...], dict[str, Callable[..., None]]]:
+    """Start the student from the teacher's parameters where the recipe asks for it: which, and the hooks of the fit."""
+    from kdq_core.distillation.transfer import holding, transfer
+
+    spec, epochs = work.section("distill").transfer, work.section("distill").fit.epochs
+    if spec is None:
+        return (), {}
+    written = transfer(spec, student, work.model("teacher"))
+    return written, holding(spec, student, written, epochs=epochs, seed=work.seed_of("transfer"))

@@ -1,0 +1,79 @@
+"""Measure the exported files in their runtime.
+
+What: every evaluator of the recipe measures every model's file; nothing comes from a simulation but what `parity`
+    compares with.
+Defaults: the evaluators quality, size, latency, coverage and parity.
+Limits: it measures time, so nothing else of KDQ may compute beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from kdq_core.api import Artifact, Asked, EvaluationReport, Metric, Needs, Port, Reads, Record, Section, Stage, Subject
+from kdq_core.work.slots import ARTIFACT, PLACED, QUANTIZED, STUDENT
+
+if TYPE_CHECKING:
+    from kdq_core.work.work import StageWork
+
+LIBRARIES = ("onnx", "onnxruntime", "torchmetrics", "scikit-learn")
+
+
+class Evaluate(Stage):
+    """What the files are worth."""
+
+    gives: ClassVar[str] = "report"
+    record: ClassVar[type[Record]] = EvaluationReport
+    needs: ClassVar[Needs] = Needs(device="cpu", alone=True)
+
+    def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
+        """The files, and the models they were made of, to compare with."""
+        return {"student": STUDENT, "quantized": QUANTIZED, "artifact": ARTIFACT}
+
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
+        """The evaluators, and how the student was quantized."""
+        sections = (
+            Section(name="workload"),
+            Section(name="student", only=("factory",)),
+            Section(name="quantize", only=PLACED),
+            Section(name="target"),
+            Section(name="evaluate"),
+        )
+        libraries = (*Reads().libraries, *LIBRARIES)
+        plugins = ("workload", "quantizer", "target", "evaluator")
+        return Reads(sections=sections, plugins=plugins, libraries=libraries)
+
+    def run(self, work: StageWork) -> Record:  # type: ignore[override]
+        """Run every evaluator on every file."""
+        from kdq_core.quantization.convert import convert
+        from kdq_core.work.quantized import prepared_student
+        from kdq_core.work.work import EVALUATION_BATCH
+
+        entry, artifact = work.input("artifact"), work.record("artifact", Artifact)
+        workload = work.workload
+        prepared = prepared_student(work)
+        target, threads = work.target, work.site.threads
+        subjects = {
+            slot: Subject(role=slot, path=entry.file(name), target=target, threads=threads)
+            for slot, name in artifact.baselines.items()
+        }
+        subjects["int8"] = Subject(
+            role="int8",
+            path=entry.file(artifact.path),
+            operators=artifact.operators,
+            output_scales=artifact.output_scales,
+            simulation=convert(prepared),
+            prepared=prepared,
+            target=target,
+            threads=threads,
+        )
+        measured: dict[str, tuple[Metric, ...]] = {}
+        todo = [(slot, evaluator) for slot in subjects for evaluator in work.evaluators]
+        for done, (slot, evaluator) in enumerate(todo, start=1):
+            metrics = evaluator.evaluate(
+                subjects[slot], subjects["student"], lambda: workload.batches("test", batch_size=EVALUATION_BATCH)
+            )
+            measured[slot] = measured.get(slot, ()) + metrics
+            work.progress(done, len(todo), f"{slot} {type(evaluator).__name__.lower()}")
+        return EvaluationReport(models=measured)

@@ -1,0 +1,117 @@
+"""Write the files: the quantized student for the target, and its float companions for the same runtime.
+
+What: converts the quantized student to integers and exports it; exports the float student, and the teacher where there
+    is one, so that all are measured alike.
+Defaults: the target `onnxruntime-cpu`. A teacher that is an ONNX file is written as it is.
+Limits: a teacher that has an ONNX file among others, or reads other inputs than the student, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdq_core.api import Artifact, Asked, Model, Needs, Port, Reads, Record, Section, Stage
+from kdq_core.work.slots import MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdq_core.work.work import StageWork
+
+INT8, EXAMPLE = "int8.onnx", "example.safetensors"
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Export(Stage):
+    """The files to ship and to compare with."""
+
+    gives: ClassVar[str] = "artifact"
+    record: ClassVar[type[Record]] = Artifact
+    needs: ClassVar[Needs] = Needs(device="cpu")
+
+    def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
+        """The quantized student, the float one, and a teacher where there is one."""
+        return {"teacher": optional(TEACHER), "student": STUDENT, "quantized": QUANTIZED}
+
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
+        """How the student was quantized, and for which target."""
+        sections = (
+            Section(name="workload"),
+            Section(name="student", only=("factory",)),
+            Section(name="quantize", only=PLACED),
+            Section(name="target"),
+            *((MEMBERS,) if "teacher" in wired else ()),
+        )
+        libraries = (*Reads().libraries, *LIBRARIES)
+        return Reads(sections=sections, plugins=("workload", "quantizer", "target"), libraries=libraries)
+
+    def models(self, asked: Asked, wired: frozenset[str]) -> tuple[Model, ...]:
+        """The int8 file and its companions."""
+        spec = asked.recipe.quantize
+        bits = "int8" if (spec.weights, spec.activations) == (8, 8) else f"W{spec.weights}A{spec.activations}"
+        teacher = Model(slot="teacher", form="file", title="teacher")
+        return (
+            *((teacher,) if "teacher" in wired and teacher_fits(asked) else ()),
+            Model(slot="student", form="file", title="float student"),
+            Model(slot="int8", form="file", title=f"{bits} student"),
+        )
+
+    def run(self, work: StageWork) -> Record:  # type: ignore[override]
+        """Export each model, and read how the runtime runs the int8 file."""
+        from safetensors.torch import save_file
+
+        from kdq_core.quantization.capture import capture
+        from kdq_core.quantization.convert import convert, output_scales
+        from kdq_core.teachers.onnx_teacher import OnnxTeacher
+        from kdq_core.work.quantized import placement, prepared_student
+
+        target, example = work.target, work.example()
+        student = work.model("student")
+        converted = convert(prepared_student(work))
+        slots = [model.slot for model in self.models(work.asked, work.wired.ports)]
+        models: dict[str, nn.Module] = {"student": student, "int8": converted}
+        if "teacher" in slots:
+            models["teacher"] = work.model("teacher")
+        for done, slot in enumerate(slots, start=1):
+            model, file = models[slot], work.draft / file_of(slot)
+            if isinstance(model, OnnxTeacher):
+                file.write_bytes(model.file())
+            else:
+                target.export(model, example, file)
+            work.progress(done, len(slots) + 1, file.name)
+        graph = capture(student, example)
+        inputs, outputs = target.signature(work.draft / INT8)
+        save_file({spec.name: x.contiguous() for spec, x in zip(inputs, example)}, work.draft / EXAMPLE)
+        return Artifact(
+            path=INT8,
+            example=EXAMPLE,
+            baselines={slot: file_of(slot) for slot in slots if slot != "int8"},
+            inputs=inputs,
+            outputs=outputs,
+            output_scales=output_scales(converted),
+            weight_bits_used=weight_bits(target.resolved()),
+            operators=target.coverage(work.draft / INT8, graph, keep_float=placement(work, graph).keep_float),
+        )
+
+
+def file_of(slot: str) -> str:
+    """Name of a model's file in the entry."""
+    return f"{slot}.onnx"
+
+
+def teacher_fits(asked: Asked) -> bool:
+    """Whether the teacher can be written beside the student, so that both are measured alike.
+
+    It cannot where the teacher reads other inputs, nor where something is around an ONNX model: other members, or a
+    normalisation.
+    """
+    teacher = asked.recipe.teacher
+    foreign = any(member.source in ("onnx", "registered") for member in teacher.members)
+    around = len(teacher.members) > 1 or any(member.normalize for member in teacher.members)
+    return not teacher.reads and not (foreign and around)
+
+
+def weight_bits(resolved: Mapping[str, Any]) -> int:
+    """Bits the target's kernels take for weights on this machine."""
+    return 7 if resolved.get("reduce_range") else 8

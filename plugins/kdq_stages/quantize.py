@@ -1,0 +1,96 @@
+"""Quantize the student.
+
+What: equalizes where the recipe asks for it, lets the ranges see calibration batches, corrects biases. A quantizer that
+    trains is then fitted with the teacher still teaching: first while ranges follow, then with ranges still, then with
+    batch-norm statistics still and biases rounded as the integers will be.
+Defaults: the quantizer `minmax-qat`, three epochs. Where no stage gives a teacher, the hard labels alone teach.
+Limits: a quantizer that does not train reads neither teacher nor distillers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from kdq_core.api import Asked, Checkpoint, Port, Reads, RecipeError, Record, Section, Stage
+from kdq_core.work.slots import OUTPUTS, STUDENT, TEACHER, optional, teaching_sections
+
+if TYPE_CHECKING:
+    from kdq_core.work.checking import CheckWork
+    from kdq_core.work.work import StageWork
+
+UNTRAINED = ("fit", "taught_by", "freeze_observers", "freeze_batch_norm", "weight_loss", "control")
+"""Fields that a quantizer which does not train has no use for."""
+
+
+class Quantize(Stage):
+    """The student with its quantizers, trained or calibrated."""
+
+    gives: ClassVar[str] = "quantized"
+    record: ClassVar[type[Record]] = Checkpoint
+
+    def inputs(self, asked: Asked) -> Mapping[str, Port]:
+        """The student; for a quantizer that trains, also the teacher and what is kept of it."""
+        student = {"student": STUDENT}
+        return {"teacher": optional(TEACHER), "outputs": OUTPUTS, **student} if asked.quantizer.trains else student
+
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
+        """The sections `quantize` and `target`; of a quantizer that trains with a teacher also `distill`."""
+        student = Section(name="student", only=("factory",))
+        if not asked.quantizer.trains:
+            sections = (
+                Section(name="workload"),
+                student,
+                Section(name="quantize", without=UNTRAINED),
+                Section(name="target"),
+            )
+            return Reads(sections=sections, plugins=("workload", "quantizer", "target"))
+        own = asked.recipe.quantize.taught_by == "student"
+        soft = Section(name="distill", without=("fit", "transfer", "control"))
+        taught = own or "teacher" in wired
+        return Reads(
+            sections=(
+                Section(name="workload"),
+                student,
+                Section(name="quantize"),
+                Section(name="target"),
+                *((soft,) if taught else ()),
+                *teaching_sections(wired, own=own),
+            ),
+            plugins=("workload", *(("distiller",) if taught else ()), "quantizer", "target"),
+        )
+
+    def check(self, work: CheckWork) -> None:  # type: ignore[override]
+        """Capture the untrained student, place its quantizers, and rehearse what is to be taught."""
+        from kdq_core.teachers.source import OnlineTeacher
+        from kdq_core.training.control import check_labels
+        from kdq_core.work.quantized import check_student
+        from kdq_core.work.rehearsal import rehearse, rehearse_in_graph, teacher_of
+        from kdq_core.work.work import EVALUATION_BATCH
+
+        spec, trains = work.section("quantize"), work.quantizer.trains
+        if not work.has("student"):
+            return
+        check_student(work, work.model("student"))
+        if not trains:
+            return
+        if spec.control and "teacher" not in work.givers and spec.taught_by != "student":
+            raise RecipeError(
+                "'quantize.control' asks what the teacher brings, but no stage gives a teacher; leave it out, or list "
+                "'train_teacher' before 'quantize'"
+            )
+        if spec.control:
+            test = work.workload.batches("test", batch_size=EVALUATION_BATCH)
+            check_labels(work.batches(0, spec.fit.batch_size), test)
+        if spec.taught_by == "student":
+            rehearse_in_graph(work, work.model("student"), OnlineTeacher(work.model("student")))  # its own layers
+        elif work.has("teacher"):
+            if not work.rehearsed:
+                rehearse(work, work.model("student"))
+            rehearse_in_graph(work, work.model("student"), teacher_of(work))
+
+    def run(self, work: StageWork) -> Record:  # type: ignore[override]
+        """Quantize it."""
+        from kdq_core.work.quantizing import calibrated, trained
+
+        return (trained if work.quantizer.trains else calibrated)(work)

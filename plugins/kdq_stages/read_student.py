@@ -1,0 +1,44 @@
+"""Read a student that is trained already.
+
+What: loads the safetensors file of `student` in the recipe into the workload's student, or into the module that its
+    `factory` makes, and gives it to the stages after it bit for bit.
+Defaults: a recipe with `student: {source: checkpoint}` begins with this stage; it need not list it.
+Limits: the file must have the keys and shapes of the module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from kdq_core.api import Asked, Checkpoint, Reads, Record, Section, Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdq_core.work.work import StageWork
+
+
+class ReadStudent(Stage):
+    """A student from a checkpoint."""
+
+    gives: ClassVar[str] = "student"
+    record: ClassVar[type[Record]] = Checkpoint
+
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
+        """The section `student`; its file and its factory by content."""
+        student = Section(name="student")
+        return Reads(
+            sections=(Section(name="workload"), student), plugins=("workload",), seeded=False, data=False, device=False
+        )
+
+    def untrained(self, work: StageWork) -> nn.Module:  # type: ignore[override]
+        """The student itself."""
+        from kdq_core.work.models import read_student
+
+        return read_student(work)
+
+    def run(self, work: StageWork) -> Record:  # type: ignore[override]
+        """Read it."""
+        from kdq_core.work.models import read_student
+
+        return work.checkpoint(read_student(work))

@@ -1,0 +1,82 @@
+"""Register the int8 file as a version of a model in MLflow.
+
+What: hands the file, its report, the gates and the digests of all it came from to the registry; the same bytes are
+    never registered twice.
+Defaults: the model has the recipe's name; `register: {name: ...}` gives it another.
+Limits: a run that does not meet a gate marked `required` fails here and registers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from kdq_core.api import Artifact, Asked, EvaluationReport, Needs, Port, Reads, Record, Section, Stage
+from kdq_core.store.records import ModelVersion
+from kdq_core.store.store import canonical, sha256_of
+from kdq_core.work.slots import ARTIFACT, REPORT
+
+if TYPE_CHECKING:
+    from kdq_core.recipe.spec import Site
+    from kdq_core.work.work import StageWork
+
+
+class Register(Stage):
+    """A version in the registry."""
+
+    gives: ClassVar[str] = "version"
+    record: ClassVar[type[Record]] = ModelVersion
+    needs: ClassVar[Needs] = Needs(device="none")
+
+    def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
+        """The file and its report."""
+        return {"artifact": ARTIFACT, "report": REPORT}
+
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
+        """The model's name, its gates, and which registry it is."""
+        tracking = asked.site.mlflow_uri if asked.site.tracking_uri else "the site's own"
+        return Reads(
+            sections=(Section(name="register"), Section(name="gates")),
+            libraries=("mlflow",),
+            others={"tracking": tracking},
+            seeded=False,
+            data=False,
+            device=False,
+        )
+
+    def run(self, work: StageWork) -> Record:  # type: ignore[override]
+        """Register it.
+
+        Raises:
+            StageError: a required gate of the recipe is not met.
+        """
+        from safetensors.numpy import load_file
+
+        from kdq_core.plan.gates import check_required
+        from kdq_registry.registering import register
+
+        exported, artifact = work.input("artifact"), work.record("artifact", Artifact)
+        report, recipe = work.record("report", EvaluationReport), work.asked.recipe
+        check_required(work.section("gates"), report, artifact.operators)
+        lineage = {
+            **work.lineage,
+            "data": work.asked.workload.fingerprint(),
+            "recipe": sha256_of(canonical(recipe.model_dump(mode="json"))),
+        }
+        return register(
+            work.site,
+            recipe=recipe,
+            artifact_file=exported.file(artifact.path),
+            artifact=artifact,
+            report=report,
+            lineage=lineage,
+            run_id=work.tracking_run,
+            example=load_file(exported.file(artifact.example)),
+        )
+
+    def still_there(self, record: Record, site: Site) -> bool:
+        """Whether the registry still has the version."""
+        from kdq_registry.registering import version_exists
+
+        assert isinstance(record, ModelVersion)
+        return version_exists(record, site)

@@ -1,0 +1,91 @@
+"""Bring the recipe's teachers together.
+
+What: trains on hard labels those teachers that are trained by KDQ, the workload's by default; reads the others from
+    their files. Several become one.
+Defaults: one teacher, the workload's, with the `fit` of the section `teacher`.
+Limits: a teacher that KDQ trains needs labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from kdq_core.api import Asked, Checkpoint, Reads, Record, Section, Stage, StageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdq_core.store.records import EpochRecord
+    from kdq_core.work.work import StageWork
+
+
+def workload_of_teachers(asked: Asked) -> Section:
+    """The workload without the options that only its student reads, unless a teacher is of the student's kind."""
+    own = any(member.source == "student" for member in asked.recipe.teacher.members)
+    unread = () if own else tuple(f"options.{name}" for name in sorted(asked.workload.student_options))
+    return Section(name="workload", without=unread)
+
+
+class TrainTeacher(Stage):
+    """The recipe's teachers."""
+
+    gives: ClassVar[str] = "teacher"
+    record: ClassVar[type[Record]] = Checkpoint
+
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
+        """The section `teacher`, without what does not get into the teachers' weights."""
+        members = asked.recipe.teacher.members
+        unread = ["cache", "precision"]
+        if not any(member.trained for member in members):
+            unread.append("fit")
+        if len(members) == 1:
+            unread.append("combine")
+        teacher = Section(name="teacher", without=tuple(unread))
+        libraries = Reads().libraries
+        if any(member.source == "onnx" for member in members):
+            libraries += ("onnx", "onnxruntime")
+        return Reads(sections=(workload_of_teachers(asked), teacher), plugins=("workload",), libraries=libraries)
+
+    def untrained(self, work: StageWork) -> nn.Module:  # type: ignore[override]
+        """The teachers as one; those from files with their weights."""
+        from kdq_core.teachers.members import empty_member, read_member, whole
+
+        spec = work.section("teacher")
+        given = [(empty_member if m.trained else read_member)(m, work.workload) for m in spec.members]
+        return whole(spec, given)
+
+    def check(self, work: StageWork) -> None:  # type: ignore[override]
+        """Refuse to train a teacher without labels."""
+        from kdq_core.training.losses import labelled
+
+        spec = work.section("teacher")
+        if any(member.trained for member in spec.members) and not labelled(work.batches(0, spec.fit.batch_size)):
+            raise StageError(
+                "the teacher is trained on labels, but no batch of the workload's split 'train' has any; label some, "
+                "or name a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file"
+            )
+
+    def run(self, work: StageWork) -> Record:  # type: ignore[override]
+        """Train or read each, in order."""
+        from kdq_core.plan.members import answering
+        from kdq_core.teachers.members import empty_member, read_member, whole
+        from kdq_core.teachers.source import reading
+        from kdq_core.training.losses import hard_loss
+
+        accelerator, spec, workload = work.accelerator(), work.section("teacher"), work.workload
+        members: list[nn.Module] = []
+        history: list[EpochRecord] = []
+        for number, member in enumerate(spec.members):
+            if not member.trained:
+                members.append(read_member(member, workload))
+                continue
+            work.seeded(f"teacher {number + 1}" if number else "teacher")
+            model = empty_member(member, workload)
+            one = whole(spec.model_copy(update={"members": (member,)}), [model])
+            read = partial(reading, names=spec.read_by(member))
+            at = replace(work, number=number)
+            history += at.fit(one, hard_loss(workload), spec.fit, accelerator=accelerator, read=read)
+            members.append(model)
+        return work.checkpoint(whole(spec, members).cpu(), tuple(history), answers=answering(spec))
