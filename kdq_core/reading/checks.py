@@ -6,18 +6,20 @@ Importable without torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import PluginError, RecipeError, did_you_mean, listing
+from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer
 from kdq_core.plugins.named import named_plugins
 from kdq_core.reading.recipe_file import read_document, recipe_from_document
+from kdq_core.reading.stages import check_stages, options_at
 from kdq_core.reading.teachers import check_files, check_teachers
+from kdq_core.recipe.site import Site
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kdq_core.recipe.spec import Recipe
     from kdq_core.recipe.strict_yaml import Document, Loc
 
@@ -57,6 +59,8 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
     for kind, name, options, loc in named_plugins(recipe):
 
         def where(inside: Loc, at: Loc = loc) -> str:
+            if lines and at[0] == "stages":
+                return lines.where((*options_at(recipe, int(at[1]), lines.value), *inside))
             return lines.where((*at, "options", *inside)) if lines else ""
 
         try:
@@ -66,6 +70,7 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
             raise PluginError(f"{place}: {error}" if place else str(error)) from error
     check_teachers(recipe, {loc: plugin for loc, plugin in built.items() if isinstance(plugin, Distiller)}, lines)
     _check_quantize(recipe, built, lines)
+    check_stages(Asked(recipe, Site(home=Path()), catalog.build), catalog, lines)
     _check_gates(recipe, [p for p in built.values() if isinstance(p, Evaluator)], lines)
 
 

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from kdq_core.errors import PluginError
+from kdq_core.errors import PluginError, did_you_mean
 from kdq_core.recipe.explain import dotted
-from kdq_core.recipe.spec import DistillerUse, DistillSpec, QuantizeSpec, TeacherSpec
+from kdq_core.recipe.spec import DistillerUse, DistillSpec, QuantizeSpec, Recipe, TeacherSpec
 from kdq_core.recipe.strict_yaml import Loc, short
 from kdq_core.recipe.teacher import MemberSpec
 
@@ -26,6 +26,8 @@ KINDS: dict[str, Kind] = {
 DEFAULTS: dict[Loc, str] = {("distill",): DistillSpec().use, ("quantize",): QuantizeSpec().use}
 OF_ONE_LOSS = DistillerUse.model_fields.keys() - DistillSpec.model_fields.keys()
 OF_ONE_TEACHER = MemberSpec.model_fields.keys() - TeacherSpec.model_fields.keys()
+FIELDS = frozenset(field.alias or name for name, field in Recipe.model_fields.items())
+"""What a recipe may have, beside sections of stages that it lists."""
 SOURCES = get_args(MemberSpec.model_fields["source"].annotation)
 FORMS = {"model": "NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion", "factory": "module:function"}
 SEVERAL = "several distillers are written as"
@@ -57,7 +59,9 @@ class Hints:
 
     def _key(self, section: Loc, asked: str, given: Any) -> tuple[Loc, str] | None:
         inside = self._at(section)
-        if not section or not isinstance(inside, dict):
+        if not section:
+            return self._section(asked)
+        if not isinstance(inside, dict):
             return None
         loc, use = (*section, asked), inside.get("use", DEFAULTS.get(section))
         start = f"unknown key {asked!r} in {dotted(section)!r}; "
@@ -72,6 +76,18 @@ class Hints:
         if section == ("teacher",) and asked in OF_ONE_TEACHER:
             return _of_one_teacher(inside)
         return None
+
+    def _section(self, asked: str) -> tuple[Loc, str] | None:
+        """An unknown key of the recipe itself that is, or is nearly, the name of a stage with options."""
+        if self.catalog is None:
+            return None
+        own = [name for name, entry in self.catalog.names("stage").items() if not entry.house]
+        if asked in own:
+            return (asked,), (
+                f"section {asked!r} holds the options of a stage that 'stages' does not list; list {asked!r} there"
+            )
+        near = did_you_mean(asked, own) if not did_you_mean(asked, FIELDS) else ""
+        return ((asked,), f"unknown key {asked!r}{near}") if near else None
 
     def _options(self, section: Loc, use: str) -> dict[str, Any]:
         kind = KINDS.get(str(section[0]))

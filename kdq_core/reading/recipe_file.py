@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from kdq_core.errors import RecipeError
-from kdq_core.reading.hints import Hints
+from kdq_core.reading.hints import FIELDS, Hints
 from kdq_core.recipe.explain import problems, summary
 from kdq_core.recipe.spec import Recipe
 from kdq_core.recipe.stages import with_sections
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kdq_core.plugins.catalog import Catalog
-
-FIELDS = frozenset(field.alias or name for name, field in Recipe.model_fields.items())
-"""What a recipe may have, beside sections of stages that it lists."""
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -27,6 +27,7 @@ def recipe_schema(catalog: Catalog) -> Schema:
     defs["Evaluator"] = _use(catalog, "evaluator", defs)
     _distill(catalog, defs)
     _refine(defs["QuantizeSpec"], catalog, "quantizer", QuantizeSpec().use, defs)
+    _stages(catalog, defs, fields)
     fields["workload"] = {"$ref": "#/$defs/Workload"}
     fields["target"] = {"$ref": "#/$defs/Target"}
     fields["evaluate"]["items"] = {"$ref": "#/$defs/Evaluator"}
@@ -52,6 +53,18 @@ def _distill(catalog: Catalog, defs: Schema) -> None:
     defs["DistillerUse"] = {"anyOf": [{"enum": sorted(catalog.names("distiller"))}, several]}
     section["properties"]["losses"] |= {"minItems": 1}
     section["not"] = {"anyOf": [{"required": ["losses", "use"]}, {"required": ["losses", "options"]}]}
+
+
+def _stages(catalog: Catalog, defs: Schema, fields: Schema) -> None:
+    """A stage of the list, and for each stage with options a section of its name."""
+    long = defs["StageUse"]
+    _refine(long, catalog, "stage", None, defs)
+    defs["StageUse"] = {"anyOf": [{"enum": sorted(catalog.names("stage"))}, long]}
+    for rule in long["allOf"]:
+        options = rule["then"]["properties"]["options"]
+        name = rule["if"]["properties"]["use"]["const"].rpartition("/")[2]
+        if options.get("properties") and name not in fields:
+            fields[name] = options
 
 
 def _use(catalog: Catalog, kind: Kind, defs: Schema) -> Schema:

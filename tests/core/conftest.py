@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdq_core.plan.plan import make_plan
+from kdq_core.plan.plan import asked_of, make_plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Kind, Plugin, Workload
+from kdq_core.plugins.wiring import wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Entry, Store
+from kdq_core.store.store import Entry
 from kdq_core.tensors import Batch, Outputs
-from kdq_core.work.context import StageContext
-from kdq_core.work.run import STAGES
+from kdq_core.work.run import StageRequest, run_stage
+from kdq_core.work.work import StageWork
 
 CATALOG = Catalog.load()
 
@@ -27,38 +28,44 @@ class Run:
     """The stages of one recipe; entries by stage name, and the events they sent."""
 
     def __init__(self, home: Path, catalog: Catalog = CATALOG, **recipe: Any) -> None:
-        self.recipe = Recipe.model_validate({"name": "tiny", **recipe})
         self.site, self.catalog = Site(home=home, threads=1), catalog
-        self.plan = make_plan(self.recipe, self.site, catalog)
+        self.plan = make_plan(Recipe.model_validate({"name": "tiny", **recipe}), self.site, catalog)
+        self.recipe = self.plan.recipe
         self.entries: dict[str, Entry] = {}
         self.events: list[dict[str, Any]] = []
+        self.checked = False
 
-    def context(self, name: str, draft: Path) -> StageContext:
-        """What the stage function is given."""
+    def work(self, name: str, draft: Path) -> StageWork:
+        """What the stage is given."""
         node, scratch = self.plan.node(name), self.site.home / "scratch" / name
         scratch.mkdir(parents=True, exist_ok=True)
-        return StageContext(
-            stage=name,
-            recipe=self.recipe,
-            site=self.site,
-            catalog=self.catalog,
-            parents={parent: self.entries[parent] for parent in node.parents},
+        asked = asked_of(self.recipe, self.site, self.catalog)
+        return StageWork(
+            wired=next(one for one in wire(asked, self.catalog) if one.title == name),
+            asked=asked,
+            parents={port: self.entries[title] for port, title in node.parents.items()},
             draft=draft,
-            scratch=scratch / "fit.safetensors",
+            scratch=scratch,
             emit=self.events.append,
-            parts=node.parts,
         )
 
     def stage(self, name: str) -> Entry:
-        """Run one stage, whose parents ran, and commit its entry."""
-        node, store = self.plan.node(name), Store(self.site.store)
-        torch.set_num_threads(self.site.threads)
-        digests = {parent: self.entries[parent].digest for parent in node.parents}
-        key = node.key(digests)
-        with store.draft(key) as draft:
-            record = STAGES[name](self.context(name, draft))
-            parts = node.full_parts(digests)
-            self.entries[name] = store.commit(draft, stage=name, key=key, parts=parts, record=record)
+        """Run one stage, whose parents ran, and commit its entry; the first one checks those that are not done."""
+        node = self.plan.node(name)
+        digests = {title: entry.digest for title, entry in self.entries.items() if entry is not None}
+        ahead = [] if self.checked else [other.name for other in self.plan.nodes if other.name not in self.entries]
+        request = StageRequest(
+            title=name,
+            key=node.key(digests),
+            parts=node.full_parts(digests),
+            parents={port: self.entries[title].manifest.key for port, title in node.parents.items()},
+            recipe=self.recipe,
+            site=self.site,
+            checks=tuple(ahead),
+            lineage=digests,
+        )
+        self.entries[name] = run_stage(request, self.events.append, self.catalog)
+        self.checked = True
         return self.entries[name]
 
 

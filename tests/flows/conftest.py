@@ -5,12 +5,17 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kdq_core.recipe.spec import Site
+from kdq_core.plan.plan import make_plan
+from kdq_core.plan.view import RunView
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.records import Manifest, Record
+from kdq_core.store.store import Entry
 from kdq_flows.servers.environment import apply_environment, prefect_environment
 from kdq_flows.servers.servers import down, ensure_prefect
 
@@ -60,3 +65,19 @@ def tiny_flow(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", folder)
     return "tiny_flow:tiny_flow"
+
+
+@pytest.fixture
+def view_of(tmp_path: Path) -> Callable[..., RunView]:
+    """Makes the view of a run of the digits from records by name of the stage."""
+
+    def view(**records: Record) -> RunView:
+        recipe = Recipe.model_validate({"name": "x", "workload": "digits"})
+        plan = make_plan(recipe, Site(home=tmp_path / "home", threads=1), Catalog.load())
+        manifests = {
+            name: Manifest(stage=name, key="0" * 64, parts={}, record=record, files=())  # type: ignore[arg-type]
+            for name, record in records.items()
+        }
+        return RunView(plan, {name: Entry(tmp_path, manifest) for name, manifest in manifests.items()})
+
+    return view

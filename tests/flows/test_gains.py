@@ -47,7 +47,7 @@ class Heard:
     def stage_started(self, node: Any, _key: str) -> str:
         return str(node.name)
 
-    def taught(self, run: str, student: Checkpoint) -> None:
+    def checkpoint(self, run: str, student: Checkpoint) -> None:
         if student.gains:
             self.gains_of[run] = student.gains
 
@@ -63,15 +63,15 @@ def test_a_stages_gains_reach_the_facts_the_page_and_mlflow(
 
     def in_worker(node: Any, key: str, parents: dict[str, str], _run: Any) -> Any:
         gains = (SHOWN,) if node.name == "distill" else ()
-        record = Checkpoint(role="student", weights="w", parameters=1, gains=gains)
+        record = Checkpoint(slot="student", weights="w", parameters=1, gains=gains)
         with pipeline.store.draft(key) as draft:
             (draft / "w").write_bytes(node.name.encode())
-            return pipeline.store.commit(draft, stage=node.name, key=key, parts={}, record=record)
+            return pipeline.store.commit(draft, stage=node.use, key=key, parts={}, record=record)
 
     monkeypatch.setattr(pipeline, "tracking", heard)
     monkeypatch.setattr(pipeline, "_in_worker", in_worker)
     for node in pipeline.plan.nodes[:4]:
-        digests = {name: pipeline.entries[name].digest for name in node.parents}
+        digests = {name: pipeline.entries[name].digest for name in node.parents.values()}
         assert pipeline.run_stage(node.name, digests)[1] is False
     facts = pipeline.facts()
     (found,) = facts.model_dump(mode="json")["gains"]
@@ -81,7 +81,7 @@ def test_a_stages_gains_reach_the_facts_the_page_and_mlflow(
     assert "\ndistill: with the teacher +1.2 points top-1 (0.4 to 2)\n" in capsys.readouterr().out
     again = Pipeline(pipeline.plan.recipe, pipeline.plan.site)
     for node in again.plan.nodes[:4]:
-        digests = {name: again.entries[name].digest for name in node.parents}
+        digests = {name: again.entries[name].digest for name in node.parents.values()}
         assert again.run_stage(node.name, digests)[1] is True
     assert again.facts().gains == facts.gains
     again.finish()

@@ -1,6 +1,5 @@
 """What evaluators note with a metric is among the facts of a run, and on the screen."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,26 +14,24 @@ def metric(name: str, value: float, note: str = "") -> Metric:
 
 
 def test_what_met_is_told_and_each_note_on_the_int8_model_once_with_its_first_metric(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], view_of: Any
 ) -> None:
     metrics = (
         metric("parity_flips", 2, "they part at stem"), metric("parity_p99_lsb", 1.5, "they part at stem"),
         metric("latency_p50_ms", 0.1), metric("other", 3, "another"),
     )  # fmt: skip
     report = EvaluationReport(models={"int8": metrics, "student": (metric("bytes", 1, "not told"),)})
-    entries: Any = {"evaluate": SimpleNamespace(record=report)}
     student = Checkpoint(
-        role="student", weights="w", parameters=1, transferred=("stem.weight", "stem.bias", "token"),
+        slot="student", weights="w", parameters=1, transferred=("stem.weight", "stem.bias", "token"),
         compared={"fitnet": (("stem", "members.0.stem"), ("body", "members.1.body"))},
     )  # fmt: skip
-    entries["distill"] = SimpleNamespace(record=student)
     told = (
         "fitnet compares stem ~ members.0.stem, body ~ members.1.body (student ~ teacher)",
         "started from the teacher: stem, token",
         "parity_flips is 2: they part at stem",
         "other is 3: another",
     )
-    assert notes_of(entries) == told
-    assert notes_of({}) == ()
+    assert notes_of(view_of(distill=student, evaluate=report)) == told
+    assert notes_of(view_of()) == ()
     _closing(RunResult(run="r", status="completed", seconds=1, stages=(), models={}, notes=told))
     assert "\n" + "\n".join(told[1:]) + "\n" in capsys.readouterr().out

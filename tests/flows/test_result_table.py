@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from kdq_flows.facts.result import RunResult, table_of
+from typing import Any
+
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.kinds import Column, Evaluator
+from kdq_core.recipe.spec import DEFAULT_EVALUATORS
+from kdq_core.store.records import EvaluationReport, Metric
+from kdq_flows.facts.result import table_of
 
 
-def result(**models: dict[str, float]) -> RunResult:
-    return RunResult(run="x", status="completed", seconds=1.0, stages=(), models=models)
+def house_columns() -> list[Column]:
+    built = [Catalog.load().build("evaluator", name) for name in DEFAULT_EVALUATORS]
+    return [column for evaluator in built if isinstance(evaluator, Evaluator) for column in evaluator.columns]
 
 
-def test_a_metric_that_was_not_measured_is_an_empty_cell() -> None:
-    rows = table_of(result(student={"top1": 0.5, "bytes": 2000.0}, int8={"top1": 0.25, "parity_flips": 3.0}))
+def report(**models: dict[str, float]) -> EvaluationReport:
+    return EvaluationReport(
+        models={
+            model: tuple(Metric(name=n, value=v, unit="fraction", direction="higher") for n, v in values.items())
+            for model, values in models.items()
+        }
+    )
+
+
+def test_a_metric_that_was_not_measured_is_an_empty_cell(view_of: Any) -> None:
+    measured = report(student={"top1": 0.5, "bytes": 2000.0}, int8={"top1": 0.25, "parity_flips": 3.0})
+    rows = table_of(view_of(evaluate=measured), house_columns())
     assert [row["model"] for row in rows] == ["teacher", "float student", "int8 student"]
     assert [row["top-1"] for row in rows] == ["", "50.00%", "25.00%"]
     assert [row["bytes"] for row in rows] == ["", "2,000", ""]
     assert list(rows[0]) == ["model", "top-1", "F1", "bytes", "p50 ms", "int8 MACs", "flips"]
 
 
-def test_each_further_task_has_a_column() -> None:
-    rows = table_of(result(student={"top1": 0.5, "top1/odd": 0.75}, int8={"top1": 0.25, "top1/odd": 0.5}))
+def test_each_further_task_has_a_column(view_of: Any) -> None:
+    measured = report(student={"top1": 0.5, "top1/odd": 0.75}, int8={"top1": 0.25, "top1/odd": 0.5})
+    rows = table_of(view_of(evaluate=measured), house_columns())
     assert list(rows[0])[:3] == ["model", "top-1", "top-1 odd"]
     assert [row["top-1 odd"] for row in rows] == ["", "75.00%", "50.00%"]
+
+
+def test_a_guests_metric_can_be_shown(view_of: Any) -> None:
+    column = Column(heading="energy", metric="joules", form="{:.1f} J")
+    rows = table_of(view_of(evaluate=report(int8={"joules": 1.25})), [column])
+    assert rows == (
+        {"model": "teacher", "energy": ""},
+        {"model": "float student", "energy": ""},
+        {"model": "int8 student", "energy": "1.2 J"},
+    )

@@ -14,8 +14,9 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import ModelVersion
-from kdq_core.store.store import Entry, Store
+from kdq_core.store.store import Entry
 from kdq_core.tensors import View
+from kdq_core.work.run import StageRequest, run_stage
 from kdq_flows.run.teachers import resolved
 from kdq_registry.environment import client
 
@@ -80,21 +81,18 @@ def planned(recipe: Recipe, site: Site) -> Plan:
 
 def ran(plan: Plan, *names: str) -> dict[str, Entry]:
     """Run stages in this process and commit their entries."""
-    from kdq_core.work.context import StageContext
-    from kdq_core.work.run import STAGES
-
-    store, entries = Store(plan.site.store), dict[str, Entry]()
+    entries = dict[str, Entry]()
     for name in names:
-        node, scratch = plan.node(name), plan.site.home / "scratch" / name / "fit.safetensors"
-        scratch.parent.mkdir(parents=True)
-        digests = {parent: entries[parent].digest for parent in node.parents}
-        key, parts = node.key(digests), node.full_parts(digests)
-        with store.draft(key) as draft:
-            parents = {parent: entries[parent] for parent in node.parents}
-            at = StageContext(
-                name, plan.recipe, plan.site, Catalog.load(), parents, draft, scratch, lambda _event: None, parts
-            )
-            entries[name] = store.commit(draft, stage=name, key=key, parts=parts, record=STAGES[name](at))
+        node, digests = plan.node(name), {title: entry.digest for title, entry in entries.items()}
+        request = StageRequest(
+            title=name,
+            key=node.key(digests),
+            parts=node.full_parts(digests),
+            parents={port: entries[title].manifest.key for port, title in node.parents.items()},
+            recipe=plan.recipe,
+            site=plan.site,
+        )
+        entries[name] = run_stage(request, lambda _event: None)
     return entries
 
 

@@ -36,7 +36,7 @@ def keys(text: str) -> tuple[str, str]:
     recipe = recipe_from_text(text)
     plan = make_plan(recipe, Site(home=Path("home")), CATALOG)
     nodes = [plan.node(name) for name in ("distill", "quantize")]
-    distill, quantize = (node.key(dict.fromkeys(node.parents, "0" * 64)) for node in nodes)
+    distill, quantize = (node.key(dict.fromkeys(node.parents.values(), "0" * 64)) for node in nodes)
     return distill, quantize
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kdq_core.distillation.transfer import transfer
 from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import TransferSpec
-from kdq_core.work.learning import distill
 from tests.core.conftest import Tiny
 
 FIT = {"epochs": 4, "batch_size": 32}
@@ -119,10 +118,10 @@ def test_a_killed_transfer_goes_on_to_the_same_bits(
 
     draft = tmp_path / "draft"
     draft.mkdir()
-    context = run.context("distill", draft)
+    context = run.work("distill", draft)
     object.__setattr__(context, "emit", kill)
     with pytest.raises(KeyboardInterrupt):
-        distill(context)
+        context.wired.stage.run(context)
     assert context.scratch.exists()
     found = weights(run.stage("distill"))
     assert all(torch.equal(found[name], value) for name, value in whole.items())

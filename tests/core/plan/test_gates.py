@@ -7,8 +7,9 @@ import pytest
 
 from kdq_core.errors import StageError
 from kdq_core.plan.gates import check_required, judge, with_fitting_gates
-from kdq_core.plan.plan import make_plan
+from kdq_core.plan.plan import asked_of, make_plan
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.wiring import models_of, wire
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe, Site
 from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage
 
@@ -69,13 +70,15 @@ def test_a_model_that_was_not_measured_is_named_where_a_gate_compares_with_it():
         ({"inputs": ["sound"]}, 2),
     ],
 )
-def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured(teacher, left):
+def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured(teacher, left, tmp_path):
     recipe = Recipe.model_validate({"name": "x", "workload": "digits", "teacher": teacher})
-    fitted, note = with_fitting_gates(recipe, Catalog.load())
+    catalog = Catalog.load()
+    asked = asked_of(recipe, Site(home=tmp_path), catalog)
+    fitted, note = with_fitting_gates(asked, models_of(wire(asked, catalog), asked))
     assert [gate.metric for gate in fitted.gates] == ["top1", "coverage_macs", "parity_flips"][3 - left :]
     assert note == (
         "" if left == 3 else
-        "the teacher cannot be measured beside the int8 file, so the default gates do not compare with it"
+        "the teacher is not measured beside the int8 file, so the default gates do not compare with it"
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def read_of(recipe: dict[str, Any], catalog: Catalog, home: Path) -> dict[str, A
             if isinstance(section, dict) and "resolved" in section:
                 section["resolved"] = sorted(section["resolved"])  # the values are those of this machine
         found[node.name] = {
-            "after": list(node.parents),
+            "after": node.parents,
             "recipe": parts["recipe"],
             "plugins": sorted(name for name in parts["code"] if name != "kdq"),
             "others": sorted(set(parts) - {"code", "recipe"}),

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from kdq_core.errors import PluginError
-from kdq_core.plan.plan import Plan, forecast, make_plan
+from kdq_core.plan.forecast import forecast
+from kdq_core.plan.plan import Plan, make_plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import FitSpec, Recipe, Site
 from kdq_core.store.records import Checkpoint
@@ -34,7 +35,7 @@ def stored(made: Plan, store: Store) -> dict[str, str]:
         if entry is None:
             with store.draft(key) as draft:
                 (draft / "weights").write_text(f"{node.name} of {key}")
-                record = Checkpoint(role="teacher", weights="weights", parameters=1)
+                record = Checkpoint(slot="teacher", weights="weights", parameters=1)
                 entry = store.commit(draft, stage=node.name, key=key, parts=parts, record=record)
         digests[node.name] = entry.digest
     return digests
@@ -174,8 +175,8 @@ def test_without_a_cache_the_students_stand_on_the_teacher_and_on_the_seed_of_th
 ) -> None:
     off = plan(catalog, tmp_path, teacher={"cache": {"enabled": False}})
     assert [node.name for node in off.nodes] == [name for name in STAGES if name != "cache_teacher"]
-    assert off.node("distill").parents == ("train_teacher",)
-    assert off.node("quantize").parents == ("train_teacher", "distill")
+    assert off.node("distill").parents == {"teacher": "train_teacher"}
+    assert off.node("quantize").parents == {"teacher": "train_teacher", "student": "distill"}
     digests = dict.fromkeys(STAGES, "0" * 64)
     other = plan(catalog, tmp_path, teacher={"cache": {"enabled": False, "seed": 1}})
     moved = [n.name for n in off.nodes if n.key(digests) != other.node(n.name).key(digests)]

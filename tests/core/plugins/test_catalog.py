@@ -83,7 +83,14 @@ def house() -> Catalog:
 def test_the_house_plugins_are_all_there_and_none_is_quarantined() -> None:
     catalog = house()
     assert catalog.quarantined == ()
-    assert {entry.kind for entry in catalog.entries} == {"workload", "distiller", "quantizer", "target", "evaluator"}
+    assert {entry.kind for entry in catalog.entries} == {
+        "workload",
+        "distiller",
+        "quantizer",
+        "target",
+        "evaluator",
+        "stage",
+    }
     assert all(entry.house and entry.distribution == "kdq" and entry.summary for entry in catalog.entries)
 
 
@@ -374,7 +381,8 @@ def test_a_recipe_without_a_file_is_checked_too() -> None:
 def test_checking_a_recipe_and_hashing_its_code_imports_no_torch() -> None:
     code = """
         import sys
-        from kdq_core.plugins.catalog import Catalog
+        from kdq_core.plugins.bases import KINDS
+from kdq_core.plugins.catalog import Catalog
         from kdq_core.reading.checks import check_recipe
         from kdq_core.plugins.code_version import kdq_code_version
         from kdq_core.recipe.spec import Recipe, Use

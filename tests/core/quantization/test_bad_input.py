@@ -15,16 +15,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdq_core.errors import KdqError, RecipeError, StageError
+from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Kind, Plugin, Workload
+from kdq_core.plugins.wiring import wire
 from kdq_core.quantization.convert import convert
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint, Manifest
 from kdq_core.store.store import Entry
 from kdq_core.tensors import Batch
-from kdq_core.work.context import StageContext
-from kdq_core.work.quantizing import quantize, quantized_student
+from kdq_core.work.quantized import prepared_student
+from kdq_core.work.work import StageWork
 
 CATALOG = Catalog.load()
 POST_TRAINING = ("static", "weight-only", "dynamic")
@@ -123,29 +125,30 @@ class Installed(Catalog):
 
 @pytest.fixture
 def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Run the stage `quantize` on a new model; gives the context of the next stage."""
+    """Run the stage `quantize` on a new model; gives the work of the next stage."""
 
-    def walk(section: dict[str, Any], model: type[nn.Module] = Net, **data: Any) -> StageContext:
+    def walk(section: dict[str, Any], model: type[nn.Module] = Net, **data: Any) -> StageWork:
         monkeypatch.setitem(globals(), "MODELS", [model])
         torch.manual_seed(0)
         start = model()
         save_file(start.state_dict(), tmp_path / "start.safetensors")
-        record = Checkpoint(role="student", weights="start.safetensors", parameters=0)
+        record = Checkpoint(slot="student", weights="start.safetensors", parameters=0)
         entry = Entry(tmp_path, Manifest(stage="distill", key="0" * 64, parts={}, record=record, files=()))
-        workload = {"use": "digits", "options": data}
-        context = StageContext(
-            stage="quantize",
-            recipe=Recipe.model_validate({"name": "bad", "workload": workload, "quantize": section}),
-            site=Site(home=tmp_path, threads=1),
-            catalog=Installed(CATALOG.plugins, CATALOG.quarantined),
-            parents={"distill": entry, "train_teacher": entry},
+        recipe = {"name": "bad", "workload": {"use": "digits", "options": data}, "quantize": section}
+        catalog = Installed(CATALOG.plugins, CATALOG.quarantined)
+        asked = asked_of(Recipe.model_validate(recipe), Site(home=tmp_path, threads=1), catalog)
+        by_title = {one.title: one for one in wire(asked, catalog)}
+        ports = by_title["quantize"].parents
+        work = StageWork(
+            wired=by_title["quantize"],
+            asked=asked,
+            parents={port: entry for port in ports if port != "outputs"},
             draft=tmp_path,
-            scratch=tmp_path / "fit.safetensors",
+            scratch=tmp_path,
             emit=lambda _event: None,
-            parts={},
         )
-        made = entry.manifest.model_copy(update={"record": quantize(context)})
-        return replace(context, parents=context.parents | {"quantize": Entry(tmp_path, made)})
+        made = entry.manifest.model_copy(update={"record": work.wired.stage.run(work)})
+        return replace(work, wired=by_title["export"], parents={**work.parents, "quantized": Entry(tmp_path, made)})
 
     return walk
 
@@ -251,9 +254,9 @@ def test_validate_says_which_bits_and_rules_there_are(
 @pytest.mark.parametrize("name", POST_TRAINING + TRAINED)
 def test_rows_of_zeros_and_constant_activations_are_no_trouble(name: str, walk: Any) -> None:
     still = {"epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0}
-    context = walk({"use": name} if name in POST_TRAINING else {"use": name, "fit": still}, Odd)
+    work = walk({"use": name} if name in POST_TRAINING else {"use": name, "fit": still}, Odd)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(5))
-    student, prepared = context.load_into(Odd(), "distill"), quantized_student(context)
+    student, prepared = work.model("student"), prepared_student(work)
     with torch.no_grad():
         asked, simulated, shipped = student(x), prepared(x), convert(prepared)(x)
     most = float(asked.abs().max())

@@ -12,7 +12,7 @@ from kdq_core.store.records import Checkpoint
 from kdq_core.store.store import Entry, Store, canonical
 
 KEY = "ab" + "0" * 62
-RECORD = Checkpoint(role="teacher", weights="weights.bin", parameters=3)
+RECORD = Checkpoint(slot="teacher", weights="weights.bin", parameters=3)
 
 
 def written(store: Store, key: str = KEY, content: bytes = b"weights", **parts: str) -> Entry:

@@ -9,6 +9,7 @@ import torch
 
 from kdq_core.store.records import Checkpoint, TeacherOutputs
 from kdq_core.tensors import Batch, View
+from kdq_core.work.data import view_of
 
 RECIPE: dict[str, Any] = {
     "workload": {"use": "digits", "options": {"teacher_width": 16, "student_width": 16}},
@@ -62,14 +63,14 @@ def test_a_student_with_dropout_too_has_one_curve_with_kept_outputs_and_beside_t
 
 
 def test_the_entry_holds_what_the_loaded_teacher_says_of_each_view(kept: Any, tmp_path: Path) -> None:
-    entry, context = kept.entries["cache_teacher"], kept.context("cache_teacher", tmp_path)
+    entry, context = kept.entries["cache_teacher"], kept.work("cache_teacher", tmp_path)
     record = entry.record
     assert isinstance(record, TeacherOutputs)
     assert (record.views, record.samples, record.classes, record.seed) == (3, 1197, 10, 0)
     assert record.teacher == kept.entries["train_teacher"].digest
     assert record.data == context.workload.fingerprint()
     rows = np.fromfile(entry.file("logits.bin"), "<f4").reshape(3, 1197, 10)
-    teacher = context.load_into(context.workload.teacher(), "train_teacher")
+    teacher = context.model("teacher")
     batch = next(iter(context.workload.batches("train", batch_size=64, view=View(0, 2))))
     with torch.no_grad():
         said = teacher(*batch.inputs).numpy()
@@ -80,7 +81,7 @@ def test_the_entry_holds_what_the_loaded_teacher_says_of_each_view(kept: Any, tm
 
 
 def test_each_epoch_takes_the_next_kept_view_in_an_order_of_its_own(kept: Any, tmp_path: Path) -> None:
-    context = kept.context("distill", tmp_path)
+    context = kept.work("distill", tmp_path)
     first, later = ([*context.batches(epoch, 64)] for epoch in (1, 4))
 
     def by_number(batches: list[Batch]) -> dict[int, bytes]:
@@ -94,6 +95,6 @@ def test_each_epoch_takes_the_next_kept_view_in_an_order_of_its_own(kept: Any, t
 
 
 def test_the_teacher_trains_on_views_of_its_own(kept: Any, tmp_path: Path) -> None:
-    context = kept.context("train_teacher", tmp_path)
-    assert context.view(3) is None
+    context = kept.work("train_teacher", tmp_path)
+    assert view_of(context, 3) is None
     assert [batch.view for batch in context.batches(3, 600)] == [3, 3]

@@ -110,8 +110,8 @@ def test_the_entry_holds_what_each_tapped_module_gives_in_each_view(kept, tmp_pa
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
         "logits": (3,), "features/relu": (8, 2, 2), "features/flat": (32,),
     }  # fmt: skip
-    context = kept.context("distill", tmp_path)
-    model = context.load_into(context.workload.teacher(), "train_teacher")
+    context = kept.work("distill", tmp_path)
+    model = context.model("teacher")
     batch = next(iter(context.workload.batches("train", batch_size=48, seed=5, view=View(0, 1))))
     with torch.no_grad():
         said = nn.Sequential(model.conv, model.bn, model.relu)(*batch.inputs).numpy()

@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdq_core.errors import RecipeError, StageError
-from kdq_core.plan.keys import answering
+from kdq_core.plan.members import answering
 from kdq_core.plugins.code_version import reached_hash
 from kdq_core.recipe.spec import Recipe
 from kdq_core.recipe.teacher import MemberSpec, NormalizeSpec
 from kdq_core.store.records import Checkpoint
 from kdq_core.teachers.members import Ensemble, Normalized, read_member
-from kdq_core.work.teaching import the_teacher
 from kdq_workloads.digits import Digits
 
 RECIPE: dict[str, Any] = {"workload": {"use": "digits", "options": {"teacher_width": 16, "student_width": 16}}}
@@ -191,7 +190,7 @@ def test_members_of_all_kinds_make_one_teacher_that_comes_back_from_the_store(
     run.stage("cache_teacher")
     run.stage("distill")
     path.unlink()  # the store has all of it
-    loaded: Any = the_teacher(run.context("cache_teacher", tmp_path))
+    loaded: Any = run.work("cache_teacher", tmp_path).model("teacher")
     x = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
         said = [member(x) for member in loaded.members]

@@ -91,7 +91,10 @@ def test_a_control_leaves_the_taught_student_as_it_is_and_makes_the_stage_run_ag
         ] * EPOCHS
 
     def keys(stage):
-        return [run.plan.node(stage).key(dict.fromkeys(run.plan.node(stage).parents, "0")) for run in (plain, other)]
+        return [
+            run.plan.node(stage).key(dict.fromkeys(run.plan.node(stage).parents.values(), "0"))
+            for run in (plain, other)
+        ]
 
     same = {node.name: len(set(keys(node.name))) == 1 for node in plain.plan.nodes}
     assert [name for name, alike in same.items() if not alike] == ["distill", "quantize"]
@@ -100,8 +103,8 @@ def test_a_control_leaves_the_taught_student_as_it_is_and_makes_the_stage_run_ag
 def test_the_gain_is_that_of_the_models_in_the_store_on_the_test_split(run_of, tmp_path):
     run = run_of(distill={"control": True})
     (gained,) = run.entries["distill"].record.gains
-    context = run.context("quantize", tmp_path)
-    student = context.load_into(context.workload.student(), "distill")
+    context = run.work("quantize", tmp_path)
+    student = context.model("student")
     (batch,) = context.workload.batches("test", batch_size=64)
     right = (student(*batch.inputs).argmax(1) == batch.targets).double().mean().item()
     assert gained.taught == pytest.approx(right)

@@ -1,0 +1,50 @@
+"""A recipe's stages held against what is installed: each slot is given, each gate is about a model there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kdq_core.errors import KdqError, RecipeError, did_you_mean, listing
+from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.wiring import models_of, wire
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.recipe.spec import Recipe
+    from kdq_core.recipe.strict_yaml import Document, Loc
+
+
+def check_stages(asked: Asked, catalog: Catalog, lines: Document | None = None) -> None:
+    """Refuse a list of stages that does not fit together, and gates about models that it does not give.
+
+    Args:
+        asked: the recipe with its plug-ins, each of which was built already.
+        catalog: the plug-ins installed.
+        lines: the document it was read from, for file and line in messages.
+
+    Raises:
+        RecipeError: with the stage or the gate.
+        PluginError: as a stage says of the workload.
+    """
+    try:
+        wired = wire(asked, catalog)
+    except KdqError as error:
+        written = "stages" in asked.recipe.model_fields_set
+        place = f"{lines.where(('stages',))}: " if lines and written else ""
+        raise type(error)(f"{place}{error}") from None
+    models = [model.slot for model in models_of(wired, asked)]
+    for index, gate in enumerate(asked.recipe.gates if "gates" in asked.recipe.model_fields_set else ()):
+        for field, model in (("of", gate.of), ("relative_to", gate.relative_to)):
+            if model is not None and model not in models:
+                place = f"{lines.where(('gates', index, field))}: " if lines else ""
+                raise RecipeError(
+                    f"{place}a gate on {gate.metric!r} names the model {model!r}{did_you_mean(model, models) or ','} "
+                    f"but the recipe's stages give: {listing(models)}"
+                )
+
+
+def options_at(recipe: Recipe, index: int, document: Mapping[str, object]) -> Loc:
+    """Where the options of the stage `index` of the list were written: in the list, or in a section of its name."""
+    title = recipe.stages[index].title
+    return (title,) if title in document else ("stages", index, "options")
