@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdq_core.distillation.pairs import Pair
-from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
+from kdq_core.distillation.tasks import distance_between, of_task, tasks_of
 from kdq_core.errors import KdqError, StageError
 from kdq_core.plugins.kinds import Distiller, TakenFor, Workload
 from kdq_core.recipe.schedule import Schedule
@@ -56,7 +56,7 @@ class Part:
     task: str | None = None
 
     @property
-    def follows_the_gap(self) -> bool:
+    def follows_distance(self) -> bool:
         """Whether a schedule asks how far student and teacher are apart."""
         return any(schedule.schedule == "gap" for schedule in (self.weight, *self.options.values()))
 
@@ -125,7 +125,7 @@ class DistillationLoss:
             ours = self.taught.features(index) if self.taught is not None else {}
             theirs = {pair.name: teacher.features[pair.teacher] for pair in part.pairs}
             for task in tasks:
-                distance = gap_between(student, teacher, task, self._reads(part)) if part.follows_the_gap else 0.0
+                distance = distance_between(student, teacher, task, self._reads(part)) if part.follows_distance else 0.0
                 weight, distiller = part.at(self._share, distance)
                 mine, told = of_task(student, task).logits, of_task(teacher, task).logits
                 seen = batch.task(task) if task and student.tasks else batch
