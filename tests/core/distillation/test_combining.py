@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kdq_core.distillation.combining import DistillationLoss, Part
+from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.distance import distance
+from kdq_core.distillation.parts import Part
 from kdq_core.errors import StageError
 from kdq_core.plugins.kinds import Distiller
 from kdq_core.recipe.schedule import Schedule
