@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
-    from kdq_targets.ort_pack import PackedWeight
+    from kdq_targets.onnx_pack import PackedWeight
 
 IN_A_BYTE = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2}
 """Digits that fit in a byte, by base."""

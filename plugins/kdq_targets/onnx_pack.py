@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from kdq_targets.ort_unpack import IN_A_BYTE, SPLITS, Decoders
+from kdq_targets.onnx_unpack import IN_A_BYTE, SPLITS, Decoders
 
 OVERHEAD = 250
 """Bytes that the nodes and constants of one decoder take, at most."""
