@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdq_core.errors import RecipeError
+from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.code_version import kdq_code_version, reached_hash
 from kdq_core.plugins.kinds import Distiller, Kind, Plugin, Target, Workload
@@ -34,7 +35,6 @@ _SHOWN_AS = {
 }
 """Use and options of a section without how its own stage trains, for the stages that only call the plug-in."""
 LIBRARIES = ("torch", "numpy", "accelerate", "onnx", "onnxscript", "onnxruntime")
-_ISA = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm"}
 
 
 class KeyParts:
@@ -194,11 +194,5 @@ def _module_digest(name: str) -> str:
 def device_class(site: Site) -> str:
     """What results may depend on: device, precision, thread count, instruction set."""
     kind = site.device.partition(":")[0]
-    return f"{kind} {site.precision}, {site.threads} threads, {platform.machine()} {_isa()}".strip()
-
-
-def _isa() -> str:
-    try:
-        return " ".join(sorted(_ISA & set(Path("/proc/cpuinfo").read_text().split())))
-    except OSError:
-        return ""
+    sets = " ".join(sorted(instruction_sets()))
+    return f"{kind} {site.precision}, {site.threads} threads, {platform.machine()} {sets}".strip()

@@ -9,9 +9,10 @@ from pydantic import JsonValue
 
 from kdq_core.errors import PluginError, StoreError
 from kdq_core.frozen import Frozen
+from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plan.gates import with_fitting_gates
 from kdq_core.plan.keys import KeyParts
-from kdq_core.plan.notes import without_effect
+from kdq_core.plan.notes import faster, without_effect
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.code_version import kdq_code_version
 from kdq_core.plugins.kinds import takes_views
@@ -44,7 +45,7 @@ class StageNode(Frozen):
 
 
 class Plan(Frozen):
-    """The DAG in topological order, and what it was made from; `note` tells the user where defaults were fitted."""
+    """The DAG in topological order, and what it was made from; `note` is told before it runs."""
 
     recipe: Recipe
     site: Site
@@ -104,7 +105,8 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
             },
         ),
     )
-    notes = (note, *without_effect(recipe, [use.title for use in parts.tapping]))
+    titles = [use.title for use in parts.tapping]
+    notes = (note, *without_effect(recipe, titles), *faster(recipe, site, instruction_sets()))
     return Plan(recipe=recipe, site=site, nodes=nodes, note="; ".join(filter(None, notes)))
 
 
