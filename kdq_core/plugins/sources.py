@@ -85,6 +85,8 @@ def module_file(module: str) -> str | None:
 
 
 def _spec(top: str) -> ModuleSpec | None:
+    if top == "__main__":
+        return None  # the script that runs, whichever it is
     try:
         return importlib.util.find_spec(top)
     except (ImportError, ValueError):
