@@ -14,7 +14,7 @@ from pydantic import Field
 
 from kdq_core.errors import PluginError, RecipeError, StageError, TransientError
 from kdq_core.grids.place import Place
-from kdq_core.intervals import Z95, paired
+from kdq_core.intervals import Z95, paired, wilson
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, hookimpl
@@ -89,7 +89,7 @@ __all__ = [
     "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError", "Subject", "TakenFor", "Target",
     "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload", "departures_of_conversion",
     "dequantize", "dynamic_linear", "export_program", "hookimpl", "module_path", "own_norm", "paired", "quantize",
-    "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable",
+    "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable", "wilson",
 ]  # fmt: skip
 
 
