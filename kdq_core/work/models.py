@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdq_core.errors import StageError
+from kdq_core.errors import PluginError, StageError
 from kdq_core.plugins.stage import Stage
 from kdq_core.store.records import Checkpoint, EpochRecord, Surgery
 from kdq_core.teachers.checkpoint import load_checkpoint
@@ -27,6 +27,11 @@ STUDENT = "student"
 def loaded(work: Shown, port: str) -> nn.Module:
     """The model whose weights stand at an input of a stage, in eval mode, on the CPU."""
     record = work.record(port, Checkpoint)
+    if record.slot == "quantized":
+        raise PluginError(
+            f"stage {work.title!r} asks for the plain model at its input {port!r}, but a quantized student stands "
+            "there; ask for work.quantized()"
+        )
     build = _BUILDERS.get(work.ports[port].slot, _student)
     model = build(work, record)
     model.load_state_dict(load_file(work.input(port).file(record.weights)))

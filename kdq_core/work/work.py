@@ -17,6 +17,7 @@ from kdq_core.work.shown import Shown
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
+    from torch.fx import GraphModule
 
     from kdq_core.recipe.spec import FitSpec
     from kdq_core.tensors import Batch
@@ -30,9 +31,14 @@ class StageWork(Shown):
     def model(self, port: str) -> nn.Module:
         """The model whose weights stand at an input, in eval mode, on the CPU."""
         from kdq_core.work.models import loaded
+
+        return loaded(self, port)
+
+    def quantized(self) -> GraphModule:
+        """The quantized student at the input `quantized`, made of the one at `student`; it rounds."""
         from kdq_core.work.quantized import prepared_student
 
-        return prepared_student(self) if self.ports[port].slot == "quantized" else loaded(self, port)
+        return prepared_student(self)
 
     def seeded(self, purpose: str) -> None:
         """Seed torch's generators for `purpose`, as a function of the recipe's seed."""
