@@ -21,7 +21,7 @@ from kdq_core.plugins.named import named_plugins
 from kdq_core.reading.teachers import no_factory, teacher_file
 from kdq_core.recipe.spec import DistillerUse, Recipe, Site, TeacherSpec
 from kdq_core.recipe.teacher import MemberSpec
-from kdq_core.store.store import sha256_file
+from kdq_core.store.hashing import sha256_file
 
 _PLACING = ("weights", "activations", "edges", "rules", "round_bias")
 _SHOWN_AS = {

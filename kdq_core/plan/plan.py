@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import JsonValue
@@ -17,13 +18,17 @@ from kdq_core.plugins.code_version import kdq_code_version
 from kdq_core.plugins.kinds import takes_views
 from kdq_core.reading.teachers import check_fused
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Store, canonical, sha256_of
+from kdq_core.store.hashing import canonical, sha256_of
+from kdq_core.store.store import Store
 
 StageName = Literal["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
 
 
 NAMED = 8
 """How many changed parts of a key `kdq plan` names: where there are more, it compares with another recipe's run."""
+
+COMPARED = 64
+"""How many entries of a stage, the newest ones, `kdq plan` compares a key with."""
 
 
 class StageNode(Frozen):
@@ -163,11 +168,11 @@ def _why(node: StageNode, parts: dict[str, JsonValue] | None, store: Store, wait
 
 
 def _changed(node: StageNode, parts: dict[str, JsonValue] | None, store: Store) -> list[str] | None:
-    """Names of the parts that differ from the most alike entry of the same stage; `None` where there is none."""
+    """Names of the parts that differ from the most alike newer entry of the stage; `None` where there is none."""
     mine = _flat(parts if parts is not None else node.parts)
     best: list[str] | None = None
-    for manifest in store.manifests(node.name):
-        theirs = _flat({k: v for k, v in manifest.parts.items() if parts is not None or k != "parents"})
+    for kept in islice(store.parts(node.name), COMPARED):
+        theirs = _flat({k: v for k, v in kept.items() if parts is not None or k != "parents"})
         differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if best is None or len(differ) < len(best):
             best = differ

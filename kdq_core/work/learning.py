@@ -16,8 +16,8 @@ from kdq_core.distillation.taught import taught as prepared
 from kdq_core.distillation.transfer import holding, transfer
 from kdq_core.errors import StageError
 from kdq_core.plan.keys import answering
+from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import Checkpoint, EpochRecord
-from kdq_core.store.store import sha256_file
 from kdq_core.teachers.members import empty_member, read_member, whole
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource
 from kdq_core.training.control import check_labels, gains, remembered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
@@ -13,7 +14,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.plan import StageName
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Record
+from kdq_core.store.family import Record
 from kdq_core.store.store import Entry, Store
 from kdq_core.work.context import Emit, StageContext
 from kdq_core.work.learning import distill, train_teacher
@@ -50,7 +51,7 @@ def run_stage(request: StageRequest, emit: Emit) -> Entry:
         emit: receives progress events.
     """
     store = Store(request.site.store)
-    existing = store.lookup(request.key)
+    existing = store.lookup_or_discard(request.key, lambda text: print(text, file=sys.stderr))
     if existing is not None:
         return existing
     torch.set_num_threads(request.site.threads)

@@ -10,7 +10,6 @@ from torch import nn
 from kdq_core.plugins.kinds import Subject
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert, output_scales
-from kdq_core.recipe.spec import Role
 from kdq_core.store.records import Artifact, EvaluationReport, Metric
 from kdq_core.teachers.onnx_teacher import OnnxTeacher
 from kdq_core.work.context import EVALUATION_BATCH, StageContext
@@ -35,7 +34,7 @@ def export(context: StageContext) -> Artifact:
     mixed = not isinstance(teacher, OnnxTeacher) and any(isinstance(m, OnnxTeacher) for m in teacher.modules())
     if mixed or context.recipe.teacher.reads:
         del models[TEACHER]
-    baselines: dict[Role, str] = {"teacher": TEACHER, "student": STUDENT}
+    baselines: dict[str, str] = {"teacher": TEACHER, "student": STUDENT}
     for done, (name, model) in enumerate(models.items(), start=1):
         if isinstance(model, OnnxTeacher):
             (context.draft / name).write_bytes(model.file())
@@ -68,7 +67,7 @@ def evaluate(context: StageContext) -> EvaluationReport:
     artifact = entry.record
     assert isinstance(artifact, Artifact)
     target, workload, threads = context.target, context.workload, context.site.threads
-    roles: dict[Role, str] = {**artifact.baselines, "int8": artifact.path}
+    roles: dict[str, str] = {**artifact.baselines, "int8": artifact.path}
     prepared = quantized_student(context)
     subjects = {
         role: Subject(
@@ -83,7 +82,7 @@ def evaluate(context: StageContext) -> EvaluationReport:
         )
         for role, name in roles.items()
     }
-    measured: dict[Role, tuple[Metric, ...]] = {}
+    measured: dict[str, tuple[Metric, ...]] = {}
     work = [(role, evaluator) for role in roles for evaluator in context.evaluators]
     for done, (role, evaluator) in enumerate(work, start=1):
         metrics = evaluator.evaluate(

@@ -18,7 +18,7 @@ from kdq_registry.experiments import experiment_id
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from kdq_core.recipe.spec import Recipe, Role, Site
+    from kdq_core.recipe.spec import Recipe, Site
     from kdq_core.store.records import EpochRecord, Gain, Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -97,7 +97,7 @@ class Tracker:
         """Write the curves of a fit; one step an epoch."""
         self._log(run_id, [(name, value, r.epoch) for r in records for name, value in r.values.items()])
 
-    def log_metrics(self, run_id: str, role: Role, metrics: Sequence[Metric]) -> None:
+    def log_metrics(self, run_id: str, role: str, metrics: Sequence[Metric]) -> None:
         """Write the figures of one model as `role/name`, with `_low` and `_high` where they have an interval."""
         points = []
         for metric in metrics:

@@ -10,6 +10,7 @@ from pydantic import Field
 from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.recipe.spec import Gate
+from kdq_core.store.family import Measured
 from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry
 from kdq_flows.facts.coverage import OperatorFacts
@@ -63,7 +64,7 @@ class RunResult(Frozen):
         status: `no-news` when every stage was cached.
         seconds: wall-clock time.
         stages: in the order of the plan; stages that were never reached are missing.
-        models: per model its metrics by name.
+        models: per model its metrics by name; in JSON one that is not finite is "NaN", "Infinity" or "-Infinity".
         gains: of the teacher, one for each stage that trained a control.
         notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
         gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
@@ -78,7 +79,7 @@ class RunResult(Frozen):
     status: Literal["completed", "no-news", "failed"]
     seconds: float
     stages: tuple[StageFacts, ...]
-    models: dict[str, dict[str, float]]
+    models: dict[str, dict[str, Measured]]
     gains: tuple[GainFacts, ...] = ()
     notes: tuple[str, ...] = ()
     gates: tuple[GateVerdict, ...] = ()
@@ -94,7 +95,7 @@ def models_of(entries: Mapping[str, Entry]) -> dict[str, dict[str, float]]:
     report = entries["evaluate"].record if "evaluate" in entries else None
     if not isinstance(report, EvaluationReport):
         return {}
-    return {role: {m.name: m.value for m in report.models.get(role, ())} for role in MODELS}  # type: ignore[call-overload]
+    return {role: {m.name: m.value for m in report.models.get(role, ())} for role in MODELS}
 
 
 def gains_of(entries: Mapping[str, Entry]) -> tuple[GainFacts, ...]:

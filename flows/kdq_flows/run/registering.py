@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from kdq_core.plan.gates import check_required
 from kdq_core.plan.plan import Plan
+from kdq_core.store.hashing import canonical, sha256_of
 from kdq_core.store.records import Artifact, EvaluationReport, ModelVersion
-from kdq_core.store.store import Entry, canonical, sha256_of
+from kdq_core.store.store import Entry
 
 
 def register(plan: Plan, entries: Mapping[str, Entry], run_id: str | None) -> ModelVersion:
