@@ -32,6 +32,7 @@ from kdq_core.plugins.kinds import (
     Workload,
 )
 from kdq_core.plugins.stage import Stage, Work
+from kdq_core.store.family import Record
 from kdq_core.store.records import (
     Artifact,
     Checkpoint,
@@ -39,7 +40,6 @@ from kdq_core.store.records import (
     EvaluationReport,
     Metric,
     OperatorCoverage,
-    Record,
     TeacherOutputs,
     TensorSpec,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Record
+from kdq_core.store.family import Record
 from kdq_core.store.store import Entry, Store
 from kdq_core.work.shown import Emit
 from kdq_core.work.work import StageWork
@@ -60,7 +61,7 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
         KdqError: the stage failed, or what it is made of was changed since it was planned.
     """
     store, catalog = Store(request.site.store), catalog or Catalog.load()
-    existing = store.lookup(request.key)
+    existing = store.lookup_or_discard(request.key, lambda text: print(text, file=sys.stderr))
     if existing is not None:
         return existing
     asked = asked_of(request.recipe, request.site, catalog)
