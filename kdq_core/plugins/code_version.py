@@ -34,7 +34,8 @@ def code_of(target: str, distribution: str, *, also: Iterable[str] = (), without
     outside of `site-packages` whole, and of installed distributions the version.
 
     Limits: KDQ does not see imports whose names are computed, what an installed distribution imports in its turn, files
-    outside of the package that the code opens, and the environment that it reads.
+    outside of the package that the code opens, and the environment that it reads. A package that writes into its own
+    folder changes its own code. `pip install --target` makes no `site-packages`: what lies there is read whole.
 
     Args:
         target: `package.module:Class`, or `package.module`.
