@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.frozen import Frozen
+from kdq_core.locks import held
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.recipe.spec import Gate
 from kdq_core.store.records import EvaluationReport
-from kdq_registry.environment import client, file_lock, folder, mlflow_errors
+from kdq_registry.environment import client, folder, mlflow_errors
 from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
 from kdq_registry.versions import model_named, models, nothing_yet, unknown_model, version_numbered, versions
 
@@ -73,7 +74,7 @@ def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None
     verdicts = judge(gates, report)
     reasons = tuple(vetoes(name, version, report)) if vetoes else ()
     promoted = all(verdict.met for verdict in verdicts) and not reasons
-    with mlflow_errors(site), file_lock(folder(site) / ".promote.lock"):
+    with mlflow_errors(site), held(folder(site) / ".promote.lock"):
         head = model_named(mlflow, name).aliases.get(ALIAS)
         result = PromotionResult(
             name=name,
