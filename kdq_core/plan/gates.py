@@ -59,7 +59,7 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
     notes = [f"quantizer {name!r} {why}"] if why and "int8" in slots else []
     if gates and "teacher" not in slots:
         gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
-        notes.append("the teacher is not measured beside the int8 file, so the default gates do not compare with it")
+        notes.append("no teacher is measured beside the int8 file, so the default gates do not compare with one")
     given = given_metrics(asked)
     missing = [gate.metric for gate in gates if given is not None and gate.metric not in given]
     if missing:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.code_version import reached_hash
-from kdq_core.reading.teachers import no_factory, teacher_file
+from kdq_core.reading.given import given_file, no_factory
 from kdq_core.recipe.spec import TeacherSpec
 from kdq_core.recipe.teacher import MemberSpec
 from kdq_core.store.store import sha256_file
@@ -28,14 +28,14 @@ def described(member: MemberSpec) -> dict[str, Any]:
     asked = _without_file(member)
     if member.file is None:
         return asked
-    return asked | {"sha256": sha256_file(teacher_file(member.file))}
+    return asked | {"sha256": sha256_file(given_file(member.file, "teacher"))}
 
 
 def _without_file(member: MemberSpec) -> dict[str, Any]:
     """A teacher without its file, and with its factory's code."""
     asked = member.model_dump(mode="json", exclude={"file", "model"})
     if member.factory is not None:
-        asked["factory_code"] = module_digest(member.factory)
+        asked["factory_code"] = module_digest(member.factory, "teacher")
     return asked
 
 
@@ -48,8 +48,12 @@ def answering(spec: TeacherSpec) -> dict[str, Any]:
     return {"members": members, "inputs": list(spec.inputs), "combine": spec.combine if len(members) > 1 else None}
 
 
-def module_digest(factory: str) -> str:
+def module_digest(factory: str, whose: str) -> str:
     """sha256 of the package that holds the module of `module:function`, and of all it imports; nothing is imported.
+
+    Args:
+        factory: as a recipe has it.
+        whose: `teacher` or `student`, for messages.
 
     Raises:
         RecipeError: there is no such module.
@@ -60,5 +64,5 @@ def module_digest(factory: str) -> str:
     except ImportError:
         found = None
     if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise RecipeError(no_factory(name))
+        raise RecipeError(no_factory(name, whose))
     return reached_hash(name.partition(".")[0])

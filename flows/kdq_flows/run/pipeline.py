@@ -18,6 +18,7 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Column
 from kdq_core.plugins.stage import Stage
+from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry, Store
@@ -203,7 +204,7 @@ class Pipeline:
         return entry
 
     def _stage(self, node: Node) -> Stage:
-        use = next(use for use in self.plan.recipe.stages if use.title == node.name)
+        use = next(use for use in listed(self.plan.recipe) if use.title == node.name)
         stage = self.catalog.build("stage", use.use, use.options)
         assert isinstance(stage, Stage)
         return stage
