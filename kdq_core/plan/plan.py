@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from kdq_core.frozen import Frozen
+from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plan.gates import with_fitting_gates
 from kdq_core.plan.keys import KeyParts
-from kdq_core.plan.notes import without_effect
+from kdq_core.plan.notes import faster, without_effect
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.contract import Model, Needs
@@ -85,7 +86,9 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     models = models_of(wired, asked)
     recipe, note = with_fitting_gates(asked, models)
     asked = asked.with_recipe(recipe)
-    notes = (note, *without_effect(asked, wired))
+    notes = [note, *without_effect(asked, wired)]
+    if any(one.stage.gives == "teacher" for one in wired):
+        notes += faster(recipe, site, instruction_sets())
     return Plan(
         recipe=recipe,
         site=site,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kdq_core.plan.members import described, module_digest
+from kdq_core.plan.factory import factory_code
+from kdq_core.plan.members import described
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Section
 from kdq_core.plugins.kinds import Distiller
@@ -59,7 +60,7 @@ def _student(asked: Asked) -> dict[str, Any]:
     if spec.file is not None:
         found["sha256"] = sha256_file(given_file(spec.file, "student"))
     if spec.factory is not None:
-        found |= {"factory": spec.factory, "factory_code": module_digest(spec.factory, "student")}
+        found |= {"factory": spec.factory, "factory_code": factory_code(spec.factory, "student")}
     return found
 
 

@@ -18,7 +18,8 @@ from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Record
 from kdq_core.store.store import Entry, Store
-from kdq_core.work.work import Emit, StageWork
+from kdq_core.work.shown import Emit
+from kdq_core.work.work import StageWork
 
 
 class StageRequest(Frozen):
@@ -70,7 +71,9 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
     scratch = request.site.home / "scratch" / request.key
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
     if wired.stage.needs.device != "none":
-        _prepare_torch(request.site)
+        from kdq_core.training.backend import plain_torch
+
+        plain_torch(request.site.threads)
         tempfile.tempdir = str(scratch / "tmp")  # what libraries write on the way stays in the home
         _check(request, before, asked, scratch, emit)
     with store.draft(request.key) as draft:
@@ -89,13 +92,6 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
         entry = store.commit(draft, stage=wired.use, key=request.key, parts=request.parts, record=record)
     shutil.rmtree(scratch, ignore_errors=True)
     return entry
-
-
-def _prepare_torch(site: Site) -> None:
-    import torch
-
-    torch.set_num_threads(site.threads)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 2 s
 
 
 def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratch: Path, emit: Emit) -> None:

@@ -16,7 +16,7 @@ from kdq_core.errors import LockedError, TransientError
 from kdq_core.locks import held, try_held
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
-from kdq_flows.run.owner import is_alive, owner_tag
+from kdq_flows.owner import is_alive, owner_tag
 
 
 def physical_device(device: str) -> str:

@@ -34,7 +34,8 @@ EXIT_SECONDS = 10.0
 """How long a child may take to leave after its last event."""
 _POLL_SECONDS = 0.1
 _LOG_LINES = 8
-WORKER = (sys.executable, "-m", "kdq_core.worker.main")
+WORKER = (sys.executable, "-P", "-m", "kdq_core.worker.main")
+"""`-P`: the folder kdq runs in is not searched for modules, neither here nor where a run is planned."""
 
 Event = dict[str, Any]
 

@@ -73,7 +73,7 @@ class WarmWorker:
             output = log.open("ab")
         with theirs, output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kdq_core.worker.warm", str(theirs.fileno()), entry, *first, *then],
+                [sys.executable, "-P", "-m", "kdq_core.worker.warm", str(theirs.fileno()), entry, *first, *then],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
