@@ -69,7 +69,8 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
     if "gates" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"gates": gates})
     if recipe.gates != gates:
-        lacking = [] if given is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in given]
+        known = given if slots else None
+        lacking = [] if known is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in known]
         notes = [f"no evaluator of the recipe gives {metric!r}, so that gate cannot be met" for metric in lacking]
     return recipe, "; ".join(notes)
 

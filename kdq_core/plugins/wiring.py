@@ -105,6 +105,11 @@ def models_of(wired: Sequence[Wired], asked: Asked) -> tuple[Model, ...]:
     return tuple({model.slot: model for model in models}.values())
 
 
+def measured_of(wired: Sequence[Wired], asked: Asked) -> tuple[Model, ...]:
+    """Those of them that are measured: none where no stage gives a report."""
+    return models_of(wired, asked) if any(one.stage.gives == "report" for one in wired) else ()
+
+
 def _check_record(title: str, port: Port, giver: Wired) -> None:
     if not issubclass(giver.stage.record, port.record):
         raise RecipeError(

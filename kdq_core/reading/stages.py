@@ -50,3 +50,26 @@ def options_at(recipe: Recipe, index: int, document: Mapping[str, object]) -> Lo
     """Where the options of the stage `index` of the list were written: in the list, or in a section of its name."""
     title = recipe.stages[index].title
     return (title,) if title in document else ("stages", index, "options")
+
+
+def check_options(recipe: Recipe, index: int, catalog: Catalog, lines: Document | None = None) -> None:
+    """Refuse options of a stage that has none but reads a section of its name: its settings belong there.
+
+    Args:
+        recipe: checked in itself already.
+        index: of the stage in the list.
+        catalog: the plug-ins installed.
+        lines: the document it was read from, for file and line in messages.
+
+    Raises:
+        RecipeError: it has options.
+        PluginError: there is no such stage.
+    """
+    use = recipe.stages[index]
+    fields = {field.alias or name for name, field in type(recipe).model_fields.items()}
+    if use.stage_name in fields and not catalog.load_class(catalog.find("stage", use.use)).model_fields:
+        place = f"{lines.where(('stages', index, 'options'))}: " if lines else ""
+        raise RecipeError(
+            f"{place}stage {use.title!r} has no options; its settings stand in the section {use.stage_name!r} of the "
+            "recipe"
+        )

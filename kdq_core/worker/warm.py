@@ -3,8 +3,9 @@
 Importing torch and what a stage pulls in behind it takes seconds. This process only imports: it computes nothing and
 starts no thread pool, so that a fork of it is as good as new. FD is a socket of type SOCK_SEQPACKET. A message on it is
 `{"environment": {...}, "after": int}` with five descriptors: stdin, log, events, lease and a status socket, on
-which the child says `pid <n>` and waits to be answered, and this process, when the child is over, `code <n>` (negative
-for a signal). A child whose status socket is closed before it is answered leaves. It has a session of its own, sees the message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
+which the child says `pid <n>` and waits for an answer, and this process, when the child is over, `code <n>` (negative
+for a signal). A child that gets no answer, since the other end is closed, leaves. It has a session of its own, sees the
+message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
 
 MODULEs are imported in turn, between messages; a message waits for the first `after` of them. When the socket is
 closed at the other end this process leaves, and its children die with it.
