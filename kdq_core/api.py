@@ -14,7 +14,7 @@ from pydantic import Field
 
 from kdq_core.errors import PluginError, RecipeError, StageError, TransientError
 from kdq_core.grids.place import Place
-from kdq_core.intervals import Z95, paired
+from kdq_core.intervals import Z95, paired, wilson
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, hookimpl
@@ -32,6 +32,7 @@ from kdq_core.plugins.kinds import (
     Workload,
 )
 from kdq_core.plugins.stage import Stage, Work
+from kdq_core.store.family import Record
 from kdq_core.store.records import (
     Artifact,
     Checkpoint,
@@ -39,7 +40,6 @@ from kdq_core.store.records import (
     EvaluationReport,
     Metric,
     OperatorCoverage,
-    Record,
     TeacherOutputs,
     TensorSpec,
 )
@@ -89,7 +89,7 @@ __all__ = [
     "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError", "Subject", "TakenFor", "Target",
     "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload", "departures_of_conversion",
     "dequantize", "dynamic_linear", "export_program", "hookimpl", "module_path", "own_norm", "paired", "quantize",
-    "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable",
+    "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable", "wilson",
 ]  # fmt: skip
 
 

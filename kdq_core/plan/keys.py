@@ -21,7 +21,7 @@ from kdq_core.plugins.named import named_plugins
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
-from kdq_core.store.store import sha256_file
+from kdq_core.store.hashing import sha256_file
 
 VERBS = ("kdq_core.training.backend", "kdq_core.work.data", "kdq_core.work.fitting", "kdq_core.work.models")
 """What runs with every stage that computes, by `Work`: data, fits, models."""

@@ -9,7 +9,7 @@ from kdq_core.plan.factory import factory_code
 from kdq_core.reading.given import given_file
 from kdq_core.recipe.spec import TeacherSpec
 from kdq_core.recipe.teacher import MemberSpec
-from kdq_core.store.store import sha256_file
+from kdq_core.store.hashing import sha256_file
 
 
 def described(member: MemberSpec) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.contract import Model, Needs
 from kdq_core.plugins.wiring import Wired, measured_of, models_of, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import canonical, sha256_of
+from kdq_core.store.hashing import canonical, sha256_of
 
 
 class Node(Frozen):

@@ -12,7 +12,7 @@ from kdq_core.plugins.contract import Section
 from kdq_core.plugins.kinds import Distiller
 from kdq_core.reading.given import given_file
 from kdq_core.recipe.spec import DistillerUse
-from kdq_core.store.store import sha256_file
+from kdq_core.store.hashing import sha256_file
 
 
 def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:

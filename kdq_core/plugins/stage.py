@@ -17,7 +17,8 @@ from pydantic import JsonValue
 
 from kdq_core.plugins.contract import Model, Needs, Port, Reads
 from kdq_core.plugins.kinds import Plugin, Quantizer, Target, Workload
-from kdq_core.store.records import Checkpoint, EpochRecord, Record
+from kdq_core.store.family import Record
+from kdq_core.store.records import Checkpoint, EpochRecord
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdq_core.errors import KdqError, PluginError, RecipeError
 from kdq_core.plugins.stage import Stage
 from kdq_core.recipe.stages import StageUse
-from kdq_core.store.records import Record
+from kdq_core.store.family import Record
 
 if TYPE_CHECKING:
     from kdq_core.plugins.asked import Asked

@@ -12,7 +12,7 @@ from kdq_core.work.watch import watching
 
 if TYPE_CHECKING:
     from kdq_core.plugins.catalog import Catalog
-    from kdq_core.store.records import Record
+    from kdq_core.store.family import Record
     from kdq_core.work.shown import Shown
     from kdq_core.work.work import StageWork
 

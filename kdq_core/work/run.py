@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
         KdqError: the stage failed, or what it is made of was changed since it was planned.
     """
     store, catalog = Store(request.site.store), catalog or Catalog.load()
-    existing = store.lookup(request.key)
+    existing = store.lookup_or_discard(request.key, lambda text: print(text, file=sys.stderr))
     if existing is not None:
         return existing
     with _turn(request, emit):

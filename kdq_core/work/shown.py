@@ -16,7 +16,7 @@ from kdq_core.plugins.contract import Port, Reads
 from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Quantizer, Target, Workload
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
-from kdq_core.store.records import Record
+from kdq_core.store.family import Record
 from kdq_core.store.store import Entry
 from kdq_core.work.guarded import guarded, shown_of
 

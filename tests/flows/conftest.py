@@ -15,7 +15,8 @@ from kdq_core.plan.plan import make_plan
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Manifest, Record
+from kdq_core.store.family import Record
+from kdq_core.store.records import Manifest
 from kdq_core.store.store import Entry
 from kdq_flows.servers.environment import apply_environment, prefect_environment
 from kdq_flows.servers.servers import down, ensure_prefect

@@ -11,6 +11,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
+from kdq_core.store.family import Measured
 from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
 from kdq_flows.facts.coverage import OperatorFacts
 
@@ -61,7 +62,7 @@ class RunResult(Frozen):
         status: `no-news` when every stage was cached.
         seconds: wall-clock time.
         stages: in the order of the plan; stages that were never reached are missing.
-        models: per model its metrics by name.
+        models: per model its metrics by name; in JSON one that is not finite is "NaN", "Infinity" or "-Infinity".
         table: the closing table, one row a model, cells by heading.
         gains: of the teacher, one for each stage that trained a control.
         notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
@@ -78,7 +79,7 @@ class RunResult(Frozen):
     status: Literal["completed", "no-news", "failed"]
     seconds: float
     stages: tuple[StageFacts, ...]
-    models: dict[str, dict[str, float]]
+    models: dict[str, dict[str, Measured]]
     table: tuple[dict[str, str], ...] = ()
     gains: tuple[GainFacts, ...] = ()
     notes: tuple[str, ...] = ()

@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,19 +189,21 @@ class Pipeline:
         )
 
     def _work_ahead(self) -> bool:
-        """Whether a heavy stage is not in the store. What is damaged there is told when it is that stage's turn."""
+        """Whether a heavy stage is not in the store, or damaged there."""
         digests: dict[str, str] = {}
-        with suppress(StoreError):
-            for node in self.plan.nodes:
-                if node.heavy:
+        for node in self.plan.nodes:
+            if node.heavy:
+                try:
                     digest = self.store.peek(node.key(digests))
-                    if digest is None:
-                        return True
-                    digests[node.name] = digest
+                except StoreError:
+                    return True
+                if digest is None:
+                    return True
+                digests[node.name] = digest
         return False
 
     def _cached(self, node: Node, key: str) -> Entry | None:
-        entry = self.store.lookup(key)
+        entry = self.store.lookup_or_discard(key, self.observer.message)
         if entry is not None and not self._stage(node).still_there(entry.record, self.plan.site):
             self.store.discard(key)
             return None

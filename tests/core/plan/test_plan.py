@@ -109,7 +109,7 @@ def test_a_damaged_entry_is_told_before_the_run(catalog: Catalog, tmp_path: Path
     state, why = told(made, store)["train_teacher"]
     assert state == "damaged"
     assert "is damaged" in why
-    assert why.endswith("delete that folder and run again: only its stage is computed anew")
+    assert why.endswith("; KDQ computes it anew")
 
 
 @pytest.mark.parametrize(

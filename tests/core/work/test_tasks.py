@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
+from kdq_core.distillation.tasks import distance_between, of_task, tasks_of
 from kdq_core.errors import StageError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Subject, Workload
@@ -351,8 +351,8 @@ def test_a_model_with_one_output_meets_the_task_the_recipe_names() -> None:
 def test_the_gap_where_no_task_is_named_is_the_mean_over_the_shared_ones() -> None:
     far, near = torch.tensor([[9.0, -9.0]]), torch.tensor([[-9.0, 9.0]])
     student, teacher = outputs(kind=far, bright=far), outputs(bright=far, kind=near)
-    assert gap_between(student, teacher, "", "classes") == pytest.approx(0.5, abs=1e-6)
-    assert gap_between(student, teacher, "kind", "classes") == pytest.approx(1.0, abs=1e-6)
+    assert distance_between(student, teacher, "", "classes") == pytest.approx(0.5, abs=1e-6)
+    assert distance_between(student, teacher, "kind", "classes") == pytest.approx(1.0, abs=1e-6)
 
 
 def test_teachers_of_one_task_each_make_one_of_two(whole: Any) -> None:
