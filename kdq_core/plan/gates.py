@@ -62,7 +62,7 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
     notes = [f"quantizer {name!r} {why}"] if why and "int8" in slots else []
     if gates and "teacher" not in slots:
         gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
-        notes.append("the teacher is not measured beside the int8 file, so the default gates do not compare with it")
+        notes.append("no teacher is measured beside the int8 file, so the default gates do not compare with one")
     given = given_metrics(asked)
     missing = [gate.metric for gate in gates if given is not None and gate.metric not in given]
     if missing:
@@ -72,7 +72,8 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
     if "gates" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"gates": gates})
     if recipe.gates != gates:
-        lacking = [] if given is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in given]
+        known = given if slots else None
+        lacking = [] if known is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in known]
         notes = [f"no evaluator of the recipe gives {metric!r}, so that gate cannot be met" for metric in lacking]
     return recipe, "; ".join(notes)
 

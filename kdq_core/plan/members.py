@@ -6,7 +6,7 @@ from typing import Any
 
 from kdq_core.errors import RecipeError
 from kdq_core.plan.factory import factory_code
-from kdq_core.reading.teachers import teacher_file
+from kdq_core.reading.given import given_file
 from kdq_core.recipe.spec import TeacherSpec
 from kdq_core.recipe.teacher import MemberSpec
 from kdq_core.store.hashing import sha256_file
@@ -26,14 +26,14 @@ def described(member: MemberSpec) -> dict[str, Any]:
     asked = _without_file(member)
     if member.file is None:
         return asked
-    return asked | {"sha256": sha256_file(teacher_file(member.file))}
+    return asked | {"sha256": sha256_file(given_file(member.file, "teacher"))}
 
 
 def _without_file(member: MemberSpec) -> dict[str, Any]:
     """A teacher without its file, and with its factory's code."""
     asked = member.model_dump(mode="json", exclude={"file", "model"})
     if member.factory is not None:
-        asked["factory_code"] = factory_code(member.factory)
+        asked["factory_code"] = factory_code(member.factory, "teacher")
     return asked
 
 

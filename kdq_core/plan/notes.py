@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from kdq_core.plugins.asked import Asked
-from kdq_core.plugins.wiring import Wired
+from kdq_core.plugins.wiring import Wired, measured_of
 from kdq_core.reading.teachers import all_onnx
 from kdq_core.recipe.spec import DistillSpec, FitSpec, Recipe, Site, TeacherSpec, TransferSpec
 from kdq_core.recipe.teacher import CacheSpec, MemberSpec
+
+SECTIONS = {name: name for name in ("teacher", "student", "distill", "quantize", "target", "evaluate")} | {
+    "register_as": "register"
+}
+"""Sections that some stage reads: fields of a recipe, and what they are called in its file."""
 
 
 def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
@@ -20,10 +25,12 @@ def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
     """
     recipe = asked.recipe
     read = {section.name for one in wired for section in one.stage.reads(asked, one.ports).sections}
-    for name in ("teacher", "student", "distill", "quantize"):
-        default = type(recipe).model_fields[name].default
-        if name not in read and getattr(recipe, name) != default:
+    for field, name in SECTIONS.items():
+        default = type(recipe).model_fields[field].default
+        if name not in read and getattr(recipe, field) != default:
             yield f"{name!r} does nothing, since no stage of the recipe reads it"
+    if recipe.gates and not measured_of(wired, asked):
+        yield "'gates' do nothing, since no stage of the recipe measures a model; 'evaluate' would"
     if "teacher" in read:
         yield from _of_cache(recipe.teacher.cache, [use.title for use in asked.tapping])
         yield from _of_teacher(recipe.teacher)

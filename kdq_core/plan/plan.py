@@ -14,7 +14,7 @@ from kdq_core.plan.notes import faster, without_effect
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.contract import Model, Needs
-from kdq_core.plugins.wiring import Wired, models_of, wire
+from kdq_core.plugins.wiring import Wired, measured_of, models_of, wire
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.hashing import canonical, sha256_of
 
@@ -84,7 +84,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     asked = asked_of(recipe, site, catalog)
     wired = wire(asked, catalog)
     models = models_of(wired, asked)
-    recipe, note = with_fitting_gates(asked, models)
+    recipe, note = with_fitting_gates(asked, measured_of(wired, asked))
     asked = asked.with_recipe(recipe)
     notes = [note, *without_effect(asked, wired)]
     if any(one.stage.gives == "teacher" for one in wired):
@@ -106,7 +106,7 @@ def fitted(recipe: Recipe, site: Site, catalog: Catalog) -> Recipe:
         PluginError: a plug-in is missing or broken.
     """
     asked = asked_of(recipe, site, catalog)
-    return with_fitting_gates(asked, models_of(wire(asked, catalog), asked))[0]
+    return with_fitting_gates(asked, measured_of(wire(asked, catalog), asked))[0]
 
 
 def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog) -> tuple[Node, ...]:

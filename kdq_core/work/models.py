@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdq_core.errors import PluginError, StageError
+from kdq_core.errors import PluginError
 from kdq_core.plugins.stage import Stage
+from kdq_core.reading.given import given_file
 from kdq_core.store.records import Checkpoint, EpochRecord, Surgery
 from kdq_core.teachers.checkpoint import load_checkpoint
 from kdq_core.teachers.factory import made_by
@@ -48,14 +48,12 @@ def read_student(work: Shown) -> nn.Module:
     """The student that the recipe gives as a checkpoint.
 
     Raises:
-        StageError: the file is missing, or does not fit the student.
+        RecipeError: the file is not there.
+        StageError: it does not fit the student.
     """
     spec = work.section("student")
-    path = Path(spec.file)
-    if not path.is_file():
-        raise StageError(f"the student's file {spec.file!r} is not there; check 'file' in 'student'")
     model = new_student(work)
-    load_checkpoint(model, path, spec.factory or "the workload's student()", "student")
+    load_checkpoint(model, given_file(spec.file, "student"), spec.factory or "the workload's student()", "student")
     return model
 
 

@@ -129,6 +129,13 @@ class Shown:
                 "there, so that the stage's key holds its code"
             )
 
+    def _check_data(self) -> None:
+        if not self.reads.data:
+            raise PluginError(
+                f"stage {self.title!r} reads the workload's data, but its reads() says data=False; drop that, so that "
+                "the stage's key holds the data's fingerprint"
+            )
+
     def has(self, port: str) -> bool:
         """Whether an optional input is there."""
         return port in self.parents

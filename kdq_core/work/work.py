@@ -54,12 +54,14 @@ class StageWork(Shown):
         """Two validation samples, to learn a model's graph, paths and shapes from; the same in each stage."""
         from kdq_core.work.data import two_samples
 
+        self._check_data()
         return two_samples(self.workload)
 
     def batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
         """The training batches of one epoch of this stage, each with the number of its view."""
         from kdq_core.work.data import training_batches
 
+        self._check_data()
         return training_batches(self, epoch, batch_size)
 
     def accelerator(self, *, exact: bool = False) -> Accelerator:

@@ -67,6 +67,7 @@ class RunResult(Frozen):
         gains: of the teacher, one for each stage that trained a control.
         notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
         gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
+        weights: paths of the weights in each slot that holds some, such as `student`.
         artifact: the int8 file, once exported.
         coverage: how each of its operators runs.
         version: the model version, once registered.
@@ -83,6 +84,7 @@ class RunResult(Frozen):
     gains: tuple[GainFacts, ...] = ()
     notes: tuple[str, ...] = ()
     gates: tuple[GateVerdict, ...] = ()
+    weights: dict[str, str] = Field(default={})
     artifact: ArtifactFacts | None = None
     coverage: tuple[OperatorFacts, ...] = ()
     version: VersionFacts | None = None
@@ -126,6 +128,16 @@ def gates_of(view: RunView) -> tuple[GateVerdict, ...]:
     """The verdicts on the evaluation report, if there is one."""
     report = view.record("report", EvaluationReport)
     return () if report is None else judge(view.plan.recipe.gates, report)
+
+
+def weights_of(view: RunView) -> dict[str, str]:
+    """Where the weights in each slot are, in the order of the plan."""
+    found: dict[str, str] = {}
+    for slot in dict.fromkeys(node.gives for node in view.plan.nodes):
+        entry, record = view.entry(slot), view.record(slot, Checkpoint)
+        if entry is not None and record is not None:
+            found[slot] = str(entry.file(record.weights))
+    return found
 
 
 def artifact_of(view: RunView) -> ArtifactFacts | None:

@@ -40,6 +40,10 @@ WORKER = (sys.executable, "-P", "-m", "kdq_core.worker.main")
 Event = dict[str, Any]
 
 
+class StageCancelledError(StageError):
+    """The run does not want the stage any more."""
+
+
 class Child(Protocol):
     """What is needed of `subprocess.Popen`; the child leads a session of its own."""
 
@@ -264,7 +268,7 @@ def _checker(seconds: float, log: Path, cancelled: threading.Event | None) -> Ca
 
     def check() -> None:
         if cancelled is not None and cancelled.is_set():
-            raise StageError("the stage was cancelled and its worker ended")
+            raise StageCancelledError("the stage was cancelled and its worker ended")
         if time.monotonic() >= deadline:
             raise StageError(_too_long(seconds, log))
 

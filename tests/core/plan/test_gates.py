@@ -81,7 +81,7 @@ def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured
     assert [gate.metric for gate in fitted.gates] == ["top1", "coverage_macs", "parity_flips"][3 - left :]
     assert note == (
         "" if left == 3 else
-        "the teacher is not measured beside the int8 file, so the default gates do not compare with it"
+        "no teacher is measured beside the int8 file, so the default gates do not compare with one"
     )  # fmt: skip
 
 
