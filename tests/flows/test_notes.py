@@ -1,13 +1,16 @@
 """What evaluators note with a metric is among the facts of a run, and on the screen."""
 
+import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kdq_core.recipe.spec import Gate
 from kdq_core.store.records import Checkpoint, EvaluationReport, Metric
 from kdq_flows.cli.run import _closing
-from kdq_flows.facts.result import RunResult, notes_of
+from kdq_flows.facts.result import RunResult, gates_of, models_of, notes_of, table_of
 
 
 def metric(name: str, value: float, note: str = "") -> Metric:
@@ -38,3 +41,15 @@ def test_what_met_is_told_and_each_note_on_the_int8_model_once_with_its_first_me
     assert notes_of({}) == ()
     _closing(RunResult(run="r", status="completed", seconds=1, stages=(), models={}, notes=told))
     assert "\n" + "\n".join(told[1:]) + "\n" in capsys.readouterr().out
+
+
+def test_metrics_and_gates_that_are_not_finite_are_text_in_valid_json() -> None:
+    report = EvaluationReport(models={"int8": (metric("f1", math.nan), metric("loss", math.inf))})
+    entries: Any = {"evaluate": SimpleNamespace(record=report)}
+    gates = gates_of((Gate(metric="loss", at_most=1.0),), entries)
+    result = RunResult(run="r", status="completed", seconds=1, stages=(), models=models_of(entries), gates=gates)
+    printed = json.loads(result.model_dump_json(), parse_constant=pytest.fail)
+    assert printed["models"]["int8"] == {"f1": "NaN", "loss": "Infinity"}
+    assert (printed["gates"][0]["value"], printed["gates"][0]["met"]) == ("Infinity", False)
+    assert RunResult.model_validate(printed).models["int8"]["loss"] == math.inf
+    assert table_of(result)[2]["F1"] == "nan%"

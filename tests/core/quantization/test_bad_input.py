@@ -20,6 +20,7 @@ from kdq_core.plugins.kinds import Kind, Plugin, Workload
 from kdq_core.quantization.convert import convert
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.checks import check_weights
 from kdq_core.store.records import Checkpoint, Manifest
 from kdq_core.store.store import Entry
 from kdq_core.tensors import Batch
@@ -145,6 +146,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             parts={},
         )
         made = entry.manifest.model_copy(update={"record": quantize(context)})
+        check_weights(tmp_path, ["weights.safetensors"], "quantize")
         return replace(context, parents=context.parents | {"quantize": Entry(tmp_path, made)})
 
     return walk
