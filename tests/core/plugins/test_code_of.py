@@ -22,6 +22,9 @@ Write = Callable[..., None]
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Write files below three folders of PYTHONPATH: `mine`, `theirs` and `site-packages`."""
+    names = {"guest", "helper", "other", "mod", "big", "bigger", "space"}
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test's
     for name in ("mine", "theirs", "env/site-packages"):
         (tmp_path / name).mkdir(parents=True)
         monkeypatch.syspath_prepend(str(tmp_path / name))
@@ -33,7 +36,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
             path.write_text(text)
 
     yield write
-    assert not {"guest", "helper", "other", "mod", "big", "space"} & set(sys.modules)
+    assert not names & set(sys.modules)
 
 
 def code() -> Code:
