@@ -134,6 +134,8 @@ def big(version: str, name: str = "Big-Dist") -> dict[str, str]:
 def test_of_an_installed_library_the_version_counts_and_nothing_else(write: Write, tmp_path: Path) -> None:
     write(**GUEST, **{"mine/guest/more.py": "import big.inner, bigger, json, no_such_module", "theirs/helper.py": ""})
     write(**big("1.0.1"))
+    foot = "env/site-packages/bigfoot-1.dist-info"
+    write(**{f"{foot}/METADATA": "Name: bigfoot\nVersion: 1\n", f"{foot}/RECORD": "bigfoot.py,,\n"})
     os.utime(tmp_path / "env/site-packages", (1, 1))  # what is so old is remembered
     before = code()
     assert before.libraries.keys() == {"Big-Dist", "numpy"}
