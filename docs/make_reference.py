@@ -94,9 +94,9 @@ distill:
 TRANSFER = """\
 Each group of neighbouring channels in a teacher's layer becomes one channel in the student's layer. KDQ takes the mean
 over output channels and the sum over input channels; it takes the mean of vectors that are added to features or scale
-them. Then, in each round, it holds a random share of these tensors fixed and trains all others. The student's layers must have the same kind and kernel as
-the teacher's, and be no wider; `auto` leaves out all others. KDQ copies no buffers but the running statistics of batch
-norm."""
+them. Then, in each round, it holds a random share of these tensors fixed and trains all others. The student's layers
+must have the same kind and kernel as the teacher's, and be no wider; `auto` leaves out all others. KDQ copies no
+buffers but the running statistics of batch norm."""
 SCHEDULE = """\
 A weight takes a number or a schedule, and so does every option of a distiller that is a real number. A schedule runs
 once over the steps of `distill`, and again over the steps of `quantize`."""
