@@ -121,6 +121,14 @@ def test_what_is_imported_for_types_alone_is_not(write: Write) -> None:
     assert set(code().libraries) == {"numpy"}
 
 
+def test_the_standard_library_is_left_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(**GUEST, **{"mine/guest/more.py": "import json, sys, __main__, __future__"})
+    looked, files = list[str](), sources.files
+    monkeypatch.setattr(sources, "files", lambda place: [looked.append(place), *files(place)][1:])
+    code()
+    assert [Path(place).name for place in looked] == ["guest"]
+
+
 def big(version: str, name: str = "Big-Dist") -> dict[str, str]:
     info = f"env/site-packages/big_dist-{version}.dist-info"
     return {
