@@ -140,30 +140,30 @@ def installed() -> Any:
     return with_workload
 
 
+def bringing(base: Catalog, **stages: type[Stage]) -> Catalog:
+    """A catalog with further stages, as a guest distribution `kdq-toys` 1.0 would bring them."""
+
+    class Bringing(type(base)):  # type: ignore[misc]
+        def load_class(self, entry: CatalogEntry) -> Any:
+            return stages[entry.name] if entry.distribution == "kdq-toys" else super().load_class(entry)
+
+        def code_of(self, entry: CatalogEntry, **how: Any) -> Any:
+            toy = entry.distribution == "kdq-toys"
+            return super().code_of(self.find("stage", "export") if toy else entry, **how)
+
+    catalog: Catalog = Bringing(base.plugins, base.quarantined)
+    about = {"distribution": "kdq-toys", "version": "1.0", "house": False}
+    catalog.entries += tuple(
+        CatalogEntry(kind="stage", name=name, target=f"{one.__module__}:{one.__name__}", **about)
+        for name, one in stages.items()
+    )
+    return catalog
+
+
 @pytest.fixture(scope="session")
 def with_stages() -> Any:
-    """Makes a catalog with further stages, as a guest distribution `kdq-toys` 1.0 would bring them."""
-
-    def made(base: Catalog, **stages: type[Stage]) -> Catalog:
-        class WithStages(type(base)):  # type: ignore[misc]
-            def load_class(self, entry: CatalogEntry) -> Any:
-                return stages[entry.name] if entry.distribution == "kdq-toys" else super().load_class(entry)
-
-            def code_of(self, entry: CatalogEntry, **how: Any) -> Any:
-                return super().code_of(
-                    self.find("stage", "export") if entry.distribution == "kdq-toys" else entry, **how
-                )
-
-        catalog: Catalog = WithStages(base.plugins, base.quarantined)
-        about = {"distribution": "kdq-toys", "version": "1.0", "house": False}
-        toys = (
-            CatalogEntry(kind="stage", name=name, target=f"{one.__module__}:{one.__name__}", **about)
-            for name, one in stages.items()
-        )
-        catalog.entries += tuple(toys)
-        return catalog
-
-    return made
+    """Makes a catalog from another one and stages by name."""
+    return bringing
 
 
 @pytest.fixture(scope="session")
