@@ -287,9 +287,12 @@ def test_a_workload_that_keeps_a_cache_is_no_fault_of_the_stage_that_reads_it(
 ) -> None:
     from kdq_core.work.watch import watching
 
-    (tmp_path / "kdq_a_workload.py").write_text("def load(path):\n    path.write_text('kept')\n")
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "kdq_a_workload.py").write_text("def load(path):\n    path.write_text('kept')\n")
     (tmp_path / "a_stage.py").write_text("import kdq_a_workload\ndef run(path):\n    kdq_a_workload.load(path)\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(installed)
     import a_stage  # type: ignore[import-not-found]
 
     file = tmp_path / "kept.bin"

@@ -19,6 +19,7 @@ class Slow(Stage):
     def reads(self, asked, wired):
         return Reads(seeded=False, data=False)
     def run(self, work):
+        work.progress(1, 1, "computed")
         time.sleep(1.5)
         (work.draft / "w").write_bytes(b"1")
         return Checkpoint(slot="student", weights="w", parameters=1)
@@ -44,7 +45,7 @@ def test_the_second_of_two_runs_waits_for_the_first_and_finds_its_entry(tmp_path
         one.stdin.flush()
     said = sorted(one.communicate(timeout=60)[0] for one in both)
     folder = next((tmp_path / "home" / "store").glob("??/*"))
-    assert said == [f"{folder} ['waits: another run computes it']\n", f"{folder} []\n"]
+    assert said == [f"{folder} ['computed']\n", f"{folder} ['waits: another run computes it']\n"]
     assert [one.returncode for one in both] == [0, 0]
     assert list((tmp_path / "home" / "locks").iterdir()) == []
     assert list((tmp_path / "home" / "scratch").iterdir()) == []
