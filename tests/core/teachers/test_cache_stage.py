@@ -10,6 +10,8 @@ import torch
 from kdq_core.store.records import Checkpoint, TeacherOutputs
 from kdq_core.tensors import Batch, View
 
+pytestmark = pytest.mark.isa
+
 RECIPE: dict[str, Any] = {
     "workload": {"use": "digits", "options": {"teacher_width": 16, "student_width": 16}},
     "distill": {"fit": {"epochs": 3}},
