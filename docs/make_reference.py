@@ -96,8 +96,34 @@ kernel; `auto` leaves out those that are not. Of buffers only the running statis
 SCHEDULE = """\
 A weight, and every option of a distiller that is a real number, takes a number or a schedule. It runs once over the
 steps of `distill`, and again over those of `quantize`."""
+STAGES = """\
+A list in place of the default one, in order. A stage reads each slot (`teacher`, `outputs`, `student`, `quantized`,
+`artifact`, `report`) as the stages before it left it, and gives one. Leave stages out, add those of other packages, or
+list one twice with a `name`:
+
+```yaml
+stages: [train_teacher, distill, {use: distill, name: polish, retry: {attempts: 1}}, quantize, export, evaluate]
+```
+
+The options of a stage stand in its `options`, or in a section of its name at the top level. `kdq validate` says which
+slot is missing, and which stage gives it. What KDQ brings: `kdq plugins list --kind stage`."""
+STUDENT = """\
+With `source: checkpoint` a run begins with a student that is trained already. This recipe quantizes a model at hand,
+without a teacher:
+
+```yaml
+name: mine
+workload: digits
+student: {source: checkpoint, file: student.safetensors}
+stages: [quantize, export, evaluate, register]
+quantize: {use: static}
+```
+
+Not one bit of the given weights or batch-norm statistics changes before `quantize`."""
 SECTIONS = {
     "": ("Top level", ""),
+    "stages": ("`stages`", STAGES),
+    "student": ("`student`", STUDENT),
     "teacher": ("`teacher`", "One teacher or several; by default the workload's, trained on hard labels."),
     "teacher.members": (
         "`teacher.members`",
@@ -122,9 +148,11 @@ SECTIONS = {
 }
 NOTES = {
     "name": "names the experiment and, without `register.name`, the registered model",
+    "stages": "see `stages` below",
     "seed": "every random choice follows from it",
     "workload": "data and models: a plug-in's name, or `use` and `options`",
     "teacher": "see `teacher` below",
+    "student": "see `student` below",
     "distill": "see `distill` below",
     "quantize": "see `quantize` below",
     "target": "the runtime: a plug-in's name, or `use` and `options`",
@@ -203,7 +231,9 @@ def _allowed(field: str, value: Schema, root: Schema) -> str:
 
 def _written(value: Any, field: str) -> str:
     """A default as YAML would have it; long ones are shown in their own section."""
-    if field in ("teacher", "members", "cache", "distill", "quantize", "fit", "register", "retry"):
+    if field == "stages":
+        return "the usual seven"
+    if field in ("teacher", "student", "members", "cache", "distill", "quantize", "fit", "register", "retry"):
         return "see below"
     if field == "gates":
         return "three: " + "; ".join(f"`{_gate(gate)}`" for gate in value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kdq_core.recipe.spec import Recipe, Site
     from kdq_flows.facts.result import RunResult
-    from kdq_flows.run.observer import Observer
+    from kdq_flows.observer import Observer
 
 
 def compress(
@@ -29,7 +29,7 @@ def compress(
     Raises:
         KdqError: the request was wrong or a stage failed; the text says what to do.
     """
-    from kdq_flows.run.running import run_recipe
+    from kdq_flows.running import run_recipe
 
     result, error = run_recipe(recipe, site, server=server, observer=observer)
     if error is not None:

@@ -15,7 +15,8 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Reads
 from kdq_core.plugins.wiring import Wired
 from kdq_core.store.store import Entry
-from kdq_core.work.work import StageWork, _section
+from kdq_core.work.shown import section_of
+from kdq_core.work.work import StageWork
 
 EVERYTHING = Reads(plugins=("workload", "distiller", "quantizer", "target", "evaluator"))
 
@@ -39,7 +40,7 @@ class CheckWork(StageWork):
 
     def section(self, name: str) -> Any:
         """A whole section of the recipe."""
-        return _section(self.asked, name)
+        return section_of(self.asked, name)
 
     def may_read(self, name: str, field: str) -> bool:  # noqa: ARG002
         """A check may read every field."""

@@ -14,7 +14,10 @@ from kdq_core.store.records import TeacherOutputs
 from kdq_core.tensors import Batch, View
 
 if TYPE_CHECKING:
-    from kdq_core.work.work import StageWork
+    from kdq_core.work.shown import Shown
+
+EVALUATION_BATCH = 256
+"""Samples of a batch where nothing is trained."""
 
 
 def two_samples(workload: Workload) -> Batch:
@@ -34,7 +37,7 @@ def two_samples(workload: Workload) -> Batch:
     return batch
 
 
-def training_batches(work: StageWork, epoch: int, batch_size: int) -> Iterator[Batch]:
+def training_batches(work: Shown, epoch: int, batch_size: int) -> Iterator[Batch]:
     """The training batches of one epoch of a stage, each with the number of its view."""
     asked: dict[str, Any] = {"seed": work.seed_of(f"{work.wired.stage_name}/batches"), "epoch": epoch}
     view = view_of(work, epoch)
@@ -43,7 +46,7 @@ def training_batches(work: StageWork, epoch: int, batch_size: int) -> Iterator[B
         yield replace(checked(batch, "train"), view=epoch if view is None else view.number)
 
 
-def view_of(work: StageWork, epoch: int) -> View | None:
+def view_of(work: Shown, epoch: int) -> View | None:
     """What training samples look like in an epoch; `None` leaves it to the order's seed and the epoch.
 
     Where a teacher's outputs are kept, the kept views come in turn; a teacher that runs beside the student sees a new

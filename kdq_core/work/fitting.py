@@ -18,14 +18,14 @@ from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.fit import FitHooks, Loss, fit
 from kdq_core.training.losses import validation
-from kdq_core.work.work import EVALUATION_BATCH
+from kdq_core.work.data import EVALUATION_BATCH, training_batches
 
 if TYPE_CHECKING:
-    from kdq_core.work.work import StageWork
+    from kdq_core.work.shown import Shown
 
 
 def fitted(
-    work: StageWork,
+    work: Shown,
     model: nn.Module,
     loss: Loss,
     spec: FitSpec,
@@ -61,7 +61,7 @@ def fitted(
         work.emit({"event": "epoch", "stage": work.title, "record": named(record).model_dump(mode="json")})
 
     def batches(epoch: int) -> Iterator[Batch]:
-        for batch in work.batches(epoch, spec.batch_size):
+        for batch in training_batches(work, epoch, spec.batch_size):
             yield replace(read(batch), view=batch.view)
 
     history = fit(

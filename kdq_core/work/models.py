@@ -19,31 +19,27 @@ from kdq_core.teachers.members import empty_member, whole
 from kdq_core.training.resume import tensors_of
 
 if TYPE_CHECKING:
-    from kdq_core.work.work import StageWork
+    from kdq_core.work.shown import Shown
 
 STUDENT = "student"
 
 
-def loaded(work: StageWork, port: str) -> nn.Module:
+def loaded(work: Shown, port: str) -> nn.Module:
     """The model whose weights stand at an input of a stage, in eval mode, on the CPU."""
     record = work.record(port, Checkpoint)
-    if record.slot == "quantized":
-        from kdq_core.work.quantized import prepared_student
-
-        return prepared_student(work)
     build = _BUILDERS.get(work.ports[port].slot, _student)
     model = build(work, record)
     model.load_state_dict(load_file(work.input(port).file(record.weights)))
     return model.eval()
 
 
-def new_student(work: StageWork) -> nn.Module:
+def new_student(work: Shown) -> nn.Module:
     """A new student, untrained: the workload's, or that of the recipe's factory."""
     factory = work.section("student").factory
     return made_by(factory, "student") if factory else work.workload.student()
 
 
-def read_student(work: StageWork) -> nn.Module:
+def read_student(work: Shown) -> nn.Module:
     """The student that the recipe gives as a checkpoint.
 
     Raises:
@@ -59,7 +55,7 @@ def read_student(work: StageWork) -> nn.Module:
 
 
 def saved(
-    work: StageWork,
+    work: Shown,
     model: nn.Module,
     history: tuple[EpochRecord, ...],
     *,
@@ -84,7 +80,7 @@ def saved(
     )
 
 
-def _student(work: StageWork, record: Checkpoint) -> nn.Module:
+def _student(work: Shown, record: Checkpoint) -> nn.Module:
     model = new_student(work)
     for surgery in record.surgery:
         stage = work.asked.plugin("stage", surgery.use, surgery.options)
@@ -93,10 +89,10 @@ def _student(work: StageWork, record: Checkpoint) -> nn.Module:
     return model
 
 
-def _teacher(work: StageWork, _record: Checkpoint) -> nn.Module:
+def _teacher(work: Shown, _record: Checkpoint) -> nn.Module:
     """The recipe's teachers as one module."""
     spec, workload = work.section("teacher"), work.workload
     return whole(spec, [empty_member(member, workload) for member in spec.members])
 
 
-_BUILDERS: dict[str, Callable[[StageWork, Checkpoint], nn.Module]] = {"teacher": _teacher}
+_BUILDERS: dict[str, Callable[[Shown, Checkpoint], nn.Module]] = {"teacher": _teacher}

@@ -12,12 +12,14 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.store.records import Checkpoint
+from kdq_core.work.data import two_samples
+from kdq_core.work.models import loaded
 
 if TYPE_CHECKING:
-    from kdq_core.work.work import StageWork
+    from kdq_core.work.shown import Shown
 
 
-def placement(work: StageWork, graph: GraphModule) -> Placement:
+def placement(work: Shown, graph: GraphModule) -> Placement:
     """Where quantizers go in the captured student under the recipe's rules.
 
     Raises:
@@ -27,7 +29,7 @@ def placement(work: StageWork, graph: GraphModule) -> Placement:
     return placed(graph, work.target, work.quantizer, work.section("quantize"))
 
 
-def check_student(work: StageWork, student: nn.Module) -> GraphModule:
+def check_student(work: Shown, student: nn.Module) -> GraphModule:
     """Capture a student and place its quantizers, so that KDQ says what does not fit before hours are spent.
 
     Returns:
@@ -37,21 +39,21 @@ def check_student(work: StageWork, student: nn.Module) -> GraphModule:
         RecipeError: a rule matches nothing, or the rules skip all there is.
         StageError: the student cannot be captured, or has nothing to quantize.
     """
-    graph = capture(student, work.example())
+    graph = capture(student, two_samples(work.workload).inputs)
     placement(work, graph)
     return graph
 
 
-def prepared(work: StageWork, graph: GraphModule) -> GraphModule:
+def prepared(work: Shown, graph: GraphModule) -> GraphModule:
     """The captured student with a fake-quantizer in each place."""
     spec, places = work.section("quantize"), placement(work, graph).places
     low = any(place.bits < 8 for place in places) if spec.round_bias == "auto" else spec.round_bias == "on"
     return prepare(graph, places, work.quantizer, round_bias=low)
 
 
-def prepared_student(work: StageWork) -> GraphModule:
+def prepared_student(work: Shown) -> GraphModule:
     """The quantized student at the input `quantized`, made of the one at `student`; it rounds, and observes nothing."""
-    model = prepared(work, capture(work.model("student"), work.example()))
+    model = prepared(work, capture(loaded(work, "student"), two_samples(work.workload).inputs))
     entry = work.input("quantized")
     model.load_state_dict(load_file(entry.file(work.record("quantized", Checkpoint).weights)))
     model.eval()

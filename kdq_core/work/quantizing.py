@@ -23,10 +23,10 @@ from kdq_core.store.records import Checkpoint, EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.fit import Loss, to_device
 from kdq_core.training.losses import hard_loss, validation
+from kdq_core.work.data import EVALUATION_BATCH
 from kdq_core.work.quantized import prepared
 from kdq_core.work.teaching import float_student, taught_student
 from kdq_core.work.twin import History, with_gains
-from kdq_core.work.work import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from kdq_core.work.work import StageWork

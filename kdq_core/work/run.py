@@ -18,7 +18,8 @@ from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Record
 from kdq_core.store.store import Entry, Store
-from kdq_core.work.work import Emit, StageWork
+from kdq_core.work.shown import Emit
+from kdq_core.work.work import StageWork
 
 
 class StageRequest(Frozen):

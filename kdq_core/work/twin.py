@@ -13,7 +13,7 @@ from kdq_core.store.records import EpochRecord, Gain
 from kdq_core.training.control import gains, remembered
 from kdq_core.training.fit import Loss
 from kdq_core.training.losses import hard_loss
-from kdq_core.work.work import EVALUATION_BATCH
+from kdq_core.work.data import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     import torch

@@ -84,9 +84,8 @@ class CacheTeacher(Stage):
         """Ask the teacher, or resume asking it."""
         from kdq_core.teachers.build import build_outputs
         from kdq_core.training.fit import to_device
-        from kdq_core.work.data import view_of
+        from kdq_core.work.data import EVALUATION_BATCH, view_of
         from kdq_core.work.teaching import answers_in_half, online_teacher, tapped_paths
-        from kdq_core.work.work import EVALUATION_BATCH
 
         spec, workload, device = work.section("teacher").cache, work.workload, work.accelerator().device
         half = answers_in_half(work, device, exact=spec.form == "fp32")

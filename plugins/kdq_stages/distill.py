@@ -49,8 +49,8 @@ class Distill(Stage):
         """Rehearse: teach two samples to the untrained student."""
         from kdq_core.distillation.transfer import transfer
         from kdq_core.training.control import check_labels
+        from kdq_core.work.data import EVALUATION_BATCH
         from kdq_core.work.rehearsal import rehearse, teacher_of
-        from kdq_core.work.work import EVALUATION_BATCH
 
         spec = work.section("distill")
         if spec.control:

@@ -47,8 +47,8 @@ class Evaluate(Stage):
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Run every evaluator on every file."""
         from kdq_core.quantization.convert import convert
+        from kdq_core.work.data import EVALUATION_BATCH
         from kdq_core.work.quantized import prepared_student
-        from kdq_core.work.work import EVALUATION_BATCH
 
         entry, artifact = work.input("artifact"), work.record("artifact", Artifact)
         workload = work.workload

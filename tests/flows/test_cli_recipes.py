@@ -265,7 +265,7 @@ def test_a_run_that_is_broken_off_still_ends_with_its_json(
     def stop(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr("kdq_flows.run.running.run_recipe", stop)
+    monkeypatch.setattr("kdq_flows.running.run_recipe", stop)
     (tmp_path / "r.yaml").write_text("name: x\nworkload: digits\n")
     found, out, _ = call("run", "r.yaml", "--json")
     told = json.loads(out)

@@ -10,8 +10,8 @@ import pytest
 
 from kdq_core.errors import StoreError, TransientError
 from kdq_core.recipe.spec import Site
+from kdq_flows.owner import owner_tag
 from kdq_flows.run.leases import device_lease, holder, physical_device
-from kdq_flows.run.owner import owner_tag
 
 HOLD = """
 import sys, time

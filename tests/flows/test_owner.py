@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from kdq_flows.run.owner import boot_id, host, is_alive, owner_tag, start_time
+from kdq_flows.owner import boot_id, host, is_alive, owner_tag, start_time
 
 
 def test_this_process_is_alive_under_its_tag() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kdq_core.errors import StageError, StoreError
 from kdq_core.recipe.spec import Site
-from kdq_flows.run.owner import start_time
+from kdq_flows.owner import start_time
 from kdq_flows.servers import processes
 from kdq_flows.servers.processes import LOOPBACK, Managed, ensure, free_port, is_running, read_record, stop
 

@@ -3,14 +3,14 @@ import sys
 from uuid import UUID
 
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.owner import PREFECT_TAG, host, owner_tag, prefect_tag
 from kdq_flows.prefect.reconcile import claim, close_unbegun, reconcile_prefect
 from kdq_flows.prefect.schedules import deploy
-from kdq_flows.run.owner import PREFECT_TAG, host, owner_tag, prefect_tag
 
 KILLED = """
 import os, signal, sys
 from prefect import flow, tags, task
-from kdq_flows.run.owner import prefect_tag
+from kdq_flows.owner import prefect_tag
 
 @task
 def stage():

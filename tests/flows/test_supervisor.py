@@ -11,9 +11,9 @@ import pytest
 
 from kdq_core.errors import RecipeError, StageError, StoreError, TransientError
 from kdq_core.recipe.spec import Site
+from kdq_flows.owner import start_time
 from kdq_flows.run import supervisor
 from kdq_flows.run.leases import device_lease
-from kdq_flows.run.owner import start_time
 from kdq_flows.run.warm import WarmWorker
 
 Run = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]

@@ -16,8 +16,8 @@ import pytest
 from kdq_core.errors import StageError, TransientError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.owner import start_time
 from kdq_flows.run.leases import device_lease
-from kdq_flows.run.owner import start_time
 from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.warm import WarmWorker, late_imports, possible
 

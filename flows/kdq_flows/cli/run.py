@@ -95,7 +95,7 @@ def register_commands(app: typer.Typer) -> None:
         began = time.monotonic()
         try:
             recipe, site = common.load_recipe(file), common.site()
-            from kdq_flows.run.running import run_recipe
+            from kdq_flows.running import run_recipe
 
             observer = Progressing(bars=sys.stderr.isatty())
             with observer.live():

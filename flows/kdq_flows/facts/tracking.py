@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan.plan import Node, Plan
 from kdq_core.store.records import Checkpoint, EpochRecord, EvaluationReport
-from kdq_flows.run.owner import owner_tag
+from kdq_flows.owner import owner_tag
 
 if TYPE_CHECKING:
     from kdq_registry.tracking import Tracker

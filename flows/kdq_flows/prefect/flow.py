@@ -21,9 +21,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
+from kdq_flows.observer import Silent
+from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.schedules import too_late
-from kdq_flows.run.observer import Silent
-from kdq_flows.run.owner import prefect_tag
 from kdq_flows.run.pipeline import Pipeline, name_of
 from kdq_flows.run.retrying import prefect_options
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from kdq_core.recipe.spec import Site
-from kdq_flows.run.owner import PREFECT_TAG, is_alive, prefect_tag
+from kdq_flows.owner import PREFECT_TAG, is_alive, prefect_tag
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import running_prefect
 

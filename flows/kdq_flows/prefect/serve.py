@@ -12,10 +12,10 @@ from types import FrameType
 
 from kdq_core.errors import KdqError, RecipeError
 from kdq_core.recipe.spec import Site
+from kdq_flows.owner import host
 from kdq_flows.prefect.reconcile import close_unbegun, reconcile
 from kdq_flows.prefect.run_lines import RunLines
 from kdq_flows.prefect.schedules import POOL, ensure_pool
-from kdq_flows.run.owner import host
 from kdq_flows.servers import processes
 from kdq_flows.servers.environment import apply_environment, prefect_environment
 from kdq_flows.servers.processes import Managed, ProcessRecord

@@ -16,7 +16,7 @@ from pathlib import Path
 from kdq_core.errors import TransientError
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
-from kdq_flows.run.owner import is_alive, owner_tag
+from kdq_flows.owner import is_alive, owner_tag
 
 _POLL_SECONDS = 0.05
 

@@ -34,8 +34,8 @@ from kdq_flows.facts.result import (
     version_of,
 )
 from kdq_flows.facts.tracking import RunTracking
+from kdq_flows.observer import Observer, Silent
 from kdq_flows.run.leases import device_lease
-from kdq_flows.run.observer import Observer, Silent
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.teachers import resolved

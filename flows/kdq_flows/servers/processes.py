@@ -25,7 +25,7 @@ from kdq_core.errors import StageError, StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
-from kdq_flows.run.owner import boot_id, start_time
+from kdq_flows.owner import boot_id, start_time
 
 LOOPBACK = "127.0.0.1"
 STOP_SECONDS = 8.0

@@ -10,7 +10,7 @@ from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
-from kdq_flows.run.observer import Observer, Silent
+from kdq_flows.observer import Observer, Silent
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.servers.environment import apply_environment
 

@@ -1,0 +1,26 @@
+"""Which code makes the modules of a teacher's checkpoint. Nothing is imported."""
+
+from __future__ import annotations
+
+import hashlib
+
+from kdq_core.errors import RecipeError
+from kdq_core.plugins.code_version import code_of
+from kdq_core.plugins.sources import module_file
+from kdq_core.reading.teachers import no_factory
+
+
+def factory_code(module: str) -> str:
+    """`sha256:<16 hex>` over the package of a factory and all that it imports, as `code_of` has it of a guest.
+
+    Args:
+        module: of the function, such as `my_nets.make`.
+
+    Raises:
+        RecipeError: there is no such module.
+    """
+    if module_file(module) is None:
+        raise RecipeError(no_factory(module))
+    code = code_of(module, "")
+    libraries = "".join(f" {name}=={version}" for name, version in sorted(code.libraries.items()))
+    return f"sha256:{hashlib.sha256((code.text + libraries).encode()).hexdigest()[:16]}"

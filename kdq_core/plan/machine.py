@@ -1,0 +1,128 @@
+"""What a result may depend on beside code, recipe and data: the machine, Python, and the environment.
+
+Held are the variables below, each by its name. They choose the instruction set, the precision of products, the number
+of threads or the algorithm; those with such a prefix that only print, log or count are left out. Hidden, since KDQ sets
+them for every stage whatever the user has: CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS, MKL_NUM_THREADS, PYTHONHASHSEED and
+CUBLAS_WORKSPACE_CONFIG; the threads stand in the key as they are asked for. Hidden too are ACCELERATE_*, which a stage
+does not see. Variables that change how long something takes, such as GOMP_SPINCOUNT, or how memory is handed out are
+not held.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from kdq_core.recipe.site import Site
+
+HELD = frozenset({
+    "ATEN_CPU_CAPABILITY", "CUBLASLT_WORKSPACE_SIZE", "GLIBC_TUNABLES", "GOTO_NUM_THREADS", "MKL_CBWR",
+    "MKL_DISABLE_FAST_MM", "MKL_DOMAIN_NUM_THREADS", "MKL_DYNAMIC", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_STRIPES",
+    "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES", "NVIDIA_TF32_OVERRIDE", "OMP_DYNAMIC", "OMP_THREAD_LIMIT",
+    "OPENBLAS_BLOCK_FACTOR", "OPENBLAS_CORETYPE", "OPENBLAS_DEFAULT_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT", "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
+    "TORCH_CUDNN_USE_HEURISTIC_MODE_B", "TORCH_CUDNN_V8_API_DISABLED", "TORCH_LINALG_PREFER_CUSOLVER",
+    "TORCH_LINALG_PREFER_MAGMA", "TORCH_LINEAR_FLATTEN_3D", "TORCH_MKLDNN_MATMUL_MIN_DIM",
+    "TORCH_MKLDNN_MATMUL_MIN_SIZE",
+})  # fmt: skip
+"""Variables that results may depend on."""
+HELD_PREFIXES = ("ONEDNN_", "DNNL_", "FBGEMM_", "CUBLAS_EMULAT", "CUBLAS_FIXEDPOINT", "OV_CPU_", "ORT_MLAS_")
+_ONLY_TELL = re.compile(r"VERBOSE|_LOG|JIT_?(DUMP|PROFILE)|CACHE_CAPACITY|_STATS_|_DEBUG$")
+_ISA = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm"}
+_SMI = ("nvidia-smi", "--query-gpu=uuid,name,driver_version", "--format=csv,noheader")
+_UNKNOWN = "unknown"
+
+
+def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonValue]:
+    """The parts of a key that say where a stage ran: kind of device, threads, instruction set, variables that are set.
+
+    Torch is not imported. Limit: GPUs are counted in the order of their slots, as the driver lists them; CUDA counts so
+    with CUDA_DEVICE_ORDER=PCI_BUS_ID, and otherwise begins with the fastest, which is the same where all are alike.
+
+    Args:
+        site: device, precision and threads of the stage.
+        proc: where the kernel and the driver tell what there is.
+
+    Returns:
+        `kind`, `precision`, `threads`, `machine`, `isa` and `python`; for CUDA also `gpu` and `driver`; `environment`
+        only where a held variable is set.
+    """
+    kind = site.device.partition(":")[0]
+    held: dict[str, JsonValue] = {name: value for name, value in sorted(os.environ.items()) if _is_held(name)}
+    return {
+        "kind": kind,
+        "precision": site.precision,
+        "threads": site.threads,
+        "machine": platform.machine(),
+        "isa": _isa(proc),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        **(_gpu(site.device, proc) if kind == "cuda" else {}),
+        **({"environment": held} if held else {}),
+    }
+
+
+def visible_gpu(device: str) -> str:
+    """The number or the UUID of the GPU that `cuda` or `cuda:<n>` means under CUDA_VISIBLE_DEVICES."""
+    index = int(device.partition(":")[2] or 0)
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return visible[index] if index < len(visible) else str(index)
+
+
+def _is_held(name: str) -> bool:
+    return name in HELD or (name.startswith(HELD_PREFIXES) and not _ONLY_TELL.search(name))
+
+
+def _isa(proc: Path) -> str:
+    try:
+        return " ".join(sorted(_ISA & set((proc / "cpuinfo").read_text().split())))
+    except OSError:
+        return ""
+
+
+def _gpu(device: str, proc: Path) -> dict[str, JsonValue]:
+    """Model and driver; a GPU that is not listed, as a part of one (MIG) is not, stands under its own name."""
+    driver, gpus = _told_by_driver(proc)
+    if driver is None or not gpus:
+        driver, gpus = _told_by_smi()
+    asked = visible_gpu(device)
+    if asked.isdigit():
+        model = gpus[int(asked)][1] if int(asked) < len(gpus) else _UNKNOWN
+    else:
+        model = next((model for uuid, model in gpus if uuid.startswith(asked)), asked)
+    return {"gpu": model, "driver": driver or _UNKNOWN}
+
+
+def _told_by_driver(proc: Path) -> tuple[str | None, list[tuple[str, str]]]:
+    """The driver's version, and UUID and model of each GPU by slot."""
+    folder = proc / "driver" / "nvidia"
+    try:
+        version = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", (folder / "version").read_text())
+        gpus = [dict(_fields(path / "information")) for path in sorted((folder / "gpus").iterdir())]
+    except OSError:
+        return None, []
+    return version and version[1], [(gpu.get("GPU UUID", ""), gpu.get("Model", _UNKNOWN)) for gpu in gpus]
+
+
+def _fields(path: Path) -> Iterator[tuple[str, str]]:
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        yield name.strip(), value.strip()
+
+
+@functools.cache
+def _told_by_smi() -> tuple[str | None, list[tuple[str, str]]]:
+    try:
+        done = subprocess.run(_SMI, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None, []
+    rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if len(row) == 3]
+    return (rows[0][2] if rows else None), [(uuid, name) for uuid, name, _ in rows]

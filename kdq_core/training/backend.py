@@ -1,0 +1,72 @@
+"""Torch's process-wide switches that change results, as KDQ means them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def plain_torch(threads: int) -> None:
+    """Set every switch that changes results, whatever an imported plug-in or library left it at.
+
+    Call it once the plug-ins were built, and before anything is computed. The values are torch's own defaults, so that
+    they need no part of a key; KDQ adds the threads, and asks for deterministic algorithms, with a warning where torch
+    has none.
+
+    Limits: what a plug-in changes later holds until the process ends. A default tensor type on CUDA stays
+    (`set_default_tensor_type`, which is deprecated): torch has no other way to take it back. So do the order in which
+    `sdpa_kernel` tries kernels, and the engine of torch's own quantized operators, which KDQ does not call.
+
+    Args:
+        threads: CPU threads within an operator.
+    """
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 2 s
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_flush_denormal(False)
+    torch.set_grad_enabled(True)
+    for device in ("cpu", "cuda"):
+        torch.set_autocast_enabled(device, False)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = True
+    backends: Any = torch.backends
+    with getattr(backends, "__allow_nonbracketed_mutation")():  # a library may have forbidden it to all others
+        _set_precision(backends)
+        _set_kernels(backends)
+
+
+def _set_precision(backends: Any) -> None:
+    """Products of matrices in float32, convolutions and recurrent layers of cuDNN in TF32.
+
+    Torch has an old and a new switch for each, and refuses to answer where they differ: so the new ones are set first,
+    and then the old ones, which set both.
+    """
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    for one in (backends, cudnn, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.rnn):
+        one.fp32_precision = "none"
+    mkldnn.set_flags(_fp32_precision="none")  # its attribute sets that of all backends
+    cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+
+
+def _set_kernels(backends: Any) -> None:
+    """Which kernels and libraries torch chooses from."""
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.depthwise_kernel = True, False, False, "auto"
+    if cudnn.is_available():
+        cudnn.benchmark_limit = 10
+    mkldnn.enabled, mkldnn.deterministic = True, False
+    cuda.matmul.allow_fp16_reduced_precision_reduction = True
+    cuda.matmul.allow_bf16_reduced_precision_reduction = True
+    cuda.matmul.allow_fp16_accumulation = False
+    for enable in (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_math_sdp, cuda.enable_cudnn_sdp):
+        enable(True)
+    cuda.allow_fp16_bf16_reduction_math_sdp(False)
+    cuda.preferred_linalg_library("default")
+    cuda.preferred_blas_library("default")
+    backends.mha.set_fastpath_enabled(True)
+    backends.nnpack.set_flags(True)
+    if backends.opt_einsum.is_available():
+        backends.opt_einsum.set_flags(True, "auto")

@@ -1,0 +1,178 @@
+"""What a stage is shown: what it says it reads, and nothing else. Importable without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kdq_core.errors import PluginError
+from kdq_core.frozen import Frozen
+from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.contract import Port, Reads
+from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Quantizer, Target, Workload
+from kdq_core.plugins.wiring import Wired
+from kdq_core.recipe.spec import Site
+from kdq_core.store.records import Record
+from kdq_core.store.store import Entry
+from kdq_core.work.guarded import guarded, shown_of
+
+if TYPE_CHECKING:
+    from kdq_core.recipe.spec import DistillerUse
+
+R = TypeVar("R", bound=Record)
+Emit = Callable[[dict[str, Any]], None]
+ATTRIBUTES = {"register": "register_as"}
+"""Sections that are an attribute of another name."""
+PLAIN = {"kdq", "name", "seed", "stages", "retry"}
+"""Fields of a recipe that are no section a stage can read."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a stage may read, and where it writes.
+
+    Attributes:
+        wired: the stage, and the titles of the stages it stands on.
+        asked: the recipe with its plug-ins.
+        parents: verified store entries by port.
+        draft: folder to write files to.
+        scratch: folder that a killed try leaves to the next one.
+        emit: sends an event to the process of the run.
+        lineage: digests of the entries of all stages before, by title.
+        tracking_run: MLflow's id of the run, for a stage that computes nothing.
+        number: of the fit, from 0, in a stage that has several.
+    """
+
+    wired: Wired
+    asked: Asked
+    parents: Mapping[str, Entry]
+    draft: Path
+    scratch: Path
+    emit: Emit
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    tracking_run: str | None = None
+    number: int = 0
+
+    @property
+    def title(self) -> str:
+        """The stage's name in the plan."""
+        return self.wired.title
+
+    @property
+    def site(self) -> Site:
+        """Device and threads."""
+        return self.asked.site
+
+    @cached_property
+    def reads(self) -> Reads:
+        """What the stage says it reads."""
+        return self.wired.stage.reads(self.asked, self.wired.ports)
+
+    @cached_property
+    def ports(self) -> Mapping[str, Port]:
+        """The stage's inputs."""
+        return self.wired.stage.inputs(self.asked)
+
+    def section(self, name: str) -> Any:
+        """A section of the recipe, with those fields that the stage says it reads."""
+        sections = [section for section in self.reads.sections if section.name == name]
+        whole = section_of(self.asked, name)
+        if not sections:
+            raise PluginError(
+                f"stage {self.title!r} reads the section {name!r}, which its reads() does not name; name it there, so "
+                "that the stage's key holds it"
+            )
+        return guarded(whole, sections, self.title) if isinstance(whole, Frozen) else whole
+
+    def may_read(self, name: str, field: str) -> bool:
+        """Whether the stage says that it reads a field of a section; dotted, such as `cache.seed` of `teacher`."""
+        return shown_of(field, [section for section in self.reads.sections if section.name == name]) == "whole"
+
+    @property
+    def workload(self) -> Workload:
+        """The recipe's workload."""
+        self._check_plugin("workload")
+        return self.asked.workload
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The recipe's quantizer."""
+        self._check_plugin("quantizer")
+        return self.asked.quantizer
+
+    @property
+    def target(self) -> Target:
+        """The recipe's target."""
+        self._check_plugin("target")
+        return self.asked.target
+
+    @property
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """The recipe's evaluators, in order."""
+        self._check_plugin("evaluator")
+        return self.asked.evaluators
+
+    @property
+    def distillers(self) -> tuple[tuple[DistillerUse, Distiller], ...]:
+        """The recipe's distillers, each as it is at the start of a fit."""
+        self._check_plugin("distiller")
+        return self.asked.distillers
+
+    def _check_plugin(self, kind: Kind) -> None:
+        if kind not in self.reads.plugins:
+            raise PluginError(
+                f"stage {self.title!r} uses the recipe's {kind}, which its reads() does not name in 'plugins'; name it "
+                "there, so that the stage's key holds its code"
+            )
+
+    def has(self, port: str) -> bool:
+        """Whether an optional input is there."""
+        return port in self.parents
+
+    def input(self, port: str) -> Entry:
+        """The verified entry at an input."""
+        if port not in self.ports:
+            raise PluginError(
+                f"stage {self.title!r} reads the input {port!r}, which its inputs() does not name; it names: "
+                f"{', '.join(self.ports) or 'none'}"
+            )
+        return self.parents[port]
+
+    def record(self, port: str, of: type[R]) -> R:
+        """The record at an input."""
+        found = self.input(port).record
+        if not isinstance(found, of):
+            raise PluginError(
+                f"stage {self.title!r} takes the record at its input {port!r} for a {of.__name__!r}, and it is a "
+                f"{type(found).__name__!r}; name the class in inputs()"
+            )
+        return found
+
+    def seed_of(self, purpose: str) -> int:
+        """A seed for `purpose`, independent of the seeds for other purposes."""
+        if not self.reads.seeded:
+            raise PluginError(
+                f"stage {self.title!r} draws random numbers, but its reads() says seeded=False; drop that, so that the "
+                "stage's key holds the seed"
+            )
+        return int.from_bytes(hashlib.sha256(f"{self.asked.recipe.seed}/{purpose}".encode()).digest()[:4], "big") >> 1
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Show how far the stage is."""
+        self.emit({"event": "progress", "stage": self.title, "done": done, "total": total, "note": note})
+
+
+def section_of(asked: Asked, name: str) -> Any:
+    """The whole section of that name.
+
+    Raises:
+        PluginError: a recipe has none.
+    """
+    names = {field.alias or key for key, field in type(asked.recipe).model_fields.items()} - PLAIN
+    if name not in names:
+        raise PluginError(f"a recipe has no section {name!r}; it has: {', '.join(sorted(names))}")
+    return getattr(asked.recipe, ATTRIBUTES.get(name, name))
