@@ -28,7 +28,8 @@ from quantization import interleaved, interval, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdq_core.distillation.combining import DistillationLoss, Part
+from kdq_core.distillation.combining import DistillationLoss
+from kdq_core.distillation.parts import Part
 from kdq_core.recipe.teacher import CacheSpec
 from kdq_core.store.records import TeacherOutputs
 from kdq_core.store.store import Store

@@ -15,7 +15,7 @@ from pydantic import Field
 from kdq_core.errors import PluginError, RecipeError, StageError, TransientError
 from kdq_core.frozen import Frozen
 from kdq_core.grids.place import Place
-from kdq_core.intervals import Z95, paired
+from kdq_core.intervals import Z95, paired, wilson
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, hookimpl
@@ -34,6 +34,7 @@ from kdq_core.plugins.kinds import (
 )
 from kdq_core.plugins.stage import Stage, Work
 from kdq_core.recipe.spec import FitSpec
+from kdq_core.store.family import Record
 from kdq_core.store.records import (
     Artifact,
     Checkpoint,
@@ -42,7 +43,6 @@ from kdq_core.store.records import (
     EvaluationReport,
     Metric,
     OperatorCoverage,
-    Record,
     TeacherOutputs,
     TensorSpec,
 )
@@ -96,7 +96,7 @@ __all__ = [
     "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload",
     "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hard_loss", "hookimpl",
     "module_path", "outputs_of", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru",
-    "traced_lstm", "why_untraceable",
+    "traced_lstm", "why_untraceable", "wilson",
 ]  # fmt: skip
 
 

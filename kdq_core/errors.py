@@ -7,6 +7,7 @@ KdqError
 ├── StoreError        the store is unreadable, full or damaged           exit code 1
 └── StageError        a stage of the plan failed                         exit code 1
     ├── TransientError    the same stage may succeed on another try      exit code 1
+    │   └── LockedError       another process did not give a lock back   exit code 1
     └── UnforeseenError   a mistake in the code of a stage or a plug-in   exit code 1
 ```
 
@@ -57,6 +58,10 @@ class TransientError(StageError):
     """A failure of the machine rather than of the work: another try may succeed."""
 
 
+class LockedError(TransientError):
+    """Another process holds a lock and did not give it back in time."""
+
+
 class UnforeseenError(StageError):
     """What the code of a stage or of a plug-in raised by mistake; a traceback tells more."""
 
@@ -75,7 +80,8 @@ class ErrorRecord(Frozen):
     def to_error(self) -> KdqError:
         """Give the exception back; what is not KDQ's own becomes a `StageError` naming the foreign type."""
         own = {
-            c.__name__: c for c in (RecipeError, PluginError, StoreError, StageError, TransientError, UnforeseenError)
+            c.__name__: c
+            for c in (RecipeError, PluginError, StoreError, StageError, TransientError, LockedError, UnforeseenError)
         }
         if self.type in own:
             return own[self.type](self.message)

@@ -11,65 +11,26 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kdq_core.distillation.pairs import Pair
-from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
+from kdq_core.distillation.parts import Part, teacher_paths
+from kdq_core.distillation.tasks import distance_between, of_task, tasks_of
 from kdq_core.errors import KdqError, StageError
 from kdq_core.plugins.kinds import Distiller, TakenFor, Workload
-from kdq_core.recipe.schedule import Schedule
 from kdq_core.tensors import Batch, LossTerms, Outputs
 from kdq_core.training.losses import check_names, loss_of, outputs_of
 
 if TYPE_CHECKING:
-    from kdq_core.distillation.taught import Taught
+    from kdq_core.distillation.student import TappedStudent
     from kdq_core.teachers.source import TeacherSource
 
 
 TAKEN = ("hard", "loss", "quantization")
 """Names of curves that no term of a distiller may have."""
-CONSTANT = Schedule(schedule="constant", start=1.0)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One distiller at work.
-
-    Attributes:
-        name: of its curves.
-        distiller: as it is at the start of the fit.
-        weight: of all its soft terms.
-        options: its options that change over the fit.
-        pairs: layers it compares.
-        task: the one output it is for; by default each, or none in particular for a distiller of features.
-    """
-
-    name: str
-    distiller: Distiller
-    weight: Schedule = CONSTANT
-    options: Mapping[str, Schedule] = field(default_factory=dict)
-    pairs: tuple[Pair, ...] = ()
-    task: str | None = None
-
-    @property
-    def follows_the_gap(self) -> bool:
-        """Whether a schedule asks how far student and teacher are apart."""
-        return any(schedule.schedule == "gap" for schedule in (self.weight, *self.options.values()))
-
-    def at(self, share: float, distance: float) -> tuple[float, Distiller]:
-        """Weight and distiller in force; both ends of every schedule were validated with the recipe."""
-        changed = {name: schedule.at(share, distance) for name, schedule in self.options.items()}
-        return self.weight.at(share, distance), self.distiller.model_copy(update=changed)
-
-    def curves(self, weight: float, distiller: Distiller) -> dict[str, float]:
-        """Weight and options in force, by name: those that change over the fit."""
-        changing = [name for name, schedule in self.options.items() if schedule.schedule != "constant"]
-        values = {} if self.weight.schedule == "constant" else {"weight": weight}
-        return values | {name: float(getattr(distiller, name)) for name in changing}
 
 
 class DistillationLoss:
@@ -79,17 +40,17 @@ class DistillationLoss:
     `<task>/<term>` or `<name>/<task>/<term>`, and the hard losses `hard/<task>`.
 
     Attributes:
-        taught: the module being fitted, where a distiller compares features.
+        tapped: the student being fitted, where a distiller compares features.
         scheduled: what schedules gave in the last step, by name of a curve, `schedule/weight` and the like.
     """
 
     def __init__(
-        self, workload: Workload, parts: Iterable[Part], teacher: TeacherSource, taught: Taught | None = None
+        self, workload: Workload, parts: Iterable[Part], teacher: TeacherSource, tapped: TappedStudent | None = None
     ) -> None:
         self.workload = workload
         self.parts = tuple(parts)
         self.teacher = teacher
-        self.taught = taught
+        self.tapped = tapped
         self.scheduled: dict[str, float] = {}
         self._share = 0.0
 
@@ -122,10 +83,10 @@ class DistillationLoss:
         for index, part in enumerate(self.parts):
             compares = part.distiller.features != "none"
             tasks = tasks_of(student, teacher, part.task, part.name, features=compares)
-            ours = self.taught.features(index) if self.taught is not None else {}
+            ours = self.tapped.features(index) if self.tapped is not None else {}
             theirs = {pair.name: teacher.features[pair.teacher] for pair in part.pairs}
             for task in tasks:
-                distance = gap_between(student, teacher, task, self._reads(part)) if part.follows_the_gap else 0.0
+                distance = distance_between(student, teacher, task, self._reads(part)) if part.follows_distance else 0.0
                 weight, distiller = part.at(self._share, distance)
                 mine, told = of_task(student, task).logits, of_task(teacher, task).logits
                 seen = batch.task(task) if task and student.tasks else batch
@@ -153,27 +114,6 @@ class DistillationLoss:
             return {"hard": weights[""] * loss_of(self.workload, student, batch)} if labelled else {}
         asked = [name for name, weight in weights.items() if weight and name in batch.tasks]
         return {f"hard/{name}": weights[name] * loss_of(self.workload, student, batch.task(name)) for name in asked}
-
-
-def teacher_paths(parts: Iterable[Part]) -> tuple[str, ...]:
-    """The teacher's modules whose features are compared, each once."""
-    return tuple(dict.fromkeys(pair.teacher for part in parts for pair in part.pairs))
-
-
-def teacher_model(teacher: TeacherSource, parts: Iterable[Part]) -> nn.Module:
-    """The module behind a teacher, for its features.
-
-    Raises:
-        StageError: it has none: its outputs were kept, or it is no PyTorch module.
-    """
-    model = getattr(teacher, "model", None)
-    if not isinstance(model, nn.Module):
-        names = ", ".join(repr(part.name) for part in parts if part.distiller.features != "none")
-        raise StageError(
-            f"distiller {names} compares features, but the teacher ({type(teacher).__name__}) gives outputs alone; use "
-            "one PyTorch teacher that runs beside the student, or a distiller of outputs, such as 'logit-kd'"
-        )
-    return model
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from kdq_core.plugins.kinds import TakenFor
 
 
 @torch.no_grad()
-def gap(student: Tensor, teacher: Tensor, reads: TakenFor = "classes") -> float:
+def distance(student: Tensor, teacher: Tensor, reads: TakenFor = "classes") -> float:
     """What student and teacher disagree in: 0 where they agree, 1 where they share nothing.
 
     For logits of classes `[B, ..., C]` it is the mean total variation distance of their softmax, `sum |p - q| / 2`; for
@@ -18,7 +18,7 @@ def gap(student: Tensor, teacher: Tensor, reads: TakenFor = "classes") -> float:
     a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared difference e and the teacher's variance v
     over the samples, each the mean over the numbers of a sample: 1/2 for a student that gives the teacher's mean. The
     definition is our own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one
-    that was never stopped. Padding counts like any other place: a gap knows no mask.
+    that was never stopped. Padding counts like any other place, since it knows no mask.
 
     Args:
         student: logits, any floating type.
@@ -39,5 +39,5 @@ def gap(student: Tensor, teacher: Tensor, reads: TakenFor = "classes") -> float:
         return float(error / (error + theirs.var(dim=0, correction=0).mean()).clamp(min=1e-12))
     if reads == "labels":
         return float((ours.sigmoid() - theirs.sigmoid()).abs().mean())
-    distance = (ours.softmax(-1) - theirs.softmax(-1)).abs().sum(-1).mean() / 2
-    return float(distance.clamp(0, 1))
+    variation = (ours.softmax(-1) - theirs.softmax(-1)).abs().sum(-1).mean() / 2
+    return float(variation.clamp(0, 1))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kdq_core.distillation.combining import Part
+from kdq_core.distillation.parts import Part
 from kdq_core.distillation.tasks import of_task
 from kdq_core.errors import StageError
 from kdq_core.plugins.kinds import Distiller

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdq_core.distillation.distance import gap
+from kdq_core.distillation.distance import distance
 from kdq_core.errors import StageError, did_you_mean, listing
 from kdq_core.plugins.kinds import TakenFor
 from kdq_core.tensors import Outputs
@@ -39,12 +39,12 @@ def of_task(outputs: Outputs, task: str) -> Outputs:
     return outputs.task(task) if task and outputs.tasks else outputs
 
 
-def gap_between(student: Outputs, teacher: Outputs, task: str, reads: TakenFor) -> float:
+def distance_between(student: Outputs, teacher: Outputs, task: str, reads: TakenFor) -> float:
     """How far the two are apart in a task; where none is named, the mean over those that both have."""
     shared = [name for name in student.tasks if name in teacher.tasks] if not task else []
     if shared:
-        return sum(gap(student.tasks[name], teacher.tasks[name], reads) for name in shared) / len(shared)
-    return gap(of_task(student, task).logits, of_task(teacher, task).logits, reads)
+        return sum(distance(student.tasks[name], teacher.tasks[name], reads) for name in shared) / len(shared)
+    return distance(of_task(student, task).logits, of_task(teacher, task).logits, reads)
 
 
 def _check(task: str, student: Outputs, teacher: Outputs, name: str, *, asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""Which code makes the modules of a teacher's checkpoint. Nothing is imported."""
+"""Which code makes the module of a teacher's or a student's checkpoint. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import hashlib
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.code_version import code_of
 from kdq_core.plugins.sources import module_file
-from kdq_core.reading.teachers import no_factory
+from kdq_core.reading.given import no_factory
 
 
-def factory_code(module: str) -> str:
+def factory_code(factory: str, whose: str = "teacher") -> str:
     """`sha256:<16 hex>` over the package of a factory and all that it imports, as `code_of` has it of a guest.
 
     Args:
-        module: of the function, such as `my_nets.make`.
+        factory: `module:function`, such as `my_nets.make:small`, or the module alone.
+        whose: `teacher` or `student`, for messages.
 
     Raises:
         RecipeError: there is no such module.
     """
+    module = factory.partition(":")[0]
     if module_file(module) is None:
-        raise RecipeError(no_factory(module))
+        raise RecipeError(no_factory(module, whose))
     code = code_of(module, "")
     libraries = "".join(f" {name}=={version}" for name, version in sorted(code.libraries.items()))
     return f"sha256:{hashlib.sha256((code.text + libraries).encode()).hexdigest()[:16]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import JsonValue
@@ -14,6 +15,9 @@ from kdq_core.store.store import Store
 
 NAMED = 8
 """How many changed parts of a key `kdq plan` names: where there are more, it compares with another recipe's run."""
+
+COMPARED = 64
+"""How many entries of a stage, the newest ones, `kdq plan` compares a key with."""
 
 
 class Forecast(Frozen):
@@ -57,11 +61,11 @@ def _why(node: Node, parts: dict[str, JsonValue] | None, store: Store, waiting: 
 
 
 def _changed(node: Node, parts: dict[str, JsonValue] | None, store: Store) -> list[str] | None:
-    """Names of the parts that differ from the most alike entry of the same stage; `None` where there is none."""
+    """Names of the parts that differ from the most alike newer entry of the stage; `None` where there is none."""
     mine = _flat(parts if parts is not None else node.parts)
     best: list[str] | None = None
-    for manifest in store.manifests(node.use):
-        theirs = _flat({k: v for k, v in manifest.parts.items() if parts is not None or k != "parents"})
+    for kept in islice(store.parts(node.use), COMPARED):
+        theirs = _flat({k: v for k, v in kept.items() if parts is not None or k != "parents"})
         differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if best is None or len(differ) < len(best):
             best = differ

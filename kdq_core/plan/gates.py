@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe
+from kdq_core.store.family import Measured
 from kdq_core.store.records import EvaluationReport, OperatorCoverage
 
 COVERAGE = "coverage_macs"
@@ -32,8 +35,8 @@ class GateVerdict(Frozen):
     """One gate with what was measured. `bound` is absolute: a relative gate's factor is already applied."""
 
     rule: str
-    value: float | None
-    bound: float | None
+    value: Measured | None
+    bound: Measured | None
     met: bool
     note: str = ""
 
@@ -59,7 +62,7 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
     notes = [f"quantizer {name!r} {why}"] if why and "int8" in slots else []
     if gates and "teacher" not in slots:
         gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
-        notes.append("the teacher is not measured beside the int8 file, so the default gates do not compare with it")
+        notes.append("no teacher is measured beside the int8 file, so the default gates do not compare with one")
     given = given_metrics(asked)
     missing = [gate.metric for gate in gates if given is not None and gate.metric not in given]
     if missing:
@@ -69,7 +72,8 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
     if "gates" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"gates": gates})
     if recipe.gates != gates:
-        lacking = [] if given is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in given]
+        known = given if slots else None
+        lacking = [] if known is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in known]
         notes = [f"no evaluator of the recipe gives {metric!r}, so that gate cannot be met" for metric in lacking]
     return recipe, "; ".join(notes)
 
@@ -82,7 +86,7 @@ def given_metrics(asked: Asked) -> set[str] | None:
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
-    """Judge every gate; a metric that was not measured does not meet its gate."""
+    """Judge every gate; a metric that was not measured, or is not finite, does not meet its gate."""
     return tuple(_verdict(gate, report) for gate in gates)
 
 
@@ -115,6 +119,10 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.6g}"
 
 
+def _finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
 def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
     sign, limit = ("≥", gate.at_least) if gate.at_least is not None else ("≤", gate.at_most)
     value, bound = report.value(gate.of, gate.metric), limit
@@ -123,9 +131,12 @@ def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
         base = report.value(gate.relative_to, gate.metric)
         bound = None if base is None or limit is None else limit * base
         text += f" x {gate.relative_to} {gate.metric}"
-    met = value is not None and bound is not None and (value >= bound if sign == "≥" else value <= bound)
+    met = _finite(value) and _finite(bound) and (value >= bound if sign == "≥" else value <= bound)
     note = next((m.note for m in report.models.get(gate.of, ()) if m.name == gate.metric), "")
     if value is not None and bound is None:
         note = f"{gate.relative_to} {gate.metric} was not measured"
+    elif value is not None and not (_finite(value) and _finite(bound)):
+        whose = gate.of if not _finite(value) else gate.relative_to
+        note = "; ".join(filter(None, (note, f"{whose} {gate.metric} is not finite, which meets no gate")))
     rule = f"{gate.of} {gate.metric} {sign} {text}"
     return GateVerdict(rule=rule, value=value, bound=bound, met=met, note="" if met else note)

@@ -6,23 +6,29 @@ The digests of the entries it stands on join later.
 from __future__ import annotations
 
 import importlib.metadata
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kdq_core.plan.machine import machine_parts
 from kdq_core.plan.sections import shown
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.plugins.contract import Reads
+from kdq_core.plugins.code_version import Code
+from kdq_core.plugins.contract import Needs, Reads
 from kdq_core.plugins.kinds import Kind
 from kdq_core.plugins.named import named_plugins
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
-from kdq_core.store.store import sha256_file
+from kdq_core.store.hashing import sha256_file
 
-_ISA = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm"}
+VERBS = ("kdq_core.training.backend", "kdq_core.work.data", "kdq_core.work.fitting", "kdq_core.work.models")
+"""What runs with every stage that computes, by `Work`: data, fits, models."""
+QUANTIZED = ("kdq_core.work.quantized",)
+"""What runs besides where a stage asks for the quantized student."""
+CHECKS = ("kdq_core.work.checking", "kdq_core.work.rehearsal")
+"""Modules that only refuse: nothing of them gets into a result."""
 
 
 class KeyParts:
@@ -30,7 +36,8 @@ class KeyParts:
 
     def __init__(self, asked: Asked, catalog: Catalog) -> None:
         self._asked, self._catalog = asked, catalog
-        self._code: dict[tuple[Kind, str], str] = {}
+        self._code: dict[tuple[Kind, str, tuple[str, ...]], Code] = {}
+        self._versions: dict[str, str] = {}
         self._data = ""
 
     def of(self, wired: Wired, before: dict[str, Wired]) -> dict[str, Any]:
@@ -42,10 +49,13 @@ class KeyParts:
         """
         stage, asked = wired.stage, self._asked
         reads = stage.reads(asked, wired.ports)
+        code = {f"stage {wired.use}": self._code_of("stage", wired.use, _verbs(stage, reads))}
+        code |= {f"{kind} {name}": self._code_of(kind, name) for kind, name in self._named(wired, reads, before)}
+        imported = {name: version for one in code.values() for name, version in one.libraries.items()}
         parts: dict[str, Any] = {
-            "code": {f"{kind} {name}": self._code_of(kind, name) for kind, name in self._named(wired, reads, before)},
+            "code": {name: one.text for name, one in code.items()},
             "recipe": shown(asked, reads.sections),
-            "libraries": {name: importlib.metadata.version(name) for name in reads.libraries},
+            "libraries": imported | {name: self._version(name) for name in reads.libraries},
             "options": stage.model_dump(mode="json"),
             "files": [sha256_file(Path(name)) for name in reads.files],
             "others": dict(reads.others),
@@ -56,12 +66,11 @@ class KeyParts:
         if reads.seeded:
             parts["seed"] = asked.recipe.seed
         if reads.device:
-            parts["device"] = device_class(asked.site)
+            parts["device"] = machine_parts(site_of(stage.needs, asked.site))
         return parts
 
     def _named(self, wired: Wired, reads: Reads, before: dict[str, Wired]) -> Iterator[tuple[Kind, str]]:
-        """The plug-ins whose code the stage runs: itself, those it names, and those that rebuild its models."""
-        yield "stage", wired.use
+        """The plug-ins whose code the stage runs: those it names, and stages that rebuild its models."""
         for kind, name, _, _ in named_plugins(self._asked.recipe):
             if kind in reads.plugins:
                 yield kind, name
@@ -69,10 +78,24 @@ class KeyParts:
             if type(one.stage).operate is not Stage.operate:
                 yield "stage", one.use
 
-    def _code_of(self, kind: Kind, name: str) -> str:
-        if (kind, name) not in self._code:
-            self._code[kind, name] = self._catalog.code_version(self._catalog.find(kind, name))
-        return self._code[kind, name]
+    def _code_of(self, kind: Kind, name: str, also: tuple[str, ...] = ()) -> Code:
+        asked = (kind, name, also)
+        if asked not in self._code:
+            entry = self._catalog.find(kind, name)
+            self._code[asked] = self._catalog.code_of(entry, also=also, without=CHECKS)
+        return self._code[asked]
+
+    def _version(self, distribution: str) -> str:
+        if distribution not in self._versions:
+            self._versions[distribution] = importlib.metadata.version(distribution)
+        return self._versions[distribution]
+
+
+def _verbs(stage: Stage, reads: Reads) -> tuple[str, ...]:
+    """Modules of KDQ that a stage runs by `Work`, and need not import."""
+    if stage.needs.device == "none":
+        return ()
+    return (*VERBS, *QUANTIZED) if "quantizer" in reads.plugins else VERBS
 
 
 def ancestors(wired: Wired, before: dict[str, Wired]) -> list[Wired]:
@@ -87,14 +110,6 @@ def ancestors(wired: Wired, before: dict[str, Wired]) -> list[Wired]:
     return list(found.values())
 
 
-def device_class(site: Site) -> str:
-    """What results may depend on: device, precision, thread count, instruction set."""
-    kind = site.device.partition(":")[0]
-    return f"{kind} {site.precision}, {site.threads} threads, {platform.machine()} {_isa()}".strip()
-
-
-def _isa() -> str:
-    try:
-        return " ".join(sorted(_ISA & set(Path("/proc/cpuinfo").read_text().split())))
-    except OSError:
-        return ""
+def site_of(needs: Needs, site: Site) -> Site:
+    """The site as a stage sees it: one that computes on the CPU alone does not depend on the site's device."""
+    return site if needs.device == "site" else site.model_copy(update={"device": "cpu"})

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from kdq_core.plan.cpu import instruction_sets
 from kdq_core.recipe.site import Site
 
 HELD = frozenset({
@@ -37,7 +38,6 @@ HELD = frozenset({
 """Variables that results may depend on."""
 HELD_PREFIXES = ("ONEDNN_", "DNNL_", "FBGEMM_", "CUBLAS_EMULAT", "CUBLAS_FIXEDPOINT", "OV_CPU_", "ORT_MLAS_")
 _ONLY_TELL = re.compile(r"VERBOSE|_LOG|JIT_?(DUMP|PROFILE)|CACHE_CAPACITY|_STATS_|_DEBUG$")
-_ISA = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm"}
 _SMI = ("nvidia-smi", "--query-gpu=uuid,name,driver_version", "--format=csv,noheader")
 _UNKNOWN = "unknown"
 
@@ -63,7 +63,7 @@ def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonVa
         "precision": site.precision,
         "threads": site.threads,
         "machine": platform.machine(),
-        "isa": _isa(proc),
+        "isa": " ".join(sorted(instruction_sets(proc / "cpuinfo"))),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **(_gpu(site.device, proc) if kind == "cuda" else {}),
         **({"environment": held} if held else {}),
@@ -79,13 +79,6 @@ def visible_gpu(device: str) -> str:
 
 def _is_held(name: str) -> bool:
     return name in HELD or (name.startswith(HELD_PREFIXES) and not _ONLY_TELL.search(name))
-
-
-def _isa(proc: Path) -> str:
-    try:
-        return " ".join(sorted(_ISA & set((proc / "cpuinfo").read_text().split())))
-    except OSError:
-        return ""
 
 
 def _gpu(device: str, proc: Path) -> dict[str, JsonValue]:

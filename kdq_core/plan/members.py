@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from kdq_core.errors import RecipeError
-from kdq_core.plugins.code_version import reached_hash
-from kdq_core.reading.teachers import no_factory, teacher_file
+from kdq_core.plan.factory import factory_code
+from kdq_core.reading.given import given_file
 from kdq_core.recipe.spec import TeacherSpec
 from kdq_core.recipe.teacher import MemberSpec
-from kdq_core.store.store import sha256_file
+from kdq_core.store.hashing import sha256_file
 
 
 def described(member: MemberSpec) -> dict[str, Any]:
@@ -28,14 +26,14 @@ def described(member: MemberSpec) -> dict[str, Any]:
     asked = _without_file(member)
     if member.file is None:
         return asked
-    return asked | {"sha256": sha256_file(teacher_file(member.file))}
+    return asked | {"sha256": sha256_file(given_file(member.file, "teacher"))}
 
 
 def _without_file(member: MemberSpec) -> dict[str, Any]:
     """A teacher without its file, and with its factory's code."""
     asked = member.model_dump(mode="json", exclude={"file", "model"})
     if member.factory is not None:
-        asked["factory_code"] = module_digest(member.factory)
+        asked["factory_code"] = factory_code(member.factory, "teacher")
     return asked
 
 
@@ -46,19 +44,3 @@ def answering(spec: TeacherSpec) -> dict[str, Any]:
     if len(members) == 1:
         del members[0]["weight"]
     return {"members": members, "inputs": list(spec.inputs), "combine": spec.combine if len(members) > 1 else None}
-
-
-def module_digest(factory: str) -> str:
-    """sha256 of the package that holds the module of `module:function`, and of all it imports; nothing is imported.
-
-    Raises:
-        RecipeError: there is no such module.
-    """
-    name = factory.partition(":")[0]
-    try:
-        found = importlib.util.find_spec(name)
-    except ImportError:
-        found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise RecipeError(no_factory(name))
-    return reached_hash(name.partition(".")[0])

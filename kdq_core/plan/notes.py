@@ -1,14 +1,19 @@
-"""What a recipe asks for that has no effect, in the words of the plan's note."""
+"""What of a recipe has no effect, and what would be faster here, in the words of the plan's note."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from kdq_core.plugins.asked import Asked
-from kdq_core.plugins.wiring import Wired
+from kdq_core.plugins.wiring import Wired, measured_of
 from kdq_core.reading.teachers import all_onnx
-from kdq_core.recipe.spec import DistillSpec, FitSpec, Recipe, TeacherSpec, TransferSpec
+from kdq_core.recipe.spec import DistillSpec, FitSpec, Recipe, Site, TeacherSpec, TransferSpec
 from kdq_core.recipe.teacher import CacheSpec, MemberSpec
+
+SECTIONS = {name: name for name in ("teacher", "student", "distill", "quantize", "target", "evaluate")} | {
+    "register_as": "register"
+}
+"""Sections that some stage reads: fields of a recipe, and what they are called in its file."""
 
 
 def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
@@ -20,10 +25,12 @@ def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
     """
     recipe = asked.recipe
     read = {section.name for one in wired for section in one.stage.reads(asked, one.ports).sections}
-    for name in ("teacher", "student", "distill", "quantize"):
-        default = type(recipe).model_fields[name].default
-        if name not in read and getattr(recipe, name) != default:
+    for field, name in SECTIONS.items():
+        default = type(recipe).model_fields[field].default
+        if name not in read and getattr(recipe, field) != default:
             yield f"{name!r} does nothing, since no stage of the recipe reads it"
+    if recipe.gates and not measured_of(wired, asked):
+        yield "'gates' do nothing, since no stage of the recipe measures a model; 'evaluate' would"
     if "teacher" in read:
         yield from _of_cache(recipe.teacher.cache, [use.title for use in asked.tapping])
         yield from _of_teacher(recipe.teacher)
@@ -81,4 +88,21 @@ def _of_transfer(spec: DistillSpec) -> Iterator[str]:
         yield (
             f"'distill.transfer' holds some parameters in all of {in_all}, so they stay as they came; {least}, or a "
             "smaller 'hold', train them all"
+        )
+
+
+def faster(recipe: Recipe, site: Site, cpu: Collection[str]) -> Iterator[str]:
+    """What would make this run faster and change its results, so that KDQ leaves it to the recipe.
+
+    Args:
+        recipe: as it is run.
+        site: where.
+        cpu: its instruction sets.
+    """
+    spec = recipe.teacher
+    open_to_it = spec.precision == "auto" and spec.cache.form != "fp32" and not all_onnx(spec)
+    if site.device == "cpu" and "amx_bf16" in cpu and open_to_it:
+        yield (
+            "the teacher answers in fp32; on this CPU, which has AMX, teacher: {precision: bf16} makes its answers "
+            "faster, and rounds them to 8 bits"
         )

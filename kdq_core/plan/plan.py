@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from kdq_core.frozen import Frozen
+from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plan.gates import with_fitting_gates
 from kdq_core.plan.keys import KeyParts
-from kdq_core.plan.notes import without_effect
+from kdq_core.plan.notes import faster, without_effect
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.contract import Model, Needs
-from kdq_core.plugins.wiring import Wired, models_of, wire
+from kdq_core.plugins.wiring import Wired, measured_of, models_of, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import canonical, sha256_of
+from kdq_core.store.hashing import canonical, sha256_of
 
 
 class Node(Frozen):
@@ -83,9 +84,11 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     asked = asked_of(recipe, site, catalog)
     wired = wire(asked, catalog)
     models = models_of(wired, asked)
-    recipe, note = with_fitting_gates(asked, models)
+    recipe, note = with_fitting_gates(asked, measured_of(wired, asked))
     asked = asked.with_recipe(recipe)
-    notes = (note, *without_effect(asked, wired))
+    notes = [note, *without_effect(asked, wired)]
+    if any(one.stage.gives == "teacher" for one in wired):
+        notes += faster(recipe, site, instruction_sets())
     return Plan(
         recipe=recipe,
         site=site,
@@ -103,7 +106,7 @@ def fitted(recipe: Recipe, site: Site, catalog: Catalog) -> Recipe:
         PluginError: a plug-in is missing or broken.
     """
     asked = asked_of(recipe, site, catalog)
-    return with_fitting_gates(asked, models_of(wire(asked, catalog), asked))[0]
+    return with_fitting_gates(asked, measured_of(wire(asked, catalog), asked))[0]
 
 
 def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog) -> tuple[Node, ...]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from kdq_core.plan.members import described, module_digest
+from kdq_core.plan.factory import factory_code
+from kdq_core.plan.members import described
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Section
 from kdq_core.plugins.kinds import Distiller
+from kdq_core.reading.given import given_file
 from kdq_core.recipe.spec import DistillerUse
-from kdq_core.store.store import sha256_file
+from kdq_core.store.hashing import sha256_file
 
 
 def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:
@@ -57,9 +58,9 @@ def _student(asked: Asked) -> dict[str, Any]:
     spec = asked.recipe.student
     found: dict[str, Any] = {} if spec.source == "workload" else {"source": spec.source}
     if spec.file is not None:
-        found["sha256"] = sha256_file(Path(spec.file))
+        found["sha256"] = sha256_file(given_file(spec.file, "student"))
     if spec.factory is not None:
-        found |= {"factory": spec.factory, "factory_code": module_digest(spec.factory)}
+        found |= {"factory": spec.factory, "factory_code": factory_code(spec.factory, "student")}
     return found
 
 

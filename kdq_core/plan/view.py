@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdq_core.plan.plan import Plan
-from kdq_core.store.records import Artifact, EvaluationReport, Metric, Record
+from kdq_core.store.family import Record
+from kdq_core.store.records import Artifact, EvaluationReport, Metric
 from kdq_core.store.store import Entry
 
 R = TypeVar("R", bound=Record)

@@ -10,14 +10,14 @@ import importlib.metadata
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue, PydanticUserError, ValidationError
 
 from kdq_core.errors import KdqError, PluginError, RecipeError, did_you_mean
 from kdq_core.plugins.bases import BASES
-from kdq_core.plugins.code_version import package_version
+from kdq_core.plugins.code_version import Code, code_of
 from kdq_core.plugins.kinds import Kind, Plugin
 from kdq_core.plugins.loading import (
     CatalogEntry,
@@ -157,9 +157,15 @@ class Catalog:
         except Exception as error:
             raise PluginError(f"{_title(entry)} failed on its options: {describe(error)}") from error
 
-    def code_version(self, entry: CatalogEntry) -> str:
-        """`<distribution>==<version> sha256:<16 hex>` of the package that holds the plug-in; imports nothing."""
-        return package_version(entry.target.partition(":")[0], entry.distribution)
+    def code_of(self, entry: CatalogEntry, *, also: Sequence[str] = (), without: Sequence[str] = ()) -> Code:
+        """The code that a plug-in reaches, as it lies on the disk at this moment; imports nothing.
+
+        Args:
+            entry: the plug-in.
+            also: modules of KDQ that run with it, though it does not import them.
+            without: modules of KDQ that change no result.
+        """
+        return code_of(entry.target, entry.distribution, also=also, without=without)
 
     def lifecycle(self, hook_name: str, **kwargs: Any) -> list[Any]:
         """Call a lifecycle hook of every plug-in, each in its own guard.

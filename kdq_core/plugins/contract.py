@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue
 
 from kdq_core.frozen import Frozen
 from kdq_core.plugins.kinds import Kind
-from kdq_core.store.records import Record
+from kdq_core.store.family import Record
 
 TRAINING = ("torch", "numpy", "accelerate")
 """Distributions that whatever trains or runs a model computes with."""

@@ -50,7 +50,7 @@ def imports_of(source: bytes) -> tuple[Import, ...]:
     `importlib.import_module("name")` and `__import__("name")` count where the name is written out. An example in a
     docstring may count as well. A file that Python cannot parse imports nothing: whoever imports it is told.
     """
-    source = source.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    source = source.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + b"\n"
     found = _cut_out(source)
     return tuple(dict.fromkeys(_in_tree(source) if found is None else found))
 

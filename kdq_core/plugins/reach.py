@@ -7,7 +7,7 @@ in a room that a plug-in does not use leaves the plug-in's code as it is.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from kdq_core.plugins import sources
@@ -25,11 +25,12 @@ _edges: dict[str, tuple[File, tuple[str, ...]]] = {}
 _table: dict[str, tuple[File, dict[str, Import]]] = {}
 
 
-def reached(starts: Iterable[Import]) -> dict[str, str]:
+def reached(starts: Iterable[Import], without: Collection[str] = ()) -> dict[str, str]:
     """sha256 of every module of KDQ that the imports reach, by its name; the packages that hold a module count too.
 
     Args:
         starts: absolute imports; those of other packages are left out.
+        without: modules that do not count, nor what only they reach.
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
@@ -40,6 +41,8 @@ def reached(starts: Iterable[Import]) -> dict[str, str]:
             continue
         seen.add(node)
         module, _, name = node.partition(":")
+        if module in without:
+            continue
         if name:
             asked += _defining(name)
             continue

@@ -85,8 +85,10 @@ def module_file(module: str) -> str | None:
 
 
 def _spec(top: str) -> ModuleSpec | None:
+    if top == "__main__":
+        return None  # the script that runs, whichever it is
     try:
-        return importlib.util.find_spec(top)
+        return importlib.util.find_spec(top) if top != "__main__" else None  # which differs from process to process
     except (ImportError, ValueError):
         return None
 

@@ -17,7 +17,8 @@ from pydantic import JsonValue
 
 from kdq_core.plugins.contract import Model, Needs, Port, Reads
 from kdq_core.plugins.kinds import Plugin, Quantizer, Target, Workload
-from kdq_core.store.records import Checkpoint, EpochRecord, Record
+from kdq_core.store.family import Record
+from kdq_core.store.records import Checkpoint, EpochRecord
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,6 +88,9 @@ class Work(Protocol):
 
     def model(self, port: str) -> nn.Module:
         """The model whose weights stand at an input, in eval mode, on the CPU."""
+
+    def quantized(self) -> nn.Module:
+        """The student with its quantizers, of the inputs `student` and `quantized`; in eval mode, it rounds."""
 
     def seeded(self, purpose: str) -> None:
         """Seed torch's generators for `purpose`, as a function of the recipe's seed."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdq_core.errors import PluginError, RecipeError
+from kdq_core.errors import KdqError, PluginError, RecipeError
 from kdq_core.plugins.stage import Stage
 from kdq_core.recipe.stages import StageUse
-from kdq_core.store.records import Record
+from kdq_core.store.family import Record
 
 if TYPE_CHECKING:
     from kdq_core.plugins.asked import Asked
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.plugins.contract import Model, Port
+    from kdq_core.recipe.spec import Recipe
 
 READ_STUDENT = "read_student"
 """The stage that gives a student which is trained already; a recipe that has one need not list it."""
@@ -47,8 +49,13 @@ class Wired:
         return frozenset(self.parents)
 
 
-def wire(asked: Asked, catalog: Catalog) -> tuple[Wired, ...]:
+def wire(asked: Asked, catalog: Catalog, where: Callable[[StageUse], str] = lambda _use: "") -> tuple[Wired, ...]:
     """The stages that a recipe asks for and has work for, in order.
+
+    Args:
+        asked: the recipe with its plug-ins.
+        catalog: the plug-ins installed.
+        where: what a message about a stage begins with, such as `recipe.yaml:3: `.
 
     Raises:
         RecipeError: a stage reads a slot that no stage before it gives, or that holds a record of another type.
@@ -56,28 +63,38 @@ def wire(asked: Asked, catalog: Catalog) -> tuple[Wired, ...]:
     """
     giving: dict[str, Wired] = {}
     found: list[Wired] = []
-    for use in listed(asked):
-        stage = asked.plugin("stage", use.use, use.options)
-        assert isinstance(stage, Stage)
-        if not stage.wanted(asked):
-            continue
-        parents: dict[str, str] = {}
-        for name, port in stage.inputs(asked).items():
-            giver = giving.get(port.slot)
-            if giver is not None:
-                _check_record(use.title, port, giver)
-                parents[name] = giver.title
-            elif not port.optional:
-                raise RecipeError(_nobody_gives(use.title, port.slot, asked, catalog))
-        found.append(Wired(use.title, use.use, stage, parents))
-        giving[stage.gives] = found[-1]
+    for use in listed(asked.recipe):
+        try:
+            one = _wired(use, giving, asked, catalog)
+        except KdqError as error:
+            raise type(error)(f"{where(use)}{error}") from None
+        if one is not None:
+            found.append(one)
+            giving[one.stage.gives] = one
     return tuple(found)
 
 
-def listed(asked: Asked) -> tuple[StageUse, ...]:
+def _wired(use: StageUse, giving: Mapping[str, Wired], asked: Asked, catalog: Catalog) -> Wired | None:
+    """One stage on those that give its slots before it, or `None` where the recipe has no work for it."""
+    stage = asked.plugin("stage", use.use, use.options)
+    assert isinstance(stage, Stage)
+    if not stage.wanted(asked):
+        return None
+    parents: dict[str, str] = {}
+    for name, port in stage.inputs(asked).items():
+        giver = giving.get(port.slot)
+        if giver is not None:
+            _check_record(use.title, port, giver)
+            parents[name] = giver.title
+        elif not port.optional:
+            raise RecipeError(_nobody_gives(use.title, port.slot, asked.recipe, catalog))
+    return Wired(use.title, use.use, stage, parents)
+
+
+def listed(recipe: Recipe) -> tuple[StageUse, ...]:
     """The stages of the recipe's list, behind the one that reads a student which is trained already."""
-    stages = asked.recipe.stages
-    if asked.recipe.student.source != "checkpoint" or any(use.use == READ_STUDENT for use in stages):
+    stages = recipe.stages
+    if recipe.student.source != "checkpoint" or any(use.stage_name == READ_STUDENT for use in stages):
         return stages
     return (StageUse(use=READ_STUDENT), *stages)
 
@@ -86,6 +103,11 @@ def models_of(wired: Sequence[Wired], asked: Asked) -> tuple[Model, ...]:
     """The models whose files the stages give, in the order of the closing table; each slot once."""
     models = [model for one in wired for model in one.stage.models(asked, one.ports)]
     return tuple({model.slot: model for model in models}.values())
+
+
+def measured_of(wired: Sequence[Wired], asked: Asked) -> tuple[Model, ...]:
+    """Those of them that are measured: none where no stage gives a report."""
+    return models_of(wired, asked) if any(one.stage.gives == "report" for one in wired) else ()
 
 
 def _check_record(title: str, port: Port, giver: Wired) -> None:
@@ -101,22 +123,28 @@ def _type_of(record: type[Record]) -> str:
     return f"a {field.default!r}" if isinstance(field.default, str) else "a record"
 
 
-def _nobody_gives(title: str, slot: str, asked: Asked, catalog: Catalog) -> str:
-    """Says which stage would give the slot, and whether it is listed too late."""
-    classes: dict[str, type[Stage]] = {}
-    for name, entry in catalog.names("stage").items():
-        try:
-            found = catalog.load_class(entry)
-        except PluginError:
-            continue
-        if issubclass(found, Stage):
-            classes[name] = found
-    givers = [name for name, found in classes.items() if found.gives == slot and name != READ_STUDENT]
-    later = [use.title for use in asked.recipe.stages if use.use in givers]
+def _nobody_gives(title: str, slot: str, recipe: Recipe, catalog: Catalog) -> str:
+    """Says which stage would give the slot, and whether it is listed already: too late, or without work for it."""
+    givers = [name for name in _givers(slot, catalog) if name != READ_STUDENT]
+    titles = [use.title for use in recipe.stages]
+    others = [use.title for use in recipe.stages if use.stage_name in givers and use.title != title]
     start = f"stage {title!r} reads the slot {slot!r}, which no stage before it gives; "
-    if later and later[0] != title:
-        return f"{start}list {later[0]!r} before it"
-    advice = [f"list {' or '.join(map(repr, givers))} before it"] if givers and givers != [title] else []
+    if others and titles.index(others[0]) > titles.index(title):
+        return f"{start}{others[0]!r} gives it, but comes later: list it before {title!r}"
+    if others:
+        return f"{start}{others[0]!r} would give it, but the recipe has no work for it"
+    advice = [f"list {' or '.join(map(repr, givers))} before it, which gives it"] if givers else []
     if slot == "student":
         advice.append("name a trained student: student: {source: checkpoint, file: ...}")
     return start + (", or ".join(advice) or "no installed stage gives it")
+
+
+def _givers(slot: str, catalog: Catalog) -> list[str]:
+    """Names of the installed stages that give a slot; those that cannot be loaded are passed over."""
+    names = []
+    for name, entry in catalog.names("stage").items():
+        with contextlib.suppress(PluginError):
+            found = catalog.load_class(entry)
+            if issubclass(found, Stage) and found.gives == slot:
+                names.append(name)
+    return names

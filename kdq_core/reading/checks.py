@@ -14,9 +14,10 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer
 from kdq_core.plugins.named import named_plugins
+from kdq_core.reading.given import check_files
 from kdq_core.reading.recipe_file import read_document, recipe_from_document
-from kdq_core.reading.stages import check_stages, options_at
-from kdq_core.reading.teachers import check_files, check_teachers
+from kdq_core.reading.stages import check_options, check_stages, options_at
+from kdq_core.reading.teachers import check_teachers
 from kdq_core.recipe.site import Site
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
 
     Args:
         path: of the file.
-        files: look for the teachers' files and factories too; a plan does so in any case.
+        files: look for the files and factories that it names too; a plan does so in any case.
 
     Raises:
         RecipeError: the file or a value in it is wrong; the message names file and line.
@@ -64,6 +65,8 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
             return lines.where((*at, "options", *inside)) if lines else ""
 
         try:
+            if kind == "stage" and options:
+                check_options(recipe, int(loc[1]), catalog, lines)
             built[loc] = catalog.build(kind, name, options, where=where)
         except PluginError as error:
             place = lines.where((*loc, "use")) if lines else ""

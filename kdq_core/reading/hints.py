@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import ValidationError
 
 from kdq_core.errors import PluginError, did_you_mean
 from kdq_core.recipe.explain import dotted
 from kdq_core.recipe.spec import DistillerUse, DistillSpec, QuantizeSpec, Recipe, TeacherSpec
+from kdq_core.recipe.stages import StageUse
 from kdq_core.recipe.strict_yaml import Loc, short
 from kdq_core.recipe.teacher import MemberSpec
 
@@ -53,6 +58,9 @@ class Hints:
             return self._key(loc[:-1], str(loc[-1]), given)
         if detail["type"] == "string_pattern_mismatch" and loc[-1] in FORMS:
             return loc, f"key {dotted(loc)!r} is {short(given)}; write {FORMS[str(loc[-1])]}"
+        if loc in (("student",), *DEFAULTS) and isinstance(given, str):
+            form = {"source": "checkpoint", "file": given} if loc == ("student",) else {"use": given}
+            return loc, f"key {dotted(loc)!r} is {short(given)}; write {dotted(loc)}: {flow(form)}"
         if loc[:2] == ("teacher", "members") and isinstance(given, {2: str | dict, 3: str}.get(len(loc), ())):
             return _members(self._at(loc[:2]))
         return _several(loc, given)
@@ -81,6 +89,10 @@ class Hints:
         """An unknown key of the recipe itself that is, or is nearly, the name of a stage with options."""
         if self.catalog is None:
             return None
+        titles = [use.title for use in self._stages() if use.stage_name == asked]
+        if titles:
+            called = f"section {asked!r} holds the options of a stage that 'stages' calls {titles[0]!r}"
+            return (asked,), f"{called}; call the section {titles[0]!r}, too"
         own = [name for name, entry in self.catalog.names("stage").items() if not entry.house]
         if asked in own:
             return (asked,), (
@@ -88,6 +100,13 @@ class Hints:
             )
         near = did_you_mean(asked, own) if not did_you_mean(asked, FIELDS) else ""
         return ((asked,), f"unknown key {asked!r}{near}") if near else None
+
+    def _stages(self) -> Iterator[StageUse]:
+        """The stages of the list that are written as they should be."""
+        listed = self.value.get("stages")
+        for stage in listed if isinstance(listed, list) else ():
+            with contextlib.suppress(ValidationError):
+                yield StageUse.model_validate(stage)
 
     def _options(self, section: Loc, use: str) -> dict[str, Any]:
         kind = KINDS.get(str(section[0]))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.kinds import Distiller
+from kdq_core.reading.given import where
 
 if TYPE_CHECKING:
     from kdq_core.recipe.spec import DistillerUse, Recipe, TeacherSpec
@@ -42,11 +41,6 @@ def check_teachers(recipe: Recipe, distillers: Mapping[Loc, Distiller], lines: D
         raise RecipeError(where(lines, ("distill", "transfer")) + NO_LAYERS)
     features = any(distiller.features == "pairs" for distiller in distillers.values())
     check_fused(recipe, features=features, place=where(lines, ("distill", "fuse_views")))
-
-
-def where(lines: Document | None, loc: Loc) -> str:
-    """How a message about `loc` begins: with file and line, where it was read from a file."""
-    return f"{lines.where(loc)}: " if lines else ""
 
 
 def _check_taps(use: DistillerUse, distiller: Distiller, place: str) -> None:
@@ -116,52 +110,3 @@ def check_fused(recipe: Recipe, *, features: bool, place: str = "") -> None:
             f"{place}'distill.fuse_views' takes the mean over what is kept of the teacher, but nothing is kept; write "
             f"teacher: {{cache: {{{'features' if cache.enabled else 'enabled'}: true}}}}, or leave it out"
         )
-
-
-def check_files(recipe: Recipe, lines: Document | None = None) -> None:
-    """Look whether the teachers' files and the packages of their factories are there; nothing is imported.
-
-    Raises:
-        RecipeError: one is not.
-    """
-    for index, member in enumerate(recipe.teacher.members):
-        loc: Loc = ("teacher", "members", index)
-        if member.file is not None:
-            teacher_file(member.file, where(lines, (*loc, "file")))
-        module = (member.factory or "").partition(":")[0]
-        if module and not _found(module.partition(".")[0]):
-            raise RecipeError(where(lines, (*loc, "factory")) + no_factory(module))
-
-
-def _found(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # such as __main__
-        return False
-
-
-def teacher_file(file: str, place: str = "") -> Path:
-    """The path of a teacher's file.
-
-    Raises:
-        RecipeError: it is not there, or a folder.
-    """
-    path = Path(file)
-    if path.is_dir():
-        raise RecipeError(
-            f"{place}the teacher's file {file!r} is a folder; name the file in it as 'file' in 'teacher.members'"
-        )
-    if not path.is_file():
-        raise RecipeError(
-            f"{place}the teacher's file {file!r} is not there, seen from {str(Path.cwd())!r}; correct 'file' in "
-            "'teacher.members', or give its whole path"
-        )
-    return path
-
-
-def no_factory(module: str) -> str:
-    """What is said where the module of a factory is not found."""
-    return (
-        f"the teacher's factory is in {module!r}, and there is no such module; install its package, put its folder on "
-        "PYTHONPATH, or correct 'factory' in 'teacher.members' (the folder kdq runs in is not searched)"
-    )

@@ -50,16 +50,16 @@ class Schedule(Frozen):
         """The values between which all others lie."""
         return (self.start,) if self.schedule == "constant" or self.end is None else (self.start, self.end)
 
-    def at(self, share: float, gap: float) -> float:
+    def at(self, share: float, distance: float) -> float:
         """The value in force.
 
         Args:
             share: of the fit's steps, 0 at the first and 1 at the last.
-            gap: between student and teacher, 1 where they share nothing and 0 where they agree.
+            distance: between student and teacher, 1 where they share nothing and 0 where they agree.
         """
         if self.schedule == "constant" or self.end is None:
             return self.start
-        left = {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "gap": gap}[self.schedule]
+        left = {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "gap": distance}[self.schedule]
         return self.end + (self.start - self.end) * left
 
 

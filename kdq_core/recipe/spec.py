@@ -70,8 +70,8 @@ class TeacherSpec(Frozen):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
-        description="in which they answer; auto: bf16 on devices made for it (most GPUs, CPUs with AMX), unless "
-        "what they say is to be kept as fp32. ONNX models answer in their own",
+        description="in which they answer; auto: fp32 on a CPU, and on a GPU made for it bf16, unless what they say is "
+        "to be kept as fp32. ONNX models answer in their own",
     )
     cache: CacheSpec = Field(default=CacheSpec(), description="its outputs on disk, for every student to read")
 

@@ -38,9 +38,14 @@ class StageUse(Frozen):
         return {"use": value} if isinstance(value, str) else value
 
     @property
+    def stage_name(self) -> str:
+        """Its name in the catalog, without the distribution."""
+        return self.use.rpartition("/")[2]
+
+    @property
     def title(self) -> str:
         """What the stage is called in plans, tables and logs."""
-        return self.name or self.use.rpartition("/")[2]
+        return self.name or self.stage_name
 
 
 def with_sections(recipe: dict[str, Any], fields: frozenset[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from kdq_core.frozen import Frozen
+from kdq_core.store.family import AnyRecord, Measured, Record
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -23,7 +24,7 @@ class EpochRecord(Frozen):
     """One point of the curves of a fit."""
 
     epoch: int = Field(ge=1)
-    values: dict[str, float] = Field(description="curve name to value, such as 'train/loss' or 'validation/top1'")
+    values: dict[str, Measured] = Field(description="curve name to value, such as 'train/loss' or 'validation/top1'")
 
 
 class Gain(Frozen):
@@ -48,12 +49,6 @@ class Gain(Frozen):
         return "better" if (self.low > 0) == self.metric.startswith("top1") else "worse"
 
 
-class Record(Frozen):
-    """What a stage gives; the records are told apart by `type`."""
-
-    type: str
-
-
 class Surgery(Frozen):
     """How a stage changed the architecture of a model; that stage's `operate` makes the same change again."""
 
@@ -65,7 +60,7 @@ class Surgery(Frozen):
 class Checkpoint(Record):
     """Weights of a model that can still be trained."""
 
-    type: Literal["checkpoint"] = "checkpoint"
+    type: str = "checkpoint"
     slot: str = Field(description="where the model stands, such as `student`")
     weights: str = Field(description="safetensors file in the entry")
     parameters: int = Field(ge=0, description="number of trainable values")
@@ -94,7 +89,7 @@ class StoredTensor(Frozen):
 class TeacherOutputs(Record):
     """What a teacher says of every training sample, in each of some views."""
 
-    type: Literal["teacher_outputs"] = "teacher_outputs"
+    type: str = "teacher_outputs"
     teacher: Digest = Field(description="of the teacher's entry")
     data: Digest = Field(description="fingerprint of the data")
     seed: int = Field(description="of the views")
@@ -139,10 +134,10 @@ class Departure(Frozen):
 class Artifact(Record):
     """A shippable file with what is known of it, and its float companions in the same runtime."""
 
-    type: Literal["artifact"] = "artifact"
+    type: str = "artifact"
     path: str = Field(description="the int8 file in the entry")
     example: str = Field(description="safetensors file in the entry: two samples by input name")
-    baselines: dict[str, str] = Field(description="float files of teacher and student in the entry")
+    baselines: dict[str, str] = Field(description="float files in the entry by model, such as teacher, student")
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     output_scales: tuple[float | None, ...] = Field(description="LSB of each output; none for a float output")
@@ -158,11 +153,11 @@ class Metric(Frozen):
     """One number with its unit and, where it was sampled, its interval."""
 
     name: str
-    value: float
+    value: Measured
     unit: str = Field(description="fraction, bytes, ms, count, lsb, macs, ...")
     direction: Literal["higher", "lower", "neither"] = Field(description="which way is better")
-    low: float | None = Field(default=None, description="lower end of the 95 % interval")
-    high: float | None = Field(default=None, description="upper end of the 95 % interval")
+    low: Measured | None = Field(default=None, description="lower end of the 95 % interval")
+    high: Measured | None = Field(default=None, description="upper end of the 95 % interval")
     samples: int | None = Field(default=None, ge=0, description="how many measurements it rests on")
     note: str = Field(default="", description="what a reader must know besides, such as why a value is bad")
 
@@ -170,29 +165,24 @@ class Metric(Frozen):
 class EvaluationReport(Record):
     """What was measured on the exported files in their runtime."""
 
-    type: Literal["report"] = "report"
-    models: dict[str, tuple[Metric, ...]]
+    type: str = "report"
+    models: dict[str, tuple[Metric, ...]] = Field(description="by name of the model, such as teacher, student, int8")
 
-    def value(self, role: str, metric: str) -> float | None:
-        """The value of `metric` for `role`, or `None` where it was not measured."""
-        return next((m.value for m in self.models.get(role, ()) if m.name == metric), None)
+    def value(self, model: str, metric: str) -> float | None:
+        """The value of `metric` for `model`, or `None` where it was not measured."""
+        return next((m.value for m in self.models.get(model, ()) if m.name == metric), None)
 
 
 class ModelVersion(Record):
     """A registered model version."""
 
-    type: Literal["version"] = "version"
+    type: str = "version"
     name: str
     version: int = Field(ge=1)
     uri: str = Field(description="`models:/name/version`")
     tracking_uri: str
     run_id: str
     file_sha256: Digest
-
-
-AnyRecord = Annotated[
-    Checkpoint | TeacherOutputs | Artifact | EvaluationReport | ModelVersion, Field(discriminator="type")
-]
 
 
 class Manifest(Frozen):

@@ -2,49 +2,33 @@
 
 An entry is a folder named by its stage's key. It is written under a temporary name, fsynced and renamed, so that it is
 there whole or not at all. `manifest.json` lists its files with their sha256; `manifest.sha256` guards the manifest.
-Everything is hashed again on every read. Failures are never stored.
+Files are hashed again when they are read, large ones once an hour. Failures are never stored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from kdq_core.errors import StoreError
-from kdq_core.store.records import FileRef, Manifest, Record
+from kdq_core.errors import StageError, StoreError
+from kdq_core.store import drafts
+from kdq_core.store.checks import MANIFEST, SEAL, check_weights, names_in, sealed
+from kdq_core.store.family import Record, resolved, type_of
+from kdq_core.store.hashing import canonical, sha256_file, sha256_of
+from kdq_core.store.index import Index
+from kdq_core.store.reading import DamageError, manifest_of, text_of, verify
+from kdq_core.store.records import FileRef, Manifest
+from kdq_core.store.verified import Verified
 
-MANIFEST = "manifest.json"
-SEAL = "manifest.sha256"
-LOCK = ".lock"
-"""Ending of the file beside a draft whose lock its writer holds: it ends with the process, whatever ends that."""
-
-
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the form that is hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
-
-
-def sha256_of(data: bytes) -> str:
-    """Hex digest of `data`."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's content, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,29 @@ class Entry:
     @property
     def record(self) -> Record:
         """What the stage gave."""
-        return self.manifest.record
+        return resolved(self.manifest.record)
+
+    def record_as(self, cls: type[R]) -> R:
+        """What the stage gave, which is a `cls`.
+
+        Raises:
+            StageError: it is of another type, or its class has changed since it was written.
+        """
+        stage = self.manifest.stage
+        try:
+            record = self.record
+        except ValidationError as error:
+            raise StageError(
+                f"the {self.manifest.record.type!r} in the entry of stage {stage!r} does not fit its class: "
+                f"{error.errors()[0]['msg']}; run again with the version of the plug-in that wrote it, or delete "
+                f"{str(self.folder)!r}"
+            ) from error
+        if isinstance(record, cls):
+            return record
+        raise StageError(
+            f"the entry of stage {stage!r} holds a {record.type!r}, not a {type_of(cls)!r}; take one from a stage that "
+            "gives it"
+        )
 
     @property
     def digest(self) -> str:
@@ -108,6 +114,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._index = Index(root)
+        self._verified = Verified(root / "verified")
 
     def folder(self, key: str) -> Path:
         """Where the entry of `key` is, or would be."""
@@ -117,16 +125,51 @@ class Store:
         """The verified entry of `key`, or `None` where there is none.
 
         Raises:
-            StoreError: a file is missing or not what was written.
+            StoreError: it is damaged, or cannot be read.
         """
-        folder = self.folder(key)
-        if not folder.is_dir():
-            return None
-        with explained(folder, "read the store entry"):
-            entry = Entry(folder, self._manifest(folder))
-            for ref in entry.manifest.files:
-                self._verify(folder, ref)
+        try:
+            return self._whole(key)
+        except DamageError as damage:
+            raise StoreError(f"{damage}; KDQ computes it anew") from None
+
+    def get(self, key: str) -> Entry:
+        """The verified entry of `key`, which must exist.
+
+        Raises:
+            StoreError: it does not, is damaged, or cannot be read.
+        """
+        try:
+            entry = self._whole(key)
+        except DamageError as damage:
+            raise StoreError(f"{damage}; run again, and KDQ computes it anew") from None
+        if entry is None:
+            raise StoreError(f"the store has no entry {key!r}; run the recipe again to compute it")
         return entry
+
+    def lookup_or_discard(self, key: str, tell: Callable[[str], None]) -> Entry | None:
+        """The verified entry of `key`, or `None` where there is none; a damaged one is removed.
+
+        Args:
+            key: of the entry.
+            tell: is told of a damaged entry.
+
+        Raises:
+            StoreError: it cannot be read, or it is damaged and cannot be removed.
+        """
+        try:
+            return self._whole(key)
+        except DamageError as damage:
+            try:
+                whole = self._removed(key, only_damaged=True)
+            except OSError as error:
+                raise StoreError(
+                    f"{damage}; KDQ cannot remove that entry: {error.strerror or error}. Make the store "
+                    f"{str(self.root)!r} writable, then run again"
+                ) from error
+            if whole:  # another process has mended it meanwhile
+                return self.lookup(key)
+            tell(f"{damage}; KDQ computes it anew")
+        return None
 
     def peek(self, key: str) -> str | None:
         """Digest of the entry of `key` as its manifest says, or `None`; its files are not read.
@@ -135,134 +178,117 @@ class Store:
             StoreError: the manifest cannot be read.
         """
         folder = self.folder(key)
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
         with explained(folder, "read the store entry"):
-            return Entry(folder, self._manifest(folder)).digest
-
-    def get(self, key: str) -> Entry:
-        """The verified entry of `key`, which must exist."""
-        entry = self.lookup(key)
-        if entry is None:
-            raise StoreError(f"the store has no entry {key!r}; run the recipe again to compute it")
-        return entry
+            try:
+                return Entry(folder, manifest_of(folder, key)).digest
+            except DamageError as damage:
+                raise StoreError(f"{damage}; KDQ computes it anew") from None
 
     @contextlib.contextmanager
     def draft(self, key: str) -> Iterator[Path]:
         """An empty folder to fill for `key`; it is removed unless `commit` has renamed it."""
-        folder = self.root / "drafts" / f"{key}.{uuid.uuid4().hex}"
-        lock = folder.with_name(folder.name + LOCK)
-        with explained(self.root, "write to the store"):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            held = _held(lock)
-        try:
+        with contextlib.ExitStack() as stack:
             with explained(self.root, "write to the store"):
+                folder = stack.enter_context(drafts.place(self.root / "drafts", key))
                 folder.mkdir()
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                lock.unlink()
-            os.close(held)
 
     def commit(self, draft: Path, *, stage: str, key: str, parts: dict[str, JsonValue], record: Record) -> Entry:
-        """Seal `draft` as the entry of `key`; where another process was first, its entry is given."""
+        """Seal `draft` as the entry of `key`; where another process was first, its entry is given.
+
+        Raises:
+            StageError: the stage left a symlink, a number or a weight that is not finite, or a record that cannot be
+                read again.
+            StoreError: it cannot be written.
+        """
         with explained(self.root, "write to the store"):
-            names = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
+            names = names_in(draft, stage)
+            check_weights(draft, names, stage)
             files = tuple(
                 FileRef(path=n, sha256=sha256_file(draft / n), bytes=(draft / n).stat().st_size) for n in names
             )
-            manifest = Manifest(stage=stage, key=key, parts=parts, record=record, files=files)
-            text = manifest.model_dump_json(indent=1).encode()
+            manifest, text = sealed(Manifest(stage=stage, key=key, parts=parts, record=record, files=files))
             (draft / MANIFEST).write_bytes(text)
             (draft / SEAL).write_text(sha256_of(text) + "\n")
             for path in [*draft.rglob("*"), draft]:
-                _fsync(path)
-            final = self.folder(key)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                draft.rename(final)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-            _fsync(final.parent)
-        return self.get(key)
+                drafts.fsync(path)
+            self._index.add(stage, key)
+            return self._renamed(draft, key) or Entry(self.folder(key), manifest)
 
     def discard(self, key: str) -> None:
         """Remove the entry of `key`, if it is there."""
         with explained(self.root, "write to the store"):
-            shutil.rmtree(self.folder(key), ignore_errors=True)
+            self._removed(key)
 
     def manifests(self, stage: str) -> Iterator[Manifest]:
         """All readable manifests of `stage`, newest first; damaged ones are passed over."""
-        found = sorted(self.root.glob(f"??/*/{MANIFEST}"), key=lambda p: p.stat().st_mtime, reverse=True)
-        for path in found:
-            with contextlib.suppress(StoreError, OSError):
-                manifest = self._manifest(path.parent)
-                if manifest.stage == stage:
-                    yield manifest
+        for key in self._index.keys(stage):
+            with contextlib.suppress(DamageError, OSError):
+                yield manifest_of(self.folder(key), key)
+
+    def parts(self, stage: str) -> Iterator[dict[str, Any]]:
+        """What the keys of the entries of `stage` were made of, newest first; cheaper than their manifests."""
+        for key in self._index.keys(stage):
+            with contextlib.suppress(DamageError, OSError):
+                yield json.loads(text_of(self.folder(key)))["parts"]
 
     def sweep(self) -> list[str]:
         """Remove drafts that no process writes any more; give their names. What has no lock beside it stays."""
-        swept = []
-        for lock in sorted(self.root.glob(f"drafts/*{LOCK}")):
-            with contextlib.suppress(OSError), lock.open("r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink()
-                swept.append(lock.stem)
-        return swept
+        return drafts.sweep(self.root / "drafts")
 
-    def _manifest(self, folder: Path) -> Manifest:
-        text, seal = self._read(folder, MANIFEST), self._read(folder, SEAL).decode(errors="replace").strip()
-        if sha256_of(text) != seal:
-            raise _damaged(folder, MANIFEST, f"its sha256 is {sha256_of(text)[:12]}, the seal says {seal[:12]}")
+    def _whole(self, key: str, at: Path | None = None) -> Entry | None:
+        """The entry of `key`, all of it verified.
+
+        Raises:
+            DamageError: it is damaged.
+        """
+        folder = at or self.folder(key)
+        if not os.path.lexists(folder):
+            return None
+        with explained(folder, "read the store entry"):
+            manifest, marks = manifest_of(folder, key), self._verified.of(key)
+            kept = verify(folder, manifest, marks)
+            if kept != marks:
+                self._verified.keep(key, kept)
+        return Entry(folder, manifest)
+
+    def _renamed(self, draft: Path, key: str) -> Entry | None:
+        """Give `draft` its place, or give the whole entry that another process has put there."""
+        final = self.folder(key)
+        final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return Manifest.model_validate_json(text)
-        except ValidationError as error:
-            raise _damaged(folder, MANIFEST, "it was written by another version of KDQ") from error
+            draft.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            other = self.lookup_or_discard(key, lambda _text: None)
+            if other is not None:
+                return other
+            draft.rename(final)
+        drafts.fsync(final.parent)
+        return None
 
-    @staticmethod
-    def _read(folder: Path, name: str) -> bytes:
+    def _removed(self, key: str, *, only_damaged: bool = False) -> bool:
+        """Take the entry of `key` away in one step. With `only_damaged`, one that turns out whole is put back: `True`.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        with drafts.place(self.root / "drafts", key) as away:
+            with contextlib.suppress(FileNotFoundError):
+                self.folder(key).rename(away)
+            if only_damaged and self._is_whole(key, away):
+                with contextlib.suppress(OSError):
+                    away.rename(self.folder(key))
+                return True
+            self._verified.drop(key)
+            self._index.drop(key)
+        return False
+
+    def _is_whole(self, key: str, at: Path) -> bool:
         try:
-            return (folder / name).read_bytes()
-        except FileNotFoundError:
-            raise _damaged(folder, name, "it is missing") from None
-
-    @staticmethod
-    def _verify(folder: Path, ref: FileRef) -> None:
-        path = folder / ref.path
-        if not path.is_file():
-            raise _damaged(folder, ref.path, "it is missing")
-        found = sha256_file(path)
-        if found != ref.sha256:
-            raise _damaged(folder, ref.path, f"its sha256 is {found[:12]}, the manifest says {ref.sha256[:12]}")
-
-
-def _damaged(folder: Path, name: str, fact: str) -> StoreError:
-    return StoreError(
-        f"the file {name!r} of the store entry {str(folder)!r} is damaged: {fact}; "
-        "delete that folder and run again: only its stage is computed anew"
-    )
-
-
-def _held(lock: Path) -> int:
-    """A descriptor of the new file `lock`, which is locked before it has that name: no sweep takes it for left."""
-    unnamed = lock.with_suffix(".new")
-    descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        unnamed.rename(lock)
-    except BaseException:
-        os.close(descriptor)
-        unnamed.unlink(missing_ok=True)
-        raise
-    return descriptor
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+            return self._whole(key, at) is not None
+        except DamageError:
+            return False

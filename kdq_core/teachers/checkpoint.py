@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdq_core.errors import StageError
-from kdq_core.teachers.factory import SECTIONS
+from kdq_core.reading.given import SECTIONS
 
 SHOWN = 3
 WRAPPERS = {"module": "DataParallel and DistributedDataParallel name them", "_orig_mod": "torch.compile names them"}

@@ -11,9 +11,7 @@ from typing import Any
 from torch import nn
 
 from kdq_core.errors import KdqError, StageError
-
-SECTIONS = {"teacher": "'teacher.members'", "student": "'student'"}
-"""Where a recipe names the factory, by whose it is."""
+from kdq_core.reading.given import SECTIONS
 
 
 def _must(whose: str) -> str:

@@ -159,11 +159,8 @@ def in_float32(outputs: Outputs) -> Outputs:
 
 
 def half_precision(device: torch.device) -> bool:
-    """Whether a teacher on this device runs in bf16 by default: on a GPU that computes in it, on a CPU with AMX.
+    """Whether a teacher on this device runs in bf16 by default: on a GPU that computes in it, never on a CPU.
 
-    A CPU that has bf16 instructions but no tiles (AVX512-BF16) is slower in bf16 than in float32 on convolutions of few
-    channels: `benchmarks/distillation.md`.
+    A CPU's instruction sets do not decide what a student learns; `kdq plan` says where bf16 would be faster.
     """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,9 +1,8 @@
-"""Where the kit tries out a stage: the stages before it are run for real, in a folder that is watched."""
+"""Where the kit tries out a stage: at the end of a recipe, whose other stages are run for real."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,42 +15,38 @@ import torch
 from kdq_core.plan.keys import KeyParts
 from kdq_core.plan.plan import asked_of, make_plan
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.code_version import Code
 from kdq_core.plugins.contract import Port, Reads
 from kdq_core.plugins.kinds import Plugin
 from kdq_core.plugins.loading import CatalogEntry
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Manifest, Record
-from kdq_core.store.store import Entry, sha256_file
+from kdq_core.store.family import Record
+from kdq_core.store.hashing import sha256_file
+from kdq_core.store.records import Manifest
+from kdq_core.store.store import Entry
 from kdq_core.work.checking import EVERYTHING, CheckWork, check_works
+from kdq_core.work.outcome import outcome
 from kdq_core.work.run import StageRequest, run_stage
 from kdq_core.work.work import StageWork
 
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[Path]:
-    """Work in a new folder, with a home folder of its own; what stages set in this process is set back.
+    """A new folder for stores and drafts; what stages set in this process is set back.
 
     Yields:
-        The folder, which holds both.
+        The folder.
     """
-    home, threads, mode = os.environ.get("HOME"), torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    temporary = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="kdq-kit-") as name, torch.random.fork_rng(devices=[]):
-        root = Path(name)
-        for folder in ("current", "user"):
-            (root / folder).mkdir()
-        os.environ["HOME"] = str(root / "user")
+    threads, mode, temporary = torch.get_num_threads(), torch.get_deterministic_debug_mode(), tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="kdq-kit-") as folder, torch.random.fork_rng(devices=[]):
         try:
-            with contextlib.chdir(root / "current"):
-                yield root
+            yield Path(folder)
         finally:
             tempfile.tempdir = temporary
             torch.set_num_threads(threads)
             torch.set_deterministic_debug_mode(mode)
-            os.environ.pop("HOME")
-            os.environ |= {} if home is None else {"HOME": home}
 
 
 class KilledError(BaseException):
@@ -78,9 +73,9 @@ class OneMore(Catalog):
         """The class, which need not be importable by its name."""
         return self._stage if entry is self._own else super().load_class(entry)
 
-    def code_version(self, entry: CatalogEntry) -> str:
+    def code_of(self, entry: CatalogEntry, **given: Any) -> Code:
         """The kit looks at one state of the stage's code."""
-        return "" if entry is self._own else super().code_version(entry)
+        return Code(text="", libraries={}) if entry is self._own else super().code_of(entry, **given)
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class Tried:
         draft: the folder it wrote.
         files: sha256 of each file in it, by path.
         events: how often it told of its progress.
-        changed: what it changed in the watched folder outside of draft and scratch.
+        changed: files of the store that it changed.
     """
 
     record: Record
@@ -152,7 +147,7 @@ class Bench:
         return KeyParts(self.asked, self.catalog).of(wired, self._all)
 
     def folder(self, kind: str) -> Path:
-        """A new folder; the kit's own are not watched."""
+        """A new folder for one try."""
         self._tries += 1
         made = self._root / "tries" / f"{kind}-{self._tries}"
         (made / "tmp").mkdir(parents=True) if kind == "scratch" else made.mkdir(parents=True)
@@ -168,7 +163,7 @@ class Bench:
         Raises:
             KilledError: it was ended.
         """
-        draft, before, events = self.folder("draft"), self._watched(), 0
+        draft, before, events = self.folder("draft"), _digests(self._site.store), 0
 
         def emit(_event: dict[str, Any]) -> None:
             nonlocal events
@@ -181,8 +176,8 @@ class Bench:
         )
         tempfile.tempdir = str(scratch / "tmp")
         torch.seed()  # what a stage draws without a seed differs from try to try
-        record = self.wired.stage.run(work)
-        after = self._watched()
+        record = outcome(work, self.catalog)
+        after = _digests(self._site.store)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         return Tried(record, draft, _digests(draft), events, tuple(changed))
 
@@ -201,14 +196,7 @@ class Bench:
             emit=lambda _event: None,
             inputs=inputs,
         )
-        return reader.model(gives)
-
-    def _watched(self) -> dict[str, str]:
-        return {
-            f"{name}/{path}": digest
-            for name in ("current", "user", "home")
-            for path, digest in _digests(self._root / name).items()
-        }
+        return reader.quantized() if gives == "quantized" else reader.model(gives)
 
 
 @dataclass(frozen=True)

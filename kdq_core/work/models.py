@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdq_core.errors import StageError
+from kdq_core.errors import PluginError
 from kdq_core.plugins.stage import Stage
+from kdq_core.reading.given import given_file
 from kdq_core.store.records import Checkpoint, EpochRecord, Surgery
 from kdq_core.teachers.checkpoint import load_checkpoint
 from kdq_core.teachers.factory import made_by
@@ -27,8 +27,12 @@ STUDENT = "student"
 def loaded(work: Shown, port: str) -> nn.Module:
     """The model whose weights stand at an input of a stage, in eval mode, on the CPU."""
     record = work.record(port, Checkpoint)
-    build = _BUILDERS.get(work.ports[port].slot, new_student)
-    model = build(work)
+    if record.slot == "quantized":
+        raise PluginError(
+            f"stage {work.title!r} asks for the plain model at its input {port!r}, but a quantized student stands "
+            "there; ask for work.quantized()"
+        )
+    model = _BUILDERS.get(work.ports[port].slot, new_student)(work)
     for surgery in record.surgery:
         stage = work.asked.plugin("stage", surgery.use, surgery.options)
         assert isinstance(stage, Stage)
@@ -47,14 +51,12 @@ def read_student(work: Shown) -> nn.Module:
     """The student that the recipe gives as a checkpoint.
 
     Raises:
-        StageError: the file is missing, or does not fit the student.
+        RecipeError: the file is not there.
+        StageError: it does not fit the student.
     """
     spec = work.section("student")
-    path = Path(spec.file)
-    if not path.is_file():
-        raise StageError(f"the student's file {spec.file!r} is not there; check 'file' in 'student'")
     model = new_student(work)
-    load_checkpoint(model, path, spec.factory or "the workload's student()", "student")
+    load_checkpoint(model, given_file(spec.file, "student"), spec.factory or "the workload's student()", "student")
     return model
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from kdq_core.distillation.assembly import student_and_loss
 from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.numbers import check_numbers
-from kdq_core.distillation.taught import taught
 from kdq_core.errors import StageError
 from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch, Outputs
@@ -46,7 +46,7 @@ def rehearse(work: CheckWork, student: nn.Module) -> None:
     work.memo["rehearsed"] = True
     teacher, batch = teacher_of(work), first_samples(work)
     student = student.to(batch.inputs[0].device)
-    model, loss = taught(work.workload, parts_of(work.distillers), teacher, student, batch)
+    model, loss = student_and_loss(work.workload, parts_of(work.distillers), teacher, student, batch)
     terms = loss(model.train(), batch)  # with gradients: a tap that carries none is refused
     check_numbers(loss.parts, outputs_of(student, batch), batch)
     odd = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite().all()}
@@ -70,7 +70,7 @@ def rehearse_in_graph(work: CheckWork, student: nn.Module, teacher: OnlineTeache
     """
     batch = first_samples(work)
     student = student.to(batch.inputs[0].device)
-    _, loss = taught(work.workload, parts_of(work.distillers), teacher, student, batch)
+    _, loss = student_and_loss(work.workload, parts_of(work.distillers), teacher, student, batch)
     read = _student_paths(loss)
     if read:
         graph_forward(check_student(work, student.cpu()), read, student)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field, JsonValue
 
-from kdq_core.errors import PluginError, StageError
+from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
+from kdq_core.locks import held, try_held
 from kdq_core.plan.keys import KeyParts
 from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Record
-from kdq_core.store.store import Entry, Store
+from kdq_core.store.store import Entry, Store, explained
+from kdq_core.work.outcome import outcome
 from kdq_core.work.shown import Emit
 from kdq_core.work.work import StageWork
 
@@ -60,9 +64,31 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
         KdqError: the stage failed, or what it is made of was changed since it was planned.
     """
     store, catalog = Store(request.site.store), catalog or Catalog.load()
-    existing = store.lookup(request.key)
+    existing = store.lookup_or_discard(request.key, lambda text: print(text, file=sys.stderr))
     if existing is not None:
         return existing
+    with _turn(request, emit):
+        return store.lookup(request.key) or _computed(request, emit, store, catalog)
+
+
+@contextlib.contextmanager
+def _turn(request: StageRequest, emit: Emit) -> Iterator[None]:
+    """Wait until no other process computes the same entry; it may be there afterwards."""
+    path = request.site.home / "locks" / f"{request.key}.lock"
+    with explained(path, "write the lock file"):
+        lock = try_held(path)
+        if lock is None:
+            waiting = {"stage": request.title, "done": 0, "total": 1, "note": "waits: another run computes it"}
+            emit({"event": "progress", **waiting})
+            lock = held(path)
+    with lock:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog) -> Entry:
     asked = asked_of(request.recipe, request.site, catalog)
     before = {one.title: one for one in wire(asked, catalog)}
     wired = before[request.title]
@@ -71,7 +97,9 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
     scratch = request.site.home / "scratch" / request.key
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
     if wired.stage.needs.device != "none":
-        _prepare_torch(request.site)
+        from kdq_core.training.backend import plain_torch
+
+        plain_torch(request.site.threads)
         tempfile.tempdir = str(scratch / "tmp")  # what libraries write on the way stays in the home
         _check(request, before, asked, scratch, emit)
     with store.draft(request.key) as draft:
@@ -85,18 +113,11 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
             lineage=request.lineage,
             tracking_run=request.tracking_run,
         )
-        record = _record(wired, work)
+        record = outcome(work, catalog)
         _check_unchanged(request, wired, before, KeyParts(asked, catalog))
         entry = store.commit(draft, stage=wired.use, key=request.key, parts=request.parts, record=record)
     shutil.rmtree(scratch, ignore_errors=True)
     return entry
-
-
-def _prepare_torch(site: Site) -> None:
-    import torch
-
-    torch.set_num_threads(site.threads)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, 2 s
 
 
 def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratch: Path, emit: Emit) -> None:
@@ -104,17 +125,6 @@ def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratc
         from kdq_core.work.checking import check_all
 
         check_all(before.values(), asked, scratch, emit, titles=request.checks)
-
-
-def _record(wired: Wired, work: StageWork) -> Record:
-    """What the stage gives, if it is what it said."""
-    record: object = wired.stage.run(work)
-    if not isinstance(record, wired.stage.record):
-        raise PluginError(
-            f"stage {wired.title!r} gave a {type(record).__name__!r}, but says that it gives a "
-            f"{wired.stage.record.__name__!r}; return that, or correct 'record' in its class"
-        )
-    return record
 
 
 def _check_unchanged(request: StageRequest, wired: Wired, before: dict[str, Wired], parts: KeyParts) -> None:

@@ -16,7 +16,7 @@ from kdq_core.plugins.contract import Port, Reads
 from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Quantizer, Target, Workload
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
-from kdq_core.store.records import Record
+from kdq_core.store.family import Record
 from kdq_core.store.store import Entry
 from kdq_core.work.guarded import guarded, shown_of
 
@@ -127,6 +127,13 @@ class Shown:
             raise PluginError(
                 f"stage {self.title!r} uses the recipe's {kind}, which its reads() does not name in 'plugins'; name it "
                 "there, so that the stage's key holds its code"
+            )
+
+    def _check_data(self) -> None:
+        if not self.reads.data:
+            raise PluginError(
+                f"stage {self.title!r} reads the workload's data, but its reads() says data=False; drop that, so that "
+                "the stage's key holds the data's fingerprint"
             )
 
     def has(self, port: str) -> bool:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from kdq_core.distillation.combining import DistillationLoss, Part, teacher_paths
+from kdq_core.distillation.assembly import student_and_loss
+from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.pairs import Taps
-from kdq_core.distillation.taught import paired, taught
+from kdq_core.distillation.parts import Part, teacher_paths, with_pairs
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource, half_precision
 from kdq_core.training.fit import to_device
 from kdq_core.work.models import new_student
@@ -83,7 +84,7 @@ def taught_student(
     if isinstance(teacher, CachedTeacher) and any(part.distiller.features != "none" for part, _ in parts):
         pairing = online_teacher(work, device, half=False)  # only for the shapes of what its modules give
     batch = to_device(work.two_samples(), device)
-    return taught(work.workload, parts, teacher, student, batch, plain=plain, pairing=pairing)
+    return student_and_loss(work.workload, parts, teacher, student, batch, plain=plain, pairing=pairing)
 
 
 def tapped_paths(work: StageWork, teacher: OnlineTeacher, device: torch.device) -> tuple[str, ...]:
@@ -93,4 +94,4 @@ def tapped_paths(work: StageWork, teacher: OnlineTeacher, device: torch.device) 
     """
     parts = parts_of(work.asked.distillers)  # for their taps alone
     student = new_student(work).to(device)
-    return teacher_paths(paired(parts, student, teacher, to_device(work.two_samples(), device)))
+    return teacher_paths(with_pairs(parts, student, teacher, to_device(work.two_samples(), device)))

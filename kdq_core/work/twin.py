@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from kdq_core.store.records import EpochRecord, Gain
-from kdq_core.training.control import gains, remembered
 from kdq_core.training.fit import Loss
+from kdq_core.training.gains import gains, remembered
 from kdq_core.training.losses import hard_loss
 from kdq_core.work.data import EVALUATION_BATCH
 

@@ -17,6 +17,7 @@ from kdq_core.work.shown import Shown
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
+    from torch.fx import GraphModule
 
     from kdq_core.recipe.spec import FitSpec
     from kdq_core.tensors import Batch
@@ -30,9 +31,14 @@ class StageWork(Shown):
     def model(self, port: str) -> nn.Module:
         """The model whose weights stand at an input, in eval mode, on the CPU."""
         from kdq_core.work.models import loaded
+
+        return loaded(self, port)
+
+    def quantized(self) -> GraphModule:
+        """The quantized student at the input `quantized`, made of the one at `student`; it rounds."""
         from kdq_core.work.quantized import prepared_student
 
-        return prepared_student(self) if self.ports[port].slot == "quantized" else loaded(self, port)
+        return prepared_student(self)
 
     def seeded(self, purpose: str) -> None:
         """Seed torch's generators for `purpose`, as a function of the recipe's seed."""
@@ -48,12 +54,14 @@ class StageWork(Shown):
         """Two validation samples, to learn a model's graph, paths and shapes from; the same in each stage."""
         from kdq_core.work.data import two_samples
 
+        self._check_data()
         return two_samples(self.workload)
 
     def batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
         """The training batches of one epoch of this stage, each with the number of its view."""
         from kdq_core.work.data import training_batches
 
+        self._check_data()
         return training_batches(self, epoch, batch_size)
 
     def accelerator(self, *, exact: bool = False) -> Accelerator:

@@ -3,8 +3,9 @@
 Importing torch and what a stage pulls in behind it takes seconds. This process only imports: it computes nothing and
 starts no thread pool, so that a fork of it is as good as new. FD is a socket of type SOCK_SEQPACKET. A message on it is
 `{"environment": {...}, "after": int}` with five descriptors: stdin, log, events, lease and a status socket, on
-which the child says `pid <n>` and this process, when the child is over, `code <n>` (negative for a signal). The child
-has a session of its own, sees the message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
+which the child says `pid <n>` and waits for an answer, and this process, when the child is over, `code <n>` (negative
+for a signal). A child that gets no answer, since the other end is closed, leaves. It has a session of its own, sees the
+message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
 
 MODULEs are imported in turn, between messages; a message waits for the first `after` of them. When the socket is
 closed at the other end this process leaves, and its children die with it.
@@ -50,6 +51,15 @@ def load(module: str) -> None:
         importlib.import_module(module)
     except Exception as error:
         print(f"{module!r} is not imported beforehand: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _wait_for_go(status: socket.socket) -> None:
+    """Say that the child is there, and leave if nobody waits for it any more."""
+    with suppress(OSError):
+        status.send(f"pid {os.getpid()}".encode())
+        if status.recv(8):
+            return
+    raise SystemExit(3)
 
 
 class WarmWorker:
@@ -118,7 +128,7 @@ class WarmWorker:
             os.set_inheritable(descriptor, True)
         die_with_parent()
         with socket.socket(fileno=status) as teller:
-            teller.send(f"pid {os.getpid()}".encode())
+            _wait_for_go(teller)
         for other in (self._control, self._woken, self._waker, *self._status.values()):
             other.close()
         os.close(stdin)

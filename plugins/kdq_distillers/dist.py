@@ -19,10 +19,10 @@ Limits: single-label classification, and the same classes in the same order in t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs
-from kdq_distillers.logits import comparable
+from kdq_core.api import Field
+from kdq_distillers.logits import LogitDistiller
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,33 +30,27 @@ if TYPE_CHECKING:
 LEAST_LENGTH = 1e-8
 
 
-class Dist(Distiller):
+class Dist(LogitDistiller):
     """Distillation of relations between classes and between samples (Huang et al. 2022)."""
 
+    catalog_name: ClassVar[str] = "dist"
     beta: float = Field(default=2.0, ge=0, le=1000, description="weight of the relations between classes")
     gamma: float = Field(default=2.0, ge=0, le=1000, description="weight of the relations between samples")
     temperature: float = Field(default=4.0, ge=0.01, le=100, description="softens both distributions; 1 leaves them")
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
-    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft terms `inter` and `intra`, and `hard_weight` for the hard loss.
-
-        Args:
-            student: logits `[B, C]`, any floating type.
-            teacher: logits `[B, C]`, any floating type.
-            batch: not needed here.
-
-        Raises:
-            StageError: the shapes differ, or the teacher's logits are not finite.
-        """
-        ours, theirs = comparable("dist", student, teacher)
-        q, p = (ours / self.temperature).softmax(dim=1), (theirs / self.temperature).softmax(dim=1)
+    def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """`inter` between classes, and `intra` between samples."""
+        q, p = (student / self.temperature).softmax(dim=1), (teacher / self.temperature).softmax(dim=1)
         scale = self.temperature**2
-        terms = {
+        return {
             "inter": self.beta * scale * unlike(q, p, dim=1),
             "intra": self.gamma * scale * unlike(q, p, dim=0),
         }
-        return LossTerms(terms=terms, hard_weight=self.hard_weight)
+
+    def label_weight(self) -> float:
+        """`hard_weight`, as it stands."""
+        return self.hard_weight
 
 
 def unlike(student: Tensor, teacher: Tensor, dim: int) -> Tensor:

@@ -24,34 +24,23 @@ Limits: single-label classification, and the same classes in the same order in t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs
-from kdq_distillers.logits import comparable, divergence, nothing, others
+from kdq_distillers.logits import AlphaDistiller, divergence, nothing, others
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Logistic(Distiller):
+class Logistic(AlphaDistiller):
     """Margin distillation with the logistic loss (Friedman et al. 2000, Menon et al. 2020)."""
 
-    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
+    catalog_name: ClassVar[str] = "logistic"
 
-    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft term `logistic`, and `1 - alpha` for the hard loss.
-
-        Args:
-            student: logits `[B, C]`, any floating type.
-            teacher: logits `[B, C]`, any floating type.
-            batch: not needed here.
-
-        Raises:
-            StageError: the shapes differ, or the teacher's logits are not finite.
-        """
-        ours, theirs = comparable("logistic", student, teacher)
-        soft = nothing(ours) if ours.shape[1] == 1 else divergence(log_coins(theirs), log_coins(ours))
-        return LossTerms(terms={"logistic": self.alpha * soft}, hard_weight=1 - self.alpha)
+    def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """`logistic`, summed over the classes."""
+        soft = nothing(student) if student.shape[1] == 1 else divergence(log_coins(teacher), log_coins(student))
+        return {"logistic": self.alpha * soft}
 
 
 def log_coins(logits: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ Limits: single-label classification, and the same classes in the same order in t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs
-from kdq_distillers.logits import comparable, divergence
+from kdq_core.api import Field
+from kdq_distillers.logits import AlphaDistiller, divergence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 LEAST_VARIANCE = 1e-8
 
 
-class LogitKd(Distiller):
+class LogitKd(AlphaDistiller):
     """Distillation from logits (Hinton et al. 2015)."""
 
+    catalog_name: ClassVar[str] = "logit-kd"
     alpha: float = Field(default=0.9, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
     temperature: float = Field(default=4.0, ge=0.01, le=100, description="softens both distributions; 1 leaves them")
     standardize: bool = Field(default=False, description="give each sample's logits mean 0 and standard deviation 1")
@@ -43,22 +44,12 @@ class LogitKd(Distiller):
         """Unless logits are standardized, which takes all of them."""
         return not self.standardize
 
-    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft term `kd`, and `1 - alpha` for the hard loss.
-
-        Args:
-            student: logits `[B, C]`, any floating type.
-            teacher: logits `[B, C]`, any floating type.
-            batch: not needed here.
-
-        Raises:
-            StageError: the shapes differ, or the teacher's logits are not finite.
-        """
-        ours, theirs = comparable("logit-kd", student, teacher)
+    def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """`kd`, the divergence of the softened distributions."""
         if self.standardize:
-            ours, theirs = standardized(ours), standardized(theirs)
-        soft = soft_loss(ours, theirs, self.temperature)
-        return LossTerms(terms={"kd": self.alpha * soft}, hard_weight=1 - self.alpha)
+            student, teacher = standardized(student), standardized(teacher)
+        soft = soft_loss(student, teacher, self.temperature)
+        return {"kd": self.alpha * soft}
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import abc
+from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Outputs, StageError
+from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class LogitDistiller(Distiller, abc.ABC):
+    """A loss that compares logits `[B, C]` of both models and looks at nothing else."""
+
+    catalog_name: ClassVar[str]
+    """The distiller's name in recipes, for messages."""
+
+    @abc.abstractmethod
+    def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """The soft terms by name, each a scalar that its weight has been applied to.
+
+        Args:
+            student: logits `[B, C]`, float32.
+            teacher: logits `[B, C]`, float32, finite and without gradient.
+        """
+
+    @abc.abstractmethod
+    def label_weight(self) -> float:
+        """Weight of the hard loss beside the soft terms."""
+
+    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
+        """The soft terms, and the weight of the hard loss.
+
+        Args:
+            student: logits `[B, C]`, any floating type.
+            teacher: logits `[B, C]`, any floating type.
+            batch: not needed here.
+
+        Raises:
+            StageError: the shapes differ, or the teacher's logits are not finite.
+        """
+        ours, theirs = comparable(self.catalog_name, student, teacher)
+        return LossTerms(terms=self.soft_terms(ours, theirs), hard_weight=self.label_weight())
+
+
+class AlphaDistiller(LogitDistiller, abc.ABC):
+    """A loss on logits in which teacher and labels share the weight 1; `soft_terms` applies `alpha`."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
+
+    def label_weight(self) -> float:
+        """What the teacher leaves: 1 - alpha."""
+        return 1 - self.alpha
 
 
 def comparable(name: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import field_validator
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, StageError, TakenFor
+from kdq_core.api import Field, StageError, TakenFor
 from kdq_distillers.logit_kd import soft_loss
-from kdq_distillers.logits import comparable, divergence
+from kdq_distillers.logits import AlphaDistiller, divergence
 from kdq_distillers.multi_label_kd import log_yes_and_no
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MixedKd(Distiller):
+class MixedKd(AlphaDistiller):
     """Groups of exclusive classes beside independent labels."""
 
+    catalog_name: ClassVar[str] = "mixed-kd"
     reads: ClassVar[TakenFor] = "labels"
-    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
     temperature: float = Field(default=1.0, ge=0.01, le=100, description="softens all distributions; 1 leaves them")
     groups: tuple[tuple[int, int], ...] = Field(
         default=(), description="groups of exclusive classes as [first, last], counted from 0; all others are labels"
@@ -51,34 +51,28 @@ class MixedKd(Distiller):
             taken |= set(range(first, last + 1))
         return value
 
-    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft terms `classes`, where there are groups, and `labels`, where there are others.
-
-        Args:
-            student: logits `[B, C]`, any floating type.
-            teacher: logits `[B, C]`, any floating type.
-            batch: not needed here.
+    def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """`classes`, where there are groups, and `labels`, where there are other outputs.
 
         Raises:
-            StageError: the shapes differ, the teacher's logits are not finite, or a group ends beyond them.
+            StageError: a group ends beyond the outputs.
         """
         import torch
 
-        ours, theirs = comparable("mixed-kd", student, teacher)
-        outputs = ours.shape[1]
+        outputs = student.shape[1]
         beyond = [list(group) for group in self.groups if group[1] >= outputs]
         if beyond:
             raise StageError(
                 f"distiller 'mixed-kd' has a group {beyond[0]}, but the models give {outputs} outputs, 0 to "
                 f"{outputs - 1}; correct 'groups'"
             )
-        free = torch.ones(outputs, dtype=torch.bool, device=ours.device)
+        free = torch.ones(outputs, dtype=torch.bool, device=student.device)
         terms: dict[str, Tensor] = {}
         for first, last in self.groups:
             free[first : last + 1] = False
-            part = soft_loss(ours[:, first : last + 1], theirs[:, first : last + 1], self.temperature)
+            part = soft_loss(student[:, first : last + 1], teacher[:, first : last + 1], self.temperature)
             terms["classes"] = self.alpha * part + terms.get("classes", torch.zeros_like(part))
         if free.any():
-            log_p, log_q = (log_yes_and_no(z[:, free] / self.temperature) for z in (theirs, ours))
+            log_p, log_q = (log_yes_and_no(z[:, free] / self.temperature) for z in (teacher, student))
             terms["labels"] = self.alpha * self.temperature**2 * divergence(log_p, log_q)
-        return LossTerms(terms=terms, hard_weight=1 - self.alpha)
+        return terms

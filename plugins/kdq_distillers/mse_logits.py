@@ -18,33 +18,26 @@ Limits: the same classes in the same order in teacher and student. On logits the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs
-from kdq_distillers.logits import comparable
+from kdq_core.api import Field
+from kdq_distillers.logits import AlphaDistiller
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class MseLogits(Distiller):
+class MseLogits(AlphaDistiller):
     """Regression on the teacher's outputs (Ba and Caruana 2014)."""
 
-    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
+    catalog_name: ClassVar[str] = "mse-logits"
     on: Literal["logits", "probabilities"] = Field(
         default="logits", description="what is compared: outputs of the last layer, or their softmax"
     )
 
-    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft term `mse`, and `1 - alpha` for the hard loss.
-
-        Args:
-            student: logits `[B, C]`, any floating type.
-            teacher: logits `[B, C]`, any floating type.
-            batch: not needed here.
-
-        Raises:
-            StageError: the shapes differ, or the teacher's logits are not finite.
-        """
-        ours, theirs = comparable("mse-logits", student, teacher)
+    def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """`mse`, the squared difference summed over the classes."""
         if self.on == "probabilities":
-            ours, theirs = ours.softmax(dim=1), theirs.softmax(dim=1)
-        soft = (ours - theirs).square().sum() / len(ours)
-        return LossTerms(terms={"mse": self.alpha * soft}, hard_weight=1 - self.alpha)
+            student, teacher = student.softmax(dim=1), teacher.softmax(dim=1)
+        soft = (student - teacher).square().sum() / len(student)
+        return {"mse": self.alpha * soft}

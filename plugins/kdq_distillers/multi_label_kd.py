@@ -17,35 +17,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Distiller, Field, LossTerms, Outputs, TakenFor
-from kdq_distillers.logits import comparable, divergence
+from kdq_core.api import Field, TakenFor
+from kdq_distillers.logits import AlphaDistiller, divergence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MultiLabelKd(Distiller):
+class MultiLabelKd(AlphaDistiller):
     """Distillation of independent labels (Yang et al. 2023)."""
 
+    catalog_name: ClassVar[str] = "multi-label-kd"
     reads: ClassVar[TakenFor] = "labels"
-    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
     temperature: float = Field(default=1.0, ge=0.01, le=100, description="softens all sigmoids; 1 leaves them")
 
-    def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft term `multi_label`, and `1 - alpha` for the hard loss.
-
-        Args:
-            student: logits `[B, C]`, any floating type.
-            teacher: logits `[B, C]`, any floating type.
-            batch: not needed here.
-
-        Raises:
-            StageError: the shapes differ, or the teacher's logits are not finite.
-        """
-        ours, theirs = comparable("multi-label-kd", student, teacher)
-        log_p, log_q = (log_yes_and_no(z / self.temperature) for z in (theirs, ours))
+    def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """`multi_label`, summed over the labels."""
+        log_p, log_q = (log_yes_and_no(z / self.temperature) for z in (teacher, student))
         soft = self.temperature**2 * divergence(log_p, log_q)
-        return LossTerms(terms={"multi_label": self.alpha * soft}, hard_weight=1 - self.alpha)
+        return {"multi_label": self.alpha * soft}
 
 
 def log_yes_and_no(logits: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""What a shipped file answers on the test split, what is right, and intervals of proportions; for all evaluators."""
+"""What a shipped file answers on the test split, and what is right; for all evaluators."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from kdq_core.api import Z95, Batches, StageError, Subject
+from kdq_core.api import Batches, StageError, Subject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,12 +73,3 @@ def truths(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None
         classes = np.concatenate([labels.numpy() for labels in there])
         found.append(Truth(rows, classes[classes >= 0]) if rows.any() else None)
     return tuple(found)
-
-
-def wilson(successes: int, samples: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927)."""
-    share, z2 = successes / samples, Z95**2
-    middle = share + z2 / (2 * samples)
-    half = Z95 * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
-    scale = 1 + z2 / samples
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

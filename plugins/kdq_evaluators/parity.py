@@ -3,7 +3,7 @@
 What: over the whole test split, the file in its runtime against the converted model in PyTorch (`parity_...`) and
     against the prepared one, which was trained (`parity_prepared_...`): top-1 flips, and the difference of the outputs
     in steps of the output's own grid (LSB). Beside them the top-1 of prepared and converted model. Where the file
-    flips or 1 % of its values are more than one LSB away, a walk from layer to layer names the first that departs.
+    flips or 1 % of its values are more than one LSB away, KDQ compares layer by layer and names the first that departs.
 Formula: |file - simulation| / scale of the output, over all its elements, rounded to 1/10,000 LSB so that float32
     arithmetic on the same integers counts as none. For a float output, which has no scale, one LSB stands for 1/255 of
     the simulation's range on the test split. A flip is a sample whose top-1 class differs; where the two classes tie

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batches, Column, Evaluator, Metric, StageError, Subject, paired
-from kdq_evaluators.answers import answers, output_names, suffixes, truths, wilson
+from kdq_core.api import Batches, Column, Evaluator, Metric, StageError, Subject, paired, wilson
+from kdq_evaluators.answers import answers, output_names, suffixes, truths
 
 if TYPE_CHECKING:
     import numpy as np

@@ -48,7 +48,7 @@ class Distill(Stage):
     def check(self, work: CheckWork) -> None:  # type: ignore[override]
         """Rehearse: teach two samples to the untrained student."""
         from kdq_core.distillation.transfer import transfer
-        from kdq_core.training.control import check_labels
+        from kdq_core.training.gains import check_labels
         from kdq_core.work.data import EVALUATION_BATCH
         from kdq_core.work.rehearsal import rehearse, teacher_of
 

@@ -48,11 +48,10 @@ class Evaluate(Stage):
         """Run every evaluator on every file."""
         from kdq_core.quantization.convert import convert
         from kdq_core.work.data import EVALUATION_BATCH
-        from kdq_core.work.quantized import prepared_student
 
         entry, artifact = work.input("artifact"), work.record("artifact", Artifact)
         workload = work.workload
-        prepared = prepared_student(work)
+        prepared = work.quantized()
         target, threads = work.target, work.site.threads
         subjects = {
             slot: Subject(role=slot, path=entry.file(name), target=target, threads=threads)

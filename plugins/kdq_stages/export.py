@@ -64,11 +64,11 @@ class Export(Stage):
         from kdq_core.quantization.capture import capture
         from kdq_core.quantization.convert import convert, output_scales
         from kdq_core.teachers.onnx_teacher import OnnxTeacher
-        from kdq_core.work.quantized import placement, prepared_student
+        from kdq_core.work.quantized import placement
 
         target, example = work.target, work.example()
         student = work.model("student")
-        converted = convert(prepared_student(work))
+        converted = convert(work.quantized())
         slots = [model.slot for model in self.models(work.asked, work.wired.ports)]
         models: dict[str, nn.Module] = {"student": student, "int8": converted}
         if "teacher" in slots:

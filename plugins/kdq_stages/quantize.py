@@ -63,7 +63,7 @@ class Quantize(Stage):
     def check(self, work: CheckWork) -> None:  # type: ignore[override]
         """Capture the untrained student, place its quantizers, and rehearse what is to be taught."""
         from kdq_core.teachers.source import OnlineTeacher
-        from kdq_core.training.control import check_labels
+        from kdq_core.training.gains import check_labels
         from kdq_core.work.data import EVALUATION_BATCH
         from kdq_core.work.quantized import check_student
         from kdq_core.work.rehearsal import rehearse, rehearse_in_graph, teacher_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Asked, Checkpoint, Reads, Record, Section, Stage
+from kdq_core.api import Asked, Checkpoint, Reads, RecipeError, Record, Section, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,19 @@ class ReadStudent(Stage):
 
     gives: ClassVar[str] = "student"
     record: ClassVar[type[Record]] = Checkpoint
+
+    def wanted(self, asked: Asked) -> bool:
+        """Always.
+
+        Raises:
+            RecipeError: the recipe names no file.
+        """
+        if asked.recipe.student.file is None:
+            raise RecipeError(
+                "stage 'read_student' reads the file of a trained student, but the recipe names none; write student: "
+                "{source: checkpoint, file: ...}"
+            )
+        return True
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
         """The section `student`; its file and its factory by content."""

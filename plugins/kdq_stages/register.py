@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Artifact, Asked, EvaluationReport, Needs, Port, Reads, Record, Section, Stage
+from kdq_core.store.hashing import canonical, sha256_of
 from kdq_core.store.records import ModelVersion
-from kdq_core.store.store import canonical, sha256_of
 from kdq_core.work.slots import ARTIFACT, REPORT
 
 if TYPE_CHECKING:

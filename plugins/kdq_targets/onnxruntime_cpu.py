@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.fx import GraphModule
 
-    from kdq_targets.ort_places import Finder
+    from kdq_targets.onnx_places import Finder
 
 VNNI = {"avx512_vnni", "avx_vnni"}
 
@@ -64,7 +64,7 @@ class OnnxRuntimeCpu(Target):
     """Quantizes for, writes for and runs in ONNX Runtime's CPU provider."""
 
     late_imports: ClassVar[tuple[str, ...]] = (
-        "kdq_targets.ort_export",
+        "kdq_targets.onnx_export",
         "kdq_targets.ort_session",
         "torch.onnx._internal.exporter._core",
         "onnxscript.function_libs.torch_lib.ops",
@@ -84,13 +84,13 @@ class OnnxRuntimeCpu(Target):
 
     def places(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Place, ...]:
         """Where quantizers go in a captured graph; none for the operators of `keep_float`."""
-        from kdq_targets.ort_places import find_places
+        from kdq_targets.onnx_places import find_places
 
         return find_places(self.finder(graph, keep_float), 63 if self.resolved()["reduce_range"] else 127)
 
     def finder(self, graph: GraphModule, keep_float: Sequence[str]) -> Finder:
         """What the runtime's int8 kernels want quantized."""
-        from kdq_targets.ort_places import Finder
+        from kdq_targets.onnx_places import Finder
 
         return Finder(graph, keep_float, self.quantize_outputs, ("gru",) if self.gru == "weight-only" else ())
 
@@ -100,13 +100,13 @@ class OnnxRuntimeCpu(Target):
         Raises:
             StageError: an operator has no ONNX form.
         """
-        from kdq_targets.ort_export import write
+        from kdq_targets.onnx_export import write
 
         write(model, example, path, self._rewrites(model))
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         """What this target changes in the ONNX graph."""
-        from kdq_targets.ort_pack import pack
+        from kdq_targets.onnx_pack import pack
 
         places: Sequence[Place] = getattr(model, "meta", {}).get("kdq_places", ())
         seven_bits = any(place.role == "weight" and place.bits == 7 for place in places)
@@ -136,7 +136,7 @@ class OnnxRuntimeCpu(Target):
         Raises:
             StageError: the file is missing, damaged, or not of this model.
         """
-        from kdq_targets.ort_coverage import cover
+        from kdq_targets.onnx_coverage import cover
         from kdq_targets.ort_kernels import OrtKernels
 
         return cover(path, self.finder(graph, keep_float), OrtKernels(path))
@@ -145,6 +145,6 @@ class OnnxRuntimeCpu(Target):
         self, path: Path, simulation: GraphModule, inputs: tuple[np.ndarray, ...], *, threads: int
     ) -> tuple[Departure, ...]:
         """The tensors of integers that differ between the file and its simulation, first to last."""
-        from kdq_targets.ort_walk import walk
+        from kdq_targets.departures import departures_of_file
 
-        return walk(path, simulation, inputs, partial(self.session, threads=threads))
+        return departures_of_file(path, simulation, inputs, partial(self.session, threads=threads))

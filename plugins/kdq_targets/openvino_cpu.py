@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule
 
-    from kdq_targets.ort_places import Finder
+    from kdq_targets.onnx_places import Finder
 
 
 class OpenVinoCpu(OnnxRuntimeCpu):
@@ -87,8 +87,8 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         Raises:
             StageError: the file is missing, damaged, or not of this model.
         """
+        from kdq_targets.onnx_coverage import cover
         from kdq_targets.openvino_kernels import OpenVinoKernels
-        from kdq_targets.ort_coverage import cover
 
         return cover(path, self.finder(graph, keep_float), OpenVinoKernels(path))
 
@@ -96,6 +96,6 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         self, path: Path, simulation: GraphModule, inputs: tuple[np.ndarray, ...], *, threads: int
     ) -> tuple[Departure, ...]:
         """The tensors of integers that differ between the file and its simulation, first to last."""
-        from kdq_targets.ort_walk import walk
+        from kdq_targets.departures import departures_of_file
 
-        return walk(path, simulation, inputs, partial(self.session, threads=threads), before_clip=True)
+        return departures_of_file(path, simulation, inputs, partial(self.session, threads=threads), before_clip=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kdq_targets.onnx_coverage import File
 from kdq_targets.openvino_session import OpenVinoSession
-from kdq_targets.ort_coverage import File
 
 INT8 = ("_u8", "_i8")
 COPIES = ("Reorder", "Convert", "Reshape", "Transpose", "FakeQuantize")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from kdq_targets.ort_places import Finder
+from kdq_targets.onnx_places import Finder
 
 
 class OpenVinoFinder(Finder):

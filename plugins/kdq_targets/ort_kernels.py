@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from kdq_targets.ort_coverage import File
+from kdq_targets.onnx_coverage import File
 from kdq_targets.ort_session import OrtSession
 
 INT8_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")

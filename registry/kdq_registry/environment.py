@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from kdq_core.errors import KdqError, StageError, StoreError, TransientError
+from kdq_core.locks import held
 from kdq_core.store.store import explained
 
 if TYPE_CHECKING:
@@ -105,17 +106,6 @@ def read_only(database: Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` among processes and threads of this host; it ends with its holder."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
 def mlflow_errors(site: Site) -> Iterator[None]:
     """Turn what MLflow, its database driver and the file system raise into KDQ's one-paragraph errors."""
     try:
@@ -157,7 +147,7 @@ def _make_ready(site: Site) -> None:
 
 def _migrate(site: Site, database: Path) -> None:
     """Create the schema in a file of its own and rename it, so that a killed migration leaves nothing behind."""
-    with file_lock(folder(site) / ".migrate.lock"):
+    with held(folder(site) / ".migrate.lock"):
         if database.exists():
             read_only(database).close()
             return

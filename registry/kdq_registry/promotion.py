@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import getpass
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -14,10 +15,12 @@ from pydantic import TypeAdapter
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.frozen import Frozen
+from kdq_core.locks import held
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.recipe.spec import Gate
+from kdq_core.store.family import in_json
 from kdq_core.store.records import EvaluationReport
-from kdq_registry.environment import client, file_lock, folder, mlflow_errors
+from kdq_registry.environment import client, folder, mlflow_errors
 from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
 from kdq_registry.versions import model_named, models, nothing_yet, unknown_model, version_numbered, versions
 
@@ -73,7 +76,7 @@ def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None
     verdicts = judge(gates, report)
     reasons = tuple(vetoes(name, version, report)) if vetoes else ()
     promoted = all(verdict.met for verdict in verdicts) and not reasons
-    with mlflow_errors(site), file_lock(folder(site) / ".promote.lock"):
+    with mlflow_errors(site), held(folder(site) / ".promote.lock"):
         head = model_named(mlflow, name).aliases.get(ALIAS)
         result = PromotionResult(
             name=name,
@@ -130,7 +133,7 @@ def _move(site: Site, mlflow: MlflowClient, result: PromotionResult) -> None:
             "model": result.name,
             "from": result.previous,
             "to": result.version,
-            "verdicts": [verdict.model_dump() for verdict in result.verdicts],
+            "verdicts": [verdict.model_dump(mode="json") for verdict in result.verdicts],
         }
     )
     mlflow.set_model_version_tag(result.name, str(result.version), PROMOTION_TAG, line)
@@ -149,14 +152,14 @@ def _user() -> str:
 
 def _row(model: Any, version: Any) -> dict[str, Any]:
     report = EvaluationReport.model_validate_json(version.tags.get(REPORT_TAG, '{"models": {}}'))
-    size = report.value("int8", "bytes")
+    top1, size = report.value("int8", "top1"), report.value("int8", "bytes")
     created = datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC)
     return {
         "name": model.name,
         "version": int(version.version),
         "aliases": sorted(alias for alias, number in model.aliases.items() if int(number) == int(version.version)),
         "created": created.isoformat(timespec="seconds"),
-        "top1": report.value("int8", "top1"),
-        "bytes": None if size is None else int(size),
+        "top1": None if top1 is None else in_json(top1),
+        "bytes": int(size) if size is not None and math.isfinite(size) else None,
         "sha256": version.tags.get(SHA_TAG, "")[:12] or None,
     }

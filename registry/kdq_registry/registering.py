@@ -15,9 +15,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdq_core.locks import held
 from kdq_core.recipe.spec import Site
 from kdq_core.store.records import ModelVersion
-from kdq_registry.environment import client, file_lock, folder, local_database, mlflow_errors, read_only, redacted
+from kdq_registry.environment import client, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def register(
         REPORT_TAG: _report_tag(report, recipe.gates),
         GATES_TAG: json.dumps([gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates]),
     }
-    with mlflow_errors(site), file_lock(folder(site) / ".register.lock"):
+    with mlflow_errors(site), held(folder(site) / ".register.lock"):
         known = find_version(site, recipe.model_name, sha256)
         mlflow = client(site)
         if known is not None:

@@ -68,6 +68,17 @@ def test_every_room_has_a_readme() -> None:
     assert len(RECIPES) >= 4
 
 
+@pytest.mark.parametrize(
+    ("room", "package"), [("kdq_core", "."), ("flows", "kdq_flows"), ("registry", "kdq_registry"), ("plugins", ".")]
+)
+def test_the_readme_of_a_room_names_all_that_stands_in_it(room: str, package: str) -> None:
+    folder, text = ROOT / room / package, (ROOT / room / "README.md").read_text(encoding="utf-8")
+    files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
+    named = set(re.findall(r"`([\w.]+)/?`", text))
+    assert (files | rooms) - named == set()
+
+
 @pytest.mark.parametrize("text", RECIPES)
 def test_a_recipe_in_the_documents_validates(text: str) -> None:
     check_recipe(recipe_from_text(text), Catalog.load())

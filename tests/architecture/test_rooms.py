@@ -24,7 +24,8 @@ PRODUCT = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 CARD = ("What", "Source|Defaults", "Limits")
 FULL_CARD = ("What", "Formula", "Source", "Defaults", "Costs", "Limits")
 HEAVY = {
-    "torch", "onnx", "onnxruntime", "openvino", "sklearn", "pandas", "mlflow", "prefect", "accelerate", "torchmetrics",
+    "torch", "onnx", "onnxruntime", "openvino", "scipy", "sklearn", "pandas", "mlflow", "prefect", "accelerate",
+    "torchmetrics",
 }  # fmt: skip
 
 

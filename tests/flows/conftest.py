@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from kdq_core.locks import held
 from kdq_core.plan.plan import make_plan
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Manifest, Record
+from kdq_core.store.family import Record
+from kdq_core.store.records import Manifest
 from kdq_core.store.store import Entry
 from kdq_flows.servers.environment import apply_environment, prefect_environment
 from kdq_flows.servers.servers import down, ensure_prefect
@@ -51,8 +53,7 @@ def server_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def prefect_site(server_site: Site) -> Iterator[Site]:
     """`server_site` with its server up, this process's environment pointing at it, and no other test using it."""
-    with (server_site.home.parent / "turn.lock").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with held(server_site.home.parent / "turn.lock"):
         api, _ = ensure_prefect(server_site)
         apply_environment(server_site, api)
         yield server_site

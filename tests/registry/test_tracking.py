@@ -1,4 +1,5 @@
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -47,6 +48,17 @@ def test_metrics_are_named_by_role_and_carry_their_interval(site: Site, tracker:
     tracker.log_metrics(tracker.run_id, "int8", [top1])
     logged = client(site).get_run(tracker.run_id).data.metrics
     assert logged == {"int8/top1": 0.9, "int8/top1_low": 0.8, "int8/top1_high": 0.95}
+
+
+def test_metrics_and_curves_that_are_not_finite_are_logged(site: Site, tracker: Tracker) -> None:
+    f1 = Metric(name="f1", value=math.nan, unit="fraction", direction="higher", low=-math.inf, high=math.inf)
+    tracker.log_metrics(tracker.run_id, "int8", [f1])
+    tracker.log_epochs(tracker.run_id, [EpochRecord(epoch=1, values={"validation/loss": math.nan})])
+    logged = client(site).get_run(tracker.run_id).data.metrics
+    assert math.isnan(logged["int8/f1"])
+    assert math.isnan(logged["validation/loss"])
+    assert logged["int8/f1_low"] < -1e308  # a database has no infinity: MLflow puts its largest number there
+    assert logged["int8/f1_high"] > 1e308
 
 
 def test_the_teachers_gain_is_logged_with_its_interval_and_both_models(site: Site, tracker: Tracker) -> None:

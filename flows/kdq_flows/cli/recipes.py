@@ -29,7 +29,7 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
-    """Check a recipe, the options of every plug-in it names, and that its teachers' files are there."""
+    """Check a recipe, the options of every plug-in it names, and that the files and factories it names are there."""
     from kdq_core.plugins.named import named_plugins
 
     recipe = load_recipe(file, files=True)

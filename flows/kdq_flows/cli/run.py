@@ -156,17 +156,19 @@ def _closing(result: RunResult) -> None:
     from kdq_flows.facts.coverage import float_lines
     from kdq_flows.facts.result import line_of
 
-    common.show(
-        [dict(row) for row in result.table],
-        title=f"{result.run}: {result.status} in {result.seconds:.1f} s",
-        as_json=False,
-    )
+    title = f"{result.run}: {result.status} in {result.seconds:.1f} s"
+    if result.table:
+        common.show([dict(row) for row in result.table], title=title, as_json=False)
+    else:
+        typer.echo(f"{title}; no stage of the recipe measures a model, so there is no table")
     for gain in result.gains:
         typer.echo(line_of(gain))
     for note in result.notes:
         typer.echo(note)
     if result.status == "no-news":
         typer.echo("no news: every stage was cached, nothing ran and nothing was registered")
+    for slot, path in result.weights.items() if result.artifact is None else ():
+        typer.echo(f"{slot:9} {path}")
     if result.artifact:
         typer.echo(f"file      {result.artifact.path}")
         typer.echo(f"          {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")

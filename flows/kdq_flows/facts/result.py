@@ -11,6 +11,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
+from kdq_core.store.family import Measured
 from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
 from kdq_flows.facts.coverage import OperatorFacts
 
@@ -61,11 +62,12 @@ class RunResult(Frozen):
         status: `no-news` when every stage was cached.
         seconds: wall-clock time.
         stages: in the order of the plan; stages that were never reached are missing.
-        models: per model its metrics by name.
+        models: per model its metrics by name; in JSON one that is not finite is "NaN", "Infinity" or "-Infinity".
         table: the closing table, one row a model, cells by heading.
         gains: of the teacher, one for each stage that trained a control.
         notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
         gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
+        weights: paths of the weights in each slot that holds some, such as `student`.
         artifact: the int8 file, once exported.
         coverage: how each of its operators runs.
         version: the model version, once registered.
@@ -77,11 +79,12 @@ class RunResult(Frozen):
     status: Literal["completed", "no-news", "failed"]
     seconds: float
     stages: tuple[StageFacts, ...]
-    models: dict[str, dict[str, float]]
+    models: dict[str, dict[str, Measured]]
     table: tuple[dict[str, str], ...] = ()
     gains: tuple[GainFacts, ...] = ()
     notes: tuple[str, ...] = ()
     gates: tuple[GateVerdict, ...] = ()
+    weights: dict[str, str] = Field(default={})
     artifact: ArtifactFacts | None = None
     coverage: tuple[OperatorFacts, ...] = ()
     version: VersionFacts | None = None
@@ -125,6 +128,16 @@ def gates_of(view: RunView) -> tuple[GateVerdict, ...]:
     """The verdicts on the evaluation report, if there is one."""
     report = view.record("report", EvaluationReport)
     return () if report is None else judge(view.plan.recipe.gates, report)
+
+
+def weights_of(view: RunView) -> dict[str, str]:
+    """Where the weights in each slot are, in the order of the plan."""
+    found: dict[str, str] = {}
+    for slot in dict.fromkeys(node.gives for node in view.plan.nodes):
+        entry, record = view.entry(slot), view.record(slot, Checkpoint)
+        if entry is not None and record is not None:
+            found[slot] = str(entry.file(record.weights))
+    return found
 
 
 def artifact_of(view: RunView) -> ArtifactFacts | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from kdq_core.errors import KdqError, RecipeError
+from kdq_core.errors import KdqError, LockedError, RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import host
 from kdq_flows.prefect.reconcile import close_unbegun, reconcile
@@ -45,7 +45,7 @@ def serve(site: Site, *, stop: threading.Event | None = None, say: Say = lambda 
     try:
         with processes.locked(site, "serve", wait=False), _signals(stop):
             _serve(site, stop, say)
-    except BlockingIOError:
+    except LockedError:
         raise RecipeError(
             f"another 'kdq serve' is at work in {str(site.home)!r}; end it first, or choose another home with KDQ_HOME"
         ) from None

@@ -1,24 +1,22 @@
-"""A device belongs to one stage at a time: a lock file per device, held by `flock`.
+"""A device belongs to one stage at a time: a lock file per device.
 
-The kernel gives the lock back when the last process that has the file open is gone, also after `kill -9`. The parent
-takes the lock and hands the open file to its worker, so the device stays taken as long as either of them lives.
+The parent takes the lock and hands the open file to its worker, so the device stays taken as long as either of them
+lives.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
-from kdq_core.errors import TransientError
+from kdq_core.errors import LockedError, TransientError
+from kdq_core.locks import held, try_held
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
 from kdq_flows.owner import is_alive, owner_tag
-
-_POLL_SECONDS = 0.05
 
 
 def physical_device(device: str) -> str:
@@ -63,47 +61,33 @@ def device_lease(
         TransientError: the device was not free in time.
         StoreError: the lock file cannot be written.
     """
-    descriptor = _open(_lock_path(site, device))
-    try:
-        _acquire(descriptor, site, device, timeout, on_wait)
-        with explained(_lock_path(site, device), "write the lock file"):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, owner_tag().encode(), 0)
-        yield descriptor
-    finally:
-        with suppress(OSError):
-            os.close(descriptor)
+    path = _lock_path(site, device)
+    with explained(path, "write the lock file"):
+        lock = try_held(path)
+    if lock is None:
+        on_wait(holder(site, device))
+        lock = _awaited(site, device, timeout)
+    with lock:
+        with explained(path, "write the lock file"):
+            os.ftruncate(lock.fileno(), 0)
+            os.pwrite(lock.fileno(), owner_tag().encode(), 0)
+        yield lock.fileno()
 
 
 def _lock_path(site: Site, device: str) -> Path:
     return site.home / "leases" / f"{physical_device(device)}.lock"
 
 
-def _open(path: Path) -> int:
-    with explained(path, "write the lock file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-
-
-def _acquire(
-    descriptor: int, site: Site, device: str, seconds: float | None, on_wait: Callable[[str | None], None]
-) -> None:
-    deadline = None if seconds is None else time.monotonic() + seconds
-    told = False
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = holder(site, device)
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TransientError(
-                f"device {device!r} was not free within {seconds:g} s: it is held by {_describe(owner)}; "
-                "wait for that run, end it, or choose another device"
-            )
-        if not told:
-            on_wait(owner)
-            told = True
-        time.sleep(_POLL_SECONDS)
+def _awaited(site: Site, device: str, seconds: float | None) -> FileIO:
+    path = _lock_path(site, device)
+    try:
+        with explained(path, "write the lock file"):
+            return held(path, seconds=seconds)
+    except LockedError as error:
+        raise TransientError(
+            f"device {device!r} was not free within {seconds:g} s: it is held by {_describe(holder(site, device))}; "
+            "wait for that run, end it, or choose another device"
+        ) from error
 
 
 def _describe(owner: str | None) -> str:

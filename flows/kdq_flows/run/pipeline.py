@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from kdq_core.errors import KdqError, StageError, StoreError
+from kdq_core.errors import KdqError, StageError, StoreError, UnforeseenError
 from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Column
 from kdq_core.plugins.stage import Stage
+from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
-from kdq_core.store.store import Entry, Store
+from kdq_core.store.store import Entry, Store, explained
+from kdq_core.worker.main import named
 from kdq_flows.facts.coverage import coverage_of
 from kdq_flows.facts.result import (
     RunResult,
@@ -32,6 +35,7 @@ from kdq_flows.facts.result import (
     notes_of,
     table_of,
     version_of,
+    weights_of,
 )
 from kdq_flows.facts.tracking import RunTracking
 from kdq_flows.observer import Observer, Silent
@@ -176,6 +180,7 @@ class Pipeline:
             gains=gains_of(view),
             notes=notes_of(view),
             gates=gates_of(view),
+            weights=weights_of(view),
             artifact=artifact_of(view),
             coverage=coverage_of(view),
             version=version_of(view),
@@ -184,26 +189,28 @@ class Pipeline:
         )
 
     def _work_ahead(self) -> bool:
-        """Whether a heavy stage is not in the store. What is damaged there is told when it is that stage's turn."""
+        """Whether a heavy stage is not in the store, or damaged there."""
         digests: dict[str, str] = {}
-        with suppress(StoreError):
-            for node in self.plan.nodes:
-                if node.heavy:
+        for node in self.plan.nodes:
+            if node.heavy:
+                try:
                     digest = self.store.peek(node.key(digests))
-                    if digest is None:
-                        return True
-                    digests[node.name] = digest
+                except StoreError:
+                    return True
+                if digest is None:
+                    return True
+                digests[node.name] = digest
         return False
 
     def _cached(self, node: Node, key: str) -> Entry | None:
-        entry = self.store.lookup(key)
+        entry = self.store.lookup_or_discard(key, self.observer.message)
         if entry is not None and not self._stage(node).still_there(entry.record, self.plan.site):
             self.store.discard(key)
             return None
         return entry
 
     def _stage(self, node: Node) -> Stage:
-        use = next(use for use in self.plan.recipe.stages if use.title == node.name)
+        use = next(use for use in listed(self.plan.recipe) if use.title == node.name)
         stage = self.catalog.build("stage", use.use, use.options)
         assert isinstance(stage, Stage)
         return stage
@@ -273,7 +280,12 @@ class Pipeline:
 
         told = {"lineage": self.view.digests, "tracking_run": self.tracking.wait()}
         request = StageRequest.model_validate(self._request(node, key, parents) | told)
-        entry = run_stage(request, self.observer.progress, self.catalog)
+        try:
+            entry = run_stage(request, self.observer.progress, self.catalog)
+        except KdqError:
+            raise
+        except Exception as error:
+            raise logged(error, self.logs / f"{node.name}.log") from error
         if isinstance(entry.record, ModelVersion):
             # A version carries the newest gates and report; an older entry of it would say that nothing is to be done.
             for manifest in list(self.store.manifests(node.use)):
@@ -293,6 +305,18 @@ class Pipeline:
 def name_of(recipe: str) -> str:
     """Name of a run that starts now."""
     return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def logged(error: Exception, log: Path) -> KdqError:
+    """`error` of a stage in this process as KDQ's own, as a worker names it; its traceback is written to `log`."""
+    with explained(log, "write the log"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+    found = named(error)
+    return (
+        UnforeseenError(f"{found}; the traceback is in {str(log)!r}") if isinstance(found, UnforeseenError) else found
+    )
 
 
 def failure(error: BaseException) -> KdqError:

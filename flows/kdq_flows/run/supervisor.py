@@ -34,9 +34,14 @@ EXIT_SECONDS = 10.0
 """How long a child may take to leave after its last event."""
 _POLL_SECONDS = 0.1
 _LOG_LINES = 8
-WORKER = (sys.executable, "-m", "kdq_core.worker.main")
+WORKER = (sys.executable, "-P", "-m", "kdq_core.worker.main")
+"""`-P`: the folder kdq runs in is not searched for modules, neither here nor where a run is planned."""
 
 Event = dict[str, Any]
+
+
+class StageCancelledError(StageError):
+    """The run does not want the stage any more."""
 
 
 class Child(Protocol):
@@ -263,7 +268,7 @@ def _checker(seconds: float, log: Path, cancelled: threading.Event | None) -> Ca
 
     def check() -> None:
         if cancelled is not None and cancelled.is_set():
-            raise StageError("the stage was cancelled and its worker ended")
+            raise StageCancelledError("the stage was cancelled and its worker ended")
         if time.monotonic() >= deadline:
             raise StageError(_too_long(seconds, log))
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +23,7 @@ from kdq_core.plugins.named import named_plugins
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import explained
 from kdq_core.worker.warm import CAPTURE, EVERY_STAGE
-from kdq_flows.run.supervisor import Child, child_environment
+from kdq_flows.run.supervisor import Child, StageCancelledError, child_environment
 
 ENTRY = "kdq_core.worker.main:main"
 _POLL_SECONDS = 0.1
@@ -73,7 +74,7 @@ class WarmWorker:
             output = log.open("ab")
         with theirs, output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kdq_core.worker.warm", str(theirs.fileno()), entry, *first, *then],
+                [sys.executable, "-P", "-m", "kdq_core.worker.warm", str(theirs.fileno()), entry, *first, *then],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -95,7 +96,8 @@ class WarmWorker:
         Args:
             files: the child's stdin and its log.
             descriptors: the pipe for events, and the lease.
-            check: called while waiting; what it raises ends this worker and is passed on.
+            check: called while waiting; what it raises is passed on, and unless it is
+                `StageCancelledError` it ends this worker, which took too long.
             complete: the child begins only after everything was imported: its stage measures time.
         """
         if self._process.poll() is not None:
@@ -116,6 +118,9 @@ class WarmWorker:
         except OSError:
             ours.close()
             return None
+        except StageCancelledError:
+            ours.close()  # a child that is forked after this finds nobody, and leaves
+            raise
         except BaseException:
             ours.close()
             self.close()
@@ -172,6 +177,8 @@ class WarmChild:
         said, _, number = self._status.recv(64).decode().partition(" ")
         if said == "pid":
             self.pid = int(number)
+            with suppress(OSError):
+                self._status.send(b"go")
         else:  # the worker is gone without a word: its children were killed with it
             self.returncode = int(number) if said == "code" else -9
             self._status.close()

@@ -6,7 +6,6 @@ it. A file lock lets two commands that want the same process start one.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from pydantic import ValidationError
 
 from kdq_core.errors import StageError, StoreError
 from kdq_core.frozen import Frozen
+from kdq_core.locks import held
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
 from kdq_flows.owner import boot_id, start_time
@@ -139,15 +139,13 @@ def locked(site: Site, name: str, *, wait: bool = True) -> Iterator[None]:
     """Hold `servers/<name>.lock`.
 
     Raises:
-        BlockingIOError: it is held by another, and `wait` is false.
+        LockedError: another process holds it, and `wait` is false.
         StoreError: the home cannot be written.
     """
     path = site.home / "servers" / f"{name}.lock"
     with explained(path, "write the lock file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        lock = held(path, seconds=None if wait else 0)
+    with lock:
         yield
 
 

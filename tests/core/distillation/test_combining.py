@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kdq_core.distillation.combining import DistillationLoss, Part
-from kdq_core.distillation.distance import gap
+from kdq_core.distillation.combining import DistillationLoss
+from kdq_core.distillation.distance import distance
+from kdq_core.distillation.parts import Part
 from kdq_core.errors import StageError
 from kdq_core.plugins.kinds import Distiller
 from kdq_core.recipe.schedule import Schedule
@@ -260,37 +261,37 @@ def test_weights_and_options_follow_their_schedule_over_the_steps(combined, stud
         assert seen == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_schedule_of_the_gap_follows_what_the_models_disagree_in(combined, student):
+def test_a_schedule_of_the_distance_follows_what_the_models_disagree_in(combined, student):
     batch = a_batch()
     loss = combined(Part("x", Constant(), Schedule(schedule="gap", start=4.0, end=1.0)))
-    between = gap(student(*batch.inputs), loss.teacher(batch).logits)
+    between = distance(student(*batch.inputs), loss.teacher(batch).logits)
     assert 0.05 < between < 0.95
     assert float(loss(student, batch)["soft"]) == pytest.approx(1 + 3 * between, rel=1e-6)
     equal = loss.teacher.model
     assert float(loss(equal, batch)["soft"]) == pytest.approx(1.0)
 
 
-def test_the_gap_equals_an_independent_computation():
+def test_the_distance_equals_an_independent_computation():
     student, teacher = np.random.default_rng(0).normal(0, 2, (2, 9, 4, 5))
     q, p = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (student, teacher))
-    found = gap(torch.from_numpy(student), torch.from_numpy(teacher))
+    found = distance(torch.from_numpy(student), torch.from_numpy(teacher))
     assert found == pytest.approx(np.abs(q - p).sum(-1).mean() / 2, rel=1e-5)
     # Ratings 1, 3 against 3, 3 + 4: mean squared difference 10, variance of the teacher 4.
-    assert gap(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 7.0])) == pytest.approx(10 / 14)
-    assert gap(torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [1.0]])) == 0
-    assert gap(torch.tensor([[50.0, -50.0]]), torch.tensor([[-50.0, 50.0]])) == pytest.approx(1)
+    assert distance(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 7.0])) == pytest.approx(10 / 14)
+    assert distance(torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [1.0]])) == 0
+    assert distance(torch.tensor([[50.0, -50.0]]), torch.tensor([[-50.0, 50.0]])) == pytest.approx(1)
 
 
-def test_the_gap_of_labels_and_of_numbers_equals_an_independent_computation():
+def test_the_distance_of_labels_and_of_numbers_equals_an_independent_computation():
     student, teacher = np.random.default_rng(0).normal(0, 2, (2, 9, 4))
     ours, theirs = torch.from_numpy(student), torch.from_numpy(teacher)
     q, p = (1 / (1 + np.exp(-z)) for z in (student, teacher))
-    assert gap(ours, theirs, "labels") == pytest.approx(np.abs(q - p).mean(), rel=1e-5)
+    assert distance(ours, theirs, "labels") == pytest.approx(np.abs(q - p).mean(), rel=1e-5)
     e, v = ((student - teacher) ** 2).mean(), teacher.var(0).mean()
-    assert gap(ours, theirs, "numbers") == pytest.approx(e / (e + v), rel=1e-5)
+    assert distance(ours, theirs, "numbers") == pytest.approx(e / (e + v), rel=1e-5)
     for reads in ("labels", "numbers"):  # a softmax would not see that they are 5 apart
-        assert gap(theirs + 5, theirs, reads) > 0.2
-        assert gap(theirs, theirs, reads) == 0
+        assert distance(theirs + 5, theirs, reads) > 0.2
+        assert distance(theirs, theirs, reads) == 0
 
 
 class OfNumbers(Constant):
@@ -301,17 +302,17 @@ class OfFeatures(Constant):
     features: ClassVar[str] = "pairs"
 
 
-def test_a_distiller_of_features_follows_the_gap_as_the_one_of_outputs_reads_it(combined, student):
+def test_a_distiller_of_features_follows_the_distance_as_the_one_of_outputs_reads_it(combined, student):
     follows = Schedule(schedule="gap", start=1.0, end=0.0)
     batch = a_batch()
     for others, reads in (((), "classes"), ((Part("y", OfNumbers()),), "numbers")):
         loss = combined(Part("x", OfFeatures(), follows), *others)
-        between = gap(student(*batch.inputs), loss.teacher(batch).logits, reads)
+        between = distance(student(*batch.inputs), loss.teacher(batch).logits, reads)
         name = "x/soft" if others else "soft"
         assert float(loss(student, batch)[name]) == pytest.approx(between, rel=1e-6)
 
 
-def test_a_gap_between_other_classes_names_both(combined, seeded):
+def test_a_distance_between_other_classes_names_both(combined, seeded):
     loss = combined(Part("x", Pull(), Schedule(schedule="gap", start=4.0, end=1.0)))
     with pytest.raises(StageError) as caught:
         loss(seeded(lambda: nn.Linear(4, 5)), a_batch())

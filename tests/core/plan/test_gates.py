@@ -1,5 +1,7 @@
 """A required gate stops a run, and names what runs in float."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from kdq_core.plan.plan import asked_of, make_plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import models_of, wire
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe, Site
+from kdq_core.store.family import in_json
 from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage
 
 
@@ -78,8 +81,33 @@ def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured
     assert [gate.metric for gate in fitted.gates] == ["top1", "coverage_macs", "parity_flips"][3 - left :]
     assert note == (
         "" if left == 3 else
-        "the teacher is not measured beside the int8 file, so the default gates do not compare with it"
+        "no teacher is measured beside the int8 file, so the default gates do not compare with one"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("ask", [{"at_least": 0.5}, {"at_most": 0.5}])
+def test_a_metric_that_is_not_finite_meets_no_gate_and_is_told(value: float, ask: dict[str, float]) -> None:
+    (verdict,) = judge((Gate(metric="coverage_macs", **ask),), report(value))
+    assert not verdict.met
+    assert verdict.note == "int8 coverage_macs is not finite, which meets no gate"
+    assert json.loads(verdict.model_dump_json())["value"] == in_json(value)
+
+
+@pytest.mark.parametrize("base", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("ask", [{"at_least": 0.5}, {"at_most": 0.5}])
+def test_a_gate_relative_to_what_is_not_finite_is_not_met(base: float, ask: dict[str, float]) -> None:
+    both = report(1.0).models | {"teacher": report(base).models["int8"]}
+    gate = Gate(metric="coverage_macs", relative_to="teacher", **ask)
+    (verdict,) = judge((gate,), EvaluationReport(models=both))
+    assert not verdict.met
+    assert verdict.note == "teacher coverage_macs is not finite, which meets no gate"
+
+
+def test_a_note_with_a_metric_that_is_not_finite_is_kept() -> None:
+    loss = Metric(name="loss", value=math.nan, unit="", direction="lower", note="label 3 has no sample")
+    (verdict,) = judge((Gate(metric="loss", at_most=1.0),), EvaluationReport(models={"int8": (loss,)}))
+    assert verdict.note == "label 3 has no sample; int8 loss is not finite, which meets no gate"
 
 
 def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():

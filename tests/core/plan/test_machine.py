@@ -116,6 +116,9 @@ def test_nvidia_smi_is_asked_where_the_driver_has_no_files(tmp_path: Path, proc:
         parts = machine_parts(site("cuda:1"), proc=proc)
         assert (parts["gpu"], parts["driver"]) == ("NVIDIA T4", "580.1")
         (proc / missing).rename(proc / "driver/nvidia" / missing)
+    (proc / "driver/nvidia/gpus").rename(proc / "gpus")
+    (proc / "driver/nvidia/gpus").mkdir()
+    assert machine_parts(site("cuda:1"), proc=proc)["gpu"] == "NVIDIA T4"
 
 
 @pytest.mark.parametrize("script", ["raise SystemExit(9)", "print('No devices were found')", "pass"])

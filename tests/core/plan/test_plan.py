@@ -77,7 +77,7 @@ def test_a_miss_names_the_part_that_changed(catalog: Catalog, tmp_path: Path) ->
     assert lines["quantize"] == ("run", "recipe.distill.options.temperature changed; after distill")
     assert lines["export"] == ("run", "after distill, quantize")
     threads = told(plan(catalog, tmp_path, site={"threads": 7}), store)
-    assert threads["train_teacher"] == ("run", "device changed")
+    assert threads["train_teacher"] == ("run", "device.threads changed")
     assert told(plan(catalog, tmp_path, seed=5), store)["train_teacher"] == ("run", "seed changed")
     fit = {"epochs": 3, "batch_size": 7, "learning_rate": 0.5, "weight_decay": 0.5, "warmup": 0.5, "clip_norm": 7.0,
            "schedule": "constant"}  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_damaged_entry_is_told_before_the_run(catalog: Catalog, tmp_path: Path
     state, why = told(made, store)["train_teacher"]
     assert state == "damaged"
     assert "is damaged" in why
-    assert why.endswith("delete that folder and run again: only its stage is computed anew")
+    assert why.endswith("; KDQ computes it anew")
 
 
 @pytest.mark.parametrize(

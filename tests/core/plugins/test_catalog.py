@@ -16,7 +16,6 @@ import pytest
 
 from kdq_core.errors import PluginError, RecipeError
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.plugins.code_version import kdq_code_version
 from kdq_core.reading.checks import check_recipe, load_recipe
 from kdq_core.reading.recipe_file import read_recipe_lines
 from kdq_core.recipe.spec import Recipe, Use
@@ -288,31 +287,6 @@ def test_a_plugin_that_fails_before_a_promotion_vetoes_it(install: Install, load
     ]
 
 
-def test_the_code_version_changes_with_any_source_file_and_with_nothing_else(
-    tmp_path: Path, install: Install, load: Load
-) -> None:
-    package = tmp_path / f"pack_{os.getpid()}_{next(NUMBERS)}"
-    (package / "sub").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    (package / "sub" / "mine.py").write_text("x = 1")
-    install("guest-a", SPEC.format(target=f"'{package.name}.sub.mine:X'"), "1.2")
-    catalog = load()
-    (tmp_path / "guest_a-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: guest-a\nVersion: 1.2\n")
-    entry = catalog.find("distiller", "soft")
-    first = catalog.code_version(entry)
-    assert first.startswith("guest-a==1.2 sha256:")
-    assert len(first) == len("guest-a==1.2 sha256:") + 16
-    (package / "notes.txt").write_text("no code")
-    assert catalog.code_version(entry) == first
-    (package / "sub" / "mine.py").write_text("x = 2")
-    assert catalog.code_version(entry) != first
-
-
-def test_kdqs_own_code_version_names_its_distribution() -> None:
-    version = importlib.metadata.version("kdq")
-    assert kdq_code_version().startswith(f"kdq=={version} sha256:")
-
-
 def test_a_recipe_is_checked_with_the_line_of_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("name: x\nworkload: digits\ndistill:\n  options:\n    temperature: -1\n")
@@ -381,14 +355,12 @@ def test_a_recipe_without_a_file_is_checked_too() -> None:
 def test_checking_a_recipe_and_hashing_its_code_imports_no_torch() -> None:
     code = """
         import sys
-        from kdq_core.plugins.bases import KINDS
-from kdq_core.plugins.catalog import Catalog
+        from kdq_core.plugins.catalog import Catalog
         from kdq_core.reading.checks import check_recipe
-        from kdq_core.plugins.code_version import kdq_code_version
         from kdq_core.recipe.spec import Recipe, Use
         catalog = Catalog.load()
         check_recipe(Recipe(name="x", workload=Use(use="digits")), catalog)
-        versions = [catalog.code_version(entry) for entry in catalog.entries] + [kdq_code_version()]
+        versions = [catalog.code_of(entry) for entry in catalog.entries]
         heavy = {"torch", "onnx", "onnxruntime", "openvino", "sklearn", "pandas", "mlflow", "prefect"}
         print(sorted(heavy & set(sys.modules)))
     """

@@ -1,15 +1,19 @@
 import errno
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from kdq_core.errors import StoreError
+from kdq_core.store.hashing import canonical
 from kdq_core.store.records import Checkpoint
-from kdq_core.store.store import Entry, Store, canonical
+from kdq_core.store.store import Entry, Store
 
 KEY = "ab" + "0" * 62
 RECORD = Checkpoint(slot="teacher", weights="weights.bin", parameters=3)
@@ -62,7 +66,7 @@ def test_a_changed_file_is_an_error_that_names_it_and_the_remedy(tmp_path: Path)
         store.lookup(KEY)
     assert str(caught.value) == (
         f"the file 'weights.bin' of the store entry {str(folder)!r} is damaged: its sha256 is 77231fd145ba, the "
-        "manifest says 9a129038d9a0; delete that folder and run again: only its stage is computed anew"
+        "manifest says 9a129038d9a0; KDQ computes it anew"
     )
 
 
@@ -70,7 +74,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     folder = written(store).folder
     (folder / "weights.bin").unlink()
-    with pytest.raises(StoreError, match=r"'weights.bin' of the store entry .* is damaged: it is missing; delete"):
+    with pytest.raises(StoreError, match=r"'weights.bin' of the store entry .* is damaged: it is missing; KDQ"):
         store.lookup(KEY)
 
 
@@ -150,6 +154,47 @@ def test_what_has_no_lock_beside_it_is_not_swept(tmp_path: Path, name: str) -> N
     (tmp_path / "drafts" / name).mkdir(parents=True)
     assert Store(tmp_path).sweep() == []
     assert (tmp_path / "drafts" / name).is_dir()
+
+
+def test_a_lock_file_that_a_killed_process_never_locked_is_swept_and_one_at_work_is_not(tmp_path: Path) -> None:
+    drafts = tmp_path / "drafts"
+    drafts.mkdir()
+    (drafts / "dead.new").touch()
+    with (drafts / "living.new").open("w") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert Store(tmp_path).sweep() == []
+        assert [path.name for path in drafts.iterdir()] == ["living.new"]
+
+
+def test_a_draft_is_made_though_a_sweep_takes_its_lock_file_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, lock, swept = Store(tmp_path), fcntl.flock, []
+
+    def late(file: Any, kind: int) -> None:
+        if not swept and kind == fcntl.LOCK_EX:
+            swept.append(True)
+            store.sweep()
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with store.draft(KEY) as draft:
+        assert draft.is_dir()
+        assert len(list((tmp_path / "drafts").glob("*.lock"))) == 1
+    assert swept
+    assert list((tmp_path / "drafts").iterdir()) == []
+
+
+def test_what_could_not_be_removed_keeps_its_lock_and_is_swept_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    with monkeypatch.context() as patched, store.draft(KEY) as draft:
+        patched.setattr(shutil, "rmtree", lambda *_args, **_options: None)
+        name = draft.name
+    assert sorted(path.name for path in (tmp_path / "drafts").iterdir()) == [name, f"{name}.lock"]
+    assert store.sweep() == [name]
+    assert list((tmp_path / "drafts").iterdir()) == []
 
 
 def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:

@@ -20,7 +20,7 @@ STAGES = ("train_teacher", "cache_teacher", "distill", "quantize")
 
 
 def ran(stages_of: Any, home: Path, stages: tuple[str, ...] = STAGES, **cache: Any) -> Any:
-    run = stages_of(home, **RECIPE, teacher={"fit": {"epochs": 1}, "cache": cache})
+    run = stages_of(home, **RECIPE, teacher={"fit": {"epochs": 1}, "precision": "fp32", "cache": cache})
     for name in stages:
         run.stage(name)
     return run
@@ -53,7 +53,7 @@ def test_a_student_with_dropout_too_has_one_curve_with_kept_outputs_and_beside_t
     for home, cache in (("kept", {"views": 3, "form": "fp32"}), ("beside", {"enabled": False})):
         fit = {"epochs": 3, "batch_size": 32}
         run = stages_of(
-            tmp_path / home, tiny, workload="digits", teacher={"fit": fit, "cache": cache},
+            tmp_path / home, tiny, workload="digits", teacher={"fit": fit, "precision": "fp32", "cache": cache},
             distill={"fit": fit}, quantize={"fit": fit},
         )  # fmt: skip
         for node in run.plan.nodes[: 4 if home == "kept" else 3]:

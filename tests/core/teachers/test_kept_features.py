@@ -49,7 +49,7 @@ def run_of(stages_of, viewed):
             home,
             viewed,
             workload={"use": "digits", "options": options or {}},
-            teacher={"fit": FIT, "cache": {"views": VIEWS, **cache}},
+            teacher={"fit": FIT, "precision": "fp32", "cache": {"views": VIEWS, **cache}},
             distill={"fit": FIT, "losses": losses},
             quantize={"fit": FIT},
         )

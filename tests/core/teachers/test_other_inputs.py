@@ -57,17 +57,6 @@ def test_an_input_that_the_workload_does_not_give_is_named() -> None:
         reading(replace(BATCH, extra={}), ("smell",))
 
 
-def test_in_half_precision_the_logits_are_of_bf16_and_come_as_float32() -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(1, 64)
-    batch = replace(BATCH, inputs=(torch.randn(2, 1),))
-    whole, half = (OnlineTeacher(model, half=half)(batch).logits for half in (False, True))
-    assert half.dtype == torch.float32
-    assert torch.equal(half, half.bfloat16().float())
-    assert not torch.equal(half, whole)
-    torch.testing.assert_close(half, whole, rtol=2**-6, atol=2**-6)
-
-
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_student_of_one_modality_learns_from_the_teacher_of_another(
     stages_of: Any, tmp_path: Path, enabled: bool

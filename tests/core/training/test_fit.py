@@ -200,8 +200,8 @@ DISTRIBUTED = """
 import os, sys, torch
 from accelerate import Accelerator
 from torch import nn
-from kdq_core.distillation.combining import Part
-from kdq_core.distillation.taught import taught
+from kdq_core.distillation.assembly import student_and_loss
+from kdq_core.distillation.parts import Part
 from kdq_core.distillation.transfer import holding
 from kdq_core.recipe.spec import FitSpec, TransferSpec
 from kdq_core.teachers.source import OnlineTeacher
@@ -228,7 +228,7 @@ if "RANK" in os.environ:  # they meet by a file: a port that is free now may be 
 torch.manual_seed(3)
 student, teacher = (nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)) for n in (8, 12))
 parts = [(Part("kd", LogitKd()), "auto"), (Part("hint", Fitnet()), "auto")]
-model, loss = taught(Hard(), parts, OnlineTeacher(teacher), student, next(batches(0)))
+model, loss = student_and_loss(Hard(), parts, OnlineTeacher(teacher), student, next(batches(0)))
 assert any(name.startswith("projectors") for name, _ in model.named_parameters())
 spec, accelerator = FitSpec(epochs=3, batch_size=16, learning_rate=0.05, optimizer="sgd"), Accelerator(cpu=True)
 held = holding(TransferSpec(hold=0.5, rounds=3), student, ("0.weight", "0.bias", "2.weight"), epochs=3, seed=0)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdq_core.distillation.tasks import gap_between, of_task, tasks_of
+from kdq_core.distillation.tasks import distance_between, of_task, tasks_of
 from kdq_core.errors import StageError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Subject, Workload
@@ -79,7 +79,7 @@ class TwoTasks(Workload):
 def made(stages_of: Any, installed: Any, home: Path, stages: tuple[str, ...] = STAGES, **sections: Any) -> Any:
     workload = {"use": "digits", "options": sections.pop("options", {})}
     recipe: dict[str, Any] = {
-        "teacher": {"fit": FIT},
+        "teacher": {"fit": FIT, "precision": "fp32"},
         "distill": {"fit": FIT},
         "quantize": {"fit": {"epochs": 2, "batch_size": 16}},
         "evaluate": ["quality", "parity", "coverage"],
@@ -120,7 +120,7 @@ def test_the_teachers_answers_are_kept_by_task(whole: Any) -> None:
 def test_kept_answers_teach_as_the_teacher_beside_the_student(
     whole: Any, stages_of: Any, installed: Any, tmp_path: Path
 ) -> None:
-    teacher = {"fit": FIT, "cache": {"enabled": False}}
+    teacher = {"fit": FIT, "precision": "fp32", "cache": {"enabled": False}}
     beside = made(stages_of, installed, tmp_path, ("train_teacher", "distill"), teacher=teacher)
     for name in ("train/kind/kd", "train/bright/kd", "train/hard/kind"):
         assert curves(beside, "distill")[name] == pytest.approx(curves(whole, "distill")[name], rel=2e-2)
@@ -234,7 +234,7 @@ def test_two_teachers_are_combined_task_by_task(stages_of: Any, installed: Any, 
         files.append(tmp_path / f"{number}.safetensors")
         save_file(Net(8).state_dict(), files[-1])
     members = [{"source": "checkpoint", "file": str(file), "weight": w} for file, w in zip(files, (1, 3), strict=True)]
-    run = made(stages_of, installed, tmp_path / "home", STAGES[:2], teacher={"members": members})
+    run = made(stages_of, installed, tmp_path / "home", STAGES[:2], teacher={"members": members, "precision": "fp32"})
     entry = run.entries["cache_teacher"]
     (batch,) = TwoTasks().batches("train", batch_size=96)
     said = []
@@ -351,8 +351,8 @@ def test_a_model_with_one_output_meets_the_task_the_recipe_names() -> None:
 def test_the_gap_where_no_task_is_named_is_the_mean_over_the_shared_ones() -> None:
     far, near = torch.tensor([[9.0, -9.0]]), torch.tensor([[-9.0, 9.0]])
     student, teacher = outputs(kind=far, bright=far), outputs(bright=far, kind=near)
-    assert gap_between(student, teacher, "", "classes") == pytest.approx(0.5, abs=1e-6)
-    assert gap_between(student, teacher, "kind", "classes") == pytest.approx(1.0, abs=1e-6)
+    assert distance_between(student, teacher, "", "classes") == pytest.approx(0.5, abs=1e-6)
+    assert distance_between(student, teacher, "kind", "classes") == pytest.approx(1.0, abs=1e-6)
 
 
 def test_teachers_of_one_task_each_make_one_of_two(whole: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from kdq_core.api import StageError
 from kdq_core.plugins.catalog import Catalog
 
-DISTILLERS = ("dist", "dkd", "hard-label", "logistic", "logit-kd", "mse-logits", "multi-label-kd")
+DISTILLERS = ("dist", "dkd", "hard-label", "logistic", "logit-kd", "mixed-kd", "mse-logits", "multi-label-kd")
 
 
 @pytest.fixture(params=DISTILLERS)

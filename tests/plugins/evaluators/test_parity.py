@@ -144,7 +144,7 @@ def test_the_trained_model_is_a_side_of_its_own(subject, table):
     assert (found["top1_converted"], found["top1_prepared"]) == (0.75, 0.75)
 
 
-def test_a_breach_carries_what_the_walk_found(subject, table, monkeypatch):
+def test_a_breach_carries_the_departures_of_the_file(subject, table, monkeypatch):
     asked = []
 
     def departures(self, path, simulation, inputs, *, threads):

@@ -14,8 +14,8 @@ from kdq_core.quantization.convert import convert, output_scales
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_quantizers.static import Static
+from kdq_targets.onnx_compact import derive_bias_scales
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
-from kdq_targets.ort_compact import derive_bias_scales
 
 
 class Pixels(nn.Module):

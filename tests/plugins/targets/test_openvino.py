@@ -16,11 +16,11 @@ from kdq_core.api import StageError
 from kdq_core.quantization.capture import capture
 from kdq_core.testing import TOYS, check_quantizer
 from kdq_quantizers.minmax_qat import MinMaxQat
+from kdq_targets.onnx_pack import pack
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from kdq_targets.openvino_cpu import OpenVinoCpu
 from kdq_targets.openvino_forms import keep_means, separate_sums
 from kdq_targets.openvino_session import OpenVinoSession
-from kdq_targets.ort_pack import pack
 
 
 class Residual(nn.Module):

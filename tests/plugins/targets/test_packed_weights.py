@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from kdq_core.api import Subject
 from kdq_evaluators.size import Size
+from kdq_targets.onnx_pack import pack, plan, turned_channels
+from kdq_targets.onnx_unpack import digits, pack_digits, shipped
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
-from kdq_targets.ort_pack import pack, plan, turned_channels
-from kdq_targets.ort_unpack import digits, pack_digits, shipped
 
 
 def decoded(*weights, most_levels=128):

@@ -1,4 +1,4 @@
-"""The control of a taught student, and the gain of the teacher over it."""
+"""The gain of a teacher: its student beside a control that was trained without it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kdq_core.errors import StageError
 from kdq_core.plugins.kinds import Workload
 from kdq_core.recipe.spec import FitSpec
 from kdq_core.tensors import Batch
-from kdq_core.training.control import gains, interval
 from kdq_core.training.fit import fit
+from kdq_core.training.gains import gains, interval
 from kdq_core.training.losses import curves as curves_of
 from kdq_core.training.losses import hard_loss
 from kdq_core.training.resume import tensors_of
@@ -75,7 +75,7 @@ def test_where_the_teacher_has_no_weight_the_control_is_the_student_bit_for_bit(
     assert gained.low < 0 < gained.high
 
 
-def test_a_control_leaves_the_taught_student_as_it_is_and_makes_the_stage_run_again(run_of):
+def test_a_control_leaves_the_student_as_it_is_and_makes_the_stage_run_again(run_of):
     distill = {"losses": ["logit-kd", "fitnet"]}
     plain = run_of("quantize", distill=distill)
     other = run_of("quantize", "other", distill=distill | {"control": True}, quantize={"control": True})
@@ -137,7 +137,7 @@ def test_a_stage_killed_while_its_control_trains_goes_on_with_the_same_bits(run_
         half.stage(stage)
     begun.clear()
     again = half.stage(stage)
-    assert begun == ["train/loss", "2/train/loss", "2/train/loss"]  # the last taught epoch, and what was left
+    assert begun == ["train/loss", "2/train/loss", "2/train/loss"]  # the last epoch with the teacher, and what was left
     assert again.record == whole.record
     assert again.digest == whole.digest
 

@@ -29,13 +29,13 @@ from kdq_core.api import (
     quantize,
     why_untraceable,
 )
-from kdq_targets.ort_float import dynamic_linear as write_dynamic_linear
-from kdq_targets.ort_float import widen
-from kdq_targets.ort_fuse import fuse
-from kdq_targets.ort_recurrent import expand
-from kdq_targets.ort_registry import registry_read_once
-from kdq_targets.ort_shrink import LABEL, shrink
-from kdq_targets.ort_translate import TRANSLATIONS
+from kdq_targets.onnx_float import dynamic_linear as write_dynamic_linear
+from kdq_targets.onnx_float import widen
+from kdq_targets.onnx_fuse import fuse
+from kdq_targets.onnx_recurrent import expand
+from kdq_targets.onnx_registry import registry_read_once
+from kdq_targets.onnx_shrink import LABEL, shrink
+from kdq_targets.onnx_translate import TRANSLATIONS
 
 aten = torch.ops.aten
 

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from kdq_core.distillation.combining import Part
-from kdq_core.distillation.taught import Taught, taught
+from kdq_core.distillation.assembly import student_and_loss
+from kdq_core.distillation.parts import Part
+from kdq_core.distillation.student import TappedStudent
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.quantization.capture import capture
@@ -64,7 +65,7 @@ def test_every_distiller_teaches_every_family(students, numbers, online, seeded,
     teacher = online(seeded(FAMILIES[family].model, 7))
 
     def losses():
-        model, loss = taught(numbers, [(Part(name, distiller), "auto")], teacher, student, batch, plain=plain)
+        model, loss = student_and_loss(numbers, [(Part(name, distiller), "auto")], teacher, student, batch, plain=plain)
         return loss(model.train(), batch)
 
     if (name, family) in NO_PLACES:
@@ -107,7 +108,7 @@ def test_a_student_of_sequences_learns_at_each_position_that_is_no_padding(numbe
 
     part = Part("token-kd", CATALOG.build("distiller", "token-kd", {"alpha": 0.9, "padding_input": 0}))
     student = ready(plain, (tokens,)) if quantized else plain
-    model, loss = taught(numbers, [(part, "auto")], teacher, student, batch, plain=plain)
+    model, loss = student_and_loss(numbers, [(part, "auto")], teacher, student, batch, plain=plain)
     assert model(tokens).shape == (8, 6, 5)
     optimizer, curve = torch.optim.Adam(model.parameters(), lr=0.01), []
     for _ in range(12):
@@ -139,8 +140,8 @@ def wide(seeded, online):
 def test_projectors_are_made_by_shape_trained_with_the_student_and_left_out_of_it(numbers, narrow, wide):
     parts = [(Part("logit-kd", LogitKd()), "auto"), (Part("fitnet", Fitnet(beta=100.0)), "auto")]
     names = list(narrow.state_dict())
-    model, loss = taught(numbers, parts, wide, narrow, images())
-    assert isinstance(model, Taught)
+    model, loss = student_and_loss(numbers, parts, wide, narrow, images())
+    assert isinstance(model, TappedStudent)
     shapes = {name: tuple(p.shape) for name, p in model.projectors.named_parameters()}
     assert shapes == {
         "1.bn~blocks/0.weight": (8, 4, 1, 1), "1.bn~blocks/0.bias": (8,),
@@ -165,7 +166,7 @@ def test_a_fit_with_projectors_that_was_stopped_goes_on_with_the_same_bits(numbe
     def run(seed, before_epoch=lambda _epoch: None):
         torch.manual_seed(seed)
         student = DigitsResNet(4, (8, 16))
-        model, loss = taught(numbers, [(Part("fitnet", Fitnet()), "auto")], wide, student, images())
+        model, loss = student_and_loss(numbers, [(Part("fitnet", Fitnet()), "auto")], wide, student, images())
         hooks = FitHooks(before_epoch=before_epoch, before_step=loss.before_step)
         file = tmp_path / str(id(before_epoch))
         accelerator = Accelerator(cpu=True)
@@ -188,31 +189,31 @@ def test_a_fit_with_projectors_that_was_stopped_goes_on_with_the_same_bits(numbe
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_in_eval_mode_the_taught_student_is_the_student(numbers, narrow, wide):
-    model, _ = taught(numbers, [(Part("fitnet", Fitnet()), "auto")], wide, narrow, images())
+def test_in_eval_mode_the_tapped_student_is_the_student(numbers, narrow, wide):
+    model, _ = student_and_loss(numbers, [(Part("fitnet", Fitnet()), "auto")], wide, narrow, images())
     x = images().inputs
     assert torch.equal(model.eval()(*x), narrow(*x))
 
 
 def test_measuring_shapes_moves_no_statistics(numbers, narrow, wide):
     before = tensors_of(narrow)
-    taught(numbers, [(Part("fitnet", Fitnet()), "auto")], wide, narrow.train(), images())
+    student_and_loss(numbers, [(Part("fitnet", Fitnet()), "auto")], wide, narrow.train(), images())
     assert narrow.training
     assert all(torch.equal(value, before[name]) for name, value in tensors_of(narrow).items())
 
 
 def test_without_features_the_student_itself_is_fitted(numbers, narrow, wide):
-    model, loss = taught(numbers, [(Part("kd", LogitKd()), "auto")], wide, narrow, images())
+    model, loss = student_and_loss(numbers, [(Part("kd", LogitKd()), "auto")], wide, narrow, images())
     assert model is narrow
     assert set(loss(narrow, images())) == {"kd", "hard"}
 
 
 def test_taps_of_the_recipe_are_used(numbers, narrow, wide):
     part = Part("fitnet", Fitnet())
-    model, _ = taught(numbers, [(part, (("blocks.*", "blocks.[12]"),))], wide, narrow, images())
+    model, _ = student_and_loss(numbers, [(part, (("blocks.*", "blocks.[12]"),))], wide, narrow, images())
     assert [pair.name for pair in model.parts[0].pairs] == ["blocks/0~blocks/1", "blocks/1~blocks/2"]
     with pytest.raises(RecipeError, match=r"no module of the teacher \(DigitsResNet\) matches the tap 'blocks\.7'"):
-        taught(numbers, [(part, (("blocks.0", "blocks.7"),))], wide, narrow, images())
+        student_and_loss(numbers, [(part, (("blocks.0", "blocks.7"),))], wide, narrow, images())
 
 
 def test_a_teacher_that_gives_outputs_alone_is_refused_by_name(numbers, narrow):
@@ -220,7 +221,7 @@ def test_a_teacher_that_gives_outputs_alone_is_refused_by_name(numbers, narrow):
         return Outputs(torch.zeros(len(batch.ids), 10))
 
     with pytest.raises(StageError) as caught:
-        taught(numbers, [(Part("fitnet", Fitnet()), "auto")], kept, narrow, images())
+        student_and_loss(numbers, [(Part("fitnet", Fitnet()), "auto")], kept, narrow, images())
     assert str(caught.value) == (
         "distiller 'fitnet' compares features, but the teacher (function) gives outputs alone; use one PyTorch "
         "teacher that runs beside the student, or a distiller of outputs, such as 'logit-kd'"
@@ -234,7 +235,7 @@ class Stray(Fitnet):
 
 def test_a_projector_for_no_pair_is_named(numbers, narrow, wide):
     with pytest.raises(StageError) as caught:
-        taught(numbers, [(Part("x", Stray()), (("bn", "bn"),))], wide, narrow, images())
+        student_and_loss(numbers, [(Part("x", Stray()), (("bn", "bn"),))], wide, narrow, images())
     assert str(caught.value) == (
         "distiller 'x' gives a projector for 'nowhere', which is no pair of its taps; it has bn~bn"
     )
@@ -242,7 +243,7 @@ def test_a_projector_for_no_pair_is_named(numbers, narrow, wide):
 
 def test_teacher_and_student_of_other_classes_are_named_through_the_whole_loss(numbers, online, seeded, narrow):
     other = online(seeded(lambda: DigitsResNet(4, (8,), classes=7)))
-    model, loss = taught(numbers, [(Part("kd", LogitKd()), "auto")], other, narrow, images())
+    model, loss = student_and_loss(numbers, [(Part("kd", LogitKd()), "auto")], other, narrow, images())
     with pytest.raises(StageError) as caught:
         loss(model, images())
     assert str(caught.value).startswith(
@@ -269,7 +270,9 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("reentrant", [True, False, None])
 def test_a_tap_that_carries_no_gradient_is_refused(numbers, online, reentrant):
     teacher, taps = online(Checkpointed(reentrant=False)), [("layer", "layer")]
-    model, loss = taught(numbers, [(Part("fitnet", Fitnet()), taps)], teacher, Checkpointed(reentrant), images())
+    model, loss = student_and_loss(
+        numbers, [(Part("fitnet", Fitnet()), taps)], teacher, Checkpointed(reentrant), images()
+    )
     if reentrant is False:
         torch.stack(list(loss(model.train(), images()).values())).sum().backward()
         assert model.student.layer.weight.grad.any()

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxscript import opset18 as op
 
-from kdq_targets.ort_shrink import LABEL
+from kdq_targets.onnx_shrink import LABEL
 
 
 def dynamic_linear(x: Any, weight: Any, weight_scale: Any, bias: Any, label: str) -> Any:

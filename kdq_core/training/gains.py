@@ -1,8 +1,8 @@
-"""The control of a taught student: the same fit without the teacher, and what the teacher's gain over it is.
+"""The gain of a teacher: how much better its student is than one that was trained without it, the control.
 
-What: the control has the start, seeds, batches, steps and phases of the taught student, and `hard_loss` alone.
+What: the control has the start, seeds, batches, steps and phases of the student, and `hard_loss` alone.
     Both answer every labelled sample of the test split, in PyTorch; the gain is the mean difference.
-Formula: d_i is +1 where only the taught student is right, -1 where only the control is, else 0; without classes it is
+Formula: d_i is +1 where only the student is right, -1 where only the control is, else 0; without classes it is
     the difference of the hard losses of sample i. The 95 % interval is m +- t s / sqrt(n), with mean m and standard
     deviation s of the d_i: of differences of losses t is the quantile of Student's t, of right and wrong answers 1.96,
     and a +1 and a -1 join the d_i first, so that few disagreements show no gain. Each of several tasks has a gain of
@@ -61,7 +61,7 @@ def remembered(device: torch.device) -> Callable[[], None]:
 
 @torch.no_grad()
 def gains(
-    taught: nn.Module,
+    student: nn.Module,
     control: nn.Module,
     workload: Workload,
     device: torch.device,
@@ -69,7 +69,7 @@ def gains(
     *,
     train: Callable[[], Iterable[Batch]] | None = None,
 ) -> tuple[Gain, ...]:
-    """What `taught` has over `control` on the labelled samples of the test split; both in eval mode on `device`.
+    """What `student` has over `control` on the labelled samples of the test split; both in eval mode on `device`.
 
     A task that has no label in the batches of `train` is left out: the control could not learn it.
 
@@ -85,7 +85,7 @@ def gains(
         batch = to_device(given, device)
         if not batch.labelled:
             continue
-        answers = [outputs_of(model, batch) for model in (taught, control)]
+        answers = [outputs_of(model, batch) for model in (student, control)]
         ours, theirs = (by_task(outputs, batch) for outputs in answers)
         if learnt is None and answers[0].tasks and train is not None:
             learnt = labelled_tasks(train(), answers[0].tasks)
@@ -107,7 +107,7 @@ def gains(
 
 
 def _gain(metric: str, scores: Tensor) -> Gain:
-    """From the scores of taught and control, float64 `[2, n]`."""
+    """From the scores of student and control, float64 `[2, n]`."""
     of, classes = f" of {metric.partition('/')[2]!r}" if "/" in metric else "", metric.startswith("top1")
     if scores.shape[1] < 2 or not scores.isfinite().all():
         raise StageError(

@@ -1,4 +1,4 @@
-"""The walk through file and simulation names the layer where they part, in both runtimes."""
+"""The departures of a file from its simulation name the layer where they part, in both runtimes."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from kdq_targets.openvino_cpu import OpenVinoCpu
 @pytest.fixture(scope="module", params=[OnnxRuntimeCpu, OpenVinoCpu])
 def shipped(request, tmp_path_factory):
     """Target, file, prepared and converted model at 4 bits, and a batch."""
-    target, path = request.param(reduce_range="on"), tmp_path_factory.mktemp("walk") / "model.onnx"
+    target, path = request.param(reduce_range="on"), tmp_path_factory.mktemp("departures") / "model.onnx"
     torch.manual_seed(0)
     x = CONV_NET.inputs(64, torch.Generator().manual_seed(0))
     graph = capture(CONV_NET.model(), x)
@@ -32,14 +32,14 @@ def shipped(request, tmp_path_factory):
     return target, path, prepared, converted, x
 
 
-def walked(shipped, simulation):
+def departed(shipped, simulation):
     target, path, _, _, x = shipped
     return target.departures(path, simulation, tuple(part.numpy() for part in x), threads=1)
 
 
 def test_a_file_that_gives_its_simulations_integers_departs_nowhere(shipped):
     _, _, prepared, converted, x = shipped
-    assert walked(shipped, converted) == ()
+    assert departed(shipped, converted) == ()
     assert departures_of_conversion(prepared, converted, x) == ()
 
 
@@ -49,7 +49,7 @@ def test_the_first_layer_that_departs_is_named(shipped):
     kept = weight.clone()
     weight.mul_(2)
     try:
-        found, of_conversion = walked(shipped, converted), departures_of_conversion(prepared, converted, x)
+        found, of_conversion = departed(shipped, converted), departures_of_conversion(prepared, converted, x)
     finally:
         weight.copy_(kept)
     assert (found[0].path, found[0].operator) == ("depthwise", "conv2d_1")

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from kdq_targets.ort_compact import derive_bias_scales, drop_defaults, drop_repeated_clips
+from kdq_targets.onnx_compact import derive_bias_scales, drop_defaults, drop_repeated_clips
 
 LABEL = "kdq"
 WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}

@@ -3,7 +3,7 @@
 import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from kdq_targets.ort_registry import registry_read_once
+from kdq_targets.onnx_registry import registry_read_once
 
 
 def test_the_table_is_built_once_and_what_is_added_stays_with_its_export(monkeypatch):
@@ -14,7 +14,7 @@ def test_the_table_is_built_once_and_what_is_added_stays_with_its_export(monkeyp
         return ONNXRegistry()
 
     monkeypatch.setattr(ONNXRegistry, "from_torchlib", build)
-    monkeypatch.setattr("kdq_targets.ort_registry._TABLES", {})
+    monkeypatch.setattr("kdq_targets.onnx_registry._TABLES", {})
     with registry_read_once():
         one = ONNXRegistry().from_torchlib(opset_version=18)
         one.register_op(torch.ops.aten.relu.default, lambda x: x)

@@ -17,7 +17,7 @@ from typing import Any, cast
 from torch.fx import GraphModule, Node
 
 from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, module_path, own_norm
-from kdq_targets.ort_operators import (
+from kdq_targets.onnx_operators import (
     COPIES,
     FOLDED,
     FOLLOWERS,

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from kdq_core.api import Departure, Session, module_path, quantize
-from kdq_targets.ort_operators import FOLDED
-from kdq_targets.ort_shrink import THROUGH, mark, mark_behind
+from kdq_targets.onnx_operators import FOLDED
+from kdq_targets.onnx_shrink import THROUGH, mark, mark_behind
 
 QUANTIZE = quantize._opoverload
 KINDS = {"uint8": onnx.TensorProto.UINT8, "int8": onnx.TensorProto.INT8}
 
 
-def walk(
+def departures_of_file(
     path: Path,
     simulation: GraphModule,
     inputs: tuple[np.ndarray, ...],

@@ -22,7 +22,8 @@ def registry_read_once() -> Iterator[None]:
     except ImportError:
         yield
         return
-    with mock.patch.object(ONNXRegistry, "from_torchlib", functools.partial(_copied, ONNXRegistry.from_torchlib)):
+    copied = functools.partial(_copied, ONNXRegistry.from_torchlib)
+    with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(copied)):
         yield
 
 

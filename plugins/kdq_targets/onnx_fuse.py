@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from kdq_targets.ort_shrink import LABEL, mark
+from kdq_targets.onnx_shrink import LABEL, mark
 
 INTEGERS = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 

@@ -16,8 +16,8 @@ from kdq_core.quantization.convert import convert, output_scales
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.testing import TOYS
 from kdq_quantizers.minmax_qat import MinMaxQat
+from kdq_targets.onnx_fuse import fuse
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
-from kdq_targets.ort_fuse import fuse
 from kdq_targets.ort_kernels import optimized_graph
 
 TOY = {toy.name: toy for toy in TOYS}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from kdq_targets.ort_shrink import LABEL, mark
+from kdq_targets.onnx_shrink import LABEL, mark
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from kdq_targets.ort_parts import Parts, find_constant
-from kdq_targets.ort_shrink import LABEL, mark
+from kdq_targets.onnx_parts import Parts, find_constant
+from kdq_targets.onnx_shrink import LABEL, mark
 
 CONTRIB = "com.microsoft"
 FEW = 64

@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from kdq_targets.ort_gru import gru_scan
-from kdq_targets.ort_parts import Parts, find_constant, find_integers
-from kdq_targets.ort_translate import RECURRENT
+from kdq_targets.onnx_gru import gru_scan
+from kdq_targets.onnx_parts import Parts, find_constant, find_integers
+from kdq_targets.onnx_translate import RECURRENT
 
 ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
 """ONNX's order of gates in terms of PyTorch's: i f g o -> i o f g, r z n -> z r n."""

@@ -1,7 +1,7 @@
 """ATen operators written so that ONNX Runtime has an int8 kernel for them.
 
-Recurrent layers are written as ONNX's own, on dequantized weights, with PyTorch's order of gates; `ort_recurrent` turns
-them into what the runtime runs in int8. They carry the mark `RECURRENT` until then.
+Recurrent layers are written as ONNX's own, on dequantized weights, with PyTorch's order of gates; `onnx_recurrent`
+turns them into what the runtime runs in int8. They carry the mark `RECURRENT` until then.
 """
 
 from __future__ import annotations

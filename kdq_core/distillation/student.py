@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from kdq_core.distillation.combining import DistillationLoss, Part, teacher_model, teacher_paths
-from kdq_core.distillation.pairs import Taps, resolved
+from kdq_core.distillation.parts import Part
 from kdq_core.errors import StageError
-from kdq_core.tensors import Batch
 from kdq_core.training.losses import observers_off
 from kdq_core.training.taps import graph_forward, tapping
 
 if TYPE_CHECKING:
-    from kdq_core.plugins.kinds import Workload
-    from kdq_core.teachers.source import TeacherSource
+    pass
 
 
-class Taught(nn.Module):
+class TappedStudent(nn.Module):
     """Student and projectors as one module, so that one optimizer trains both and one file resumes both.
 
     In training mode its forward keeps the projected features of that call; in eval mode it is the student. Only
@@ -97,91 +93,3 @@ class Taught(nn.Module):
     def _projected(self, index: int, name: str, value: Tensor) -> Tensor:
         made = cast("Mapping[str, nn.Module]", self.projectors[str(index)])
         return cast("Tensor", made[name](value)) if name in made else value
-
-
-def taught(
-    workload: Workload,
-    parts: Sequence[tuple[Part, Taps]],
-    teacher: TeacherSource,
-    student: nn.Module,
-    batch: Batch,
-    *,
-    plain: nn.Module | None = None,
-    pairing: TeacherSource | None = None,
-) -> tuple[nn.Module, DistillationLoss]:
-    """The module to fit, and its loss.
-
-    Args:
-        workload: gives the hard loss.
-        parts: the distillers, each with its taps; pairs are found here.
-        teacher: on the device of `batch`.
-        student: what is trained, on the device of `batch`; a module, or its captured graph.
-        batch: some samples, to learn shapes from.
-        plain: the module that `student` was captured from, on any device.
-        pairing: a teacher with a module behind it, to find pairs and shapes with, where `teacher` says what was kept.
-
-    Returns:
-        `student` itself where no distiller compares features, else a `Taught`.
-
-    Raises:
-        RecipeError: a tap fits nothing.
-        StageError: a distiller compares features that the teacher cannot give.
-    """
-    if all(part.distiller.features == "none" for part, _ in parts):
-        return student, DistillationLoss(workload, (part for part, _ in parts), teacher)
-    asked = teacher if pairing is None else pairing
-    found = paired(parts, student if plain is None else plain, asked, batch)
-    module = Taught(student, found, plain)
-    loss = DistillationLoss(workload, found, teacher, module)
-    theirs = {path: tuple(value.shape[1:]) for path, value in asked(batch, teacher_paths(found)).features.items()}
-    _project(module, found, module.shapes(*batch.inputs), theirs)
-    return module.to(batch.inputs[0].device), loss
-
-
-def paired(
-    parts: Sequence[tuple[Part, Taps]], student: nn.Module, teacher: TeacherSource, batch: Batch
-) -> tuple[Part, ...]:
-    """The parts with the pairs of modules they compare.
-
-    Pairs follow from the paths of both models and the shapes of what they give, not from weights: an untrained student
-    has the same.
-
-    Args:
-        parts: the distillers, each with its taps.
-        student: a plain module, on any device.
-        teacher: one with a module behind it.
-        batch: some samples, on the teacher's device.
-
-    Raises:
-        RecipeError: a tap fits nothing.
-        StageError: a distiller compares features that the teacher cannot give.
-    """
-    if all(part.distiller.features == "none" for part, _ in parts):
-        return tuple(part for part, _ in parts)
-    source = teacher_model(teacher, (part for part, _ in parts))
-    inputs = tuple(x.to(_device(student, batch)) for x in batch.inputs)
-    run = (lambda: student(*inputs)), (lambda: teacher(batch))
-    return tuple(
-        part if part.distiller.features == "none"
-        else replace(part, pairs=resolved(taps, student, source, run, part.name))
-        for part, taps in parts
-    )  # fmt: skip
-
-
-def _project(
-    module: Taught, parts: Sequence[Part], ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]
-) -> None:
-    for index, part in enumerate(parts):
-        mine = {pair.name: ours[pair.student] for pair in part.pairs}
-        made = part.distiller.projectors(mine, {pair.name: theirs[pair.teacher] for pair in part.pairs})
-        strange = sorted(set(made) - set(mine))
-        if strange:
-            raise StageError(
-                f"distiller {part.name!r} gives a projector for {strange[0]!r}, which is no pair of its taps; "
-                f"it has {', '.join(mine)}"
-            )
-        module.add_projectors(index, made)
-
-
-def _device(model: nn.Module, batch: Batch) -> torch.device:
-    return next((p.device for p in model.parameters()), batch.inputs[0].device)

@@ -10,10 +10,10 @@ import onnx
 from torch.fx import Node
 
 from kdq_core.api import OperatorCoverage, StageError, module_path
-from kdq_targets.ort_operators import weight_of
-from kdq_targets.ort_places import Finder
-from kdq_targets.ort_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
-from kdq_targets.ort_unpack import shipped
+from kdq_targets.onnx_operators import weight_of
+from kdq_targets.onnx_places import Finder
+from kdq_targets.onnx_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
+from kdq_targets.onnx_unpack import shipped
 
 COMPUTING = ("conv", "linear")
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-if TYPE_CHECKING:
-    from kdq_targets.ort_pack import PackedWeight
-
-IN_A_BYTE = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2}
-"""Digits that fit in a byte, by base."""
-SPLITS = {8: (4, 2), 32: (16, 2), 64: (16, 4), 128: (16, 4, 2)}
-"""Bases of the digits, lowest first, that stand together for one of more levels."""
+from kdq_targets.onnx_packed import IN_A_BYTE, PackedWeight
 
 
 def digits(base: int) -> np.ndarray:

@@ -1,0 +1,70 @@
+"""A stage's code at work: what it gives, held against what it said, and what it left where it must not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdq_core.errors import KdqError, PluginError, StageError
+from kdq_core.work.watch import watching
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.store.family import Record
+    from kdq_core.work.shown import Shown
+    from kdq_core.work.work import StageWork
+
+HOUSE = ("kdq_core", "kdq_flows", "kdq_registry")
+SHOWN = 3
+"""How many files a message names."""
+
+
+def outcome(work: StageWork, catalog: Catalog) -> Record:
+    """Run a stage and give its record.
+
+    Raises:
+        KdqError: as the stage says.
+        PluginError: it gave something else than it said.
+        StageError: it left files outside its draft.
+    """
+    allowed = (work.draft, work.scratch, Path(tempfile.gettempdir()))
+    others = {*HOUSE, *(_package(entry.target) for entry in catalog.entries)}
+    with watching(_package(type(work.wired.stage).__module__), others, allowed) as watch:
+        given = _given(work, catalog)
+    left = watch.left()
+    if left:
+        raise StageError(_left(work, left))
+    record = work.wired.stage.record
+    if not isinstance(given, record):
+        raise PluginError(
+            f"stage {work.title!r} gave a {type(given).__name__!r}, but says that it gives a {record.__name__!r}; "
+            "return that, or correct 'record' in its class"
+        )
+    return given
+
+
+def _given(work: StageWork, catalog: Catalog) -> object:
+    """What the stage gives; a mistake in its code gets a note that says whose it is."""
+    try:
+        return work.wired.stage.run(work)
+    except KdqError:
+        raise
+    except Exception as error:
+        entry = catalog.find("stage", work.wired.use)
+        guest = "" if entry.house else f" of {entry.distribution} {entry.version}"
+        error.add_note(f"the stage {work.title!r}{guest} raised it")
+        raise
+
+
+def _left(work: Shown, paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return (
+        f"stage {work.title!r} left files outside its draft: {', '.join(map(repr, paths[:SHOWN]))}{more}; its code "
+        "must write to work.draft, and what it leaves there becomes the entry's; remove these, then run again"
+    )
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
