@@ -26,6 +26,7 @@ from kdq_core.store.family import Record
 from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import Manifest
 from kdq_core.store.store import Entry
+from kdq_core.training.backend import plain_torch
 from kdq_core.work.checking import EVERYTHING, CheckWork, check_works
 from kdq_core.work.outcome import outcome
 from kdq_core.work.run import StageRequest, run_stage
@@ -102,22 +103,44 @@ class Bench:
 
     Attributes:
         title: of the stage.
-        wired: the stage.
+        stage: the plug-in.
         asked: the recipe with its plug-ins.
-        work: what it is checked with.
+        parents: the entries it stands on, by port.
     """
 
     def __init__(self, stage: Stage, recipe: Mapping[str, Any], root: Path) -> None:
-        """Run the stages that `recipe` lists, which stand before `stage`."""
+        """Put `stage` behind the stages that `recipe` lists."""
         self.catalog = OneMore(type(stage))
         self._root, self._site = root, Site(home=root / "home", threads=1)
         use = {"use": self.catalog.name, "options": stage.model_dump(mode="json")}
         whole = {"name": "kit", **recipe, "stages": [*recipe.get("stages", ()), use]}
-        plan = make_plan(Recipe.model_validate(whole), self._site, self.catalog)
-        self.asked = asked_of(plan.recipe, self._site, self.catalog)
+        self.asked = asked_of(Recipe.model_validate(whole), self._site, self.catalog)
+        self.title, self.stage = self.catalog.name, stage
+        self._all: dict[str, Wired] = {}
+        self.parents: dict[str, Entry] = {}
+        self._tries = 0
+
+    def wire(self) -> None:
+        """Connect the stages of the recipe.
+
+        Raises:
+            RecipeError: they do not fit together.
+        """
         self._all = {one.title: one for one in wire(self.asked, self.catalog)}
-        self.wired = list(self._all.values())[-1]
-        self.title = self.wired.title
+
+    @property
+    def wired(self) -> Wired:
+        """The stage with what it stands on."""
+        return self._all[self.title]
+
+    def run_before(self) -> None:
+        """Run the stages before it, in this process.
+
+        Raises:
+            KdqError: one of them failed.
+        """
+        plain_torch(self._site.threads)
+        plan = make_plan(self.asked.recipe, self._site, self.catalog)
         entries: dict[str, Entry] = {}
         for node in plan.nodes[:-1]:
             digests = {title: entry.digest for title, entry in entries.items()}
@@ -131,7 +154,6 @@ class Bench:
             )
             entries[node.name] = run_stage(request, lambda _event: None, self.catalog)
         self.parents = {port: entries[title] for port, title in self.wired.parents.items()}
-        self._tries = 0
 
     @property
     def work(self) -> CheckWork:
@@ -141,7 +163,7 @@ class Bench:
 
     def parts(self, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What the stage's key is made of, with other options."""
-        stage = self.wired.stage
+        stage = self.stage
         other = type(stage).model_validate({**stage.model_dump(), **(options or {})})
         wired = Wired(self.title, self.wired.use, other, self.wired.parents)
         return KeyParts(self.asked, self.catalog).of(wired, self._all)
@@ -185,8 +207,8 @@ class Bench:
         """The model that a stage after this one would be given."""
         given: dict[str, Any] = {"record": tried.record, "files": ()}
         manifest = Manifest.model_construct(**given)
-        gives = self.wired.stage.gives
-        inputs = {**self.wired.stage.inputs(self.asked), gives: Port(slot=gives)}
+        gives = self.stage.gives
+        inputs = {**self.stage.inputs(self.asked), gives: Port(slot=gives)}
         reader = Reader(
             wired=self.wired,
             asked=self.asked,

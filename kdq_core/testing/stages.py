@@ -49,7 +49,10 @@ def check_stage(stage: Stage, recipe: Mapping[str, Any], *, others: Mapping[str,
     declared(stage)
     with elsewhere() as folder:
         bench = Bench(stage, recipe, folder)
+        gives_ports(bench)
+        bench.wire()
         says_what_it_reads(bench)
+        bench.run_before()
         options_change_the_key(bench, others or {})
         passes_its_own_check(bench)
         first = tried(bench, bench.folder("scratch"))
@@ -80,19 +83,24 @@ def declared(stage: Stage) -> None:
     assert not bare, f"every option of {name} should have a description, but {bare} have none"
 
 
-def says_what_it_reads(bench: Bench) -> None:
-    """`inputs` gives ports, `reads` gives Reads."""
-    stage, wired = bench.wired.stage, bench.wired.ports
-    with working(bench, "say what it reads"):
-        ports, reads = stage.inputs(bench.asked), stage.reads(bench.asked, wired)
+def gives_ports(bench: Bench) -> None:
+    """`inputs` gives ports."""
+    with working(bench, "say what its inputs are"):
+        ports = bench.stage.inputs(bench.asked)
     odd = [port for port, given in ports.items() if not isinstance(given, Port)]
-    assert not odd, f"stage {bench.title!r} should give a Port for each input, but not for {odd}"
+    assert not odd, f"stage {bench.title!r} should give a Port for each input, but not for {', '.join(map(repr, odd))}"
+
+
+def says_what_it_reads(bench: Bench) -> None:
+    """`reads` gives Reads."""
+    with working(bench, "say what it reads"):
+        reads = bench.stage.reads(bench.asked, bench.wired.ports)
     assert isinstance(reads, Reads), f"reads() of stage {bench.title!r} should give Reads, but gives {reads!r}"
 
 
 def options_change_the_key(bench: Bench, others: Mapping[str, JsonValue]) -> None:
     """Each option is part of the key."""
-    stage, usual = bench.wired.stage, bench.parts()
+    stage, usual = bench.stage, bench.parts()
     for option in type(stage).model_fields:
         value = others[option] if option in others else other_value(stage, option)
         assert value is not None, (
@@ -123,7 +131,7 @@ def other_value(stage: Stage, option: str) -> JsonValue:
 def passes_its_own_check(bench: Bench) -> None:
     """`check` takes the recipe that the stage is to run in."""
     with working(bench, "pass its own check() in this recipe"):
-        bench.wired.stage.check(bench.work)
+        bench.stage.check(bench.work)
 
 
 def tried(bench: Bench, scratch: Path, *, kill_at: int | None = None) -> Tried:
@@ -141,16 +149,16 @@ def gives_its_record(bench: Bench, first: Tried) -> None:
     """The record is of the slot it says, and can be read again."""
     record = first.record
     if isinstance(record, Checkpoint):
-        assert record.slot == bench.wired.stage.gives, (
-            f"the checkpoint of stage {bench.title!r} should be of the slot it gives, {bench.wired.stage.gives!r}, "
+        assert record.slot == bench.stage.gives, (
+            f"the checkpoint of stage {bench.title!r} should be of the slot it gives, {bench.stage.gives!r}, "
             f"but is of {record.slot!r}; make it with work.checkpoint"
         )
     manifest = Manifest.model_construct(stage="", key="0" * 64, parts={}, record=record, files=())
     try:
-        again = Manifest.model_validate_json(manifest.model_dump_json()).record
+        again = Manifest.model_validate_json(manifest.model_dump_json(warnings=False)).record
     except ValidationError as error:
         raise AssertionError(f"the record of stage {bench.title!r} should read what it writes, but {error}") from error
-    assert again.model_dump_json() == record.model_dump_json(), (
+    assert again.model_dump_json() == record.model_dump_json(warnings=False), (
         f"the record of stage {bench.title!r} should read what it writes, but it reads something else"
     )
 
@@ -168,7 +176,7 @@ def fits_its_architecture(bench: Bench, first: Tried) -> None:
             f"{' '.join(str(error).split())}"
         ) from error
     with working(bench, "give an untrained model"):
-        untrained = bench.wired.stage.untrained(bench.work)
+        untrained = bench.stage.untrained(bench.work)
     if untrained is None:
         return
     with safe_open(first.draft / record.weights, framework="pt") as file:
