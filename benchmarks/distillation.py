@@ -185,12 +185,13 @@ def memory(rounds: int) -> list[dict[str, Any]]:  # noqa: ARG001
 HEADS = {
     "step": (
         "Training step",
-        "Milliseconds of a step (forward, backward, SGD) at batch 128, 2 threads, channels last where there are "
-        "convolutions: with the teacher running beside the student, in fp32 or in bf16, or with its kept logits, over "
-        "the step without a teacher; measured in turns. *Asked*: what the teacher takes of it, its forward pass or the "
-        "reading of its kept logits; the rest above the step without is the loss. Bound: for a teacher beside, 1 + "
-        "asked / the step without; for kept logits 1.05. A student whose step takes a millisecond misses that by the "
-        "loss alone. bf16 pays on GPUs and on CPUs with AMX; this one has AVX512-BF16 and no AMX.",
+        "Milliseconds of a step (forward, backward, SGD) at batch 128 with 2 threads, channels last for models with "
+        "convolutions. The teacher runs beside the student in fp32 or in bf16, or the student reads its kept logits; "
+        "the ratio is over the step without a teacher, measured in turns. *Asked* is the time of the teacher's "
+        "forward pass, or of reading its kept logits; the rest of the added time is the loss. The bound is 1 + asked "
+        "/ the step without for a teacher beside, and 1.05 for kept logits. A student whose step takes a millisecond "
+        "misses that bound because of the loss alone. bf16 pays on GPUs and on CPUs with AMX; this CPU has "
+        "AVX512-BF16 and no AMX.",
         "| teacher to student | teacher | ms | asked, ms | without, ms | ratio | bound |\n"
         "|---|---|---:|---:|---:|---:|---:|",
         lambda r: (
@@ -206,8 +207,8 @@ HEADS = {
     ),
     "memory": (
         "Memory",
-        "Growth of the peak resident memory of a process that makes a cache of 1,000 fp16 logits a sample in 2 views, "
-        "and reads all of one view.",
+        "Growth of the peak resident memory of a process that writes a cache of 1,000 fp16 logits a sample in 2 "
+        "views, then reads all of one view.",
         "| samples | cache, kB | growth, kB |\n|---:|---:|---:|",
         lambda r: f"| {r['samples']:,} | {r['cache_kb']:,} | {r['grown_kb']:,} |",
     ),

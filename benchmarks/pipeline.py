@@ -67,8 +67,8 @@ def page(turns: list[tuple[float, float, dict[str, Any], dict[str, Any]]]) -> st
         (
             "# The demo recipe",
             "",
-            "Written by `python benchmarks/pipeline.py > benchmarks/pipeline.md`. The targets: under 60 s the first",
-            "time, under 6 s the second, with the servers up; byte-identical files from different homes.",
+            "Written by `python benchmarks/pipeline.py > benchmarks/pipeline.md`. The targets: the first run takes",
+            "under 60 s and the second under 6 s, with the servers up; different homes give byte-identical files.",
             "",
             "| `kdq run recipes/digits.yaml` | median s | least | most |",
             "|---|---:|---:|---:|",
@@ -80,14 +80,15 @@ def page(turns: list[tuple[float, float, dict[str, Any], dict[str, Any]]]) -> st
             "|---|---:|---:|---:|",
             *table,
             "",
-            f"File ratio float student to int8: {models['student']['bytes'] / models['int8']['bytes']:.2f}. "
-            f"Speed ratio in the same runtime, interleaved: {models['int8']['speedup']:.2f}.",
+            f"Size of the float student's file over the int8 file: "
+            f"{models['student']['bytes'] / models['int8']['bytes']:.2f}. "
+            f"Speed-up in the same runtime, measured in turns: {models['int8']['speedup']:.2f}.",
             "",
             machine(PACKAGES),
             "",
-            f"Wall time from start to end of the process, {len(turns)} turns, each in a new home whose servers were up",
-            "before. The figures of the models are of the first turn; the interval of top-1 on 300 images is about 2",
-            "points.",
+            f"Wall time from start to end of the process, in {len(turns)} turns. Each turn has a new home, whose",
+            "servers were up before. The figures of the models come from the first turn; the interval of top-1 on 300",
+            "images is about 2 points.",
         )
     )
 

@@ -98,7 +98,7 @@ class Setting:
 SETTINGS = {
     "fashion-mnist": Setting(
         about="First 12,000 training images, 10,000 test images. Student: ResNet-8 of 78 thousand parameters. Teacher: "
-        "ResNet-14 of 0.7 million, which has seen all labels.",
+        "ResNet-14 of 0.7 million, trained on all labels.",
         alone=Fit(128, (3e-3, 3e-3), epochs=5, qat=15), taught=Fit(64, (2e-3, 1e-3), epochs=20, qat=6),
         options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=128, teacher_epochs=16, views=6, few=(600, 12, 80),
         longer=(Fit(64, (2e-3, 1e-3), epochs=30, qat=10), 12),
@@ -236,7 +236,7 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
     few, only = "", ""
     if setting.few:
         labels, epochs, without = setting.few
-        few = f". With {labels} labels: {epochs} epochs in float over all images, the others unlabelled"
+        few = f". With {labels} labels: {epochs} epochs in float over all images, without labels for the others"
         only = f". With {labels} labels: {without} epochs over the labelled images alone"
     if setting.longer:
         fit, views = setting.longer
@@ -250,17 +250,19 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
         "",
         *([
             f"- *alone*: no teacher. {alone.epochs} epochs in float and {alone.qat} quantized (`static`: "
-            f"{alone.epochs + alone.qat} in float), batch {alone.batch}. Against the float student of as many epochs."
+            f"{alone.epochs + alone.qat} in float), batch {alone.batch}. Compared with a float student of as many "
+            "epochs."
         ] if whole else []),
-        f"- *taught*: {taught.epochs} epochs distilled in float, then {taught.qat} quantized with the teacher still "
-        f"teaching, batch {taught.batch}; `logit-kd`, {', '.join(f'{k} {v:g}' for k, v in setting.options.items())}"
+        f"- *taught*: {taught.epochs} epochs distilled in float, then {taught.qat} quantized with the same teacher, "
+        f"batch {taught.batch}; `logit-kd`, {', '.join(f'{k} {v:g}' for k, v in setting.options.items())}"
         f"{few}. The teacher trains {setting.teacher_epochs} epochs{teacher}.",
         f"- *control*: the same samples, order, first weights and epochs as *taught*, without a teacher{only}.",
         "",
         "Top-1 on the test split, of the float student before quantization and of the shipped file, in ONNX Runtime",
-        "but where said. Flips: samples whose class differs, exact ties aside, between the file and the converted",
-        "model, and between the file and the trained one. p99: difference of file and converted model in LSBs. Size:",
-        "bytes of the float student's file over those of the file. Intervals: 95 %, Student's t over paired seeds.",
+        "unless the row names another. Flips: samples whose predicted class differs (exact ties aside) between the",
+        "file and the converted model, and between the file and the trained model. p99: difference between file and",
+        "converted model, in LSBs. Size: bytes of the float student's file over bytes of the shipped file. Intervals:",
+        "95 %, Student's t over paired seeds.",
         "",
         "| variant | float student % | top-1 % | each seed | against float, points | gain of the teacher "
         "| flips: converted | trained | p99 LSB | size |",

@@ -265,9 +265,9 @@ def interval(row: dict[str, Any]) -> str:
 HEADS = {
     "coverage": (
         "Coverage",
-        "The share of the multiply-accumulates (MACs) of conv, linear and recurrent layers in int8 kernels, "
-        "read from the runtime's own optimised graph, at 8 bits; beside it the types of operator that run in float, "
-        "and why.",
+        "The share of the multiply-accumulates (MACs) of conv, linear and recurrent layers that int8 kernels compute, "
+        "at 8 bits, read from the runtime's own optimised graph. The last column lists the operators that run in "
+        "float, and why.",
         "| model | runtime | quantizer | MACs | in int8 | in float |\n|---|---|---|---:|---:|---|",
         lambda r: (
             f"| {r['model']} | {r['runtime']} | {r['quantizer']} | {r['macs']:,} | {r['share']:.0%} "
@@ -276,9 +276,9 @@ HEADS = {
     ),
     "latency": (
         "Latency, one thread",
-        "Milliseconds a batch, float and int8 in the same runtime, in turns; the ratio is float / int8 with its 95 % "
-        "interval. `int8 MACs` is the share of the multiply-accumulates of conv, linear and recurrent layers in int8 "
-        "kernels.",
+        "Milliseconds a batch of the float and the int8 file in the same runtime, measured in turns. The ratio is "
+        "float / int8, with its 95 % interval. `int8 MACs` is the share of the multiply-accumulates of conv, linear "
+        "and recurrent layers that int8 kernels compute.",
         "| model | runtime | batch | float ms | int8 ms | ratio | int8 MACs |\n|---|---|---:|---:|---:|---:|---:|",
         lambda r: (
             f"| {r['model']} | {r['runtime']} | {r['batch']} | {r['one']:.3f} | {r['other']:.3f} | {interval(r)} "
@@ -287,8 +287,8 @@ HEADS = {
     ),
     "size": (
         "File size, ONNX",
-        "Weights of 8, 4 and 2 bits, first and last layer 8, activations 8; the last column is the latency of the "
-        "8-bit file over this one's, batch 32.",
+        "Files with weights of 8, 4 and 2 bits; first and last layers and activations have 8 bits. The last column is "
+        "the latency of the 8-bit file over the latency of this file, at batch 32.",
         "| model | weights | float bytes | bytes | ratio | 8-bit time / time |\n|---|---:|---:|---:|---:|---:|",
         lambda r: (
             f"| {r['model']} | {r['bits']} | {r['float_bytes']:,} | {r['bytes']:,} "
@@ -297,8 +297,8 @@ HEADS = {
     ),
     "step": (
         "Training step",
-        "Forward, backward and SGD with fake quantization at 8 bits, over the float step in the same memory format, "
-        "with 2 threads.",
+        "Time of forward, backward and SGD with fake quantization at 8 bits, over the time of the float step in the "
+        "same memory format, with 2 threads.",
         "| model | batch | format | quantizer | QAT ms | float ms | ratio |\n|---|---:|---|---|---:|---:|---:|",
         lambda r: (
             f"| {r['model']} | {r['batch']} | {r['format']} | {r['quantizer']} | {r['one']:.1f} | {r['other']:.1f} "
@@ -307,8 +307,7 @@ HEADS = {
     ),
     "memory": (
         "Memory",
-        "Growth of resident memory by loading the file and answering one batch of 32, in a process of its own (median "
-        "of 3).",
+        "Growth of resident memory when a fresh process loads the file and runs one batch of 32 (median of 3).",
         "| model | runtime | float kB | int8 kB |\n|---|---|---:|---:|",
         lambda r: f"| {r['model']} | {r['runtime']} | {r['one']:,.0f} | {r['other']:,.0f} |",
     ),
@@ -344,7 +343,7 @@ def measured_on() -> str:
     note = (
         "The CPU has VNNI."
         if vnni
-        else "The CPU has no VNNI: int8 kernels take 7-bit weights and gain less than they do with it."
+        else "The CPU has no VNNI: its int8 kernels use 7-bit weights and gain less than kernels with VNNI."
     )
     return f"{machine(PACKAGES)} {note}"
 

@@ -73,9 +73,9 @@ def page(times: dict[str, list[float]]) -> str:
             "",
             machine(PACKAGES),
             "",
-            f"Wall time from start to end of the process, output thrown away, {TURNS} runs of each command, the",
-            "commands taking turns. One turn before fills the file cache and is not counted, so bytecode is compiled",
-            "and files are in memory. The ratio is of medians; it depends less on the machine than milliseconds do.",
+            f"Wall time from start to end of the process, without output, in {TURNS} runs of each command; the",
+            "commands take turns. A first turn, not counted, compiles bytecode and fills the file cache. The ratio is",
+            "between medians; it depends less on the machine than milliseconds do.",
         )
     )
 

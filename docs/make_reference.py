@@ -22,7 +22,7 @@ PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """\
 # The recipe, field by field
 
-This page is written by `docs/make_reference.py` from the same JSON Schema that `kdq schema` prints. Do not edit it.
+`docs/make_reference.py` writes this page from the JSON Schema that `kdq schema` prints. Do not edit it.
 
 A recipe is a YAML file. It needs `name` and `workload`; every other field has a default:
 
@@ -31,7 +31,7 @@ name: smallest
 workload: digits
 ```
 
-The same with the usual sections:
+A recipe with the usual sections:
 
 ```yaml
 name: usual
@@ -53,32 +53,35 @@ gates:
 register: {name: digits-small}
 ```
 
-The file is strict. An unknown key, a value out of range, a duplicate key, a YAML tag or a merge key is an error that
-names file and line. `2e-3` is a number; `yes` and `no` are text. A bare plug-in name stands for the plug-in with its
-default options: `target: onnxruntime-cpu` is `target: {use: onnxruntime-cpu}`.
+KDQ reads the file strictly. An unknown key, a value out of range, a duplicate key, a YAML tag or a merge key is an
+error that names file and line. `2e-3` is a number; `yes` and `no` are text. A bare plug-in name stands for the plug-in
+with its default options: `target: onnxruntime-cpu` is `target: {use: onnxruntime-cpu}`.
 
-For completion in an editor, put this line on top; `kdq schema --output recipe.schema.json` writes the file:
+For completion in an editor, put this line at the top. `kdq schema --output recipe.schema.json` writes the schema:
 
 ```yaml
 # yaml-language-server: $schema=recipe.schema.json
 ```
 """
 GATES = """\
-A list in place of the default one. Where the quantizer computes in float by design the default list is another:
-`weight-only` does without the gate on `coverage_macs`, `dynamic` has `coverage_linear_macs` in its place.
+The list replaces the default one. Quantizers that compute in float by design have other default gates: `weight-only`
+has no gate on `coverage_macs`, `dynamic` has one on `coverage_linear_macs` instead. Without a teacher to compare with,
+the default gates leave the comparison out.
 
-Each is a rule that `kdq promote` checks. Give exactly one of `at_least` and `at_most`. A metric that was not
-measured does not meet its gate. The evaluators of KDQ give these metrics:
+Each gate is a rule that `kdq promote` checks. Give exactly one of `at_least` and `at_most`. If a metric was not
+measured, its gate is not met. KDQ's evaluators give these metrics:
 
-- `quality`: `top1`, `precision`, `recall`, `f1`; but for the student also `top1_difference`, `agreement`
+- `quality`: `top1`, `precision`, `recall`, `f1`; for all models but the student also `top1_difference`, `agreement`
 - `size`: `bytes`, `weight_bytes_int8`, `weight_bytes_float`, `parameters`, `compression`
-- `latency`: `latency_p50_ms`, `latency_p95_ms`; but for the student also `speedup`
-- `coverage`, for `int8` alone: `coverage_macs`, `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
-- `parity`, for `int8` alone, against the converted model: `parity_flips`, `parity_ties`,
-  `parity_agreement`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained one:
-  `parity_prepared_flips` and so on, `top1_prepared`; of a further output or task with its name behind (`top1/price`)"""
+- `latency`: `latency_p50_ms`, `latency_p95_ms`; for all models but the student also `speedup`
+- `coverage`, for `int8` only: `coverage_macs`, `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
+- `parity`, for `int8` only, against the converted model: `parity_flips`, `parity_ties`,
+  `parity_agreement`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained model:
+  `parity_prepared_flips` and so on, `top1_prepared`
+
+A metric of a further output or task ends in its name (`top1/price`)."""
 LOSSES = """\
-A list in place of `use` and `options`. Each is a distiller's name, or a mapping:
+The list replaces `use` and `options`. Each entry is a distiller's name, or a mapping:
 
 ```yaml
 distill:
@@ -87,29 +90,29 @@ distill:
     - {use: fitnet, weight: {schedule: cosine, start: 1.0, end: 0.0}, taps: [[blocks.*, "blocks.[12]"]]}
 ```
 
-How they add up, and what taps are: [how it works](how-it-works.md#several-distillers)."""
+[How it works](how-it-works.md#several-distillers) explains how losses add up, and taps."""
 TRANSFER = """\
-Each group of neighbouring channels of a teacher's layer becomes one channel of the student's: the mean of outputs, the
-sum of inputs; what is added to features or scales them takes means. Then, in each round, a random share of these
-tensors is held fixed while all others train. The student's layers must be of the same kind, no wider, and of the same
-kernel; `auto` leaves out those that are not. Of buffers only the running statistics of batch norm are taken."""
+Each group of neighbouring channels in a teacher's layer becomes one channel in the student's layer. KDQ takes the mean
+over output channels and the sum over input channels; it takes the mean of vectors that are added to features or scale
+them. Then, in each round, it holds a random share of these tensors fixed and trains all others. The student's layers
+must have the same kind and kernel as the teacher's, and be no wider; `auto` leaves out all others. KDQ copies no
+buffers but the running statistics of batch norm."""
 SCHEDULE = """\
-A weight, and every option of a distiller that is a real number, takes a number or a schedule. It runs once over the
-steps of `distill`, and again over those of `quantize`."""
+A weight takes a number or a schedule, and so does every option of a distiller that is a real number. A schedule runs
+once over the steps of `distill`, and again over the steps of `quantize`."""
 STAGES = """\
-A list in place of the default one, in order. A stage reads each slot (`teacher`, `outputs`, `student`, `quantized`,
-`artifact`, `report`) as the stages before it left it, and gives one. Leave stages out, add those of other packages, or
-list one twice with a `name`:
+The list replaces the default one, and its order counts. A stage reads slots (`teacher`, `outputs`, `student`,
+`quantized`, `artifact`, `report`) as the stages before it left them, and gives one slot. You can leave stages out, add
+stages of other packages, or list a stage twice with a `name`:
 
 ```yaml
 stages: [train_teacher, distill, {use: distill, name: polish, retry: {attempts: 1}}, quantize, export, evaluate]
 ```
 
-The options of a stage stand in its `options`, or in a section of its name at the top level. `kdq validate` says which
-slot is missing, and which stage gives it. What KDQ brings: `kdq plugins list --kind stage`."""
+Write the options of a stage in its `options`, or in a section of its name at the top level. If a slot is missing,
+`kdq validate` names it and the stage that gives it. `kdq plugins list --kind stage` lists the installed stages."""
 STUDENT = """\
-With `source: checkpoint` a run begins with a student that is trained already. This recipe quantizes a model at hand,
-without a teacher:
+With `source: checkpoint` a run begins with a trained student. This recipe quantizes a model at hand, without a teacher:
 
 ```yaml
 name: mine
@@ -119,51 +122,51 @@ stages: [quantize, export, evaluate, register]
 quantize: {use: static}
 ```
 
-Not one bit of the given weights or batch-norm statistics changes before `quantize`."""
+KDQ passes the weights and batch-norm statistics to `quantize` bit for bit."""
 SECTIONS = {
     "": ("Top level", ""),
     "stages": ("`stages`", STAGES),
     "student": ("`student`", STUDENT),
-    "teacher": ("`teacher`", "One teacher or several; by default the workload's, trained on hard labels."),
+    "teacher": ("`teacher`", "One teacher or several. By default KDQ trains the workload's teacher on hard labels."),
     "teacher.members": (
         "`teacher.members`",
-        "A list of teachers that answer as one. A relative `file` is sought in the folder `kdq` runs in. What it\n"
-        "holds is part of the keys, where it lies is not. `kdq validate` looks for files and\n"
-        "for the packages of factories, not for registered models.",
+        "A list of teachers that KDQ combines into one. A relative `file` is a path from the folder that `kdq` runs\n"
+        "in. Keys hold the content of the file, not its path. `kdq validate` checks that files and the packages of\n"
+        "factories exist; it does not look for registered models.",
     ),
     "teacher.members.normalize": ("`teacher.members[].normalize`", ""),
     "teacher.cache": (
         "`teacher.cache`",
-        "What is kept of the teacher for every student to read: its logits, and if asked for its features, for each\n"
-        "training sample in each view. See [how it works](how-it-works.md#what-is-kept-of-a-teacher).",
+        "The teacher's kept logits for each training sample in each view; on request also its features. Every\n"
+        "student reads them. See [how it works](how-it-works.md#what-is-kept-of-a-teacher).",
     ),
-    "distill": ("`distill`", "The float student, trained with the teacher's outputs: by one distiller, or by several."),
+    "distill": ("`distill`", "Training of the float student on the teacher's outputs, by one distiller or several."),
     "distill.losses": ("`distill.losses`", LOSSES),
     "distill.losses.weight": ("A schedule", SCHEDULE),
     "distill.transfer": ("`distill.transfer`", TRANSFER),
-    "quantize": ("`quantize`", "Quantization-aware training of that student; the teacher is still teaching."),
+    "quantize": ("`quantize`", "Quantization of the student. Quantizers that train use the distillation loss."),
     "gates": ("`gates`", GATES),
-    "register": ("`register`", "Where the int8 model is registered."),
-    "retry": ("`retry`", "What happens after an error that may pass by itself. It is in no key."),
+    "register": ("`register`", "The name under which KDQ registers the int8 model."),
+    "retry": ("`retry`", "How KDQ retries a stage after an error that may pass by itself. No key holds this section."),
 }
 NOTES = {
     "name": "names the experiment and, without `register.name`, the registered model",
     "stages": "see `stages` below",
-    "seed": "every random choice follows from it",
+    "seed": "decides every random choice",
     "workload": "data and models: a plug-in's name, or `use` and `options`",
     "teacher": "see `teacher` below",
     "student": "see `student` below",
     "distill": "see `distill` below",
     "quantize": "see `quantize` below",
     "target": "the runtime: a plug-in's name, or `use` and `options`",
-    "evaluate": "evaluators, each a plug-in's name, or `use` and `options`; none twice",
+    "evaluate": "evaluators, each a plug-in's name, or `use` and `options`; none may occur twice",
     "gates": "see `gates` below; `[]` lets every version pass",
     "register": "see `register` below",
     "retry": "see `retry` below",
     "fit": "see `fit` below",
     "epochs": "passes over the training split",
     "batch_size": "samples in a step",
-    "learning_rate": "the highest one, after the warm-up",
+    "learning_rate": "the highest learning rate, reached after the warm-up",
     "weight_decay": "of matrices and kernels; vectors and scalars are not decayed",
     "metric": "name of a metric, as `kdq run --json` gives it",
     "of": "the model that is judged",
@@ -172,13 +175,13 @@ NOTES = {
     "register.name": "name of the registered model; without it the recipe's name",
 }
 FIT = """\
-`teacher`, `distill` and `quantize` each have a `fit`. What a `fit` leaves out takes the default of its section.
+`teacher`, `distill` and `quantize` each have a `fit`. A field that a `fit` leaves out has the default of its section.
 """
 
 
 OPTIONS = """\
-All options of a workload are part of the key of every stage: a change of one trains the teacher again. Those that only
-the student reads, which the workload names, leave the teacher as it is."""
+The keys of all stages that read the workload hold its options, so a change of one trains the teacher again. The
+workload names the options that only its student reads; they leave the teacher cached."""
 
 
 def reference() -> str:

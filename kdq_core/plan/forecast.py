@@ -16,7 +16,7 @@ from kdq_core.store.store import Store
 NAMED = 8
 """How many changed parts of a key `kdq plan` names: where there are more, it compares with another recipe's run."""
 
-COMPARED = 64
+COMPARED = 16
 """How many entries of a stage, the newest ones, `kdq plan` compares a key with."""
 
 
@@ -69,11 +69,18 @@ def _changed(node: Node, parts: dict[str, JsonValue] | None, store: Store) -> li
         differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if best is None or len(differ) < len(best):
             best = differ
+        if len(best) <= (parts is not None):  # none can be more alike
+            break
     return best
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items = {k: _flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()}
-        return {name: leaf for part in items.values() for name, leaf in part.items()}
-    return {prefix: value}
+    """The leaves of nested mappings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        where = f"{prefix}.{name}" if prefix else str(name)
+        if isinstance(inner, dict):
+            found |= _flat(inner, where)
+        else:
+            found[where] = inner
+    return found

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kdq_core.plan.plan import Plan
 from kdq_core.store.family import Record
 from kdq_core.store.records import Artifact, EvaluationReport, Metric
 from kdq_core.store.store import Entry
+
+if TYPE_CHECKING:
+    import numpy as np
 
 R = TypeVar("R", bound=Record)
 
@@ -47,6 +50,19 @@ class RunView:
         entry, artifact = self.entry("artifact"), self.record("artifact", Artifact)
         name = None if artifact is None else artifact.file_of(model)
         return None if entry is None or name is None else entry.file(name)
+
+    def predictions(self, model: str, split: str = "test") -> dict[str, np.ndarray]:
+        """What the file of `model` says of each sample of `split`, in its order: each output `[N, ...]` by name.
+
+        The arrays are memory-mapped and read-only. The dict is empty where no evaluator read predictions.
+        """
+        from kdq_core.store.predictions import opened
+
+        entry, report = self.entry("report"), self.record("report", EvaluationReport)
+        if entry is None or report is None:
+            return {}
+        asked = [one for one in report.predictions if (one.model, one.split) == (model, split)]
+        return {one.output: opened(entry.folder, one) for one in asked}
 
     @property
     def metrics(self) -> dict[str, tuple[Metric, ...]]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
+from kdq_core.errors import PluginError, StageError
 from kdq_core.frozen import Frozen
 from kdq_core.grids.place import Place
 from kdq_core.store.records import Departure, Metric, OperatorCoverage, TensorSpec
@@ -247,6 +249,8 @@ class Subject:
         output_scales: LSB of each output, for an int8 file with quantized outputs.
         simulation: the converted model in PyTorch, for an int8 file.
         prepared: the model with fake quantization that was trained, for an int8 file.
+        kept: what `predict` asks first: it gives what KDQ keeps of a file over a split, or `None` for other batches.
+        folder: where `file` puts the files of one evaluator.
     """
 
     role: str
@@ -257,6 +261,75 @@ class Subject:
     output_scales: tuple[float | None, ...] = ()
     simulation: nn.Module | None = None
     prepared: nn.Module | None = None
+    kept: Callable[[Subject, Batches], tuple[np.ndarray, ...] | None] | None = None
+    folder: Path | None = None
+
+    def predict(self, batches: Batches) -> tuple[np.ndarray, ...]:
+        """Every output of the file for every sample, in order, each `[N, ...]` and read-only.
+
+        Over the batches that `evaluate` is given, KDQ runs the file once for all evaluators: the outputs are kept in
+        the entry and memory-mapped. Over other batches, and outside of a run, each call runs the file.
+
+        Raises:
+            StageError: there is no sample, or an output has another shape in a later batch; `run` takes those.
+        """
+        import numpy as np
+
+        found = None if self.kept is None else self.kept(self, batches)
+        if found is None:
+            found = tuple(np.concatenate(parts) for parts in zip(*self.run_alike(batches), strict=True))
+            for values in found:
+                values.setflags(write=False)
+        return found
+
+    def run(self, batches: Batches) -> Iterator[tuple[np.ndarray, ...]]:
+        """Run the file: its outputs for each batch, each `[B, ...]`. Nothing of it is kept."""
+        session = self.target.session(self.path, threads=self.threads)
+        for batch in batches():
+            yield session.run(tuple(x.numpy() for x in batch.inputs))
+
+    def run_alike(self, batches: Batches) -> Iterator[tuple[np.ndarray, ...]]:
+        """As `run`, for outputs that are to be put behind each other.
+
+        Raises:
+            StageError: there is no sample, or an output has another shape in a later batch.
+        """
+        first: list[tuple[int, ...]] | None = None
+        for outputs in self.run(batches):
+            shapes = [values.shape[1:] for values in outputs]
+            if shapes != (first := first or shapes):
+                raise StageError(
+                    f"{self.role} model {self.path.name!r} gives samples of the shapes {first} in the first batch and "
+                    f"{shapes} in a later one, so its predictions are no one array; let the workload pad its test "
+                    "split to one length, or leave out the evaluators that compare sample by sample"
+                )
+            yield outputs
+        if first is None:
+            raise StageError("the evaluators need the workload's test split, which is empty; give it samples")
+
+    def file(self, name: str) -> Path:
+        """Where an evaluator may write a file about this model, which KDQ keeps in the entry beside the report.
+
+        In the entry it is `files/<evaluator>/<model>/<name>`.
+
+        Args:
+            name: such as `reliability.svg`; no folder.
+
+        Raises:
+            PluginError: the name is no plain name, or the subject was made without a folder.
+        """
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise PluginError(
+                f"an evaluator asked for a file called {name!r}, but a name has letters, digits, '_', '-' and '.' only "
+                "and no folder; give it a plain name such as 'curve.svg'"
+            )
+        if self.folder is None:
+            raise PluginError(
+                f"an evaluator asked for a file {name!r}, but its subject has no folder to write to; "
+                "make it with Subject(..., folder=...)"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
 
 
 class Column(Frozen):
@@ -269,7 +342,10 @@ class Column(Frozen):
 
 
 class Evaluator(Plugin, abc.ABC):
-    """Measures a shipped file. Promise: never changes the model; every metric has a unit and a direction."""
+    """Measures a shipped file.
+
+    Promise: it never changes the model; every metric has a unit and a direction; it writes only to `Subject.file`.
+    """
 
     kind: ClassVar[Kind] = "evaluator"
     metrics: ClassVar[tuple[str, ...]] = ()

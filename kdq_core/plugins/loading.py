@@ -26,6 +26,7 @@ HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("kdq_"))
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STAGE_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
+_NAMES = {"stage": (_STAGE_NAME, "in lower case with '-' or '_' between words, such as 'prune-channels'")}
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -131,8 +132,9 @@ def _entries(manager: pluggy.PluginManager, distribution: str, version: str) -> 
 def _entry(kind: Kind, spec: object, distribution: str, version: str) -> CatalogEntry:
     if not isinstance(spec, PluginSpec):
         raise PluginError(f"hook 'kdq_{kind}s' gives {spec!r}, not a PluginSpec")
-    if not (_STAGE_NAME if kind == "stage" else _NAME).fullmatch(spec.name):
-        raise PluginError(f"{kind} {spec.name!r} is not named in kebab-case, such as 'minmax-qat'")
+    pattern, named = _NAMES.get(kind, (_NAME, "in kebab-case, such as 'minmax-qat'"))
+    if not pattern.fullmatch(spec.name):
+        raise PluginError(f"{kind} {spec.name!r} is not named {named}")
     if not _TARGET.fullmatch(spec.target):
         raise PluginError(f"{kind} {spec.name!r} has target {spec.target!r}, not 'package.module:Class'")
     return CatalogEntry(

@@ -133,7 +133,7 @@ def _nobody_gives(title: str, slot: str, recipe: Recipe, catalog: Catalog) -> st
         return f"{start}{others[0]!r} gives it, but comes later: list it before {title!r}"
     if others:
         return f"{start}{others[0]!r} would give it, but the recipe has no work for it"
-    advice = [f"list {' or '.join(map(repr, givers))} before it, which gives it"] if givers else []
+    advice = [f"list {' or '.join(map(repr, givers))}, which gives it, before {title!r}"] if givers else []
     if slot == "student":
         advice.append("name a trained student: student: {source: checkpoint, file: ...}")
     return start + (", or ".join(advice) or "no installed stage gives it")

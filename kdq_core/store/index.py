@@ -1,7 +1,8 @@
-"""The entries of each stage: one empty file `index/<stage>/<key>` an entry, whose time is that of its writing.
+"""The entries of each stage: one file `index/<stage>/<key>` an entry, which holds what its key was made of.
 
-It only finds entries; the entries say what is true. A file whose entry is gone is passed over. Where the index is
-missing, as in a store of an older KDQ, it is made from the manifests.
+The time of a file is that of the entry. The index only finds and explains; the entries say what is true, and a file
+whose entry is gone is passed over. Where the index is missing, as in a store of an older KDQ, it is made from the
+manifests.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from kdq_core.store.checks import MANIFEST
+from kdq_core.store.hashing import canonical
 
 
 class Index:
@@ -25,16 +28,14 @@ class Index:
         self._root = root
         self._folder = root / "index"
 
-    def add(self, stage: str, key: str) -> None:
+    def add(self, stage: str, key: str, parts: Mapping[str, Any]) -> None:
         """Let `stage` have an entry `key`; called before the entry is there, so that none is ever missed.
 
         Raises:
             OSError: nothing can be written there.
         """
         self._make()
-        folder = self._folder / _name(stage)
-        folder.mkdir(exist_ok=True)
-        (folder / key).touch()
+        _write(self._folder / _name(stage) / key, parts)
 
     def drop(self, key: str) -> None:
         """Let no stage have an entry `key`."""
@@ -47,12 +48,27 @@ class Index:
         try:
             self._make()
         except OSError:  # a store that cannot be written
-            found = [(time, key) for one, key, time in self._scanned() if one == stage]
+            found = [(time, key) for one, key, time, _ in self._scanned() if one == stage]
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder / _name(stage)) as files:
             for file in files:
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     found.append((file.stat().st_mtime_ns, file.name))
         return [key for _, key in sorted(found, reverse=True)]
+
+    def parts(self, stage: str) -> Iterator[dict[str, Any]]:
+        """What the keys of the entries of `stage` were made of, newest first."""
+        for key in self.keys(stage):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if (self._root / key[:2] / key).exists():
+                    yield self._parts(stage, key)
+
+    def _parts(self, stage: str, key: str) -> dict[str, Any]:
+        """From the index, or from the manifest in a store that has none and cannot be written."""
+        try:
+            text = (self._folder / _name(stage) / key).read_bytes()
+        except FileNotFoundError:
+            return dict(json.loads((self._root / key[:2] / key / MANIFEST).read_bytes())["parts"])
+        return dict(json.loads(text))
 
     def _make(self) -> None:
         """Make the index from the manifests, unless there is one."""
@@ -61,21 +77,25 @@ class Index:
         made = self._root / "drafts" / f"index.{uuid.uuid4().hex}"
         made.mkdir(parents=True)
         try:
-            for stage, key, time in self._scanned():
-                folder = made / _name(stage)
-                folder.mkdir(exist_ok=True)
-                (folder / key).touch()
-                os.utime(folder / key, ns=(time, time))
+            for stage, key, time, parts in self._scanned():
+                _write(made / _name(stage) / key, parts)
+                os.utime(made / _name(stage) / key, ns=(time, time))
             with contextlib.suppress(OSError):  # another process was first
                 made.rename(self._folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
-    def _scanned(self) -> Iterator[tuple[str, str, int]]:
-        """Stage, key and time of every entry whose manifest can be read."""
+    def _scanned(self) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+        """Stage, key, time and parts of every entry whose manifest can be read."""
         for path in self._root.glob(f"??/*/{MANIFEST}"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                yield str(json.loads(path.read_bytes())["stage"]), path.parent.name, path.stat().st_mtime_ns
+                told = json.loads(path.read_bytes())
+                yield str(told["stage"]), path.parent.name, path.stat().st_mtime_ns, dict(told["parts"])
+
+
+def _write(file: Path, parts: Mapping[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(canonical(parts))
 
 
 def _name(stage: str) -> str:

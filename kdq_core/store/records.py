@@ -162,11 +162,25 @@ class Metric(Frozen):
     note: str = Field(default="", description="what a reader must know besides, such as why a value is bad")
 
 
+class StoredPredictions(Frozen):
+    """One flat, memory-mapped file: what one output of a model's file says of each sample of a split, in its order."""
+
+    model: str = Field(description="whose file it is, such as `int8`")
+    split: str
+    output: str = Field(description="name of the output in the model's file")
+    path: str = Field(description="file in the entry: values in little-endian order, nothing else")
+    dtype: str = Field(description="as NumPy writes it, such as '<f4'")
+    shape: tuple[int, ...] = Field(description="`(N, ...)`, samples first")
+
+
 class EvaluationReport(Record):
     """What was measured on the exported files in their runtime."""
 
     type: str = "report"
     models: dict[str, tuple[Metric, ...]] = Field(description="by name of the model, such as teacher, student, int8")
+    predictions: tuple[StoredPredictions, ...] = Field(
+        default=(), description="of each model whose predictions an evaluator read"
+    )
 
     def value(self, model: str, metric: str) -> float | None:
         """The value of `metric` for `model`, or `None` where it was not measured."""

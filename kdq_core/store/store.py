@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from kdq_core.store.checks import MANIFEST, SEAL, check_weights, names_in, seale
 from kdq_core.store.family import Record, resolved, type_of
 from kdq_core.store.hashing import canonical, sha256_file, sha256_of
 from kdq_core.store.index import Index
-from kdq_core.store.reading import DamageError, manifest_of, text_of, verify
+from kdq_core.store.reading import DamageError, manifest_of, verify
 from kdq_core.store.records import FileRef, Manifest
 from kdq_core.store.verified import Verified
 
@@ -214,7 +213,7 @@ class Store:
             (draft / SEAL).write_text(sha256_of(text) + "\n")
             for path in [*draft.rglob("*"), draft]:
                 drafts.fsync(path)
-            self._index.add(stage, key)
+            self._index.add(stage, key, parts)
             return self._renamed(draft, key) or Entry(self.folder(key), manifest)
 
     def discard(self, key: str) -> None:
@@ -229,10 +228,8 @@ class Store:
                 yield manifest_of(self.folder(key), key)
 
     def parts(self, stage: str) -> Iterator[dict[str, Any]]:
-        """What the keys of the entries of `stage` were made of, newest first; cheaper than their manifests."""
-        for key in self._index.keys(stage):
-            with contextlib.suppress(DamageError, OSError):
-                yield json.loads(text_of(self.folder(key)))["parts"]
+        """What the keys of the entries of `stage` were made of, newest first; their manifests are not read."""
+        return self._index.parts(stage)
 
     def sweep(self) -> list[str]:
         """Remove drafts that no process writes any more; give their names. What has no lock beside it stays."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ def check_evaluator(
 
     Args:
         evaluator: the plug-in, with the options to check.
-        candidate: the file to measure.
+        candidate: the file to measure; where it has no folder for files, it gets one for the time of the check.
         baseline: the float student's file.
         batches: gives the test split anew at each call.
         timed: names of metrics that measure time and so differ from call to call.
@@ -34,8 +37,10 @@ def check_evaluator(
         AssertionError: a promise is broken; the text says which.
     """
     before = [digest(subject) for subject in (candidate, baseline)]
-    first = evaluator.evaluate(candidate, baseline, batches)
-    again = evaluator.evaluate(candidate, baseline, batches)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = candidate if candidate.folder else replace(candidate, folder=Path(folder) / "files")
+        first = evaluator.evaluate(measured, baseline, batches)
+        again = evaluator.evaluate(measured, baseline, batches)
     assert [digest(s) for s in (candidate, baseline)] == before, "an evaluator should not change a file, but it did"
     names = [metric.name for metric in first]
     assert len(set(names)) == len(names), f"metric names should be unique, but they are {names}"

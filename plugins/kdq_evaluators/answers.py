@@ -26,15 +26,11 @@ def answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
     """Every output of the file for every sample, each float `[N, ...]`, in the runtime that it was written for.
 
     Raises:
-        StageError: there is no sample, or an answer is not finite.
+        StageError: there is no sample, samples differ in shape, or an answer is not finite.
     """
     import numpy as np
 
-    session = subject.target.session(subject.path, threads=subject.threads)
-    parts = [session.run(tuple(x.numpy() for x in batch.inputs)) for batch in batches()]
-    if not parts:
-        raise StageError("the evaluators need the workload's test split, which is empty; give it samples")
-    outputs = tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+    outputs = subject.predict(batches)
     for values in outputs:
         wrong = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
         if wrong:

@@ -13,7 +13,8 @@ Formula: |file - simulation| / scale of the output, over all its elements, round
 Source: after Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference": training must simulate what inference computes.
 Defaults and where they come from: no options.
-Costs: one pass of all three over the test split; the simulations are the slower.
+Costs: one pass of all three over the test split; the simulations are the slower. That of the file is shared with
+    other evaluators.
     Of a model with several outputs the first has these names, another `parity_p99_lsb/<its name>` and so on; flips are
     counted in the first, and where labels are classes.
 Limits: says nothing of a float model. Samples the test split does not have may differ.

@@ -7,7 +7,7 @@ Source: intervals (95 %): Wilson 1927 for top-1 and agreement; Bonett and Price 
     for a difference of binomial proportions based on paired data", for the difference. Both see the finite test split
     only, not the luck of the training seed.
 Defaults and where they come from: no options; macro averages give every class the same weight, as in scikit-learn.
-Costs: one pass of candidate and baseline over the test split.
+Costs: one pass of candidate and baseline over the test split, which all evaluators share.
     Of a model with several tasks the first output has these names, another `top1/<task>` and so on.
 Limits: single-label classification with logits `[B, C]`; an output whose labels are no classes is left out; no interval
     for precision, recall, F1.
@@ -60,10 +60,10 @@ class Quality(Evaluator):
         for name, suffix, known in zip(theirs, suffixes(baseline, len(other)), truth, strict=True):
             if known is None or name not in ours or theirs[name].shape[1:] == (1,):
                 continue
-            logits = ours[name][known.rows]
-            metrics = absolute(logits, known.classes)
+            classes = ours[name].argmax(1)[known.rows]
+            metrics = absolute(classes, known.classes, ours[name].shape[1])
             if candidate.path != baseline.path:
-                metrics += relative(logits.argmax(1), theirs[name][known.rows].argmax(1), known.classes)
+                metrics += relative(classes, theirs[name].argmax(1)[known.rows], known.classes)
             found += [metric.model_copy(update={"name": metric.name + suffix}) for metric in metrics]
         return tuple(found)
 
@@ -73,16 +73,16 @@ def _by_name(subject: Subject, given: tuple[np.ndarray, ...], count: int) -> dic
     return dict(zip(output_names(subject), given, strict=True)) if count > 1 else {"": given[0]}
 
 
-def absolute(logits: np.ndarray, truth: np.ndarray) -> tuple[Metric, ...]:
-    """`top1`, `precision`, `recall` and `f1` of logits `[N, C]` against labels `[N]`."""
+def absolute(candidate: np.ndarray, truth: np.ndarray, count: int) -> tuple[Metric, ...]:
+    """`top1`, `precision`, `recall` and `f1` of classes `[N]` against labels `[N]`, of `count` classes."""
     import torch
     from torchmetrics.functional import classification
 
-    predicted, targets = torch.from_numpy(logits.argmax(1)), torch.from_numpy(truth)
+    predicted, targets = torch.from_numpy(candidate), torch.from_numpy(truth)
     right, samples = int((predicted == targets).sum()), len(truth)
     low, high = wilson(right, samples)
     macro = {
-        name: float(function(predicted, targets, num_classes=logits.shape[1], average="macro"))
+        name: float(function(predicted, targets, num_classes=count, average="macro"))
         for name, function in (
             ("precision", classification.multiclass_precision),
             ("recall", classification.multiclass_recall),

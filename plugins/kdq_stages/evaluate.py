@@ -8,10 +8,24 @@ Limits: it measures time, so nothing else of KDQ may compute beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Artifact, Asked, EvaluationReport, Metric, Needs, Port, Reads, Record, Section, Stage, Subject
+from kdq_core.api import (
+    Artifact,
+    Asked,
+    Batch,
+    EvaluationReport,
+    Metric,
+    Needs,
+    Port,
+    Reads,
+    Record,
+    Section,
+    Stage,
+    Subject,
+)
 from kdq_core.work.slots import ARTIFACT, PLACED, QUANTIZED, STUDENT
 
 if TYPE_CHECKING:
@@ -45,34 +59,49 @@ class Evaluate(Stage):
         return Reads(sections=sections, plugins=plugins, libraries=libraries)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Run every evaluator on every file."""
-        from kdq_core.quantization.convert import convert
+        """Run every evaluator on every file; each file runs over the test split once for all that ask for it."""
         from kdq_core.work.data import EVALUATION_BATCH
+        from kdq_core.work.predictions import KeptPredictions
 
-        entry, artifact = work.input("artifact"), work.record("artifact", Artifact)
         workload = work.workload
-        prepared = work.quantized()
-        target, threads = work.target, work.site.threads
-        subjects = {
-            slot: Subject(role=slot, path=entry.file(name), target=target, threads=threads)
-            for slot, name in artifact.baselines.items()
-        }
-        subjects["int8"] = Subject(
-            role="int8",
-            path=entry.file(artifact.path),
-            operators=artifact.operators,
-            output_scales=artifact.output_scales,
-            simulation=convert(prepared),
-            prepared=prepared,
-            target=target,
-            threads=threads,
-        )
+
+        def batches() -> Iterable[Batch]:
+            return workload.batches("test", batch_size=EVALUATION_BATCH)
+
+        subjects = subjects_of(work)
+        kept = {slot: KeptPredictions(subject, batches, work.draft) for slot, subject in subjects.items()}
+        subjects = {slot: replace(subject, kept=kept[slot]) for slot, subject in subjects.items()}
+        named = {use.use: evaluator for use, evaluator in zip(work.section("evaluate"), work.evaluators, strict=True)}
         measured: dict[str, tuple[Metric, ...]] = {}
-        todo = [(slot, evaluator) for slot in subjects for evaluator in work.evaluators]
-        for done, (slot, evaluator) in enumerate(todo, start=1):
-            metrics = evaluator.evaluate(
-                subjects[slot], subjects["student"], lambda: workload.batches("test", batch_size=EVALUATION_BATCH)
-            )
+        todo = [(slot, name) for slot in subjects for name in named]
+        for done, (slot, name) in enumerate(todo, start=1):
+            candidate = replace(subjects[slot], folder=work.draft / "files" / name / slot)
+            metrics = named[name].evaluate(candidate, subjects["student"], batches)
             measured[slot] = measured.get(slot, ()) + metrics
-            work.progress(done, len(todo), f"{slot} {type(evaluator).__name__.lower()}")
-        return EvaluationReport(models=measured)
+            work.progress(done, len(todo), f"{slot} {type(named[name]).__name__.lower()}")
+        stored = tuple(one for predictions in kept.values() for one in predictions.stored)
+        return EvaluationReport(models=measured, predictions=stored)
+
+
+def subjects_of(work: StageWork) -> dict[str, Subject]:
+    """The files to measure, by slot; the int8 one with its simulations."""
+    from kdq_core.quantization.convert import convert
+
+    entry, artifact = work.input("artifact"), work.record("artifact", Artifact)
+    prepared = work.quantized()
+    target, threads = work.target, work.site.threads
+    subjects = {
+        slot: Subject(role=slot, path=entry.file(name), target=target, threads=threads)
+        for slot, name in artifact.baselines.items()
+    }
+    subjects["int8"] = Subject(
+        role="int8",
+        path=entry.file(artifact.path),
+        operators=artifact.operators,
+        output_scales=artifact.output_scales,
+        simulation=convert(prepared),
+        prepared=prepared,
+        target=target,
+        threads=threads,
+    )
+    return subjects

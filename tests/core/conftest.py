@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from kdq_core.plan.plan import asked_of, make_plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Kind, Plugin, Workload
+from kdq_core.plugins.loading import CatalogEntry
+from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import wire
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Entry
@@ -136,6 +138,32 @@ def installed() -> Any:
         return Installed(CATALOG.plugins, CATALOG.quarantined)
 
     return with_workload
+
+
+def bringing(base: Catalog, **stages: type[Stage]) -> Catalog:
+    """A catalog with further stages, as a guest distribution `kdq-toys` 1.0 would bring them."""
+
+    class Bringing(type(base)):  # type: ignore[misc]
+        def load_class(self, entry: CatalogEntry) -> Any:
+            return stages[entry.name] if entry.distribution == "kdq-toys" else super().load_class(entry)
+
+        def code_of(self, entry: CatalogEntry, **how: Any) -> Any:
+            toy = entry.distribution == "kdq-toys"
+            return super().code_of(self.find("stage", "export") if toy else entry, **how)
+
+    catalog: Catalog = Bringing(base.plugins, base.quarantined)
+    about = {"distribution": "kdq-toys", "version": "1.0", "house": False}
+    catalog.entries += tuple(
+        CatalogEntry(kind="stage", name=name, target=f"{one.__module__}:{one.__name__}", **about)
+        for name, one in stages.items()
+    )
+    return catalog
+
+
+@pytest.fixture(scope="session")
+def with_stages() -> Any:
+    """Makes a catalog from another one and stages by name."""
+    return bringing
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
 def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     _, _, result = finished
     assert list(result) == [
-        "run", "status", "seconds", "stages", "models", "gains", "notes", "gates", "artifact", "coverage", "version",
-        "error", "links",
+        "run", "status", "seconds", "stages", "models", "table", "gains", "notes", "gates", "weights", "artifact",
+        "coverage", "version", "error", "links",
     ]  # fmt: skip
     assert result["status"] == "completed"
     assert states(result) == dict.fromkeys(STAGES, "ran")

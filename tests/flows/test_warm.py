@@ -94,22 +94,37 @@ def test_a_stage_that_measures_begins_after_every_import_and_what_cannot_be_impo
     )
 
 
-@pytest.mark.parametrize("stop", ["limit", "cancel"])
 def test_a_worker_that_imports_for_too_long_is_ended_with_the_stage_and_the_next_stage_is_started_anew(
-    site: Site, monkeypatch: pytest.MonkeyPatch, stop: str
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", MODULES, prepend=os.pathsep)
     monkeypatch.setenv("TEST_IMPORT_SECONDS", "600")
-    cancelled = threading.Event()
     with closing(
         WarmWorker(site, site.home / "logs" / "warm.log", [], ["slow_to_import"], "stage_body:main")
     ) as worker:
-        if stop == "cancel":
-            cancelled.set()
-        with pytest.raises(StageError, match="cancelled" if stop == "cancel" else r"longer than its limit of 0\.5 s"):
-            run(site, worker, LOOK, timeout_seconds=0.5, cancelled=cancelled, measures=True)
+        with pytest.raises(StageError, match=r"longer than its limit of 0\.5 s"):
+            run(site, worker, LOOK, timeout_seconds=0.5, measures=True)
         assert gone(worker.pid)
         assert run(site, worker, LOOK)["parent"] == os.getpid()
+
+
+@pytest.mark.parametrize("measures", [True, False])
+def test_a_stage_that_is_cancelled_before_it_began_never_begins_and_leaves_the_worker_to_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, measures: bool
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", MODULES, prepend=os.pathsep)
+    monkeypatch.setenv("TEST_IMPORT_SECONDS", "2")
+    cancelled = threading.Event()
+    cancelled.set()
+    with closing(
+        WarmWorker(site, site.home / "logs" / "warm.log", [], ["slow_to_import"], "stage_body:main")
+    ) as worker:
+        time.sleep(0.5)  # it imports by now
+        with pytest.raises(StageError) as caught:
+            run(site, worker, f"open({str(tmp_path / 'began')!r}, 'w')", cancelled=cancelled, measures=measures)
+        assert str(caught.value) == "the stage was cancelled and its worker ended"
+        assert run(site, worker, LOOK)["parent"] == worker.pid
+    assert not (tmp_path / "began").exists()
 
 
 def test_where_the_worker_was_killed_a_stage_is_started_anew(site: Site, warm: WarmWorker) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +157,16 @@ def test_models_are_listed_newest_first_with_their_aliases(site: Site, registere
         common | {"version": 1, "aliases": ["champion"], "top1": 0.97, "sha256": first.file_sha256[:12]},
     ]
     assert list_models(site)[0]["created"].endswith("+00:00")
+
+
+def test_a_version_whose_metrics_are_not_finite_is_listed_and_not_promoted(
+    site: Site, registered: Callable[..., ModelVersion]
+) -> None:
+    registered(0, top1=math.nan, coverage=math.inf)
+    (row,) = list_models(site)
+    assert row["top1"] == "NaN"
+    refused = promote(site, "digits", 1)
+    assert [verdict.met for verdict in refused.verdicts] == [False, False, True]
+    assert [verdict.note for verdict in refused.verdicts] == [
+        "int8 top1 is not finite, which meets no gate", "int8 coverage_macs is not finite, which meets no gate", "",
+    ]  # fmt: skip

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from kdq_core.plugins.loading import CatalogEntry
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
-KindOption = Annotated[str | None, typer.Option("--kind", help="workload, distiller, quantizer, target or evaluator.")]
+KindOption = Annotated[
+    str | None, typer.Option("--kind", help="workload, distiller, quantizer, target, evaluator or stage.")
+]
 
 plugins = typer.Typer(help="The plug-ins that are installed.", no_args_is_help=True)
 

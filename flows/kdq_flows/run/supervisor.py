@@ -186,6 +186,7 @@ def child_environment(site: Site) -> dict[str, str]:
     device = physical_device(site.device)
     return {
         "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device.removeprefix("cuda-"),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # a number means the GPU that the driver lists under it
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         **waiting_briefly(),

@@ -14,6 +14,7 @@ from kdq_core.plan.factory import factory_code
 @pytest.fixture
 def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package `my_nets` on the path."""
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)  # another test's
     monkeypatch.syspath_prepend(str(tmp_path))
     package = tmp_path / "my_nets"
     package.mkdir()

@@ -313,3 +313,35 @@ def test_rounds_that_there_are_no_epochs_for_are_told(catalog: Catalog, tmp_path
     for rounds, note in ((3, "'distill.transfer' has 2 of 3 rounds, since a round is an epoch at least"), (2, "")):
         asked = {"transfer": {"rounds": rounds}, "fit": {"epochs": 2}}
         assert plan(catalog, tmp_path, distill=asked).note == note
+
+
+NO_TEACHER = "no teacher is measured beside the int8 file, so the default gates do not compare with one; "
+
+
+@pytest.mark.parametrize(
+    ("sections", "note"),
+    [
+        ({"stages": ["train_teacher"]}, ""),
+        ({"stages": ["train_teacher", "distill"], "quantize": {"bias_correction": True}},
+         "'quantize' does nothing, since no stage of the recipe reads it"),
+        ({"stages": ["train_teacher"], "register": {"name": "other"}, "target": {"use": "onnxruntime-cpu", "options":
+          {"quantize_outputs": False}}, "evaluate": ["size"]},
+         "'target' does nothing, since no stage of the recipe reads it; 'evaluate' does nothing, since no stage of the "
+         "recipe reads it; 'register' does nothing, since no stage of the recipe reads it"),
+        ({"stages": ["train_teacher"], "gates": [{"metric": "top1", "at_least": 0.9}]},
+         "'gates' do nothing, since no stage of the recipe measures a model; 'evaluate' would"),
+        ({"student": {"source": "checkpoint", "file": "net.safetensors"}, "stages": ["quantize", "export", "evaluate"],
+          "quantize": {"use": "static"}, "teacher": {"fit": {"epochs": 3}}, "distill": {"use": "dkd"}},
+         f"{NO_TEACHER}'teacher' does nothing, since no stage of the recipe reads it; 'distill' does nothing, since no "
+         "stage of the recipe reads it"),
+    ],
+)  # fmt: skip
+def test_sections_that_no_stage_reads_are_told_also_when_the_recipe_comes_from_a_schedule(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], note: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.safetensors").touch()
+    made = plan(catalog, tmp_path, **sections)
+    assert made.note == note
+    again = make_plan(Recipe.model_validate_json(made.recipe.model_dump_json(by_alias=True)), made.site, catalog)
+    assert again.note == note

@@ -22,6 +22,9 @@ Write = Callable[..., None]
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Write files below three folders of PYTHONPATH: `mine`, `theirs` and `site-packages`."""
+    names = {"guest", "helper", "other", "mod", "big", "bigger", "space"}
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test's
     for name in ("mine", "theirs", "env/site-packages"):
         (tmp_path / name).mkdir(parents=True)
         monkeypatch.syspath_prepend(str(tmp_path / name))
@@ -33,7 +36,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
             path.write_text(text)
 
     yield write
-    assert not {"guest", "helper", "other", "mod", "big", "space"} & set(sys.modules)
+    assert not names & set(sys.modules)
 
 
 def code() -> Code:
@@ -118,6 +121,14 @@ def test_what_is_imported_for_types_alone_is_not(write: Write) -> None:
     assert set(code().libraries) == {"numpy"}
 
 
+def test_the_standard_library_is_left_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(**GUEST, **{"mine/guest/more.py": "import json, sys, __main__, __future__"})
+    looked, files = list[str](), sources.files
+    monkeypatch.setattr(sources, "files", lambda place: [looked.append(place), *files(place)][1:])
+    code()
+    assert [Path(place).name for place in looked] == ["guest"]
+
+
 def big(version: str, name: str = "Big-Dist") -> dict[str, str]:
     info = f"env/site-packages/big_dist-{version}.dist-info"
     return {
@@ -131,6 +142,9 @@ def big(version: str, name: str = "Big-Dist") -> dict[str, str]:
 def test_of_an_installed_library_the_version_counts_and_nothing_else(write: Write, tmp_path: Path) -> None:
     write(**GUEST, **{"mine/guest/more.py": "import big.inner, bigger, json, no_such_module", "theirs/helper.py": ""})
     write(**big("1.0.1"))
+    foot = "env/site-packages/bigfoot-1.dist-info"
+    write(**{f"{foot}/METADATA": "Name: bigfoot\nVersion: 1\n", f"{foot}/RECORD": "bigfoot.py,,\n"})
+    os.utime(tmp_path / "env/site-packages", (1, 1))  # what is so old is remembered
     before = code()
     assert before.libraries.keys() == {"Big-Dist", "numpy"}
     assert before.libraries["Big-Dist"] == "1.0.1"

@@ -22,6 +22,7 @@ from kdq_core.plugins.wiring import wire
 from kdq_core.quantization.convert import convert
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.checks import check_weights
 from kdq_core.store.records import Checkpoint, Manifest
 from kdq_core.store.store import Entry
 from kdq_core.tensors import Batch
@@ -148,6 +149,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             emit=lambda _event: None,
         )
         made = entry.manifest.model_copy(update={"record": work.wired.stage.run(work)})
+        check_weights(tmp_path, ["weights.safetensors"], "quantize")
         return replace(work, wired=by_title["export"], parents={**work.parents, "quantized": Entry(tmp_path, made)})
 
     return walk

@@ -1,0 +1,41 @@
+"""Outputs of a model's file in flat files of an entry: written batch by batch, memory-mapped when they are read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from kdq_core.store.records import StoredPredictions
+
+
+def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) -> list[tuple[str, tuple[int, ...]]]:
+    """Put the outputs of all batches behind each other, one file an output; the memory holds one batch.
+
+    Args:
+        parts: the outputs of each batch, each `[B, ...]`, of one shape but for B.
+        paths: one an output; their folder must exist.
+
+    Returns:
+        NumPy's name of the type, and the shape `(N, ...)`, of each output.
+    """
+    forms: list[tuple[str, tuple[int, ...]]] = []
+    with contextlib.ExitStack() as stack:
+        files: list[BinaryIO] = [stack.enter_context(path.open("wb")) for path in paths]
+        for outputs in parts:
+            forms = forms or [(values.dtype.newbyteorder("<").str, (0, *values.shape[1:])) for values in outputs]
+            for number, (file, values) in enumerate(zip(files, outputs, strict=True)):
+                kind, (rows, *rest) = forms[number]
+                file.write(values.astype(kind, casting="equiv", copy=False).tobytes())
+                forms[number] = (kind, (rows + len(values), *rest))
+    return forms
+
+
+def opened(folder: Path, stored: StoredPredictions) -> np.ndarray:
+    """The predictions `[N, ...]` in an entry's folder, memory-mapped and read-only."""
+    if 0 in stored.shape:
+        return np.empty(stored.shape, stored.dtype)
+    return np.asarray(np.memmap(folder / stored.path, dtype=stored.dtype, mode="r", shape=stored.shape))
