@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kdq_core.errors import PluginError, RecipeError, StageError, TransientError
+from kdq_core.frozen import Frozen
 from kdq_core.grids.place import Place
 from kdq_core.intervals import Z95, paired, wilson
 from kdq_core.plugins.asked import Asked
@@ -32,11 +33,13 @@ from kdq_core.plugins.kinds import (
     Workload,
 )
 from kdq_core.plugins.stage import Stage, Work
+from kdq_core.recipe.spec import FitSpec
 from kdq_core.store.family import Record
 from kdq_core.store.records import (
     Artifact,
     Checkpoint,
     Departure,
+    EpochRecord,
     EvaluationReport,
     Metric,
     OperatorCoverage,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from kdq_core.quantization.recurrent import Recurrent, recurrent
     from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
     from kdq_core.quantization.untraceable import why_untraceable
+    from kdq_core.training.losses import hard_loss, outputs_of
 
 _LAZY = {
     "Attention": "kdq_core.quantization.capture",
@@ -79,17 +83,20 @@ _LAZY = {
     "traced_gru": "kdq_core.quantization.tracing",
     "traced_lstm": "kdq_core.quantization.tracing",
     "why_untraceable": "kdq_core.quantization.untraceable",
+    "hard_loss": "kdq_core.training.losses",
+    "outputs_of": "kdq_core.training.losses",
 }
 
 __all__ = [
     "API_VERSION", "Z95", "Artifact", "Asked", "Attention", "Batch", "BatchNorm", "Batches", "Checkpoint", "Column",
-    "Departure", "Distiller", "Dropout", "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "Grid",
-    "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize", "Model", "Needs", "OperatorCoverage",
-    "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Port", "Quantizer", "Reads", "RecipeError", "Record",
-    "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError", "Subject", "TakenFor", "Target",
-    "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload", "departures_of_conversion",
-    "dequantize", "dynamic_linear", "export_program", "hookimpl", "module_path", "own_norm", "paired", "quantize",
-    "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "why_untraceable", "wilson",
+    "Departure", "Distiller", "Dropout", "EpochRecord", "EvaluationReport", "Evaluator", "FakeQuantize", "Field",
+    "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize", "Model",
+    "Needs", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Port", "Quantizer",
+    "Reads", "RecipeError", "Record", "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError",
+    "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload",
+    "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hard_loss", "hookimpl",
+    "module_path", "outputs_of", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru",
+    "traced_lstm", "why_untraceable", "wilson",
 ]  # fmt: skip
 
 

@@ -14,7 +14,17 @@ def test_my_distiller_keeps_its_promises():
 from kdq_core.testing.distillers import check_distiller
 from kdq_core.testing.evaluators import check_evaluator
 from kdq_core.testing.quantizers import check_quantizer
+from kdq_core.testing.stages import check_stage
 from kdq_core.testing.toys import TOYS, Toy, ToyNet
 from kdq_core.testing.workloads import check_workload
 
-__all__ = ["TOYS", "Toy", "ToyNet", "check_distiller", "check_evaluator", "check_quantizer", "check_workload"]
+__all__ = [
+    "TOYS",
+    "Toy",
+    "ToyNet",
+    "check_distiller",
+    "check_evaluator",
+    "check_quantizer",
+    "check_stage",
+    "check_workload",
+]

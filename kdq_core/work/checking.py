@@ -79,21 +79,29 @@ def check_all(
     Raises:
         KdqError: as the first stage says that finds something wrong.
     """
+    with torch.random.fork_rng():
+        for title, work in check_works(wired, asked, scratch, emit).items():
+            if title in titles:
+                work.wired.stage.check(work)
+    gc.collect()
+
+
+def check_works(
+    wired: Iterable[Wired], asked: Asked, scratch: Path, emit: Callable[[dict[str, Any]], None]
+) -> dict[str, CheckWork]:
+    """What each stage of a recipe is checked with, by title."""
     works: dict[str, CheckWork] = {}
     memo: dict[str, Any] = {}
-    with torch.random.fork_rng():
-        for one in wired:
-            nothing: dict[str, Entry] = {}
-            works[one.title] = CheckWork(
-                wired=one,
-                asked=asked,
-                parents=nothing,
-                draft=scratch,
-                scratch=scratch,
-                emit=emit,
-                givers={port: works[title] for port, title in one.parents.items() if title in works},
-                memo=memo,
-            )
-            if one.title in titles:
-                one.stage.check(works[one.title])
-    gc.collect()
+    for one in wired:
+        nothing: dict[str, Entry] = {}
+        works[one.title] = CheckWork(
+            wired=one,
+            asked=asked,
+            parents=nothing,
+            draft=scratch,
+            scratch=scratch,
+            emit=emit,
+            givers={port: works[title] for port, title in one.parents.items() if title in works},
+            memo=memo,
+        )
+    return works

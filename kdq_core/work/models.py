@@ -32,8 +32,11 @@ def loaded(work: Shown, port: str) -> nn.Module:
             f"stage {work.title!r} asks for the plain model at its input {port!r}, but a quantized student stands "
             "there; ask for work.quantized()"
         )
-    build = _BUILDERS.get(work.ports[port].slot, _student)
-    model = build(work, record)
+    model = _BUILDERS.get(work.ports[port].slot, new_student)(work)
+    for surgery in record.surgery:
+        stage = work.asked.plugin("stage", surgery.use, surgery.options)
+        assert isinstance(stage, Stage)
+        model = stage.operate(model, surgery.steps)
     model.load_state_dict(load_file(work.input(port).file(record.weights)))
     return model.eval()
 
@@ -67,7 +70,6 @@ def saved(
     **fields: Any,
 ) -> Checkpoint:
     """Write the weights of `model` to the draft and describe them; see `kdq_core.plugins.stage.Work.checkpoint`."""
-    before = work.record(STUDENT, Checkpoint).surgery if work.has(STUDENT) else ()
     wired = work.wired
     own = (
         () if surgery is None else (Surgery(use=wired.use, options=wired.stage.model_dump(mode="json"), steps=surgery),)
@@ -78,24 +80,23 @@ def saved(
         weights="weights.safetensors",
         parameters=sum(p.numel() for p in model.parameters()),
         history=history,
-        surgery=(*before, *own),
+        surgery=(*_surgery_before(work), *own),
         **fields,
     )
 
 
-def _student(work: Shown, record: Checkpoint) -> nn.Module:
-    model = new_student(work)
-    for surgery in record.surgery:
-        stage = work.asked.plugin("stage", surgery.use, surgery.options)
-        assert isinstance(stage, Stage)
-        model = stage.operate(model, surgery.steps)
-    return model
+def _surgery_before(work: Shown) -> tuple[Surgery, ...]:
+    """What was done to the model that the stage changes: the one in the slot it gives anew, or the student."""
+    ports = {port.slot: name for name, port in work.ports.items() if work.has(name)}
+    gives = work.wired.stage.gives
+    port = ports.get(gives if gives in ports or gives in _BUILDERS else STUDENT)
+    return () if port is None else work.record(port, Checkpoint).surgery
 
 
-def _teacher(work: Shown, _record: Checkpoint) -> nn.Module:
+def _teacher(work: Shown) -> nn.Module:
     """The recipe's teachers as one module."""
     spec, workload = work.section("teacher"), work.workload
     return whole(spec, [empty_member(member, workload) for member in spec.members])
 
 
-_BUILDERS: dict[str, Callable[[Shown, Checkpoint], nn.Module]] = {"teacher": _teacher}
+_BUILDERS: dict[str, Callable[[Shown], nn.Module]] = {"teacher": _teacher}
