@@ -8,20 +8,24 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-isa lint format clean
 
 help:
-	@echo "make demo    turn the digits into a registered int8 model"
-	@echo "make test    lint, types and the whole test suite"
-	@echo "make lint    lint, types and import contracts only"
-	@echo "make format  format the code"
-	@echo "make clean   remove the environment and caches; .kdq/, the results, stays"
+	@echo "make demo      turn the digits into a registered int8 model"
+	@echo "make test      lint, types and the whole test suite"
+	@echo "make test-isa  tests that compare numbers, as on CPUs with fewer instructions"
+	@echo "make lint      lint, types and import contracts only"
+	@echo "make format    format the code"
+	@echo "make clean     remove the environment and caches; .kdq/, the results, stays"
 
 demo: $(INSTALLED)
 	$(BIN)/kdq run recipes/digits.yaml
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+test-isa: $(INSTALLED)
+	$(BIN)/python tests/isa.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

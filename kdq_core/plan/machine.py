@@ -45,8 +45,8 @@ _UNKNOWN = "unknown"
 def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonValue]:
     """The parts of a key that say where a stage ran: kind of device, threads, instruction set, variables that are set.
 
-    Torch is not imported. GPUs are counted in the order of their slots, as the driver lists them and as workers are told
-    to count (CUDA_DEVICE_ORDER=PCI_BUS_ID).
+    Torch is not imported. GPUs are counted in the order of their slots, as the driver lists them and as workers
+    are told to count (CUDA_DEVICE_ORDER=PCI_BUS_ID).
 
     Args:
         site: device, precision and threads of the stage.

@@ -129,8 +129,8 @@ def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratc
 
 def _check_unchanged(request: StageRequest, wired: Wired, before: dict[str, Wired], parts: KeyParts) -> None:
     """Refuse to store under a key what was made of something else: another run would take it for what it asked."""
-    given = {name: request.parts[name] for name in ("parents", "device") if name in request.parts}  # as planned
-    now: dict[str, JsonValue] = {**parts.of(wired, before), **given}
+    now: dict[str, JsonValue] = parts.of(wired, before)
+    now |= {name: part for name, part in request.parts.items() if name in ("parents", "device")}  # as planned
     changed = sorted(_different(now, request.parts))
     if changed:
         raise StageError(

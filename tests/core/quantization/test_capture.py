@@ -28,6 +28,7 @@ class Net(nn.Module):
 X = torch.randn(6, 1, 5, 5, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.isa
 def test_outputs_gradients_and_statistics_are_the_models_own_in_both_modes():
     torch.manual_seed(0)
     model = Net()

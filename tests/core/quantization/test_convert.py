@@ -15,6 +15,8 @@ from kdq_core.testing import ToyNet
 from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
+pytestmark = pytest.mark.isa
+
 
 class Net(nn.Module):
     def __init__(self):

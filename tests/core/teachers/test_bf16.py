@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch
 
+pytestmark = pytest.mark.isa
+
 U = torch.finfo(torch.bfloat16).eps / 2
 """Largest relative error of one rounding, 2**-8: eight significant bits, so neighbours are 2**-7 apart."""
 SUMS = 1 + 2**-9

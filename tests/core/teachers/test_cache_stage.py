@@ -11,6 +11,8 @@ from kdq_core.store.records import Checkpoint, TeacherOutputs
 from kdq_core.tensors import Batch, View
 from kdq_core.work.data import view_of
 
+pytestmark = pytest.mark.isa
+
 RECIPE: dict[str, Any] = {
     "workload": {"use": "digits", "options": {"teacher_width": 16, "student_width": 16}},
     "distill": {"fit": {"epochs": 3}},

@@ -19,6 +19,8 @@ from kdq_core.teachers.build import build_outputs
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher
 from kdq_core.tensors import Batch, Outputs, View
 
+pytestmark = pytest.mark.isa
+
 VIEWS = 2
 FIT = {"epochs": VIEWS, "batch_size": 32, "learning_rate": 0.02}
 LOWER = {"schedule": "linear", "start": 2.0, "end": 1.0}

@@ -52,6 +52,7 @@ def written(path: Path, shape: tuple[Any, ...], inner: tuple[int, ...] = (-1, 64
     return path
 
 
+@pytest.mark.isa
 @pytest.mark.filterwarnings("ignore")
 def test_it_answers_like_the_module_it_was_made_from(tmp_path: Path, model: nn.Module) -> None:
     x = torch.randn(5, 1, 8, 8)

@@ -101,6 +101,7 @@ def curves(run: Any, stage: str) -> dict[str, float]:
     return dict(record.history[-1].values)
 
 
+@pytest.mark.isa
 def test_every_task_is_learnt_with_curves_of_its_own(whole: Any) -> None:
     for stage in ("distill", "quantize"):
         found = curves(whole, stage)
@@ -117,6 +118,7 @@ def test_the_teachers_answers_are_kept_by_task(whole: Any) -> None:
     assert [tensor.name for tensor in record.tensors] == ["tasks/kind/logits", "tasks/bright/logits"]
 
 
+@pytest.mark.isa
 def test_kept_answers_teach_as_the_teacher_beside_the_student(
     whole: Any, stages_of: Any, installed: Any, tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_kept_answers_teach_as_the_teacher_beside_the_student(
         assert curves(beside, "distill")[name] == pytest.approx(curves(whole, "distill")[name], rel=2e-2)
 
 
+@pytest.mark.isa
 def test_the_int8_file_names_its_outputs_after_the_tasks_and_agrees_with_its_simulation(whole: Any) -> None:
     entry = whole.entries["export"]
     artifact = entry.record
@@ -227,6 +230,7 @@ def test_the_shipped_teacher_can_teach_from_its_onnx_file_by_task(
         made(stages_of, installed, tmp_path / "b", STAGES[:3], teacher={"members": [strange]}, distill={"fit": fit})
 
 
+@pytest.mark.isa
 def test_two_teachers_are_combined_task_by_task(stages_of: Any, installed: Any, tmp_path: Path) -> None:
     files = []
     for number in range(2):

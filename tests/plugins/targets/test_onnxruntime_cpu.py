@@ -351,6 +351,7 @@ def test_what_has_no_onnx_form_is_refused_with_its_line_and_nothing_is_left(last
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.isa
 def test_rows_of_zeros_and_constant_activations_ship_as_simulated(ship, both):
     class Odd(nn.Module):
         def __init__(self):

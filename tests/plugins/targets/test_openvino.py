@@ -83,6 +83,7 @@ def test_onnx_runtime_reads_the_same_file_and_gives_the_same_answers(residual):
     assert residual.target.signature(residual.path) == OnnxRuntimeCpu().signature(residual.path)
 
 
+@pytest.mark.isa
 def test_the_quantizer_kit_passes():
     toy = next(toy for toy in TOYS if toy.name == "inverted residual")
     check_quantizer(MinMaxQat(), target=OpenVinoCpu(reduce_range="on"), bits=(4, 4), toys=(toy,))
