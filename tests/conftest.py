@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the two guest distributions pip-installed; put it on a child's PYTHONPATH."""
+    """A folder with the guest distributions pip-installed; put it on a child's PYTHONPATH."""
     target = tmp_path_factory.mktemp("guests")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
-    folders = [str(ROOT / "tests" / "guest" / name) for name in ("kdq-guest-rounding", "kdq-guest-broken")]
+    folders = sorted(map(str, (ROOT / "tests" / "guest").iterdir()))
     subprocess.run([*pip, "--no-build-isolation", "--target", str(target), *folders], check=True, timeout=120)
     return target
 

@@ -125,7 +125,8 @@ def _type_of(record: type[Record]) -> str:
 
 def _nobody_gives(title: str, slot: str, recipe: Recipe, catalog: Catalog) -> str:
     """Says which stage would give the slot, and whether it is listed already: too late, or without work for it."""
-    givers = [name for name in _givers(slot, catalog) if name != READ_STUDENT]
+    own = next(use.stage_name for use in recipe.stages if use.title == title)
+    givers = [name for name in _givers(slot, catalog) if name not in (READ_STUDENT, own)]
     titles = [use.title for use in recipe.stages]
     others = [use.title for use in recipe.stages if use.stage_name in givers and use.title != title]
     start = f"stage {title!r} reads the slot {slot!r}, which no stage before it gives; "

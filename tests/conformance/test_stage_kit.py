@@ -68,8 +68,8 @@ def test_a_recipe_that_does_not_fit_together_is_no_broken_promise() -> None:
     with pytest.raises(RecipeError) as caught:
         check_stage(Halved(), {**TINY, "stages": []})
     assert str(caught.value) == (
-        "stage 'halved' reads the slot 'student', which no stage before it gives; list 'distill' before it, or name a "
-        "trained student: student: {source: checkpoint, file: ...}"
+        "stage 'halved' reads the slot 'student', which no stage before it gives; list 'distill', which gives it, "
+        "before 'halved', or name a trained student: student: {source: checkpoint, file: ...}"
     )
 
 

@@ -33,7 +33,8 @@ class RunTracking:
 
     def stage_started(self, node: Node, key: str) -> Future[str]:
         """Open the stage's nested run; the future is its id."""
-        return self._later(lambda: self._begun().stage_run(node.name, key, {"recipe": node.parts["recipe"]}))
+        asked: dict[str, Any] = {name: node.parts[name] for name in ("recipe", "options") if name in node.parts}
+        return self._later(lambda: self._begun().stage_run(node.name, key, asked))
 
     def epoch(self, run: Future[str], record: dict[str, Any]) -> None:
         """Add one point to the stage's curves."""
