@@ -274,8 +274,9 @@ def test_what_another_teacher_said_is_not_taken_for_this_ones(
     ours, theirs = runs
     kept, mine = theirs.entries["cache_teacher"], ours.entries["train_teacher"].digest
     ours.entries["cache_teacher"] = kept
+    work = ours.work("distill", tmp_path)
     with pytest.raises(StageError) as caught:
-        ours.stage("distill")
+        work.wired.stage.run(work)
     assert str(caught.value) == (
         f"the kept teacher outputs in {str(kept.folder)!r} are of the teacher {kept.record.teacher[:12]}, but the "
         f"student learns from the teacher {mine[:12]}; delete that folder and run again: they are computed anew"

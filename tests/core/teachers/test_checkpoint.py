@@ -129,8 +129,8 @@ def test_a_file_that_is_replaced_after_the_plan_is_not_taken_for_the_planned_one
     with pytest.raises(StageError) as caught:
         run.stage("train_teacher")
     assert str(caught.value) == (
-        f"the teacher's file {str(file)!r} was changed after this run was planned; run again: it is planned with what "
-        "is there now"
+        "stage 'train_teacher' was planned with other code, files or settings than are there now "
+        "(recipe.teacher.members); nothing was stored; run again: KDQ plans it with what is there now"
     )
     saved(teacher.state_dict())
-    assert run.stage("train_teacher").record.role == "teacher"
+    assert run.stage("train_teacher").record.slot == "teacher"
