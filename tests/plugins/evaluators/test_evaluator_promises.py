@@ -99,3 +99,15 @@ def test_the_kit_names_the_broken_promise(options, sentence, subjects, batches):
     with pytest.raises(AssertionError) as caught:
         check_evaluator(Broken(**options), *subjects, batches)
     assert str(caught.value).startswith(sentence)
+
+
+class Writing(Evaluator):
+    def evaluate(self, candidate, baseline, batches):
+        candidate.file("rows.txt").write_text(candidate.role)
+        return (Metric(name="rows", value=len(candidate.predict(batches)[0]), unit="count", direction="neither"),)
+
+
+def test_the_kit_gives_an_evaluator_a_folder_to_write_to(subjects, batches, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    check_evaluator(Writing(), *subjects, batches)
+    assert sorted(tmp_path.rglob("*")) == before
