@@ -1,4 +1,4 @@
-"""Measure how long those commands take that run no stage.
+"""Measure the start-up time of commands that run no stage.
 
 Each command is started 11 times. The commands take turns, so that a change in the machine's load affects all of them.
 A bare `python -c pass` of the same interpreter is the unit of the ratio.
