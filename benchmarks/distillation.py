@@ -1,4 +1,4 @@
-"""What a teacher costs while a student trains: beside it, and read from what it said before.
+"""Measure what a teacher costs while a student trains: the teacher runs beside it, or KDQ reads its kept outputs.
 
 Each section measures, adds its rows to `benchmarks/distillation.json` and writes `benchmarks/distillation.md` anew:
 
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Callabl
 
 
 class Hard:
-    """The part of a workload that the loss asks for."""
+    """The part of a workload that the distillation loss needs."""
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean cross entropy."""
@@ -81,13 +81,13 @@ class Hard:
 
 
 def batches(x: Tensor, size: int) -> Iterator[Batch]:
-    """The samples in order."""
+    """Yield the samples in order."""
     for ids in torch.arange(len(x)).split(size):
         yield Batch((x[ids],), torch.zeros(len(ids), dtype=torch.long), ids)
 
 
 def kept(teacher: nn.Module, x: Tensor, folder: Path, form: str = "fp16") -> tuple[CachedTeacher, float, int]:
-    """Cached outputs of a teacher, the seconds their making took, and their bytes."""
+    """Cache a teacher's outputs; return the cache, the seconds it took and its bytes."""
     spec = CacheSpec(views=VIEWS, form=form)  # type: ignore[arg-type]
     began = time.perf_counter()
     build = build_outputs(OnlineTeacher(teacher), lambda _view: batches(x, 256), spec, samples=len(x), folder=folder)
@@ -105,7 +105,7 @@ def kept(teacher: nn.Module, x: Tensor, folder: Path, form: str = "fp16") -> tup
 
 
 def stepper(student: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Any]) -> Callable[[], None]:
-    """A training step."""
+    """Make a function that runs one training step."""
     channels_last(student, batch.inputs)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4)
 
@@ -118,7 +118,7 @@ def stepper(student: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch],
 
 
 def step(rounds: int) -> list[dict[str, Any]]:
-    """A step with the teacher beside the student, and with its kept outputs, over one without a teacher."""
+    """Compare steps with the teacher beside the student, and with its kept outputs, to a step without a teacher."""
     rows = []
     for name, (make_teacher, make_student, inputs) in CASES.items():
         torch.manual_seed(0)
@@ -139,7 +139,7 @@ def step(rounds: int) -> list[dict[str, Any]]:
 
 
 def cache(rounds: int) -> list[dict[str, Any]]:  # noqa: ARG001
-    """Seconds and bytes of keeping a teacher's outputs."""
+    """Measure seconds and bytes of keeping a teacher's outputs."""
     rows = []
     for name, (make_teacher, _, inputs) in list(CASES.items())[:2]:
         for form in ("fp16", "fp32"):
@@ -171,7 +171,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def memory(rounds: int) -> list[dict[str, Any]]:  # noqa: ARG001
-    """Growth of peak resident memory by making and reading a cache, in a process of its own."""
+    """Measure how much making and reading a cache raises peak resident memory, in a process of its own."""
     rows = []
     for samples in (10_000, 40_000, 160_000):
         words = [sys.executable, "-c", MEMORY, str(samples), str(HERE), "VmHWM"]

@@ -1,4 +1,4 @@
-"""What the result pages say of the machine they were measured on."""
+"""Describe the measuring machine for the result pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cpu() -> str:
-    """The CPU's model as the kernel names it."""
+    """Return the CPU's model as the kernel names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -18,13 +18,13 @@ def cpu() -> str:
 
 
 def machine(packages: tuple[str, ...]) -> str:
-    """One line: CPU, cores, Python and package versions."""
+    """Return one line with CPU, cores, Python and package versions."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"Machine: {cpu()}, {os.cpu_count()} cores; Python {platform.python_version()}; {versions}."
 
 
 def busy(seconds: float = 2.0) -> float:
-    """How many cores other processes keep busy, watched while this one sleeps."""
+    """Measure how many cores other processes keep busy, while this one sleeps."""
     import psutil
 
     return float(psutil.cpu_percent(seconds)) / 100 * (os.cpu_count() or 1)

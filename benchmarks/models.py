@@ -15,10 +15,10 @@ class Benchmark:
     """A model to measure.
 
     Attributes:
-        name: as the result page shows it.
-        model: makes a new one.
+        name: name on the result page.
+        model: makes a new model.
         inputs: random inputs for a number of samples.
-        options: of the target `onnxruntime-cpu`; with some, other targets leave the model out.
+        options: options of the target `onnxruntime-cpu`; a model with options is not measured in other targets.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(given, made, 1, stride, bias=False), nn.BatchNorm2d(made))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` in and out."""
+        """Return the block's output; both are `[B, C, H, W]`."""
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(y + self.shortcut(x))
 
@@ -63,7 +63,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(given, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[B, 10]` of images `[B, 3, 32, 32]`."""
+        """Return logits `[B, 10]` of images `[B, 3, 32, 32]`."""
         x = self.blocks(F.relu(self.norm(self.stem(x))))
         logits: Tensor = self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
@@ -82,7 +82,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(128, 10)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits `[B, 10]` of tokens `[B, 32]`."""
+        """Return logits `[B, 10]` of tokens `[B, 32]`."""
         logits: Tensor = self.head(self.norm(self.encoder(self.tokens(tokens) + self.positions)).mean(1))
         return logits
 
@@ -100,7 +100,7 @@ class Table(nn.Module):
         self.head = nn.Linear(512, 10)
 
     def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
-        """Logits `[B, 10]` of categories `[B, 8]` and numbers `[B, 16]`."""
+        """Return logits `[B, 10]` of categories `[B, 8]` and numbers `[B, 16]`."""
         parts = [table(categories[:, index]) for index, table in enumerate(self.tables)]
         logits: Tensor = self.head(self.hidden(torch.cat([*parts, F.relu(self.numbers(numbers))], 1)))
         return logits
@@ -115,7 +115,7 @@ class Sequence(nn.Module):
         self.head = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[B, 10]` of `[B, 64, 64]`."""
+        """Return logits `[B, 10]` of sequences `[B, 64, 64]`."""
         logits: Tensor = self.head(self.recurrent(x)[0][:, -1])
         return logits
 

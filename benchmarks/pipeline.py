@@ -1,7 +1,7 @@
-"""How long the demo recipe takes, and what its second run takes.
+"""Measure how long the demo recipe takes, and how long its second run takes.
 
-Each turn has a home of its own with the servers up before the clock counts, runs the recipe (everything is computed),
-then runs it again (nothing is).
+Each turn has a home of its own, and starts the servers before the measurement. The first run of the recipe computes
+everything, the second nothing.
 
 ```
 python benchmarks/pipeline.py > benchmarks/pipeline.md
@@ -30,7 +30,7 @@ PACKAGES = ("kdq", "torch", "onnxruntime", "prefect", "mlflow")
 
 
 def run(home: str) -> tuple[float, dict[str, Any]]:
-    """Wall seconds of `kdq run`, from start to end of the process, and its facts."""
+    """Run `kdq run`; return its wall seconds, from start to end of the process, and its facts."""
     began = time.perf_counter()
     done = subprocess.run(
         [KDQ, "run", RECIPE, "--json"], cwd=ROOT, env={**os.environ, "KDQ_HOME": home}, stdout=-1, stderr=-3, check=True
@@ -39,7 +39,7 @@ def run(home: str) -> tuple[float, dict[str, Any]]:
 
 
 def turn() -> tuple[float, float, dict[str, Any], dict[str, Any]]:
-    """Seconds of the first and the second run in a new home, and the facts of both."""
+    """Run the recipe twice in a new home; return the seconds and facts of both runs."""
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "KDQ_HOME": home}
         subprocess.run([KDQ, "up"], cwd=ROOT, env=environment, stdout=-3, check=True)
@@ -52,7 +52,7 @@ def turn() -> tuple[float, float, dict[str, Any], dict[str, Any]]:
 
 
 def page(turns: list[tuple[float, float, dict[str, Any], dict[str, Any]]]) -> str:
-    """The result as Markdown."""
+    """Format the result as Markdown."""
     assert all(facts["status"] == "completed" and again["status"] == "no-news" for _, _, facts, again in turns)
     digests = {facts["artifact"]["sha256"] for _, _, facts, _ in turns}
     rows = [f"| first run, everything computed | {_spread([t[0] for t in turns])} |"]

@@ -1,7 +1,7 @@
-"""Quality of the shipped file: float, post-training, QAT, and QAT with the teacher teaching, over paired seeds.
+"""Measure the quality of the shipped file over paired seeds: float, post-training, QAT, and QAT with a teacher.
 
-All variants of a seed start from the same weights; what is compared trains as many epochs, on the same samples in the
-same order. One teacher, of seed 0, teaches all seeds. What is in the store already is not computed again.
+All variants of a seed start from the same weights. Variants that are compared train for as many epochs, on the same
+samples in the same order. One teacher, of seed 0, teaches all seeds. KDQ does not repeat what is in the store already.
 
 ```
 pip install ./benchmarks/workloads
@@ -44,8 +44,8 @@ class Fit:
     Attributes:
         batch: samples of a step.
         rates: learning rates, in float and quantized.
-        epochs: in float.
-        qat: quantized.
+        epochs: number of epochs in float.
+        qat: number of epochs quantized.
     """
 
     batch: int
@@ -54,7 +54,7 @@ class Fit:
     qat: int
 
     def section(self, epochs: int, **more: Any) -> dict[str, Any]:
-        """A `fit` section of a recipe, in float."""
+        """Return a `fit` section of a recipe, in float."""
         return {
             "epochs": epochs,
             "batch_size": self.batch,
@@ -64,7 +64,7 @@ class Fit:
         }
 
     def quantized(self) -> dict[str, Any]:
-        """The `fit` section of the quantized student."""
+        """Return the `fit` section of the quantized student."""
         return self.section(self.qat, learning_rate=self.rates[1], warmup=0.02)
 
 
@@ -74,14 +74,15 @@ class Setting:
 
     Attributes:
         about: data and models, for the page.
-        alone: a student without a teacher; the float one trains as many epochs as float and quantized together.
-        taught: a student with a teacher, and its control.
-        options: of `logit-kd`.
+        alone: fit of a student without a teacher; the float student trains for the sum of both numbers of epochs.
+        taught: fit of a student with a teacher, and of its control.
+        options: options of `logit-kd`.
         teacher_batch: samples of a step of the teacher.
-        teacher_epochs: of the teacher.
-        views: kept of each sample.
-        few: number of labels; epochs over all samples, taught; epochs over the labelled ones alone, for the control.
-        longer: both once more, taught and control, for longer and over more views: the fit and the views.
+        teacher_epochs: epochs of the teacher.
+        views: number of views kept of each sample.
+        few: number of labels; epochs over all samples, for the taught student; epochs over the labelled samples alone,
+            for its control.
+        longer: a longer fit and a larger number of views, for one more taught student and its control.
     """
 
     about: str
@@ -113,7 +114,7 @@ SETTINGS = {
 
 
 def variants(setting: Setting) -> dict[str, dict[str, Any]]:
-    """Sections of the recipe of each variant."""
+    """Return the recipe sections of each variant."""
     alone, taught = setting.alone, setting.taught
     part = {**SILENT, "fit": alone.section(alone.epochs, schedule="constant")}  # the rate falls in QAT, once
     whole = {"distill": {**SILENT, "fit": alone.section(alone.epochs + alone.qat)}, "quantize": STATIC}
@@ -143,7 +144,7 @@ def variants(setting: Setting) -> dict[str, dict[str, Any]]:
 
 
 def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sections: dict[str, Any]) -> Recipe:
-    """One run of the teacher section `teacher`; `options` among `sections` are the workload's, `views` the cache's."""
+    """Build the recipe of one run. In `sections`, `options` are the workload's and `views` the cache's."""
     rest = {name: section for name, section in sections.items() if name not in ("options", "views")}
     views = sections.get("views", SETTINGS[asked.data].views)
     options = {"folder": asked.folder} | sections.get("options", {})
@@ -159,13 +160,13 @@ def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sectio
 
 
 def nobody(setting: Setting) -> dict[str, Any]:
-    """Where no teacher teaches, a student stands in for it, so that none of 9 times the size is asked."""
+    """Return a teacher section with a student as the teacher, which is 9 times smaller, for runs without a teacher."""
     fit = {"epochs": 1, "batch_size": setting.teacher_batch, "weight_decay": 5e-3}
     return {"members": [{"source": "student"}], "fit": fit}
 
 
 def teacher(asked: argparse.Namespace, site: Site) -> tuple[dict[str, Any], float]:
-    """The one teacher, trained in a run of its own with seed 0, as a checkpoint for all seeds; and its top-1."""
+    """Train the one teacher in a run of its own with seed 0; return its checkpoint section and its top-1."""
     setting = SETTINGS[asked.data]
     fit = {"epochs": setting.teacher_epochs, "batch_size": setting.teacher_batch, "weight_decay": 5e-3}
     sections = {"distill": {**SILENT, "fit": {"epochs": 1}}, "quantize": STATIC}
@@ -176,7 +177,7 @@ def teacher(asked: argparse.Namespace, site: Site) -> tuple[dict[str, Any], floa
 
 
 def interval(values: list[float]) -> str:
-    """Mean and 95 % interval of the mean over seeds, in points."""
+    """Format the mean over seeds and its 95 % interval, in points."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:+.2f}"
@@ -185,7 +186,7 @@ def interval(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Run what is not in the store yet, and print the page."""
+    """Run the variants that are not in the store yet, and print the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", choices=sorted(SETTINGS))
     parser.add_argument("--folder", required=True, help="where the files of the data set are")
@@ -212,7 +213,7 @@ def main() -> None:
 
 
 def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teaches: float) -> str:
-    """The result as Markdown."""
+    """Format the result as Markdown."""
     setting = SETTINGS[asked.data]
     alone, taught = setting.alone, setting.taught
     shipped = {name: [100 * models["int8"]["top1"] for models in runs] for name, runs in found.items()}
@@ -279,7 +280,7 @@ FLIPS = ("parity_flips", "parity_prepared_flips")
 
 
 def differences(ours: list[float], theirs: list[float]) -> list[float]:
-    """Seed by seed."""
+    """Subtract seed by seed."""
     return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 

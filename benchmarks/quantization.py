@@ -1,4 +1,4 @@
-"""What int8 brings: latency, file size, cost of a training step, memory.
+"""Measure what int8 changes: latency, file size, cost of a training step, memory.
 
 Each section measures, adds its rows to `benchmarks/quantization.json` and writes `benchmarks/quantization.md` anew, so
 that sections can be run apart:
@@ -42,11 +42,11 @@ COVERED = {"static": ("kdq_quantizers.static", "Static"), "lsq": QUANTIZERS["lsq
 COMPUTING = ("conv", "linear", "lstm", "gru")
 STEP_BATCH = {"conv net, 4.3M": 16, "transformer": 64, "LSTM": 32, "GRU": 32, "GRU, weight-only": 32}
 SLOT = 0.03
-"""Seconds that one measurement of a latency should take at least."""
+"""Least seconds that one measurement of a latency should take."""
 
 
 def plugins(known: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Those of the plug-ins that are there."""
+    """Load those of the plug-ins that are installed."""
     found = {}
     for name, (module, attribute) in known.items():
         if importlib.util.find_spec(module) is not None:
@@ -55,7 +55,7 @@ def plugins(known: dict[str, tuple[str, str]]) -> dict[str, Any]:
 
 
 def targets(item: Any) -> dict[str, Any]:
-    """The targets of a model, by name of their runtime."""
+    """Return the targets of a model, by the name of their runtime."""
     found = plugins(TARGETS)
     if not item.options:
         return found
@@ -63,7 +63,7 @@ def targets(item: Any) -> dict[str, Any]:
 
 
 def prepared_graph(item: Any, target: Any, quantizer: Any, bits: tuple[int, int] = (8, 8)) -> Any:
-    """A captured model with calibrated ranges, in eval mode."""
+    """Capture a model and calibrate its ranges; the prepared model is in eval mode."""
     import torch
 
     from kdq_core.quantization.capture import capture
@@ -86,7 +86,7 @@ def prepared_graph(item: Any, target: Any, quantizer: Any, bits: tuple[int, int]
 def files(
     item: Any, target: Any, folder: Path, bits: tuple[int, int] = (8, 8), quantizer: Any = None
 ) -> tuple[Path, Path, Any]:
-    """The float and the quantized file of a model, and its coverage."""
+    """Write the float and the quantized file of a model; return both paths and the coverage."""
     from kdq_core.quantization.convert import convert
     from kdq_quantizers.minmax_qat import MinMaxQat
 
@@ -98,7 +98,7 @@ def files(
 
 
 def interleaved(one: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, Any]:
-    """Milliseconds of both, taken in turns, and the ratio one / other: median, and its 95 % interval by bootstrap."""
+    """Time both in turns: milliseconds of each, and the median ratio one / other with its 95 % bootstrap interval."""
     counts = []
     for call in (one, other):
         call()
@@ -123,13 +123,13 @@ def interleaved(one: Callable[[], object], other: Callable[[], object], rounds: 
 
 
 def share_of(operators: Any) -> float:
-    """The share of the multiply-accumulates of conv, linear and recurrent layers that int8 kernels do."""
+    """Return the int8 share of the multiply-accumulates of conv, linear and recurrent layers."""
     wide = [row for row in operators if row.operator in COMPUTING]
     return float(sum(row.macs for row in wide if row.int8) / sum(row.macs for row in wide))
 
 
 def coverage(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: ARG001
-    """What runs in int8 in each runtime's own graph, at 8 bits."""
+    """Read from each runtime's own graph what runs in int8, at 8 bits."""
     rows = []
     for item in items:
         for runtime, target in targets(item).items():
@@ -148,7 +148,7 @@ def coverage(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: AR
 
 
 def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
-    """Float against int8 in the same runtime, one thread."""
+    """Compare float and int8 in the same runtime, with one thread."""
     rows = []
     for item in items:
         for runtime, target in targets(item).items():
@@ -165,7 +165,7 @@ def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
 
 
 def size(items: list[Any], rounds: int) -> list[dict[str, Any]]:
-    """Bytes of the float file and of files with 8-, 4- and 2-bit weights (first and last layer 8), and their speed."""
+    """Measure size and speed of files with 8-, 4- and 2-bit weights (first and last layer 8), and the float size."""
     rows = []
     for item in items:
         target = targets(item)[ORT]
@@ -184,7 +184,7 @@ def size(items: list[Any], rounds: int) -> list[dict[str, Any]]:
 
 
 def step(items: list[Any], rounds: int) -> list[dict[str, Any]]:
-    """A training step with fake quantization over the float step, in the same memory format."""
+    """Compare a training step with fake quantization to the float step, in the same memory format."""
     import torch
     from torch.nn import functional as F
 
@@ -224,7 +224,7 @@ def step(items: list[Any], rounds: int) -> list[dict[str, Any]]:
 
 
 def memory(items: list[Any], rounds: int) -> list[dict[str, Any]]:  # noqa: ARG001
-    """Growth of resident memory in a fresh process that loads a file and answers one batch of 32."""
+    """Measure the growth of resident memory in a fresh process that loads a file and runs one batch of 32."""
     code = (
         "import sys, numpy as np, importlib; from pathlib import Path\n"
         "def rss(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))\n"
@@ -258,7 +258,7 @@ def report(row: dict[str, Any]) -> None:
 
 
 def interval(row: dict[str, Any]) -> str:
-    """A ratio with its interval."""
+    """Format a ratio with its interval."""
     return f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
 
 
@@ -315,7 +315,7 @@ HEADS = {
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Format the results as Markdown."""
     lines = [
         "# Quantization",
         "",
@@ -338,7 +338,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def measured_on() -> str:
-    """The machine, and what int8 kernels make of it: sections may come from several."""
+    """Describe the machine and its int8 kernels, because sections may come from several machines."""
     vnni = {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     note = (
         "The CPU has VNNI."

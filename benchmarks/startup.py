@@ -1,6 +1,6 @@
-"""How long the commands take that answer without running anything.
+"""Measure the start-up time of commands that run no stage.
 
-Each command is started 11 times, the commands taking turns, so that a change in the machine's load meets all of them.
+Each command is started 11 times. The commands take turns, so that a change in the machine's load affects all of them.
 A bare `python -c pass` of the same interpreter is the unit of the ratio.
 
 ```
@@ -34,14 +34,14 @@ PACKAGES = ("kdq", "typer", "pydantic", "pluggy")
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> float:
-    """Wall time from start to end of one process."""
+    """Measure the wall time from start to end of one process."""
     began = time.perf_counter()
     subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began
 
 
 def measure() -> dict[str, list[float]]:
-    """Sorted seconds of each command; one turn before the clock counts fills the file cache."""
+    """Return the sorted seconds of each command; a first turn fills the file cache and is not counted."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "KDQ_HOME": home}
@@ -54,7 +54,7 @@ def measure() -> dict[str, list[float]]:
 
 
 def page(times: dict[str, list[float]]) -> str:
-    """The result as Markdown."""
+    """Format the result as Markdown."""
     unit = statistics.median(times[UNIT])
     rows = [
         f"| `{name}` | {1e3 * statistics.median(values):.0f} | {1e3 * values[0]:.0f} | {1e3 * values[-1]:.0f} "

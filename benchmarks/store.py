@@ -1,7 +1,7 @@
-"""What the store costs: a plan beside many entries, reading a large entry again, checking weights at the commit.
+"""Measure what the store costs: a plan with many entries, reading a large entry again, checking weights at a commit.
 
-Everything is measured in one process, the things compared taking turns; ratios depend less on the machine than
-milliseconds do.
+One process measures everything, and the compared things take turns. Ratios depend less on the machine than milliseconds
+do.
 
 ```
 python benchmarks/store.py > benchmarks/store.md
@@ -47,7 +47,7 @@ PACKAGES = ("kdq", "pydantic", "safetensors", "torch")
 
 
 def filled(root: Path, plan: Plan, entries: int) -> Store:
-    """A store with entries of all stages of `plan`, none of them the one it asks for."""
+    """Make a store with entries of all stages of `plan`, but none with a key of the plan."""
     store = Store(root)
     for number in range(entries):
         node = plan.nodes[number % len(plan.nodes)]
@@ -61,12 +61,12 @@ def filled(root: Path, plan: Plan, entries: int) -> Store:
 
 
 def median(turns: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
-    """Median, least and most of the milliseconds of each thing."""
+    """Return median, least and most milliseconds of each thing."""
     return {name: (statistics.median(ms), min(ms), max(ms)) for name, ms in turns.items()}
 
 
 def measured(things: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[str, tuple[float, float, float]]:
-    """Milliseconds of each thing; the first turn fills caches and is not counted."""
+    """Time each thing in milliseconds; the first turn fills caches and is not counted."""
     times: dict[str, list[float]] = {name: [] for name in things}
     for turn in range(turns + 1):
         for name, thing in things.items():
@@ -78,14 +78,14 @@ def measured(things: dict[str, Callable[[], object]], turns: int = TURNS) -> dic
 
 
 def plans(folder: Path) -> dict[str, tuple[float, float, float]]:
-    """`forecast` of a plan in which every stage is missing, beside more and more entries."""
+    """Time the `forecast` of a plan in which every stage is missing, with stores of growing size."""
     plan = make_plan(Recipe(name="digits", workload="digits"), Site(home=folder), Catalog.load())
     stores = {f"{size:,}": filled(folder / str(size) / "store", plan, size) for size in SIZES}
     return measured({name: lambda store=store: list(forecast(plan, store)) for name, store in stores.items()})  # type: ignore[misc]
 
 
 def commands(folder: Path) -> dict[str, tuple[float, float, float]]:
-    """`kdq plan` beside the stores that `plans` has filled, from start to end of the process."""
+    """Time `kdq plan` with the stores that `plans` has filled, from start to end of the process."""
 
     def command(size: int) -> object:
         home = {**os.environ, "KDQ_HOME": str(folder / str(size))}
@@ -95,12 +95,12 @@ def commands(folder: Path) -> dict[str, tuple[float, float, float]]:
 
 
 def large(folder: Path) -> dict[str, tuple[float, float, float]]:
-    """An entry with one large file of weights: what its commit does to that file, and what a reader does."""
+    """Time what a commit and a reader do to an entry with one large file of weights."""
     store, key = Store(folder), "ab" + "0" * 62
     with store.draft(key) as draft:
         save_file({"weight": torch.randn(MEBIBYTES << 18)}, draft / RECORD.weights)
         entry = store.commit(draft, stage="distill", key=key, parts={}, record=RECORD)
-    time.sleep(3)  # a file that was written a moment ago is hashed by each reader
+    time.sleep(3)  # each reader hashes a file that was written a moment ago
 
     def first() -> None:
         for mark in folder.glob("verified/*"):
@@ -119,7 +119,7 @@ def large(folder: Path) -> dict[str, tuple[float, float, float]]:
 
 
 def table(rows: dict[str, tuple[float, float, float]], head: str, unit: str) -> list[str]:
-    """A Markdown table with the ratio of medians to the row `unit`."""
+    """Format a Markdown table with the ratio of medians to the row `unit`."""
     lines = [f"| {head} | median ms | least | most | ratio |", "|---|---:|---:|---:|---:|"]
     for name, (middle, least, most) in rows.items():
         lines.append(f"| {name} | {middle:.1f} | {least:.1f} | {most:.1f} | {middle / rows[unit][0]:.2f} |")

@@ -1,17 +1,19 @@
 """Distiller `attention-transfer`: the student looks where the teacher looks.
 
-What: squared difference of attention maps: how strong a layer's activations are at each position, whatever the
-    channel, beside the workload's own loss on hard labels. No projector is needed: channels need not agree.
+What: compares attention maps of hidden layers. An attention map says how strong a layer's activations are at each
+    position, over all channels. The loss is the squared difference of the maps, beside the workload's own loss on hard
+    labels. It needs no projector, because student and teacher may differ in channels.
 Formula: a(f) = vec(mean over channels of |f|^p), q = a / ||a||_2, and
     L = beta * sum over the pairs of mean over samples and positions of (q_s - q_t)^2 + hard_weight * L_hard.
-    Maps of different sizes are averaged to the smaller one first. The scale of features does not matter; a map of zeros
-    stays one.
+    Maps of different sizes are averaged to the smaller one first. The scale of the features does not matter. A map of
+    zeros stays zero.
 Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention: Improving the Performance of Convolutional
     Neural Networks via Attention Transfer", arXiv:1612.03928, section 3.1; mean and square as in their code.
-Defaults and where they come from: p 2 and beta 1000 are theirs. A hard weight of 1 as in the paper.
+Defaults and where they come from: p 2 and beta 1000 are theirs. The hard weight of 1 is the paper's.
 Costs: the teacher runs beside the student; one pass over each tapped layer.
-Limits: layers with positions: maps `[B, C, H, W]` or sequences `[B, L, C]` of one length. Pairs of vectors `[B, C]`
-    have none and add nothing; where all are, it is an error. What a position holds is not compared, only how much.
+Limits: the layers need positions: maps `[B, C, H, W]`, or sequences `[B, L, C]` of one length. A pair of vectors
+    `[B, C]` has no positions and adds nothing; if all pairs are vectors, that is an error. The loss compares how strong
+    the activations at a position are, not what they represent.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ class AttentionTransfer(Distiller):
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
     def takes_top_k(self) -> bool:
-        """It looks at no logits."""
+        """True, because the loss reads no logits."""
         return True
 
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft term `attention`, and `hard_weight` for the hard loss.
+        """Return the soft term `attention`, and `hard_weight` for the hard loss.
 
         Args:
             student: features with positions, any channels.
@@ -46,7 +48,7 @@ class AttentionTransfer(Distiller):
             batch: not needed here.
 
         Raises:
-            StageError: features are missing or not finite, have other positions, or none has positions.
+            StageError: features are missing or not finite, their positions differ, or none has positions.
         """
         import torch
 
@@ -72,8 +74,8 @@ class AttentionTransfer(Distiller):
 def attention(features: Tensor, power: float) -> Tensor:
     """The attention map of each sample as a vector of length 1, `[B, positions]`.
 
-    It does not depend on the scale of a sample's features, which are divided by their largest before the power: neither
-    tiny ones vanish in it, nor do large ones overflow.
+    The map does not depend on the scale of a sample's features. They are divided by their largest value before the
+    power, so that tiny features do not vanish and large ones do not overflow.
     """
     import torch
 

@@ -1,20 +1,20 @@
 """Distiller `dist`: the student keeps the teacher's relations, not its exact probabilities.
 
-What: correlation between the class probabilities of student and teacher, over the classes of each sample (inter) and
-    over the samples of the batch for each class (intra), beside the workload's own loss on hard labels.
+What: correlates the class probabilities of student and teacher, over the classes of each sample (inter) and over the
+    samples of the batch for each class (intra). The workload's own loss on hard labels is added.
 Formula: p = softmax(z / T), `[B, C]`. With r the Pearson correlation,
     L = T^2 * (beta * mean over rows of (1 - r) + gamma * mean over columns of (1 - r)) + hard_weight * L_hard.
-    1 - r is computed as half the squared distance of the two centred vectors of length 1, which is the same number, but
-    does not cancel: equal models give exactly zero.
+    1 - r is computed as half the squared distance of the two centred vectors of length 1. That is the same number
+    without cancellation: equal models give exactly zero.
 Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", arXiv:2205.10536, equations 8 and 9; T^2 as
     in their code.
 Defaults and where they come from: beta 2, gamma 2, temperature 4 and a hard weight of 1 are the paper's for CIFAR-100;
     for ImageNet it takes temperature 1.
-Costs: a few passes over `[B, C]` in float32, and one wait for the device to see that the teacher is finite.
+Costs: a few passes over `[B, C]` in float32, and one wait for the device to check that the teacher is finite.
 Limits: single-label classification, and the same classes in the same order in teacher and student. The intra term sees
-    the batch at hand, so its value depends on the batch size; in a batch of one sample it is zero. Vectors without
-    spread (shorter than 1e-8 after centring) count as zero: 1 - r is 0 where both models have none, 1/2 where one has.
-    A student whose last layer begins at zero has no spread and gets a very large first gradient: use `clip_norm`.
+    only the batch, so its value depends on the batch size; in a batch of one sample it is zero. Vectors without spread
+    (shorter than 1e-8 after centring) count as zero: 1 - r is 0 if both models have none, and 1/2 if one has. A student
+    whose last layer starts at zero has no spread and gets a very large first gradient: use `clip_norm`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Dist(LogitDistiller):
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
     def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """`inter` between classes, and `intra` between samples."""
+        """Return `inter`, between classes, and `intra`, between samples."""
         q, p = (student / self.temperature).softmax(dim=1), (teacher / self.temperature).softmax(dim=1)
         scale = self.temperature**2
         return {
@@ -49,18 +49,18 @@ class Dist(LogitDistiller):
         }
 
     def label_weight(self) -> float:
-        """`hard_weight`, as it stands."""
+        """Return `hard_weight`."""
         return self.hard_weight
 
 
 def unlike(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Mean of `1 - r`, r the Pearson correlation of two matrices `[B, C]` along `dim`; a scalar."""
+    """Mean of `1 - r`, a scalar; r is the Pearson correlation of two matrices `[B, C]` along `dim`."""
     ours, theirs = unit(student, dim), unit(teacher, dim)
     return (ours - theirs).square().sum(dim=dim).mean() / 2
 
 
 def unit(values: Tensor, dim: int) -> Tensor:
-    """Centred and of length 1 along `dim`, or zero where there is no spread; the shape stays."""
+    """Centre the values and scale them to length 1 along `dim`; without spread they become zero. The shape stays."""
     import torch.nn.functional as F
 
     return F.normalize(values - values.mean(dim=dim, keepdim=True), dim=dim, eps=LEAST_LENGTH)

@@ -1,19 +1,19 @@
-"""Distiller `dkd`: decoupled knowledge distillation, with the true class and the other classes weighed apart.
+"""Distiller `dkd`: decoupled knowledge distillation, with separate weights for the true class and the others.
 
 What: two divergences between teacher and student at temperature T: of the true class against all others together
-    (TCKD), and among the other classes (NCKD); beside the workload's own loss on hard labels.
+    (TCKD), and among the other classes (NCKD). The workload's own loss on hard labels is added.
 Formula: L = T^2 * mean over the batch of (alpha * TCKD + beta * NCKD) + hard_weight * L_hard, where p = softmax(z / T),
     y the label, TCKD = KL([p_y, 1 - p_y] of teacher || student), and NCKD = KL(softmax over the classes other than y of
     z_t / T || the same of z_s / T). Hinton's loss is TCKD + (1 - p_y of the teacher) * NCKD: there, NCKD fades on the
     very samples the teacher knows best.
 Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", arXiv:2203.08679; T^2 as in their code.
 Defaults and where they come from: alpha 1, beta 8, temperature 4 and a hard weight of 1 are the defaults of the
-    authors' code (mdistiller). They let the soft terms grow over the first 20 epochs; here they are constant.
-Costs: two log-softmaxes of `[B, C]` in float32 for each model, and two waits for the device to see that the teacher is
-    finite and the labels are classes.
+    authors' code (mdistiller). The authors let the soft terms grow over the first 20 epochs; here they are constant.
+Costs: two log-softmaxes of `[B, C]` in float32 for each model, and two waits for the device to check that the teacher
+    is finite and that the labels are classes.
 Limits: single-label classification, the same classes in the same order in teacher and student, and a label for every
-    sample: an unlabelled batch is an error. Two classes have no NCKD, one class gives zero. A large beta suits a
-    teacher that is very sure; lower it where the loss is unsteady.
+    sample: an unlabelled batch is an error. Two classes have no NCKD; one class gives zero. A large beta suits a
+    teacher that is very sure. If the loss is unsteady, lower beta.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Dkd(Distiller):
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
     def takes_top_k(self) -> bool:
-        """It compares softmax distributions."""
+        """True, because the loss compares softmax distributions."""
         return True
 
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
-        """The soft terms `tckd` and `nckd`, and `hard_weight` for the hard loss.
+        """Return the soft terms `tckd` and `nckd`, and `hard_weight` for the hard loss.
 
         Args:
             student: logits `[B, C]`, any floating type.

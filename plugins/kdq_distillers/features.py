@@ -1,4 +1,4 @@
-"""What the distillers on features share: checks, and shapes."""
+"""Checks and reshaping that the distillers on features share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAST_SQUARE = 1e-12
 
 
 def pairs(name: str, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, student's and teacher's tensor of each pair in float32, the teacher's without gradient.
+    """Yield each pair's name, the student's tensor and the teacher's, in float32; the teacher's has no gradient.
 
     Args:
         name: of the distiller, for messages.
@@ -22,8 +22,8 @@ def pairs(name: str, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, 
         teacher: features `[B, ...]` under the same names.
 
     Raises:
-        StageError: there is no pair, a name is missing on one side, the samples differ, or the teacher's are not
-            finite.
+        StageError: there is no pair, a name is missing on one side, the samples differ, or the teacher's features are
+            not finite.
     """
     if not student.features or student.features.keys() != teacher.features.keys():
         raise StageError(
@@ -48,19 +48,19 @@ def pairs(name: str, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, 
 
 
 def channels_last(features: Tensor) -> Tensor:
-    """Positions by channels: maps `[B, C, H, W]` give `[B, HW, C]`, sequences `[B, L, C]` stay, `[B, C]` give one."""
+    """Positions by channels: maps `[B, C, H, W]` give `[B, HW, C]`, `[B, L, C]` stays, `[B, C]` gives `[B, 1, C]`."""
     if features.ndim == 2:
         return features[:, None]
     return features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
 
 
 def pooled(features: Tensor) -> Tensor:
-    """One vector a sample, `[B, C]`: the mean over positions."""
+    """One vector per sample, `[B, C]`: the mean over positions."""
     return channels_last(features).mean(dim=1)
 
 
 def same_places(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps `[B, C, H, W]` at the smaller resolution of both, by average pooling; others as they are."""
+    """Pool maps `[B, C, H, W]` to the smaller resolution of both by averaging; other features stay as they are."""
     import torch.nn.functional as F
 
     if ours.ndim != 4 or theirs.ndim != 4 or ours.shape[2:] == theirs.shape[2:]:

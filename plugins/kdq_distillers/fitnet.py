@@ -1,19 +1,19 @@
-"""Distiller `fitnet`: hints: hidden layers of the student reproduce those of the teacher.
+"""Distiller `fitnet`: hidden layers of the student reproduce those of the teacher (hints).
 
-What: mean squared difference between hidden layers of student and teacher. Where they differ in channels, a linear map
-    of the student's channels (a 1x1 convolution; for sequences and vectors a linear layer) is trained with the student
-    and thrown away afterwards. Beside the workload's own loss on hard labels.
+What: mean squared difference between hidden layers of student and teacher, beside the workload's own loss on hard
+    labels. If the two differ in channels, KDQ trains a linear map of the student's channels with the student and throws
+    it away afterwards. The map is a 1x1 convolution, or a linear layer for sequences and vectors.
 Formula: L = beta * sum over the pairs of mean over all elements of (r(f_s) - f_t)^2 + hard_weight * L_hard, with
     r the projector, or the identity where the shapes agree. Maps of different sizes are averaged to the smaller one.
-Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, equation 3 (a sum with the factor
-    1/2; the mean keeps the size of the loss independent of the layer's). They train on hints first and on labels
+Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, equation 3. They sum, with the factor
+    1/2; the mean makes the size of the loss independent of the layer's size. They train on hints first and on labels
     afterwards; one joint loss, and the 1x1 regressor, are those of Tian et al. 2020, arXiv:1910.10699. A schedule on
     `weight` comes near to the two steps: {schedule: linear, start: 1, end: 0}.
 Defaults and where they come from: beta 1 and a hard weight of 1 are our own. Tian et al. take beta 100 with a mean for
     CIFAR-100; a good value depends on the size of the teacher's features.
 Costs: the teacher runs beside the student; one 1x1 convolution forward and backward for each pair that needs it.
-Limits: features are compared as they are: a teacher whose activations are large gives a large loss. Student and teacher
-    must agree in what a position is: images cropped alike, tokens split alike.
+Limits: features are compared as they are: a teacher with large activations gives a large loss. A position must mean the
+    same in student and teacher: both models see images cropped alike and tokens split alike.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Fitnet(Distiller):
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
     def projectors(self, student: Shapes, teacher: Shapes) -> Mapping[str, nn.Module]:
-        """A linear map of channels for each pair whose channels differ."""
+        """Return a linear map of channels for each pair whose channels differ."""
         return channel_maps(student, teacher)
 
     def takes_top_k(self) -> bool:
-        """It looks at no logits."""
+        """True, because the loss reads no logits."""
         return True
 
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft term `hint`, and `hard_weight` for the hard loss.
+        """Return the soft term `hint`, and `hard_weight` for the hard loss.
 
         Args:
             student: features, projected to the teacher's channels.
@@ -52,7 +52,7 @@ class Fitnet(Distiller):
             batch: not needed here.
 
         Raises:
-            StageError: features are missing, not finite, or of shapes that cannot be compared.
+            StageError: features are missing or not finite, or their shapes cannot be compared.
         """
         import torch
 
@@ -66,7 +66,7 @@ class Fitnet(Distiller):
 
 
 def _unlike(given: Tensor, wanted: Tensor) -> str:
-    """What differs, and what to do; the student's channels are those behind the projector, so they say nothing."""
+    """Say what differs and what to do. It names no channels: the student's are those after the projector."""
     ours, theirs = _positions(given), _positions(wanted)
     if ours != theirs:
         maps = " (of features `[B, C, L]`, as 1-d convolutions give them, C is taken for the positions)"

@@ -1,10 +1,10 @@
 """Distiller `logistic`: the student's margins follow the teacher's, class by class.
 
-What: logistic loss of the student's margin under the teacher's label, each class against all others, beside the
-    workload's own loss on hard labels.
-Formula: the margin of class c is m_c = log(p_c / (1 - p_c)) with p = softmax(z). Where the teacher is sure, its label
-    is y = +1 or -1 and the loss of the class is log(1 + exp(-y * m_s)). A teacher that gives y = +1 the probability
-    p_t gives the mean of that over its labels,
+What: logistic loss of the student's margins under the teacher's labels, each class against all others. The workload's
+    own loss on hard labels is added.
+Formula: the margin of class c is m_c = log(p_c / (1 - p_c)) with p = softmax(z). If the teacher is sure, its label is
+    y = +1 or -1, and the loss of the class is log(1 + exp(-y * m_s)). If the teacher gives y = +1 the probability p_t,
+    the loss is the mean over its labels,
         l(m_s) = p_t * log(1 + exp(-m_s)) + (1 - p_t) * log(1 + exp(m_s)).
     Its least value, the entropy of the teacher's label, is at m_s = m_t and cannot be learned away; it is subtracted,
     so that equal models give zero:
@@ -12,14 +12,14 @@ Formula: the margin of class c is m_c = log(p_c / (1 - p_c)) with p = softmax(z)
     That difference is the Kullback-Leibler divergence of two coins. For two classes L is twice `logit-kd` at T = 1.
 Source: the logistic loss of a margin: Friedman, Hastie and Tibshirani 2000, "Additive logistic regression: a
     statistical view of boosting", Annals of Statistics 28(2). Its mean under the teacher's probabilities, the
-    distilled risk: Menon et al. 2020, "Why distillation helps: a statistical perspective", arXiv:2005.10419. The
-    product of two real margins, log(1 + exp(-m_s * m_t)), is met in introductions; it is least at infinite m_s, not at
-    m_s = m_t, and is not built here.
+    distilled risk: Menon et al. 2020, "Why distillation helps: a statistical perspective", arXiv:2005.10419. Some
+    introductions show the product of two real margins, log(1 + exp(-m_s * m_t)). KDQ does not offer it: it is least at
+    infinite m_s, not at m_s = m_t.
 Defaults and where they come from: alpha 0.5, an equal share, is our own; there is no temperature, as in the sources.
 Costs: a softmax and one more sum of exponentials of `[B, C]` in float32 for each model, and one wait for the device to
-    see that the teacher is finite.
-Limits: single-label classification, and the same classes in the same order in teacher and student; for several labels a
-    sample use `multi-label-kd`. One class has no margin and gives zero.
+    check that the teacher is finite.
+Limits: single-label classification, and the same classes in the same order in teacher and student. For several labels
+    per sample use `multi-label-kd`. One class has no margin and gives zero.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Logistic(AlphaDistiller):
     catalog_name: ClassVar[str] = "logistic"
 
     def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """`logistic`, summed over the classes."""
+        """Return `logistic`, summed over the classes."""
         soft = nothing(student) if student.shape[1] == 1 else divergence(log_coins(teacher), log_coins(student))
         return {"logistic": self.alpha * soft}
 
@@ -46,7 +46,7 @@ class Logistic(AlphaDistiller):
 def log_coins(logits: Tensor) -> Tensor:
     """`log p` and `log(1 - p)` of each class: `[B, C]` gives `[B, 2, C]`, C at least 2.
 
-    `1 - p` of the likeliest class is summed over the other classes, because the difference would round to 0.
+    For the likeliest class `1 - p` is the sum over the other classes, because the difference would round to 0.
     """
     import torch
 

@@ -1,7 +1,8 @@
 """Distiller `logit-kd`: the student follows the teacher's softened class probabilities.
 
 What: Kullback-Leibler divergence between the class distributions of teacher and student at temperature T, beside the
-    workload's own loss on hard labels. With `standardize`, on logits of mean 0 and standard deviation 1 in each sample.
+    workload's own loss on hard labels. `standardize` first gives the logits of each sample mean 0 and standard
+    deviation 1.
 Formula: L = alpha * T^2 * mean over the batch of KL(softmax(z_t / T) || softmax(z_s / T)) + (1 - alpha) * L_hard.
     The factor T^2 keeps the size of the soft gradient independent of T: for large T and logits of zero mean it tends to
     (z_s - z_t) / C for each sample, C the number of classes.
@@ -9,14 +10,13 @@ Formula: L = alpha * T^2 * mean over the batch of KL(softmax(z_t / T) || softmax
 Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
     Standardized: Sun et al. 2024, "Logit Standardization in Knowledge Distillation", arXiv:2403.01427. Their published
     code divides by the sample standard deviation (C - 1), a slightly higher temperature.
-Defaults and where they come from: temperature 4 and alpha 0.9 are the setting most of the follow-up literature compares
-    itself with (for one Cho and Hariharan 2019, arXiv:1910.01348); the paper itself says that a considerably lower
-    weight on the hard labels works best. Logits are not standardized unless asked for; with it, the code of Sun et al.
-    takes a temperature of 2.
-Costs: two log-softmaxes of `[B, C]` in float32, and one wait for the device to see that the teacher is finite.
-Limits: single-label classification, and the same classes in the same order in teacher and student. What the teacher has
-    learned wrongly is taught too. Standardized logits say nothing of how sure the teacher is: any two models of two
-    classes that agree are equal, and so are all models of one class.
+Defaults and where they come from: most of the follow-up literature compares itself with temperature 4 and alpha 0.9
+    (for one Cho and Hariharan 2019, arXiv:1910.01348). The paper itself says that a considerably lower weight on the
+    hard labels works best. `standardize` is off; with it, the code of Sun et al. takes a temperature of 2.
+Costs: two log-softmaxes of `[B, C]` in float32, and one wait for the device to check that the teacher is finite.
+Limits: single-label classification, and the same classes in the same order in teacher and student. The student also
+    learns the teacher's mistakes. Standardized logits do not say how sure the teacher is: any two models of two classes
+    that agree are equal, and so are all models of one class.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class LogitKd(AlphaDistiller):
     standardize: bool = Field(default=False, description="give each sample's logits mean 0 and standard deviation 1")
 
     def takes_top_k(self) -> bool:
-        """Unless logits are standardized, which takes all of them."""
+        """True unless logits are standardized, which needs all of them."""
         return not self.standardize
 
     def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """`kd`, the divergence of the softened distributions."""
+        """Return `kd`, the divergence of the softened distributions."""
         if self.standardize:
             student, teacher = standardized(student), standardized(teacher)
         soft = soft_loss(student, teacher, self.temperature)
@@ -65,7 +65,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """Each row of `[B, C]` with mean 0 and standard deviation 1; a row without variance gives zeros."""
+    """Give each row of `[B, C]` mean 0 and standard deviation 1; a row without variance becomes zeros."""
     import torch.nn.functional as F
 
     return F.layer_norm(logits, logits.shape[1:], eps=LEAST_VARIANCE)

@@ -1,4 +1,4 @@
-"""What the distillers on logits share: checks, and the divergence most of them are made of."""
+"""Base classes, checks and the divergence that the distillers on logits share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class LogitDistiller(Distiller, abc.ABC):
-    """A loss that compares logits `[B, C]` of both models and looks at nothing else."""
+    """A loss that compares logits `[B, C]` of both models and reads nothing else."""
 
     catalog_name: ClassVar[str]
     """The distiller's name in recipes, for messages."""
 
     @abc.abstractmethod
     def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """The soft terms by name, each a scalar that its weight has been applied to.
+        """Return the soft terms by name, each a scalar multiplied by its weight.
 
         Args:
             student: logits `[B, C]`, float32.
@@ -28,10 +28,10 @@ class LogitDistiller(Distiller, abc.ABC):
 
     @abc.abstractmethod
     def label_weight(self) -> float:
-        """Weight of the hard loss beside the soft terms."""
+        """Return the weight of the hard loss beside the soft terms."""
 
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft terms, and the weight of the hard loss.
+        """Return the soft terms and the weight of the hard loss.
 
         Args:
             student: logits `[B, C]`, any floating type.
@@ -46,17 +46,17 @@ class LogitDistiller(Distiller, abc.ABC):
 
 
 class AlphaDistiller(LogitDistiller, abc.ABC):
-    """A loss on logits in which teacher and labels share the weight 1; `soft_terms` applies `alpha`."""
+    """A loss on logits: the teacher has weight `alpha`, which `soft_terms` applies, the labels have `1 - alpha`."""
 
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
 
     def label_weight(self) -> float:
-        """What the teacher leaves: 1 - alpha."""
+        """Return `1 - alpha`."""
         return 1 - self.alpha
 
 
 def comparable(name: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-    """Logits of both models in float32, the teacher's without gradient.
+    """Check the logits of both models and return them in float32, the teacher's without gradient.
 
     Args:
         name: of the distiller, for messages.
@@ -90,18 +90,18 @@ def comparable(name: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, T
 
 
 def class_labels(name: str, batch: Batch, logits: Tensor) -> Tensor:
-    """The label of each sample.
+    """Check the labels of the batch and return one class number per sample.
 
     Args:
         name: of the distiller, for messages.
-        batch: one class number a sample.
-        logits: `[B, C]`; tells how many samples and classes there are.
+        batch: one class number per sample.
+        logits: `[B, C]`; their shape gives the number of samples and of classes.
 
     Returns:
         int64 `[B]`, each from 0 to C - 1.
 
     Raises:
-        StageError: the batch has no labels, or other labels than one class number a sample.
+        StageError: the batch has no labels, or they are not one class number per sample.
     """
     samples, classes = logits.shape
     labels, instead = batch.targets, "use a distiller that needs none, such as 'logit-kd'"
@@ -125,7 +125,9 @@ def class_labels(name: str, batch: Batch, logits: Tensor) -> Tensor:
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """`sum of p * (log p - log q) / B`, a scalar: Kullback-Leibler, summed over all but the batch, mean over the batch.
+    """Kullback-Leibler divergence of each sample, as the mean over the batch: `sum of p * (log p - log q) / B`.
+
+    It sums over all axes but the batch, and returns a scalar.
 
     Args:
         log_p: logarithms of the teacher's probabilities, `[B, ...]`.
@@ -135,7 +137,7 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def others(logits: Tensor, index: Tensor) -> Tensor:
-    """Each row without one of its entries.
+    """Leave one entry out of each row.
 
     Args:
         logits: `[B, C]`.
@@ -151,5 +153,5 @@ def others(logits: Tensor, index: Tensor) -> Tensor:
 
 
 def nothing(logits: Tensor) -> Tensor:
-    """A loss of zero with a gradient of zero, where there is nothing to compare."""
+    """A loss of zero with a gradient of zero, for a batch with nothing to compare."""
     return 0 * logits.sum()

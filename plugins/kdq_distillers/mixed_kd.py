@@ -1,15 +1,16 @@
-"""Distiller `mixed-kd`: some outputs are classes that exclude each other, others are labels of their own.
+"""Distiller `mixed-kd`: some outputs are classes that exclude each other, the others are independent labels.
 
-What: divergence between teacher and student at temperature T: over each group of exclusive classes (softmax), and for
-    each output outside of the groups by itself (sigmoid); beside the workload's own loss on hard labels.
+What: divergence between teacher and student at temperature T. Each group of exclusive classes is compared by softmax,
+    each output outside the groups by its own sigmoid. The workload's own loss on hard labels is added.
 Formula: L = alpha * T^2 * mean over the batch of (sum over the groups of KL(softmax(z_t / T) || softmax(z_s / T)) + sum
     over the other outputs of KL(Bernoulli(p_t) || Bernoulli(p_s))) + (1 - alpha) * L_hard, p = sigmoid(z / T).
 Source: the sum of Hinton et al. 2015, arXiv:1503.02531 (groups), and Yang et al. 2023, arXiv:2308.06453 (labels), which
     treats a label as a group of two: yes and no.
 Defaults and where they come from: temperature 1 as in the latter. alpha 0.5, an equal share, is our own.
-Costs: a log-softmax and four log-sigmoids of `[B, C]` in float32, and one wait for the device to see that the teacher
+Costs: a log-softmax and four log-sigmoids of `[B, C]` in float32, and one wait for the device to check that the teacher
     is finite.
-Limits: outputs trained the same way in both models. Each output is in one group at most. Groups and labels weigh alike.
+Limits: both models must be trained in the same way on these outputs. Each output is in one group at most. A group and a
+    label have the same weight.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class MixedKd(AlphaDistiller):
         return value
 
     def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """`classes`, where there are groups, and `labels`, where there are other outputs.
+        """Return `classes` if there are groups, and `labels` if there are other outputs.
 
         Raises:
             StageError: a group ends beyond the outputs.

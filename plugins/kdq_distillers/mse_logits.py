@@ -1,4 +1,4 @@
-"""Distiller `mse-logits`: the student's logits, or its probabilities, are those of the teacher.
+"""Distiller `mse-logits`: the student reproduces the teacher's logits or probabilities.
 
 What: squared difference of logits or of class probabilities, beside the workload's own loss on hard labels.
 Formula: L = alpha * mean over the batch of (sum over the classes of (y_s - y_t)^2) + (1 - alpha) * L_hard, with y = z
@@ -9,11 +9,11 @@ Source: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?", arXiv:1312.
     Distillation", arXiv:2105.08919, compare it with `logit-kd`. On probabilities it is the Brier score, Brier 1950.
 Defaults and where they come from: `on: logits` as in both papers. alpha 0.5, an equal share, is our own; Ba and
     Caruana have no hard loss at all (alpha 1).
-Costs: one pass over `[B, C]` in float32, and one wait for the device to see that the teacher is finite.
+Costs: one pass over `[B, C]` in float32, and one wait for the device to check that the teacher is finite.
 Limits: the same classes in the same order in teacher and student. On logits the loss grows with the number of classes
-    and with the square of the teacher's logits, so alpha may have to be smaller for many classes; a constant added to
-    all logits of a sample changes nothing in the answer but counts here. On probabilities the gradient vanishes where
-    the student is sure, and wrong.
+    and with the square of the teacher's logits, so many classes may need a smaller alpha. A constant added to all
+    logits of a sample changes no answer, but it changes this loss. On probabilities the gradient vanishes where the
+    student is sure but wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MseLogits(AlphaDistiller):
     )
 
     def soft_terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """`mse`, the squared difference summed over the classes."""
+        """Return `mse`, the squared difference summed over the classes."""
         if self.on == "probabilities":
             student, teacher = student.softmax(dim=1), teacher.softmax(dim=1)
         soft = (student - teacher).square().sum() / len(student)

@@ -31,11 +31,11 @@ NAMES = (
     ("regression-kd", "regression_kd:RegressionKd", "squared or Huber difference of numbers, such as ratings"),
     ("mixed-kd", "mixed_kd:MixedKd", "groups of exclusive classes beside independent labels"),
 )
-"""Name, class and summary of each."""
+"""Name, class and summary of each distiller."""
 
 
 @hookimpl
 def kdq_distillers() -> Iterator[PluginSpec]:
-    """Name them; each class is loaded when a recipe needs it."""
+    """Yield one entry per distiller. KDQ loads its class when a recipe needs it."""
     for name, target, summary in NAMES:
         yield PluginSpec(name=name, target=f"kdq_distillers.{target}", summary=summary)

@@ -1,21 +1,21 @@
-"""Distiller `rkd`: relations between samples, distances and angles, are as in the teacher.
+"""Distiller `rkd`: the student keeps the teacher's distances and angles between samples.
 
-What: where each sample lies among the others of the batch: Huber loss between the teacher's and the student's distances
-    of all pairs of samples, and between the angles of all triples; beside the workload's own loss on hard labels.
-    Features of any width are compared; maps and sequences are averaged over their positions.
+What: compares where each sample lies among the others of the batch. The loss is Huber's, between the teacher's and the
+    student's distances of all pairs of samples, and between the angles of all triples. The workload's own loss on hard
+    labels is added. Features may have any width; maps and sequences are averaged over their positions.
 Formula: with x_i the feature of sample i, d_ij = ||x_i - x_j|| / (mean of ||x_i - x_j|| over i != j) and
     cos_ijk = <e_ij, e_kj>, e_ij = (x_i - x_j) / ||x_i - x_j||,
     L = sum over the pairs of layers of (distance * mean over i != j of h(d_ij of student - that of teacher)
     + angle * mean over distinct i, j, k of h(cos_ijk of student - that of teacher)) + hard_weight * L_hard,
     with h(x) = x^2 / 2 up to 1 and |x| - 1/2 beyond. Samples nearer than 1e-6 count as one.
-Source: Park et al. 2019, "Relational Knowledge Distillation", arXiv:1904.05068, equations 3 to 9. Their code takes the
-    mean also over i = j, which are always zero; here they are left out.
+Source: Park et al. 2019, "Relational Knowledge Distillation", arXiv:1904.05068, equations 3 to 9. Their code includes
+    i = j in the mean; those terms are always zero, and KDQ leaves them out.
 Defaults and where they come from: 25 for distances and 50 for angles, as in the code of Tian et al. 2020
     (arXiv:1910.10699). A hard weight of 1 is our own.
-Costs: the teacher runs beside the student; differences `[B, B, C]` and angles `[B, B, B]` of both models in float32:
-    for 256 samples and 512 channels 134 MB, and 67 MB.
-Limits: the loss sees the batch at hand, so its value depends on the batch size; one sample has no distances, two have
-    no angles, and the term is then zero.
+Costs: the teacher runs beside the student; differences `[B, B, C]` and angles `[B, B, B]` of both models in float32.
+    For 256 samples and 512 channels these take 134 MB and 67 MB.
+Limits: the loss sees only the batch, so its value depends on the batch size. A batch of one sample has no distances,
+    one of two has no angles; the term is then zero.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Rkd(Distiller):
     hard_weight: float = Field(default=1.0, ge=0, le=1000, description="weight of the labels")
 
     def takes_top_k(self) -> bool:
-        """It looks at no logits."""
+        """True, because the loss reads no logits."""
         return True
 
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:  # noqa: ARG002 - the kind's signature
-        """The soft terms `distance` and `angle`, and `hard_weight` for the hard loss.
+        """Return the soft terms `distance` and `angle`, and `hard_weight` for the hard loss.
 
         Args:
             student: features `[B, ...]`, any width.
@@ -64,7 +64,7 @@ class Rkd(Distiller):
 
 
 def distances(vectors: Tensor) -> Tensor:
-    """Distances of all pairs i != j over their mean: `[B, C]` gives `[B * (B - 1)]`."""
+    """Distances of all pairs i != j, divided by their mean: `[B, C]` gives `[B * (B - 1)]`."""
     import torch
 
     square = (vectors[:, None] - vectors[None]).square().sum(dim=2)[_distinct(vectors)]
@@ -82,7 +82,7 @@ def angles(vectors: Tensor) -> Tensor:
 
 
 def huber(gap: Tensor) -> Tensor:
-    """Mean of Huber's loss with its bend at 1; zero of nothing."""
+    """Mean of Huber's loss with its bend at 1; zero if there are no values."""
     import torch.nn.functional as F
 
     return F.smooth_l1_loss(gap, gap.new_zeros(()).expand_as(gap)) if gap.numel() else gap.sum()

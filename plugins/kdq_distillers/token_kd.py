@@ -1,18 +1,18 @@
 """Distiller `token-kd`: at each position of a sequence the student follows the teacher's softened distribution.
 
 What: Kullback-Leibler divergence between the distributions of teacher and student at temperature T over the vocabulary
-    or the labels, at each position that is no padding, beside the workload's own loss on hard labels.
+    or the labels. It is taken at each position that is not padding. The workload's own loss on hard labels is added.
 Formula: L = alpha * T^2 * mean over the real positions of KL(softmax(z_t / T) || softmax(z_s / T)) + (1 - alpha) *
     L_hard. Every real position of the batch has the same weight, so a long sequence weighs more than a short one.
 Source: Kim and Rush 2016, "Sequence-Level Knowledge Distillation", arXiv:1606.07947, section 3.1 (word-level
     distillation); temperature and its square after Hinton et al. 2015, arXiv:1503.02531.
 Defaults and where they come from: temperature 1, because the paper has none. alpha 0.5, an equal share, is our own.
-Costs: two log-softmaxes over the real positions in float32, and two waits for the device: to count them, and to see
-    that the teacher is finite.
-Limits: one tokenizer for both models, so that position and class mean the same. Padding is known from an input
+Costs: two log-softmaxes over the real positions in float32, and two waits for the device: to count the positions, and
+    to check that the teacher is finite.
+Limits: both models need the same tokenizer, so that position and class mean the same. Padding is read from an input
     (`padding_input`), or from labels of -100; without either, all positions count. A batch without real positions gives
-    zero. A teacher whose outputs are kept must be finite at padding too, and within fp16 unless `form: fp32` is kept.
-    Sequences that the teacher itself wrote (sequence-level distillation) are data, not a loss.
+    zero. A cached teacher must be finite at padding too, and within the range of fp16 unless the cache has
+    `form: fp32`. Sequences that the teacher itself wrote (sequence-level distillation) are data, not a loss.
 """
 
 from __future__ import annotations
@@ -35,25 +35,28 @@ class TokenKd(Distiller):
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the teacher; the labels get 1 - alpha")
     temperature: float = Field(default=1.0, ge=0.01, le=100, description="softens both distributions; 1 leaves them")
     padding_input: int | None = Field(
-        default=None, ge=0, le=99, description="which input [B, L] tells padding, from 0: token numbers, or a mask"
+        default=None,
+        ge=0,
+        le=99,
+        description="which input [B, L] marks padding, counted from 0: token numbers, or a mask",
     )
-    padding_value: int = Field(default=0, description="what that input holds where there is padding")
+    padding_value: int = Field(default=0, description="the value of that input at padding")
 
     def takes_top_k(self) -> bool:
-        """It compares softmax distributions."""
+        """True, because the loss compares softmax distributions."""
         return True
 
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
-        """The soft term `token`, and `1 - alpha` for the hard loss.
+        """Return the soft term `token`, and `1 - alpha` for the hard loss.
 
         Args:
             student: logits `[B, L, C]`, any floating type; `[B, C]` is a sequence of one.
             teacher: logits of the same shape.
-            batch: inputs, and perhaps labels `[B, L]`, that tell padding.
+            batch: inputs, and perhaps labels `[B, L]`, that mark padding.
 
         Raises:
             StageError: the shapes differ, the teacher's logits are not finite at a real position, or the input that
-                tells padding has another shape.
+                marks padding has another shape.
         """
         ours, theirs = student.logits, teacher.logits.detach()
         if ours.shape != theirs.shape or ours.ndim < 2:
@@ -68,7 +71,7 @@ class TokenKd(Distiller):
         return LossTerms(terms={"token": self.alpha * soft}, hard_weight=1 - self.alpha)
 
     def real_positions(self, batch: Batch, logits: Tensor) -> Tensor:
-        """Bools `[B, L]`, false where there is padding."""
+        """Mark the real positions: bools `[B, L]`, false at padding."""
         import torch
 
         shape = logits.shape[:-1]

@@ -1,12 +1,14 @@
 """Evaluator `coverage`: how much of the work really runs in int8 kernels.
 
-What: share of the multiply-accumulates of convolutions, linear and recurrent layers that int8 kernels do, and of those
-    of linear layers alone; share of the weight bytes that belong to int8 operators; number of operators in float.
+What: the share of the multiply-accumulates that int8 kernels do, over convolutions, linear and recurrent layers, and
+    over linear layers alone; the share of the weight bytes that belong to int8 operators; the number of operators in
+    float.
 Formula: sum over int8 operators / sum over all operators, for one sample.
-Source: the target reads it from the runtime's own optimised graph: a quantized file may still run in float, silently.
+Source: the target reads it from the runtime's own optimised graph, because a quantized file may still run in float
+    silently.
 Defaults and where they come from: no options.
-Costs: none; the target has counted before.
-Limits: says nothing of a float model, and has no share where a model has no such operator.
+Costs: none, because the target has counted already.
+Limits: gives nothing for a float model. A model without such operators has no share.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Coverage(Evaluator):
     columns: ClassVar[tuple[Column, ...]] = (Column(heading="int8 MACs", metric="coverage_macs", form="{:.0%}"),)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
-        """Three shares from 0 to 1, and `float_operators`; `()` for a float file."""
+        """Return three shares from 0 to 1, and `float_operators`; `()` for a float file."""
         if not candidate.operators:
             return ()
         computing = [o for o in candidate.operators if o.operator.startswith(COMPUTING)]
@@ -46,7 +48,7 @@ class Coverage(Evaluator):
 def share(
     name: str, operators: list[OperatorCoverage], amount: Callable[[OperatorCoverage], int]
 ) -> tuple[Metric, ...]:
-    """The int8 share of `amount`, or nothing where there is none to share."""
+    """Return the int8 share of `amount`, or `()` if the total is zero."""
     total = sum(amount(o) for o in operators)
     if not total:
         return ()

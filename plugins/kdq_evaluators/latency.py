@@ -1,14 +1,15 @@
 """Evaluator `latency`: how long one call of the shipped file takes, beside the float student's on the same machine.
 
 What: median and 95th percentile of the wall time of one call, and the speed-up over the baseline.
-Formula: candidate and baseline are called in turns, so that both meet the same machine; speedup = median over the turns
-    of baseline time / candidate time. The baseline takes turns with a copy of itself, so that its times compare.
-Source: intervals (95 %) between order statistics, free of any distribution: Conover 1999, "Practical Nonparametric
-    Statistics", 3.2. Where the sample is too small for an end of the interval, it is left out.
-Defaults and where they come from: one sample and one thread, as on a small device; 200 turns give the median to a few
-    per cent; all ends after `seconds`, so that a large model is measured less often, not for hours.
-Costs: at most a little over `seconds` a model, but never less than 10 turns.
-Limits: times hold for this machine and its load; compare within a report, not between reports.
+Formula: candidate and baseline are called in turns, so that the machine's load affects both alike; speedup = median
+    over the turns of baseline time / candidate time. The baseline takes turns with a copy of itself, so that its times
+    can be compared.
+Source: intervals (95 %) between order statistics, which assume no distribution: Conover 1999, "Practical Nonparametric
+    Statistics", 3.2. If the sample is too small for an end of the interval, that end is left out.
+Defaults and where they come from: one sample and one thread, as on a small device. 200 turns give the median to a few
+    per cent. No turn begins after `seconds`, so that a large model is measured less often instead of for hours.
+Costs: a little over `seconds` per model, but never less than 10 turns.
+Limits: times depend on this machine and its load; compare within a report, not between reports.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class Latency(Evaluator):
 
     batch_size: int = Field(default=1, ge=1, le=65_536, description="samples in a call")
     threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of the runtime")
-    warmup: int = Field(default=20, ge=0, le=10_000, description="calls of each file before the clock counts")
+    warmup: int = Field(default=20, ge=0, le=10_000, description="calls of each file before the measurement")
     repeats: int = Field(default=200, ge=LEAST_TURNS, le=1_000_000, description="turns that are measured")
     seconds: float = Field(default=1.0, gt=0, le=3600, description="no new turn begins after this time")
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
-        """`latency_p50_ms` and `latency_p95_ms`; `speedup` where the candidate is another file than the baseline."""
+        """Return `latency_p50_ms`, `latency_p95_ms`, and `speedup` if candidate and baseline are different files."""
         inputs = first_inputs(batches, self.batch_size)
         sessions = [subject.target.session(subject.path, threads=self.threads) for subject in (candidate, baseline)]
         for _ in range(self.warmup):
@@ -64,14 +65,14 @@ class Latency(Evaluator):
 
 
 def seconds(session: Session, inputs: tuple[np.ndarray, ...]) -> float:
-    """Wall time of one call."""
+    """Measure the wall time of one call."""
     start = time.perf_counter()
     session.run(inputs)
     return time.perf_counter() - start
 
 
 def first_inputs(batches: Batches, size: int) -> tuple[np.ndarray, ...]:
-    """The first `size` samples of the test split, each `[size, ...]`; repeated where its first batch has fewer.
+    """Return the first `size` test samples, each input `[size, ...]`; a smaller first batch is repeated.
 
     Raises:
         StageError: the test split is empty.
@@ -85,7 +86,7 @@ def first_inputs(batches: Batches, size: int) -> tuple[np.ndarray, ...]:
 
 
 def metric(name: str, ordered: list[float], share: float, unit: str) -> Metric:
-    """The quantile `share` of sorted values, with the 95 % interval between order statistics."""
+    """Make a metric of the quantile `share` of sorted values, with its 95 % interval between order statistics."""
     count = len(ordered)
     half = Z95 * math.sqrt(count * share * (1 - share))
     low, high = math.floor(count * share - half) - 1, math.ceil(count * share + half)
@@ -101,7 +102,7 @@ def metric(name: str, ordered: list[float], share: float, unit: str) -> Metric:
 
 
 def quantile(ordered: list[float], share: float) -> float:
-    """Linear interpolation between the two nearest of sorted values."""
+    """Interpolate linearly between the two nearest of sorted values."""
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)

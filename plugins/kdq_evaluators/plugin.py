@@ -9,7 +9,7 @@ KDQ_PLUGIN_API = ">=1,<2"
 
 @hookimpl
 def kdq_evaluators() -> Iterator[PluginSpec]:
-    """Name them; each class is loaded when a recipe needs it."""
+    """Yield one entry per evaluator. KDQ loads its class when a recipe needs it."""
     yield PluginSpec(
         name="coverage",
         target="kdq_evaluators.coverage:Coverage",

@@ -1,17 +1,17 @@
-"""Evaluator `size`: what a user ships, in bytes, and what it is made of.
+"""Evaluator `size`: how large the shipped file is, and what it consists of.
 
 What: bytes of the file (with external data files, if it has any), bytes of its weights by type, number of stored
     parameters, and how many times smaller it is than the float student's file.
 Formula: compression = bytes of the baseline / bytes of the candidate, graph and metadata included on both sides.
-    A weight is a constant tensor of two or more dimensions; a parameter is an element of any floating-point, int8,
-    uint8 or int32 constant that is no scale or zero point. Constants are initialisers and Constant nodes, in subgraphs
-    too: exporters hide weights in both. Of weights that are packed, several to a byte, the bytes are those in the
-    file, tables included, and the parameters those that come out.
-Source: ONNX IR specification (TensorProto, external data); read from the file, not from the model in PyTorch, since
+    A weight is a constant tensor of two or more dimensions. A parameter is an element of any floating-point, int8,
+    uint8 or int32 constant that is not a scale or zero point. Constants are initialisers and Constant nodes, in
+    subgraphs too, because exporters hide weights in both. If weights are packed, several to a byte, their bytes are
+    those in the file, tables included, and their parameters are the decoded ones.
+Source: ONNX IR specification (TensorProto, external data). KDQ reads the file, not the model in PyTorch, because
     exporters have left float weights in the file beside the int8 ones.
 Defaults and where they come from: no options.
 Costs: one read of the file.
-Limits: ONNX files. Weights count as packed where they are looked up in a table by constant bytes.
+Limits: ONNX files only. Weights count as packed if constant bytes look them up in a table.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Size(Evaluator):
     columns: ClassVar[tuple[Column, ...]] = (Column(heading="bytes", metric="bytes", form="{:,.0f}"),)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
-        """Metrics in bytes and counts; nothing is run.
+        """Return metrics in bytes and counts, without running the file.
 
         Raises:
-            StageError: the file is no ONNX file.
+            StageError: the file is not an ONNX file.
         """
         ours = read(candidate.path)
         ratio = read(baseline.path).bytes / ours.bytes
@@ -61,7 +61,7 @@ class Size(Evaluator):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: its bytes with external data, bytes of int8 and of float weights, stored parameters."""
+    """Counts of a file: its bytes with external data, bytes of int8 and of float weights, stored parameters."""
 
     bytes: int
     int8: int
@@ -70,7 +70,7 @@ class Contents:
 
 
 def metric(name: str, value: float, unit: str, direction: Literal["higher", "lower", "neither"]) -> Metric:
-    """An exact figure: no interval."""
+    """Make a metric of an exact figure, without an interval."""
     return Metric(name=name, value=value, unit=unit, direction=direction)
 
 
@@ -78,7 +78,7 @@ def read(path: Path) -> Contents:
     """Count the constants of an ONNX file.
 
     Raises:
-        StageError: the file is no ONNX file.
+        StageError: the file is not an ONNX file.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -107,7 +107,7 @@ def read(path: Path) -> Contents:
 
 
 def graphs(graph: Any) -> Iterator[Any]:
-    """`graph` and every graph inside its nodes (If, Loop, Scan)."""
+    """Yield `graph` and every graph inside its nodes (If, Loop, Scan)."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -116,7 +116,7 @@ def graphs(graph: Any) -> Iterator[Any]:
 
 
 def constants(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Name and TensorProto of every initialiser and Constant node."""
+    """Yield name and TensorProto of every initialiser and Constant node."""
     for part in graphs(graph):
         yield from ((tensor.name, tensor) for tensor in part.initializer)
         for node in part.node:
@@ -125,14 +125,14 @@ def constants(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def scales(graph: Any) -> Iterator[str]:
-    """Names of the tensors that are a scale or a zero point."""
+    """Yield the names of the tensors that are a scale or a zero point."""
     for part in graphs(graph):
         for node in part.node:
             yield from (node.input[i] for i in SCALES.get(node.op_type, ()) if i < len(node.input))
 
 
 def packed(graph: Any) -> tuple[set[str], int]:
-    """Names of the constants that packed weights are decoded from, and how many weights come out."""
+    """Return the names of the constants that packed weights are decoded from, and the number of decoded weights."""
     from onnx import TensorProto, numpy_helper
 
     tensors = {tensor.name: tensor for tensor in graph.initializer}

@@ -1,9 +1,9 @@
 """Quantizer `apot`: weights that are sums of powers of two, with a learned clipping threshold.
 
 What
-    Weights lie densely near zero; so do these levels. Each is a sum of a few powers of two, times a threshold a channel
-    that is learned with the weights. Below 7 bits all levels are whole multiples of one step within int8, so that int8
-    kernels run them as they are. Activations: min-max ranges by moving average, as in `minmax-qat`.
+    Weights lie densely near zero, and so do these levels. Each level is a sum of a few powers of two, times a threshold
+    per channel that is trained with the weights. Below 7 bits all levels are whole multiples of one step within int8,
+    so that int8 kernels run them unchanged. Activations: min-max ranges by moving average, as in `minmax-qat`.
 Formula
     w' = threshold * sign(w) * nearest level to |w| / threshold, at most 1. For b bits, b - 1 of them for the magnitude,
     levels are gamma * sum of n = floor((b - 1) / 2) terms of {0 and three powers of two}, and for even b one more of
@@ -15,16 +15,16 @@ Source
     Li, Dong and Wang 2020, Additive Powers-of-Two Quantization, https://arxiv.org/abs/1909.13144; the levels of an even
     number of bits as in the authors' code, which stops at 7 bits.
 Defaults and where they come from
-    sigmas 3: the authors' threshold starts at 3 standard deviations; here at most at the channel's largest weight.
-    averaging 0.05 as in `minmax-qat`.
+    sigmas 3: the authors' threshold starts at 3 standard deviations. KDQ starts it at the channel's largest weight if
+    that is less. averaging 0.05 as in `minmax-qat`.
 Costs
-    A binary search a weight, forward; about as much as the other operations of a fake-quantizer together. None at run
-    time: 2^b - 1 levels, which the file holds in b bits where the target packs.
+    One binary search per weight in the forward pass, about as much as the other operations of a fake-quantizer
+    together. Nothing at run time: there are 2^b - 1 levels, which the file holds in b bits if the target packs.
 Limits
-    The authors normalise weights to mean 0 and deviation 1 before rounding; here weights stay what the float student
-    has, and a threshold a channel takes that place. They use these levels for activations too; int8 kernels
-    cannot. From 7 bits on (6 where weights keep to 7 bits) the finest levels are finer than the kernels' integers and
-    are rounded to them, so that some coincide.
+    The authors normalise weights to mean 0 and deviation 1 before rounding. KDQ leaves weights as the float student has
+    them, and uses a threshold per channel instead. The authors use these levels for activations too; int8 kernels
+    cannot. From 7 bits on (6 if the target keeps weights to 7 bits) the finest levels are finer than the kernels'
+    integers. KDQ rounds them to those integers, so that some levels coincide.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Apot(Quantizer):
     )
 
     def fake_quantizer(self, place: Place) -> FakeQuantize:
-        """Additive powers of two for a weight, a min-max range for an activation."""
+        """Return additive powers of two for a weight, a min-max range for an activation."""
         from kdq_core.api import MinMaxFakeQuantize
         from kdq_quantizers.uneven import ApotFakeQuantize
 

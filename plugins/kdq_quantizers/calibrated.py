@@ -1,4 +1,4 @@
-"""Fake-quantizers whose start comes from calibration, or from the first batch; then data moves them no more."""
+"""Fake-quantizers that start from calibration or from the first batch, and that data does not move afterwards."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Calibrated(FakeQuantize):
-    """Finds where to start; nothing moves after the first rounding.
+    """Finds the grid to start from; the range does not move after the first rounding.
 
-    Activations: both ends of the range, each the mean over the calibration batches of the one with the least squared
-    error. Weights: the scale with the least squared error, once.
+    Activations: each calibration batch gives the range with the least squared error; each end is the mean over the
+    batches. Weights: the scale with the least squared error, found once.
 
-    What follows from it, for `start`: `scale` float32 `[]`, or `[C]` with `place.axis`; `zero` of the same shape.
+    `start` gets the resulting `scale`, float32 `[]` or `[C]` with `place.axis`, and `zero` of the same shape.
 
     Attributes:
         seen: batches calibrated with, int64 `[]`.
@@ -43,11 +43,11 @@ class Calibrated(FakeQuantize):
         self.ready = False  # `seen` on the host: reading a GPU's tensor would make each step wait
 
     def start(self, scale: Tensor, zero: Tensor) -> None:
-        """Take the calibrated scale and zero point; called after each calibration batch."""
+        """Take the calibrated scale and zero point. KDQ calls it after each calibration batch."""
         raise NotImplementedError
 
     def watch(self, x: Tensor) -> None:
-        """Observe, unless training has begun: then there is nothing to do."""
+        """Observe `x` until training begins; do nothing afterwards."""
         if not (self.ready and (self.quantizing or self.place.role == "weight")):
             super().watch(x)
 
@@ -75,7 +75,7 @@ class Calibrated(FakeQuantize):
         self.start(scale, zero)
 
     def grid(self) -> Grid:
-        """The grid in force.
+        """Return the grid in force.
 
         Raises:
             StageError: no data was observed.
@@ -90,7 +90,7 @@ class Calibrated(FakeQuantize):
 
 
 class FixedScale(Calibrated):
-    """A calibrated scale that stands still."""
+    """A calibrated scale that never changes."""
 
     scale: Tensor
 
@@ -99,9 +99,9 @@ class FixedScale(Calibrated):
         self.register_buffer("scale", torch.ones(self.shape))
 
     def start(self, scale: Tensor, zero: Tensor) -> None:  # noqa: ARG002
-        """Keep it."""
+        """Keep the calibrated scale."""
         self.scale.copy_(scale)
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """As calibrated."""
+        """Return the calibrated scale and zero point."""
         return self.scale, self.zero

@@ -1,7 +1,7 @@
 """Quantizer `codebook`: the weights of a layer share 2^bits values, found by k-means and then trained.
 
 What
-    When data is first seen, k-means finds 2^bits centroids for each weight tensor. From then on every weight counts as
+    When a weight tensor is first observed, k-means finds 2^bits centroids for it. From then on every weight counts as
     the nearest centroid, and the centroids are trained. They are rounded to the integers of the int8 kernels, so that
     the shipped layer runs in int8 like any other. Activations: min-max ranges by moving average, as in `minmax-qat`.
 Formula
@@ -11,19 +11,18 @@ Formula
     their gradients times m; to w, straight through, so that weights may change to another centroid.
 Source
     Han, Mao and Dally 2016, Deep Compression, https://arxiv.org/abs/1510.00149, section 3: linear initialisation, and
-    the gradient of a centroid. Weights that go on to be trained beside their centroids: Cardinaux et al. 2018, LUT-Q,
+    the gradient of a centroid. Training the weights beside their centroids: Cardinaux et al. 2018, LUT-Q,
     https://arxiv.org/abs/1811.05355.
 Defaults and where they come from
-    scope `channel`: KDQ's own; a scale a channel costs nothing in int8 kernels and spares a book a channel. `tensor` is
-    the paper's. iterations 300: 16 levels of 100,000 normal values then have the least error there is; after 50 it
-    is 6 % more.
-    averaging 0.05 as in `minmax-qat`.
+    scope `channel`: KDQ's own. A scale per channel costs nothing in int8 kernels and saves a codebook per channel.
+    `tensor` is the paper's. iterations 300: 16 levels of 100,000 normal values then reach the least error possible;
+    after 50 iterations the error is 6 % larger. averaging 0.05 as in `minmax-qat`.
 Costs
-    One sort a tensor at the start; a binary search a weight forward and a sum a centroid backward.
+    One sort per tensor at the start; one binary search per weight forward, and one sum per centroid backward.
 Limits
-    No Huffman coding and no pruning: those two stages of the paper are not here. The paper keeps each weight with its
-    first centroid. At 8 bits there are about as many centroids as integers: it is no better than `minmax-qat` there.
-    With few weights in a layer the book overfits them. m stands still after the first data.
+    KDQ leaves out two stages of the paper: Huffman coding and pruning. The paper keeps each weight with its first
+    centroid. At 8 bits there are about as many centroids as integers, and the result is no better than `minmax-qat`. If
+    a layer has few weights, the codebook overfits them. m does not change after the first data.
 """
 
 from __future__ import annotations
@@ -42,13 +41,15 @@ class Codebook(Quantizer):
     scope: Literal["channel", "tensor"] = Field(
         default="channel", description="whose largest weight the weights are divided by before they share a codebook"
     )
-    iterations: int = Field(default=300, ge=0, le=10_000, description="of k-means, at most; 0 leaves even spacing")
+    iterations: int = Field(
+        default=300, ge=0, le=10_000, description="of k-means, at most; 0 keeps evenly spaced values"
+    )
     averaging: float = Field(
         default=0.05, gt=0, le=1, description="weight of the newest batch in an activation's range; 1 keeps no past"
     )
 
     def fake_quantizer(self, place: Place) -> FakeQuantize:
-        """A codebook for a weight, a min-max range for an activation."""
+        """Return a codebook for a weight, a min-max range for an activation."""
         from kdq_core.api import MinMaxFakeQuantize
         from kdq_quantizers.uneven import CodebookFakeQuantize
 

@@ -1,4 +1,4 @@
-"""Ranges for post-training quantization: searched once for what calibration saw."""
+"""Ranges for post-training quantization, searched once in the calibration data."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class SearchedRange(FakeQuantize):
-    """An activation's range, searched in the histogram of all that was observed.
+    """An activation's range, searched in the histogram of all observed values.
 
     Args:
         place: where it stands.
-        search: gives the range.
+        search: returns the range for a histogram.
     """
 
     def __init__(self, place: Place, search: Search) -> None:
@@ -40,7 +40,7 @@ class SearchedRange(FakeQuantize):
 
     @torch.no_grad()
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """Of the range found.
+        """Return scale and zero point of the range that was found.
 
         Raises:
             StageError: no data was observed.
@@ -63,7 +63,7 @@ class SearchedRange(FakeQuantize):
 
 
 class SearchedScale(FakeQuantize):
-    """A weight's scale with the least squared error; searched again only where the weight has changed."""
+    """A weight's scale with the least squared error; it searches again only if the weight has changed."""
 
     scale: Tensor
 
@@ -76,7 +76,7 @@ class SearchedScale(FakeQuantize):
         """Search the scale for the weight `x`.
 
         Raises:
-            StageError: it holds a value that is not finite.
+            StageError: `x` holds a value that is not finite.
         """
         if self._last is not None and (self._last[0].data_ptr(), self._last[1]) == (x.data_ptr(), x._version):
             return
@@ -86,11 +86,11 @@ class SearchedScale(FakeQuantize):
         self._last = x, x._version
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """As found, and zero."""
+        """Return the scale that was found, and zero."""
         return self.scale, torch.zeros_like(self.scale)
 
     def grid(self) -> Grid:
-        """The grid in force.
+        """Return the grid in force.
 
         Raises:
             StageError: the weight was not observed.

@@ -1,9 +1,9 @@
 """Quantizer `fixed-step`: weights are divided by one fixed step and rounded.
 
 What
-    The simplest quantization there is: one step q for each weight tensor, stated in the recipe or taken once from the
-    largest weight, and then never changed. Activations: min-max ranges by moving average, as in `minmax-qat`.
-    Training goes on around the fixed levels.
+    The simplest quantization there is: one step q per weight tensor. The recipe states it, or KDQ takes it once from
+    the largest weight; then it never changes. Training moves the weights between the fixed levels. Activations: min-max
+    ranges by moving average, as in `minmax-qat`.
 Formula
     w_q = round(w / q), halves to even; then clip(w_q, qmin, qmax): what does not fit the bits is cut off. With
     w = [1.2, 2.5, 3.7] and q = 0.1, w_q = [12, 25, 37]. Without `step`, q = max|w| / qmax over the tensor, when the
@@ -17,10 +17,10 @@ Defaults and where they come from
 Costs
     As `minmax-qat`; the weights' range is measured once.
 Limits
-    A stated step serves all tensors alike, at any number of bits: with 8 bits and q = 0.1 weights beyond 12.7 are
-    clipped (beyond 6.3 where the target keeps weights to -63..63, as on CPUs without VNNI), with 4 bits those beyond
-    0.7. One step a tensor wastes levels of channels with small weights; a step too
-    large makes all of them zero. Weights that outgrow a step from data are clipped.
+    A stated step applies to all tensors, at any number of bits. With 8 bits and q = 0.1 weights beyond 12.7 are clipped
+    (beyond 6.3 if the target keeps weights to -63..63, as on CPUs without VNNI), with 4 bits those beyond 0.7. One step
+    per tensor wastes levels on channels with small weights; a step too large makes all of them zero. If a step comes
+    from data, weights that outgrow it are clipped.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class FixedStep(Quantizer):
     """Weights on multiples of a fixed step."""
 
     step: float | None = Field(
-        default=None, gt=0, le=1e6, description="of all weights; none: each tensor's largest weight just fits"
+        default=None, gt=0, le=1e6, description="step of all weights; none: each tensor's largest weight just fits"
     )
     averaging: float = Field(
         default=0.05, gt=0, le=1, description="weight of the newest batch in an activation's range; 1 keeps no past"
     )
 
     def fake_quantizer(self, place: Place) -> FakeQuantize:
-        """A fixed step for a weight, a min-max range for an activation."""
+        """Return a fixed step for a weight, a min-max range for an activation."""
         from kdq_core.api import MinMaxFakeQuantize
         from kdq_quantizers.steps import FixedStepFakeQuantize
 

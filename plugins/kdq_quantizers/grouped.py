@@ -16,7 +16,7 @@ LEAST_SCALE = torch.finfo(torch.float32).eps
 
 
 def groups_of(place: Place, size: int | None) -> int:
-    """Groups of `size` inputs in each channel of a weight `[C, I, ...]`; 1 where they do not come out even."""
+    """Count the groups of `size` inputs per channel of a weight `[C, I, ...]`; 1 if `size` does not divide I."""
     if size is None or place.axis != 0 or place.operator not in ("conv", "linear") or place.shape is None:
         return 1
     inputs = place.shape[1]
@@ -24,11 +24,11 @@ def groups_of(place: Place, size: int | None) -> int:
 
 
 class GroupedFakeQuantize(FakeQuantize):
-    """Symmetric, with the current absolute maximum of each group of consecutive inputs.
+    """A symmetric fake-quantizer that takes its scales from the maximum of each group of consecutive inputs.
 
     Args:
         place: of the weight of a conv or linear, `[C, I, ...]`, with channel axis 0.
-        groups: of each channel; they divide its inputs.
+        groups: number of groups in each channel; it divides the number of inputs.
     """
 
     scale: Tensor
@@ -52,11 +52,11 @@ class GroupedFakeQuantize(FakeQuantize):
         self.scale.copy_(most.div(self.place.qmax).clamp(min=LEAST_SCALE))
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """Scales `[C, G]`, and zero."""
+        """Return the scales `[C, G]`, and zero."""
         return self.scale, torch.zeros_like(self.scale)
 
     def grid(self) -> Grid:
-        """The grid in force.
+        """Return the grid in force.
 
         Raises:
             StageError: no weight was observed.

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 class LearnedScale(Calibrated, abc.ABC):
     """A scale that is trained, as the logarithm of its value.
 
-    The gradient to the logarithm is that to the scale times `gain() / scale`, so that plain gradient descent moves the
-    scale as if it were the parameter and its gradient multiplied by `gain()`; AdamW takes steps relative to the scale.
-    It is cut to -1 .. 1: one clipped value counts as much as hundreds of rounded ones, and no step of plain gradient
-    descent may change a scale by more than the learning rate, relative to it.
+    The gradient to the logarithm is the gradient to the scale times `gain() / scale`. So plain gradient descent moves
+    the scale as if the scale were the parameter and its gradient multiplied by `gain()`. AdamW takes steps relative to
+    the scale. The gradient is cut to -1 .. 1, because one clipped value counts as much as hundreds of rounded ones.
+    Therefore no step of plain gradient descent changes a scale by more than the learning rate, relative to the scale.
 
     Args:
         place: where it stands.
-        offset: the zero point of an affine place is trained too, as a share of the levels.
+        offset: train the zero point of an affine place too, as a share of the levels.
 
     Attributes:
-        learned: log s, `[]` or `[C]` with `place.axis`; with `offset` `[2]`, log s and the zero point's share.
-        bound: largest integer less the calibrated zero point.
-        values: how many values share a scale; of one sample, for activations. The buffer `sharing` saves it.
+        learned: log s, `[]` or `[C]` with `place.axis`. With `offset` it is `[2]`: log s and the zero point's share.
+        bound: the largest integer minus the calibrated zero point.
+        values: how many values share a scale; for activations, those of one sample. The buffer `sharing` saves it.
     """
 
     decay = 0.0
@@ -46,7 +46,7 @@ class LearnedScale(Calibrated, abc.ABC):
 
     @abc.abstractmethod
     def gain(self) -> float:
-        """What the gradient to the scale is multiplied by."""
+        """Return the factor for the gradient to the scale."""
 
     def start(self, scale: Tensor, zero: Tensor) -> None:
         """Start from the calibrated grid."""
@@ -61,7 +61,7 @@ class LearnedScale(Calibrated, abc.ABC):
         super().observe(x)
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """In force, with gradients.
+        """Return the scale and zero point in force, with gradients.
 
         Raises:
             StageError: no data was observed.
@@ -91,7 +91,7 @@ class LearnedScale(Calibrated, abc.ABC):
         return zero + gain / (scale * scale * self._levels) * (steady - shift.detach())
 
     def _note_sizes(self) -> None:
-        """Q and N; Q is at least 1, for ranges that lie below zero."""
+        """Set Q and N; Q is at least 1, for ranges that lie below zero."""
         self.values = int(self.sharing)
         self.bound = max(1, self.place.qmax - (0 if self.place.role == "weight" else int(self.zero)))
 
@@ -109,11 +109,11 @@ class LearnedStep(LearnedScale):
 
 
 class LearnedClip(LearnedScale):
-    """PACT: only what is clipped moves the scale.
+    """PACT: only clipped values move the scale.
 
     Args:
         place: where it stands.
-        decay: of the clipping value: its L2 penalty is decay / 2 * clip^2.
+        decay: L2 decay of the clipping value: the penalty is decay / 2 * clip^2.
     """
 
     clip_only = True
@@ -128,7 +128,7 @@ class LearnedClip(LearnedScale):
 
 
 class _Steadied(torch.autograd.Function):
-    """The identity; its gradient is cut to -1 .. 1, and then greater by `decay`."""
+    """The identity; it cuts the gradient to -1 .. 1 and then adds `decay`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, decay: float) -> Tensor:

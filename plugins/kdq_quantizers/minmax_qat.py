@@ -2,8 +2,8 @@
 
 What
     Every place rounds to its grid in the forward pass, and the gradient passes straight through where nothing was
-    clipped. Weights: symmetric, one scale a channel, from the current absolute maximum. Activations: affine, one scale
-    a tensor, from a moving average of each batch's minimum and maximum; zero is always on the grid.
+    clipped. Weights: symmetric, one scale per channel, from the current absolute maximum. Activations: affine, one
+    scale per tensor, from a moving average of each batch's minimum and maximum; zero is always on the grid.
 Formula
     q = clamp(round(x / s) + z, qmin, qmax), x' = (q - z) * s. Weights: s = max|w| / qmax, z = 0. Activations:
     s = (max - min) / (qmax - qmin), z = qmin - round(min / s), with min <= 0 <= max; after each batch
@@ -14,14 +14,13 @@ Source
     https://arxiv.org/abs/1308.3432.
 Defaults
     averaging 0.05: the range forgets half of its past in 14 batches, so that a fine-tuning of some tens of batches is
-    enough; the paper's smoothing near 1 supposes thousands of steps.
+    enough. The paper's smoothing near 1 assumes thousands of steps.
 Costs
-    Four vectorised operations forward and one backward a place, and one pass for minimum and maximum while observing.
+    Four vectorised operations forward and one backward per place, and one pass for minimum and maximum while observing.
     On CUDA each step reads the clipping bounds back to the host.
 Limits
     One outlier widens a range for some batches. Below 4 bits learned steps (`lsq`) keep more quality. 2-bit weights use
-    three of their four levels, -1, 0 and 1.
-    Weights that grow after the ranges stand still are clipped.
+    three of their four levels: -1, 0 and 1. Weights that grow after their ranges are frozen are clipped.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class MinMaxQat(Quantizer):
     )
 
     def fake_quantizer(self, place: Place) -> FakeQuantize:
-        """A min-max fake-quantizer for `place`."""
+        """Return a min-max fake-quantizer for `place`."""
         from kdq_core.api import MinMaxFakeQuantize
 
         return MinMaxFakeQuantize(place, averaging=self.averaging)

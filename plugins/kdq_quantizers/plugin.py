@@ -9,7 +9,7 @@ KDQ_PLUGIN_API = ">=1,<2"
 
 @hookimpl
 def kdq_quantizers() -> Iterator[PluginSpec]:
-    """Name them; each class is loaded when a recipe needs it."""
+    """Yield one entry per quantizer. KDQ loads its class when a recipe needs it."""
     yield PluginSpec(
         name="minmax-qat",
         target="kdq_quantizers.minmax_qat:MinMaxQat",

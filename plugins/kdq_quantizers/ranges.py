@@ -1,4 +1,4 @@
-"""Searches for the range or the scale to keep: what the quantizers of this package share."""
+"""Searches for ranges and scales that the quantizers of this package share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARES = 100
 
 
 def not_finite(place: Place) -> StageError:
-    """What to raise where `place` saw NaN or infinity."""
+    """Make the error for a `place` that saw NaN or infinity."""
     return StageError(
         f"place {place.name!r} saw a value that is not finite; look for NaN or infinity in the data, "
         "or lower the learning rate"
@@ -29,12 +29,12 @@ def not_finite(place: Place) -> StageError:
 
 
 def no_data(place: Place) -> StageError:
-    """What to raise where `place` is to round before it saw anything."""
+    """Make the error for a `place` that must round before it has seen data."""
     return StageError(f"place {place.name!r} has seen no data; observe at least one batch before rounding")
 
 
 def affine(low: Tensor, high: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of ranges, each widened to hold zero; float, of the shape of `low`."""
+    """Scale and zero point of ranges, which are widened to hold zero first; float, of the shape of `low`."""
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if place.symmetric:
         scale = torch.maximum(-low, high).div(place.qmax).clamp(min=LEAST_SCALE)
@@ -47,8 +47,8 @@ def affine(low: Tensor, high: Tensor, place: Place) -> tuple[Tensor, Tensor]:
 def mse_scale(weight: Tensor, place: Place) -> Tensor:
     """The scale with the least squared error of rounding: float32 `[C]` with `place.axis`, else `[]`.
 
-    Of 100 candidates, evenly spaced up to the largest absolute value. A channel of zeros, which any scale fits, takes
-    the mean of the others' scales.
+    The search tries 100 candidates, evenly spaced up to the largest absolute value. Any scale fits a channel of zeros;
+    it takes the mean of the others' scales.
     """
     flat = (weight.reshape(1, -1) if place.axis is None else weight.transpose(0, place.axis).flatten(1)).float()
     most = flat.abs().amax(1, keepdim=True).clamp(min=LEAST_SCALE)
@@ -65,7 +65,9 @@ def mse_scale(weight: Tensor, place: Place) -> Tensor:
 
 
 class Histogram(nn.Module):
-    """Counts in bins of equal width. Where data leaves it, it doubles and bins merge in pairs: counts stay exact.
+    """Counts values in bins of equal width. For data beyond the bins it doubles the width: bins merge in pairs.
+
+    Counts stay exact.
 
     Attributes:
         counts: int64 `[2048]`; bin i holds the values in `[origin + i * width, origin + (i + 1) * width)`.
@@ -132,7 +134,7 @@ class Histogram(nn.Module):
 
 Range = tuple[float, float]
 Search = Callable[[Histogram, "Place"], Range]
-"""Reads the range to keep off a histogram."""
+"""A function that takes the range to keep from a histogram."""
 
 
 def minmax_range(seen: Histogram, place: Place) -> Range:  # noqa: ARG001
@@ -159,7 +161,7 @@ def _errors(low: Tensor, high: Tensor, seen: Histogram, place: Place) -> Tensor:
 
 
 def mse_range(seen: Histogram, place: Place) -> Range:
-    """Both ends times the share with the least squared error of rounding."""
+    """Shrink both ends by one share: the one with the least squared error of rounding."""
     shares = torch.arange(1, SHARES + 1, dtype=torch.float64) / SHARES
     low, high = shares * float(seen.least), shares * float(seen.largest)
     best = int(_errors(low, high, seen, place).flip(0).argmin())  # of equals the widest
@@ -167,7 +169,7 @@ def mse_range(seen: Histogram, place: Place) -> Range:
 
 
 def two_ended_range(seen: Histogram, place: Place, rounds: int = 2) -> Range:
-    """Each end on its own: from `mse_range` on, lower and upper end take their best value in turn."""
+    """Shrink each end on its own: starting from `mse_range`, both ends take their best value in turn."""
     low, high = mse_range(seen, place)
     shares = torch.arange(SHARES, -1, -1, dtype=torch.float64) / SHARES
     for _ in range(rounds):
@@ -179,7 +181,7 @@ def two_ended_range(seen: Histogram, place: Place, rounds: int = 2) -> Range:
 
 
 def entropy_range(seen: Histogram, place: Place) -> Range:
-    """The clipping, equally wide to both sides of zero, whose rounded distribution is nearest by Kullback-Leibler."""
+    """The clipping, symmetric about zero, whose rounded distribution has the least Kullback-Leibler divergence."""
     levels = place.qmax - place.qmin + 1
     width, origin = float(seen.width), float(seen.origin)
     zero = min(int(-origin / width), BINS - 1)
@@ -197,7 +199,7 @@ def entropy_range(seen: Histogram, place: Place) -> Range:
 
 
 def _divergence(counts: Tensor, low: int, high: int, levels: int) -> float:
-    """KL of the clipped distribution from the same with `levels` groups of bins, each spread over its filled bins."""
+    """KL between the clipped distribution and its rounding to `levels` groups, each spread over its filled bins."""
     inside = counts[low:high]
     clipped = inside.clone()
     clipped[0] += counts[:low].sum()

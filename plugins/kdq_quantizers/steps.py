@@ -17,16 +17,16 @@ LEAST_SCALE = torch.finfo(torch.float32).eps
 
 
 def no_data(place: Place) -> StageError:
-    """What to raise where `place` is to round before it saw anything."""
+    """Make the error for a `place` that must round before it has seen data."""
     return StageError(f"place {place.name!r} has seen no data; observe at least one batch before rounding")
 
 
 class FixedStepFakeQuantize(FakeQuantize):
-    """Rounds a weight to multiples of one step for the whole tensor, which never changes once it is set.
+    """Rounds a weight to multiples of one step for the whole tensor. The step never changes once it is set.
 
     Args:
         place: of a weight.
-        step: the step; `None` takes the one with which the largest absolute value seen first just fits.
+        step: the step. `None` takes the step with which the largest absolute value of the first data just fits.
     """
 
     step: Tensor
@@ -37,7 +37,7 @@ class FixedStepFakeQuantize(FakeQuantize):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Set the step, if it is not set.
+        """Set the step if it is not set yet.
 
         Raises:
             StageError: `x` holds a value that is not finite.
@@ -52,12 +52,12 @@ class FixedStepFakeQuantize(FakeQuantize):
         self.step.copy_(x.abs().max().to(torch.float32).div(self.place.qmax).clamp(min=LEAST_SCALE))
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """The step, the same for every channel, and zero."""
+        """Return the step, the same for every channel, and zero."""
         scale = self.step if self.place.axis is None else self.step.expand(self.place.channels or 1)
         return scale, torch.zeros_like(scale)
 
     def grid(self) -> Grid:
-        """The grid in force.
+        """Return the grid in force.
 
         Raises:
             StageError: the step is to come from data, and there was none.
@@ -68,7 +68,7 @@ class FixedStepFakeQuantize(FakeQuantize):
 
 
 class PowerOfTwoFakeQuantize(MinMaxFakeQuantize):
-    """Min-max ranges on grids whose step is a power of two, and whose zero is 0 or the middle.
+    """Min-max ranges on grids whose step is a power of two, and whose zero point is the least integer or the middle.
 
     Args:
         place: where it stands.
@@ -81,7 +81,7 @@ class PowerOfTwoFakeQuantize(MinMaxFakeQuantize):
         self.rounding = rounding
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """The power of two that the range asks for; the zero point is `qmin` without negative values."""
+        """Return the power of two that fits the range, and the zero point: `qmin` if there are no negative values."""
         place = self.place
         low, high = self.low.clamp(max=0.0), self.high.clamp(min=0.0)
         if place.symmetric:
@@ -94,7 +94,7 @@ class PowerOfTwoFakeQuantize(MinMaxFakeQuantize):
 
 
 def power_of_two(x: Tensor, *, up: bool) -> Tensor:
-    """The power of two next to `x > 0`: the least that is not below it (`up`), or the nearest by ratio; exact."""
+    """The power of two for `x > 0`: the least that is not below `x` (`up`), or the nearest by ratio; exact."""
     mantissa, _ = torch.frexp(x)  # x = mantissa * 2^e, 0.5 <= mantissa < 1
     above = x / mantissa
     return torch.where(mantissa > (0.5 if up else 0.5**0.5), above, above / 2)

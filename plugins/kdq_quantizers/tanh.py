@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class TanhFakeQuantize(FakeQuantize):
     """Rounds `tanh(w) * m / tanh(m)`, m the largest absolute weight of the channel.
 
-    With `odd` the 2^b levels are the odd integers from -(2^b - 1) to 2^b - 1 and 1 stands for m / (2^b - 1): zero is no
-    level. Otherwise they are the integers of the place and 1 stands for m / qmax.
+    If `odd`, the 2^b levels are the odd integers from -(2^b - 1) to 2^b - 1 and the scale is m / (2^b - 1): zero is no
+    level. Otherwise the levels are the integers of the place and the scale is m / qmax.
 
     Attributes:
-        odd: the odd integers fit the kernels.
+        odd: whether the odd integers fit the kernels.
         most: m, float32 `[]`, or `[C]` with `place.axis`; 0 before the first weight.
     """
 
@@ -35,7 +35,7 @@ class TanhFakeQuantize(FakeQuantize):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Let m follow the weight.
+        """Set m to the largest absolute weight.
 
         Raises:
             StageError: `x` holds a value that is not finite (checked at once on the CPU, in `grid` elsewhere).
@@ -48,15 +48,15 @@ class TanhFakeQuantize(FakeQuantize):
         self.most.copy_(most.clamp(min=LEAST_SCALE))
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """What 1 stands for, and zero."""
+        """Return the scale, and zero."""
         scale = self.most / (self.outer if self.odd else self.place.qmax)
         return scale, torch.zeros_like(scale)
 
     def grid(self) -> Grid:
-        """The grid in force, as wide as the kernel's where the levels are odd integers.
+        """Return the grid in force; for odd levels it is as wide as the kernel's range.
 
         Raises:
-            StageError: no weight was observed, or it was not finite.
+            StageError: no weight was observed, or the weight was not finite.
         """
         if bool((self.most < 0).any()):
             raise no_data(self.place)
@@ -67,7 +67,7 @@ class TanhFakeQuantize(FakeQuantize):
         return Grid(scale, zero.to(torch.int32), low, high, self.place.axis)
 
     def integers(self, x: Tensor) -> Tensor:
-        """The integers of a weight, float32 of its shape."""
+        """Return the integers of a weight, float32 of its shape."""
         with torch.no_grad():
             return self._rounded(x, *self._spread(x))
 
@@ -86,7 +86,7 @@ class TanhFakeQuantize(FakeQuantize):
         return self.most.reshape(shape), self.scale_and_zero()[0].reshape(shape)
 
     def _rounded(self, x: Tensor, most: Tensor, scale: Tensor) -> Tensor:
-        """The integers with the straight-through gradient of rounding and the real one of tanh."""
+        """The integers, with a straight-through gradient for rounding and the true gradient of tanh."""
         units = x.float().tanh() * (most / most.tanh()) / scale
         one, none = torch.ones((), device=x.device), torch.zeros((), device=x.device)
         if not self.odd:

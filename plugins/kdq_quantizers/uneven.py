@@ -17,10 +17,11 @@ LEAST = torch.finfo(torch.float32).eps
 
 
 def magnitudes(bits: int) -> list[int]:
-    """The levels that are not negative, of weights of `bits` bits, as whole numbers: `[2 ** (bits - 1)]`, ascending.
+    """List the non-negative levels of weights of `bits` bits as whole numbers: `[2 ** (bits - 1)]`, ascending.
 
-    Sums of (bits - 1) // 2 terms of four values each, 0 and three powers of two, and for even `bits` of one term of two
-    values. The terms take turns in the falling powers of two; the term of two values has its one in the third round.
+    A level is a sum of (bits - 1) // 2 terms of four values each: 0 and three powers of two. For even `bits` one term
+    of two values is added. The terms take the falling powers of two in turn; the term of two values takes its one in
+    the third round.
     """
     terms: list[list[int]] = [[0] for _ in range(bits // 2)]
     power = 3 * ((bits - 1) // 2) + (bits - 1) % 2
@@ -35,7 +36,7 @@ def magnitudes(bits: int) -> list[int]:
 
 
 class _Uneven(LevelsFakeQuantize):
-    """What both have in common: they begin when they first see data."""
+    """Base of both fake-quantizers, which set their levels when they first see data."""
 
     begun: Tensor
 
@@ -62,7 +63,7 @@ class _Uneven(LevelsFakeQuantize):
         return () if self.place.axis is None else (self.place.channels or 1,)
 
     def grid(self) -> Grid:
-        """The grid the levels lie on.
+        """Return the grid that the levels lie on.
 
         Raises:
             StageError: no data was observed.
@@ -87,13 +88,13 @@ class ApotFakeQuantize(_Uneven):
         self.sigmas = sigmas
         self.threshold = nn.Parameter(torch.ones(self._shape()))
         positive = torch.tensor(magnitudes(place.bits), dtype=torch.float64)
-        if float(positive[-1]) > self.top:  # finer than the kernels' integers: the nearest of them
+        if float(positive[-1]) > self.top:  # finer than the kernels' integers: take the nearest
             positive = (positive * (self.top / positive[-1])).round()
         self.register_buffer("steps", torch.unique(torch.cat([-positive, positive])).float(), persistent=False)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Set the threshold, at the first call."""
+        """Set the threshold at the first call."""
         if bool(self.begun):
             return
         rows = self._channels(x)
@@ -102,11 +103,11 @@ class ApotFakeQuantize(_Uneven):
         self.begun.fill_(True)
 
     def levels(self) -> Tensor:
-        """Constant."""
+        """Return the levels, which never change."""
         return self.steps
 
     def unit_scale(self) -> Tensor:
-        """Threshold over largest level."""
+        """Return the threshold divided by the largest level."""
         return self.threshold.clamp(min=LEAST) / self.steps[-1]
 
 
@@ -115,8 +116,8 @@ class CodebookFakeQuantize(_Uneven):
 
     Args:
         place: of a weight.
-        per_channel: weights are divided by the largest absolute value of their channel, not of the tensor.
-        iterations: of k-means, at most.
+        per_channel: divide weights by the largest absolute value of their channel, not of the tensor.
+        iterations: most iterations of k-means.
     """
 
     clip = False
@@ -130,7 +131,7 @@ class CodebookFakeQuantize(_Uneven):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Measure the weights to divide by and find the centroids, at the first call."""
+        """Measure the largest weights and find the centroids, at the first call."""
         if bool(self.begun):
             return
         rows = self._channels(x)
@@ -143,25 +144,29 @@ class CodebookFakeQuantize(_Uneven):
         self.begun.fill_(True)
 
     def levels(self) -> Tensor:
-        """The centroids on the kernels' integers; gradients pass the rounding."""
+        """Return the centroids, rounded to the kernels' integers; gradients pass straight through the rounding."""
         exact = self.centroids.sort().values.clamp(-1.0, 1.0) * self.top
         return exact + (exact.round() - exact).detach()
 
     def unit_scale(self) -> Tensor:
-        """Constant after the first data."""
+        """Return the unit scale, which never changes after the first data."""
         return self.unit / self.top
 
 
 def k_means(x: Tensor, weights: Tensor, count: int, iterations: int) -> Tensor:
-    """Centroids that make the weighted squared distance of `x` to the nearest one small: float32 `[count]`, ascending.
+    """Find centroids that make the weighted squared distance of `x` to the nearest one small.
 
-    Lloyd's iteration from evenly spaced centroids between the least and the greatest value. One without values stays.
+    Lloyd's iteration starts from evenly spaced centroids between the least and the greatest value. A centroid without
+    values stays where it is.
 
     Args:
         x: `[N]`.
-        weights: `[N]`, of the squared distances.
+        weights: `[N]`, weights of the squared distances.
         count: number of centroids.
-        iterations: at most; it ends earlier when nothing changes.
+        iterations: most iterations; the search ends earlier when nothing changes.
+
+    Returns:
+        The centroids, float32 `[count]`, ascending.
     """
     x, order = x.double().sort()
     mass = weights.double()[order]

@@ -1,4 +1,4 @@
-"""Layer by layer through a shipped file and its simulation: which integers differ, and where first."""
+"""Compare a shipped file with its simulation layer by layer: which integers differ, and where first."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def departures_of_file(
     *,
     before_clip: bool = False,
 ) -> tuple[Departure, ...]:
-    """The tensors of integers that are not the same on both sides, in the order of the simulation's graph.
+    """List the integer tensors that differ between file and simulation, in the order of the simulation's graph.
 
-    The file is run with those tensors as further outputs, which leaves the runtime's int8 kernels as they are.
+    KDQ runs the file with those tensors as further outputs. This does not change the runtime's int8 kernels.
 
     Args:
         path: the file.
-        simulation: the converted model it was written from.
+        simulation: the converted model that the file was written from.
         inputs: one batch.
         load: loads a file into the runtime.
-        before_clip: the runtime clips a tensor where it is read: what it shows is clipped here.
+        before_clip: the runtime shows a tensor before it clips it, so this function clips it.
     """
     ours = _simulated(simulation, inputs)
     dtypes = {name: mine.dtype.name for _, names, _, mine in ours for name in names}
@@ -59,11 +59,11 @@ def departures_of_file(
 
 
 Quantized = tuple[Node, tuple[str, ...], tuple[int, int], np.ndarray]
-"""What makes a tensor, the marks its maker may have in the file, its range, its integers."""
+"""The node that makes a tensor, the marks it may have in the file, the tensor's range and its integers."""
 
 
 def _simulated(model: GraphModule, inputs: tuple[np.ndarray, ...]) -> list[Quantized]:
-    """The quantized tensors, in the order of the graph."""
+    """Run the simulation and collect its quantized tensors, in the order of the graph."""
     found: list[Quantized] = []
 
     class Recorder(Interpreter):
@@ -71,7 +71,7 @@ def _simulated(model: GraphModule, inputs: tuple[np.ndarray, ...]) -> list[Quant
             value = super().run_node(n)
             if n.target == QUANTIZE and isinstance(value, Tensor):
                 maker = n.args[0]
-                while isinstance(maker, Node) and maker.target in FOLDED:  # the kernel in front takes it in
+                while isinstance(maker, Node) and maker.target in FOLDED:  # folded into the kernel before it
                     maker = maker.args[0]
                 assert isinstance(maker, Node)
                 limits = cast("tuple[int, int]", n.args[3:5])
@@ -86,7 +86,7 @@ def _simulated(model: GraphModule, inputs: tuple[np.ndarray, ...]) -> list[Quant
 def _answered(
     path: Path, inputs: tuple[np.ndarray, ...], load: Callable[[Path], Session], dtypes: dict[str, str]
 ) -> dict[str, np.ndarray]:
-    """Integers behind the marked operators, by mark."""
+    """Run the file and return the integers after the marked operators, by mark."""
     proto = onnx.load(str(path))
     graph = proto.graph
     makers = {output: node for node in graph.node for output in node.output}

@@ -1,4 +1,4 @@
-"""What says nothing: attributes at their default, bias scales that follow from two other scales, repeated clips."""
+"""Remove what a file does not need: default attributes, bias scales that are products, repeated clips."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import onnx
 from onnx import numpy_helper
 
 MOVERS = {"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
-"""Operators that give values of their first input, unchanged."""
+"""Operators that return values of their first input unchanged."""
 
 
 def drop_defaults(graph: Any) -> None:
-    """Remove attributes that repeat what the operator means without them."""
+    """Remove attributes that have the operator's default value."""
     scalars = {tensor.name for tensor in graph.initializer if not tensor.dims}
     for node in graph.node:
         kept = [item for item in node.attribute if not _says_nothing(node, item, scalars)]
@@ -41,9 +41,9 @@ def _says_nothing(node: Any, item: Any, scalars: set[str]) -> bool:
 def derive_bias_scales(graph: Any) -> None:
     """Write the step of an int32 bias as input scale times weight scale, where that is bit-exact.
 
-    The runtime folds the product when it loads the file; four bytes a channel are saved. Equal constants are one by
-    now: with an input scale of 1 the bias has the weight's own scale, and two layers may share a step. So only what
-    nothing but biases reads is replaced, and once; the factors then stay constants.
+    The runtime folds the product when it loads the file; this saves four bytes per channel. Equal constants are
+    already merged: with an input scale of 1 the bias has the weight's own scale, and two layers may share a step. So
+    KDQ replaces only scales that biases alone read, each once, and keeps the factors as constants.
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
@@ -66,7 +66,7 @@ def derive_bias_scales(graph: Any) -> None:
 
 
 def _read_beside_biases(graph: Any) -> set[str]:
-    """Names of what is read by anything other than the dequantization of a bias; those of bodies count as well."""
+    """Names that anything but the dequantization of a bias reads, also in the bodies of subgraphs."""
     biases = {node.input[2] for node in graph.node if node.op_type in ("Conv", "Gemm") and len(node.input) == 3}
     bodies = [item.g for node in graph.node for item in node.attribute if item.HasField("g")]
     return {
@@ -78,7 +78,7 @@ def _read_beside_biases(graph: Any) -> set[str]:
 
 
 def _product(node: Any, makers: dict[str, Any], tensors: dict[str, Any]) -> Any:
-    """The multiplication that gives the bias scale of a quantized conv or linear, or `None`."""
+    """Make the multiplication that computes the bias scale of a quantized conv or linear, or return `None`."""
     wides = [makers.get(value) for value in node.input[:3]]
     if (
         node.op_type not in ("Conv", "Gemm")
@@ -94,9 +94,9 @@ def _product(node: Any, makers: dict[str, Any], tensors: dict[str, Any]) -> Any:
 
 
 def drop_repeated_clips(graph: Any) -> None:
-    """Remove a clip of integers that were clipped alike before and have only been moved since.
+    """Remove a clip of integers that were clipped to the same range before and only moved since.
 
-    Behind max pooling, flatten and their like the same grid is written again; its values are in range already.
+    After max pooling, flatten and similar operators the same grid appears again, and its values are already in range.
     """
     makers = {output: node for node in graph.node for output in node.output}
     values = {tensor.name: numpy_helper.to_array(tensor).item() for tensor in graph.initializer if not tensor.dims}
@@ -119,7 +119,7 @@ def drop_repeated_clips(graph: Any) -> None:
 
 
 def _moved_from(value: str, makers: dict[str, Any]) -> str:
-    """Name of the integers that `value` holds after dequantizing and moving; empty where it is something else."""
+    """Name of the integers that `value` holds after dequantizing and moving; empty if it holds anything else."""
     maker = makers.get(value)
     while maker is not None and maker.op_type in MOVERS:
         maker = makers.get(maker.input[0])

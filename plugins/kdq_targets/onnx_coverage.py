@@ -1,4 +1,4 @@
-"""What a runtime really runs: the shipped file beside the runtime's own graph, operator by operator."""
+"""Find which kernel a runtime really runs for each operator, by comparing the file with the runtime's own graph."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ COMPUTING = ("conv", "linear")
 
 
 class Kernels(Protocol):
-    """What a runtime made of a file."""
+    """The kernels that a runtime chose for a file."""
 
     def of(self, node: Any, file: File) -> str:
-        """Type of the kernel that runs for a node of the shipped graph, or `none`."""
+        """Return the type of the kernel that runs for a node of the shipped graph, or `none`."""
 
     def like(self, kind: str) -> str:
-        """Type of an unmarked float operator of the runtime's graph for this type of operator, or `none`."""
+        """Return the type of an unmarked float operator of this kind in the runtime's graph, or `none`."""
 
     def int8(self, kernel: str, node: Any) -> bool:
-        """Whether a kernel computes in int8; `node` is its own in the shipped graph, `None` where it shall be float."""
+        """Say whether a kernel computes in int8; `node` is the shipped node, or `None` if it is meant to be float."""
 
 
 def cover(path: Path, finder: Finder, kernels: Kernels) -> tuple[OperatorCoverage, ...]:
-    """One row for each operator of the captured graph that computes something.
+    """Return one row for each operator of the captured graph that computes something.
 
     Args:
         path: the shipped file.
-        finder: of the captured graph.
-        kernels: what the runtime made of the file.
+        finder: the finder of the captured graph.
+        kernels: the kernels that the runtime chose for the file.
 
     Raises:
-        StageError: the file is not one that this target wrote from this graph.
+        StageError: this target did not write the file from this graph.
     """
     file = File(onnx.load(str(path)).graph)
     rows = tuple(_row(node, kind, reason, finder, file, kernels) for node, kind, reason in finder.operators())
@@ -68,18 +68,18 @@ class File:
         self.ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer} | dict.fromkeys(packed, 2)
 
     def weight_bytes(self, node: Any) -> int:
-        """Bytes of the weight of a conv, linear or embedding, as shipped."""
+        """Return the bytes of the weight of a conv, linear or embedding, as shipped."""
         return self._stored(node.input[0 if node.op_type == "Gather" else 1]) if len(node.input) > 1 else 0
 
     def is_widened(self, node: Any) -> bool:
-        """Whether the weight of a float layer is stored as integers."""
+        """Say whether the weight of a float layer is stored as integers."""
         maker = self.makers.get(node.input[1])
         while maker is not None and maker.op_type in CARRIERS:
             maker = self.makers.get(maker.input[0])
         return maker is not None and maker.op_type == "Mul"
 
     def recurrent_bytes(self, name: str) -> int:
-        """Bytes of all matrices of a recurrent layer."""
+        """Return the bytes of all matrices of a recurrent layer."""
         total = 0
         for node in self.nodes.values():
             if node.name.startswith((f"<{name}>", f"<{name}.")):
@@ -91,7 +91,7 @@ class File:
         return total
 
     def _stored(self, value: str) -> int:
-        """Bytes of the integers or floats that a weight is made of, without its scales."""
+        """Bytes of the integers or floats of a weight, without its scales."""
         if value in self.bytes:
             return self.bytes[value] if self.ranks[value] > 1 else 0
         maker = self.makers.get(value)
@@ -130,7 +130,7 @@ def _row(node: Node, kind: str, reason: str, finder: Finder, file: File, kernels
 
 
 def _marks(node: Node, kind: str, finder: Finder) -> list[str]:
-    """Names under which the file may have the operator."""
+    """Names that the operator may have in the file."""
     behind = [mark_behind(finder.tail(node).name)]
     if kind in ("lstm", "gru"):
         return [mark(node.name)]
@@ -143,7 +143,7 @@ def _marks(node: Node, kind: str, finder: Finder) -> list[str]:
 
 
 def _why_of_file(kind: str, kernel: str, written: Any, file: File) -> str:
-    """Why a conv or linear that could run in int8 does not, where the quantizer wants it so; else empty."""
+    """Why the quantizer keeps a conv or linear in float that could run in int8; else empty."""
     if kind not in COMPUTING or written is None:
         return ""
     if file.is_widened(written):

@@ -1,4 +1,4 @@
-"""Writing a model as a small, self-contained, byte-deterministic ONNX file."""
+"""Write a model as a small, self-contained, byte-deterministic ONNX file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(
         model: float or converted.
         example: inputs, each `[B, ...]`.
         path: the file.
-        rewrites: what a target changes in the ONNX graph, called in this order.
+        rewrites: the target's changes of the ONNX graph, called in this order.
 
     Raises:
         StageError: the model has an operator that cannot be written as ONNX.
@@ -74,7 +74,7 @@ def write(
 
 
 def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[str, ...]]:
-    """The ONNX model, and the names of its outputs where they are tasks."""
+    """Return the ONNX model, and the names of its outputs if they are tasks."""
     inputs = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
     refused = f"model {type(model).__name__!r} cannot be written as ONNX: "
     with _silence(), registry_read_once():
@@ -100,13 +100,13 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[s
 
 
 def _why_unwritten(error: BaseException) -> str:
-    """The cause at the root, without torch's frame around it, and the module and line of the operator it is about."""
+    """The root cause without the text that torch puts around it, with the module and line of the operator."""
     cause, node = error, _translated(error)
     while cause.__cause__ is not None:
         cause = cause.__cause__
         node = node or _translated(cause)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    if isinstance(cause, ValueError):  # of a translation here: it says what to do
+    if isinstance(cause, ValueError):  # raised by one of KDQ's translations: it says what to do
         text = lines[0]
     else:
         text = f"{type(cause).__name__}: {lines[0]}; replace the operator by one that ONNX knows"
@@ -114,13 +114,13 @@ def _why_unwritten(error: BaseException) -> str:
 
 
 def _translated(error: BaseException) -> torch.fx.Node | None:
-    """The node that torch was translating; its errors name it, but not where it comes from."""
+    """The node that torch was translating. Torch's errors name the node, but not its origin."""
     nodes = [frame.f_locals.get("node") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((node for node in nodes if isinstance(node, torch.fx.Node)), None)
 
 
 def _origin(node: torch.fx.Node) -> str:
-    """Operator, module path, and line of the model's code behind a node of an exported graph."""
+    """Operator, module path and line of the model's code for a node of an exported graph."""
     path = module_path(node)
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     frames = [frame for frame in frames if not frame[0].startswith(str(Path(torch.__file__).parent))]
@@ -130,7 +130,7 @@ def _origin(node: torch.fx.Node) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter warns of its own internals, logs missing packages and prints progress."""
+    """Silence the exporter, which warns of its own internals, logs missing packages and prints progress."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -159,9 +159,10 @@ def _label(value: Any, label: str) -> Any:
 
 
 def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, label: str) -> Any:
-    """Quantize; a range narrower than the container is clipped on the integers, where the kernels before it stay int8.
+    """Quantize, and clip the integers if the range is narrower than their type.
 
-    A float Clip before the quantization would make every conv float.
+    Clipping integers keeps the kernels before it in int8. A float Clip before the quantization would make every conv
+    float.
     """
     signed = zero_point.dtype.name == "INT8"
     least, greatest = (-128, 127) if signed else (0, 255)
@@ -186,7 +187,7 @@ def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, label: str) -> A
 
 
 def _mean(x: Any, dim: Any, keepdim: bool = False, dtype: int = -1) -> Any:
-    """A mean over all positions of `[B, C, ...]` is global average pooling, which has an int8 kernel."""
+    """Write a mean over all positions of `[B, C, ...]` as global average pooling, which has an int8 kernel."""
     rank, dims = len(x.shape), sorted(d % len(x.shape) for d in dim)
     if rank > 2 and dims == list(range(2, rank)) and dtype in (-1, None):
         pooled = op.GlobalAveragePool(x)

@@ -1,7 +1,7 @@
-"""Layers of which only a part is in integers: float arithmetic on stored integers, and ranges measured for each batch.
+"""Layers that are integer only in part: float arithmetic on stored integers, and ranges measured for each batch.
 
 ONNX Runtime keeps a DequantizeLinear in front of a float layer and runs it at every call, which takes longer than the
-layer itself; `Cast` and `Mul` on constants it folds when it loads the file.
+layer itself. It folds `Cast` and `Mul` on constants when it loads the file, so KDQ writes those.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdq_targets.onnx_shrink import LABEL
 
 
 def dynamic_linear(x: Any, weight: Any, weight_scale: Any, bias: Any, label: str) -> Any:
-    """DynamicQuantizeLinear and MatMulInteger: the runtime fuses all of it into one operator."""
+    """Write DynamicQuantizeLinear and MatMulInteger, which the runtime fuses into one operator."""
     q, scale, zero = op.DynamicQuantizeLinear(x)
     product = op.MatMulInteger(q, op.Transpose(weight, perm=[1, 0]), zero)
     product.producer().metadata_props[LABEL] = label
@@ -26,7 +26,7 @@ def dynamic_linear(x: Any, weight: Any, weight_scale: Any, bias: Any, label: str
 
 
 def widen(proto: Any) -> None:
-    """Write each DequantizeLinear with scales `[C, G]` of a fresh ONNX model as Cast and Mul, in place."""
+    """Replace each DequantizeLinear with scales `[C, G]` in a fresh ONNX model by Cast and Mul, in place."""
     graph = proto.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     nodes = list(graph.node)
@@ -41,7 +41,7 @@ def widen(proto: Any) -> None:
 
 
 def _decoder(graph: Any, node: Any, weight: Any, scale: np.ndarray) -> list[Any]:
-    """Float weights from integers `[C, I, ...]`: as they lie for one scale a channel, else in parts `[C, G, N]`."""
+    """Nodes that turn integers `[C, I, ...]` into floats: directly for one scale per channel, else as `[C, G, N]`."""
     name, shape = str(node.output[0]), [int(size) for size in weight.dims]
     parts = [*scale.shape, -1] if scale.shape[1] > 1 else None
 

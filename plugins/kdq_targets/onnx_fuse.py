@@ -1,7 +1,8 @@
-"""Clipping by integers instead of floats, so that nothing stands between an operator and its quantization.
+"""Clip integers instead of floats, so that nothing separates an operator from its quantization.
 
-`Q(clip(x, low, high)) = clip(Q(x), Q(low), Q(high))`, because Q never falls. A float Clip or Relu that ONNX Runtime
-fails to merge, by one last bit of a scale, would leave the conv before it in float. Jacob et al. 2018, section 2.4.
+`Q(clip(x, low, high)) = clip(Q(x), Q(low), Q(high))`, because Q never decreases. If a scale differs in its last bit,
+ONNX Runtime cannot merge a float Clip or Relu, and would leave the conv before it in float. Jacob et al. 2018, section
+2.4.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def fuse(proto: Any) -> None:
 
 
 def _mark_tables(graph: Any) -> None:
-    """Name the look-up of each embedding after its label, which stands behind it."""
+    """Name the look-up of each embedding after its label, which is on a node after it."""
     makers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         gather = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
@@ -71,7 +72,7 @@ class _Fuser:
         return float("-inf") if low is None else float(low), float("inf") if high is None else float(high)
 
     def _quantize(self, node: Any) -> list[Any]:
-        """Take clipping out from before `node`; give what is to follow it."""
+        """Remove the clipping before `node` and return the nodes to put after it."""
         scale, zero = self._array(node.input[1]), self._array(node.input[2]) if len(node.input) > 2 else None
         if scale is None or zero is None or scale.ndim:
             return []
@@ -95,7 +96,7 @@ class _Fuser:
         return self._clip(node, ends, (least, greatest), zero.dtype)
 
     def _look_up(self, node: Any, before: Any) -> None:
-        """A relu between quantized tensors: the runtime has a table for LeakyRelu, and none for Relu."""
+        """Write a relu between quantized tensors as LeakyRelu: the runtime has an int8 table for it, none for Relu."""
         if node.op_type == "Relu" and before is not None:
             node.op_type = "LeakyRelu"
             node.attribute.append(onnx.helper.make_attribute("alpha", 0.0))

@@ -13,11 +13,11 @@ from kdq_targets.onnx_shrink import LABEL, mark
 
 CONTRIB = "com.microsoft"
 FEW = 64
-"""A weight of so few levels stands outside of the Scan, where it is packed; at batch 1 a step then takes 10 % more."""
+"""A weight of at most so many levels is packed outside the Scan; at batch 1 a step then takes 10 % more."""
 
 
 def gru_scan(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
-    """One layer: one product for the inputs of all steps, then a Scan in each direction."""
+    """Write one layer: one product for the inputs of all steps, then a Scan in each direction."""
     ways, gates, hidden = r.q.shape
     b = find_constant(parts, node.input[3]).reshape(ways, 2, gates)
     shares = _input_part(parts, x, w, b[:, 0])
@@ -43,7 +43,7 @@ def gru_scan(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
 
 
 def _input_part(parts: Parts, x: Any, w: Any, b: Any) -> list[str]:
-    """What the inputs give to the gates, `[T, B, 2H]` and `[T, B, H]` for each direction: one int8 Gemm."""
+    """The inputs' part of the gates, `[T, B, 2H]` and `[T, B, H]` for each direction, from one int8 Gemm."""
     ways, gates, width = w.q.shape
     step = (find_constant(parts, x.input[1]) * w.scale.reshape(-1)).astype(np.float32)
     integers = np.rint(b.reshape(-1).astype(np.float64) / step).astype(np.int32)
@@ -66,9 +66,10 @@ def _input_part(parts: Parts, x: Any, w: Any, b: Any) -> list[str]:
 
 
 def _step(hidden: int, weight: Any, r_scale: Any, b: Any, prefix: str) -> Any:
-    """One step: state `[B, H]`, the input's part `[B, 2H]` of gates r and z, and `[B, H]` of n; with its constants.
+    """Make the graph of one step and its constants.
 
-    `weight` is the state's int8 weight `[H, 3H]`, or its name in the graph around the Scan.
+    A step takes the state `[B, H]`, and the input's part of gates r and z, `[B, 2H]`, and of n, `[B, H]`. `weight` is
+    the state's int8 weight `[H, 3H]`, or its name in the graph around the Scan.
     """
     names = ("h", "q", "m", "m1", "m2", "x1", "x2", "s", "g", "r", "z", "p", "t", "n", "d", "e", "out", "y")
     h, q, m, m1, m2, x1, x2, s, g, reset, keep, p, t, new, d, e, out, y = (f"{prefix}{name}" for name in names)

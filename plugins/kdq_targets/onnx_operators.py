@@ -1,4 +1,4 @@
-"""ATen operators as ONNX Runtime sees them: which have an int8 kernel, which only move data, why the rest is float."""
+"""Which ATen operators have an int8 kernel in ONNX Runtime, which only move data, and why the others are float."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POOLS = {
 LOOKUPS = {aten.relu.default: "relu", aten.leaky_relu.default: "leaky_relu", aten.sigmoid.default: "sigmoid"}
 """Functions of one tensor for which the runtime has a table of 256 entries."""
 FOLDED = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
-"""Activations that a quantizer behind them does by its own clipping."""
+"""Activations that a following quantizer performs by its own clipping."""
 SWALLOWED = FOLDED | {
     aten.leaky_relu.default, aten.sigmoid.default, aten.tanh.default, aten.hardsigmoid.default, aten.elu.default,
 }  # fmt: skip
@@ -36,7 +36,7 @@ MOVERS = {
     aten.expand.default, aten.repeat.default, aten.pixel_shuffle.default, aten.upsample_nearest1d.vec,
     aten.upsample_nearest2d.vec,
 }  # fmt: skip
-"""They move data and leave it on its grid; the runtime does so in integers."""
+"""Operators that move data and leave it on its grid; the runtime moves the integers."""
 COPIES = {
     aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
 }  # fmt: skip
@@ -44,7 +44,7 @@ MAKERS = {"zeros", "ones", "full", "arange", "empty", "zeros_like", "ones_like",
 """Operators that compute nothing of the model's own."""
 WEIGHTED = ("conv", "linear", "embedding", "lstm", "gru")
 FOLLOWERS = ("add", "mul", "concat", "pool", *LOOKUPS.values())
-"""Kinds that run in int8 between int8 neighbours, and otherwise stay float at no loss."""
+"""Kinds that run in int8 between int8 neighbours; between float neighbours they stay float at no loss."""
 REASONS = {
     "attention": "products between activations and softmax gain nothing in int8",
     "matmul": "products between activations gain nothing in int8",
@@ -57,7 +57,7 @@ SAME_AS = {"bmm": "matmul", "baddbmm": "matmul", "einsum": "matmul", "rnn_tanh":
 
 
 def moves_data(node: Node) -> bool:
-    """Whether `node` leaves its input on its grid: it moves data, or pads with zeros, which every grid has."""
+    """Say whether `node` leaves its input on its grid: it moves data, or pads with zeros, which every grid has."""
     if node.target != aten.pad.default:
         return node.target in MOVERS
     mode = node.args[2] if len(node.args) > 2 else "constant"
@@ -65,21 +65,21 @@ def moves_data(node: Node) -> bool:
 
 
 def is_float(node: Node) -> bool:
-    """Whether `node` is a float tensor with a batch axis."""
+    """Say whether `node` is a float tensor with a batch axis."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.dim() > 0
 
 
 def weight_of(node: Node) -> Node | None:
-    """The parameter of a conv, linear or embedding, or `None` where the weight is computed."""
+    """Return the parameter of a conv, linear or embedding, or `None` if the weight is computed."""
     weight = node.args[0 if node.target in EMBEDDINGS else 1]
     return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
 
 
 def operator_kind(node: Node) -> str | None:
-    """The type of an ATen call: of `WEIGHTED`, of `FOLLOWERS`, or its own name for one that runs in float.
+    """Return the type of an ATen call: of `WEIGHTED`, of `FOLLOWERS`, or its own name if it runs in float.
 
-    `None` for what computes nothing: shapes, constants, movers of data.
+    Calls that compute nothing give `None`: shapes, constants, movers of data.
     """
     target = cast(Any, node.target)
     if node.op != "call_function" or target in SPLITS | COPIES or moves_data(node) or not hasattr(target, "_opname"):
@@ -96,7 +96,7 @@ def operator_kind(node: Node) -> str | None:
 
 
 def _is_pool(node: Node) -> bool:
-    """All but a mean over something other than all positions of `[B, C, ...]`."""
+    """Whether the call pools: a mean does so only over all positions of `[B, C, ...]`."""
     if node.target != aten.mean.dim:
         return True
     rank = cast(Node, node.args[0]).meta["val"].dim()
@@ -104,13 +104,13 @@ def _is_pool(node: Node) -> bool:
 
 
 def inputs_of(node: Node, kind: str) -> list[Node]:
-    """The activations that an operator computes with."""
+    """Return the activations that an operator computes with."""
     given: Any = node.args[0] if kind == "concat" else node.args[: 2 if kind in PAIRS.values() else 1]
     return [arg for arg in given if isinstance(arg, Node)]
 
 
 def why_float(node: Node, kind: str) -> str:
-    """Why an operator stays float whatever stands around it; empty where it may be int8."""
+    """Say why an operator stays float whatever its neighbours; empty if it may be int8."""
     if kind in ("conv", "linear", "embedding"):
         return "" if weight_of(node) is not None else "its weight is computed, not a parameter"
     if kind in PAIRS.values():

@@ -1,11 +1,12 @@
 """Weights of few levels, packed in the file and decoded by the runtime when it loads it.
 
 A weight of `n` levels is written as digits in base `n`, as many to a byte as fit. `Gather(table, Cast(packed))` gives
-the int8 weights back; the table holds, for each byte, the levels of its digits. Seven levels, or more than 16, are
-split into digits whose bits are joined. All of it stands on constants: the runtime folds it before it looks for
-quantized operators, and runs the same int8 kernels on the same integers. Only the number of levels counts, not what
-they are: codebooks and powers of two are packed like any other. Folding a negative batch-norm factor turns the sign of
-a channel, which can add levels: such channels are turned back in the file and read from a second table.
+the int8 weights back: the table holds, for each byte, the levels of its digits. If there are seven levels, or more than
+16, each number is split into several digits whose bits are joined. All decoder nodes work on constants. The runtime
+folds them before it looks for quantized operators, and runs the same int8 kernels on the same integers. Only the number
+of levels counts, not their values, so codebooks and powers of two are packed like any other weight. Folding a negative
+batch-norm factor turns the sign of a channel, which can add levels. KDQ turns such channels back in the file, and reads
+them from a second table.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kdq_targets.onnx_unpack import Decoders
 
 
 def pack(graph: Any, most_levels: int) -> None:
-    """Pack the int8 weights of at most `most_levels` levels (at most 128), where that makes the file smaller."""
+    """Pack each int8 weight of at most `most_levels` levels (at most 128) if that makes the file smaller."""
     groups: dict[tuple[int, ...], list[PackedWeight]] = {}
     for tensor in graph.initializer:
         weight = plan(tensor, most_levels)
@@ -43,7 +44,7 @@ def pack(graph: Any, most_levels: int) -> None:
 
 
 def plan(tensor: Any, most_levels: int) -> PackedWeight | None:
-    """How `tensor` is packed, or `None` where it is no int8 weight of few levels."""
+    """Decide how to pack `tensor`; `None` if it is not an int8 weight of few levels."""
     if tensor.data_type != onnx.TensorProto.INT8 or len(tensor.dims) < 2:
         return None
     values = numpy_helper.to_array(tensor)
@@ -58,12 +59,12 @@ def plan(tensor: Any, most_levels: int) -> PackedWeight | None:
 
 
 def _size(levels: int) -> int:
-    """The least number of levels that a way of packing has and that is not below `levels`; 256 is none."""
+    """The least number of levels, `levels` or more, for which there is a way of packing; 256 if there is none."""
     return min(size for size in (*IN_A_BYTE, *SPLITS, 256) if levels <= size)
 
 
 def turned_channels(values: np.ndarray) -> np.ndarray:
-    """Which channels (first axis), turned in sign, leave fewer distinct integers: bool, `[C]`. A greedy choice."""
+    """Choose greedily the channels (first axis) whose turned sign leaves fewer distinct integers: bool, `[C]`."""
     turned = np.zeros(len(values), dtype=bool)
     sets = [{int(value) for value in np.unique(channel)} for channel in values]
     levels: set[int] = set()

@@ -1,4 +1,4 @@
-"""Small parts for rewriting an ONNX graph: constants, integers behind a dequantization, new nodes."""
+"""Helpers to rewrite an ONNX graph: constants, the integers of a dequantized weight, new nodes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Integers:
 
 
 class Parts:
-    """The graph to rewrite, and what replaces one of its nodes.
+    """The graph to rewrite, and the nodes that replace one of its nodes.
 
     Args:
-        graph: ONNX graph; constants are added to it.
+        graph: ONNX graph; `constant` adds to it.
     """
 
     def __init__(self, graph: Any) -> None:
@@ -35,36 +35,36 @@ class Parts:
         self.prefix, self.label, self._count = "", "", 0
 
     def begin(self, node: Any, label: str) -> None:
-        """Start on the replacement of `node`."""
+        """Begin to replace `node`."""
         self.nodes, self.label, self._count = [], label, 0
         self.prefix = f"{node.output[0] or node.output[1]}_kdq_"
 
     @property
     def mark(self) -> str:
-        """Name of the node that coverage looks for."""
+        """Return the name of the node that coverage looks for."""
         return mark(self.label)
 
     def constant(self, name: str, value: Any) -> str:
-        """Add an initializer; gives its name."""
+        """Add an initializer and return its name."""
         self.graph.initializer.append(numpy_helper.from_array(np.array(value, order="C"), f"{self.prefix}{name}"))
         return f"{self.prefix}{name}"
 
     def add(self, op_type: str, inputs: list[str], *, output: str = "", domain: str = "", **attributes: Any) -> str:
-        """Add a node of one output; gives the output's name."""
+        """Add a node with one output and return the output's name."""
         self._count += 1
         name = output or f"{self.prefix}{self._count}"
         self.nodes.append(helper.make_node(op_type, inputs, [name], domain=domain, **attributes))
         return name
 
     def pad(self, value: str, rank: int, end: Any) -> str:
-        """Add one column of `end` behind the last axis."""
+        """Append one column of `end` along the last axis."""
         self._count += 1
         pads = self.constant(f"pads_{self._count}", np.array([0] * (2 * rank - 1) + [1], dtype=np.int64))
         return self.add("Pad", [value, pads, self.constant(f"pin_{self._count}", end)])
 
 
 def find_constant(parts: Parts, name: str) -> Any:
-    """The array behind a value made of constants alone, or `None`."""
+    """Return the array of a value that constants alone determine, or `None`."""
     if name in parts.tensors:
         return numpy_helper.to_array(parts.tensors[name])
     node = parts.makers.get(name)
@@ -87,7 +87,7 @@ def find_constant(parts: Parts, name: str) -> Any:
 
 
 def find_integers(parts: Parts, name: str) -> Integers | None:
-    """The integers behind a dequantized value `[D, C, I]`, or `None`."""
+    """Return the integers of a dequantized value `[D, C, I]`, or `None`."""
     node = parts.makers.get(name)
     if node is None:
         return None

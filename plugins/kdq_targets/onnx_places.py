@@ -1,9 +1,9 @@
-"""Which tensors of a graph ONNX Runtime's int8 kernels want quantized.
+"""Find the tensors of a graph that ONNX Runtime's int8 kernels want quantized.
 
-A conv, linear, recurrent layer wants its input quantized, a conv its output too: it has no kernel that gives floats.
-Additions, pooling and their like are int8 where their result is wanted in int8 and one of their inputs comes from an
-int8 operator; between float operators they stay float. Conv and linear bring their batch norm and activation along:
-only what comes out at the end gets a place.
+Conv, linear and recurrent layers need a quantized input. A conv also needs a quantized output, because no kernel gives
+floats. Additions, pooling and similar operators are int8 if their result is wanted in int8 and one of their inputs
+comes from an int8 operator; between float operators they stay float. A conv or linear takes its batch norm and
+activation into its kernel: only the result of the whole chain gets a place.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Finder:
 
     Args:
         graph: from `capture`.
-        keep_float: operators that stay float, as `path:type`; the model's own have no path, as in `:add`.
+        keep_float: operators that stay float, as `path:type`; operators of the model itself have no path, as in `:add`.
         quantize_outputs: whether the model's outputs get a grid.
-        weight_only: types of recurrent layers that compute in float, on int8 weights.
+        weight_only: types of recurrent layers that compute in float with int8 weights.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Finder:
         self.nodes = list(graph.graph.nodes)
 
     def kind(self, node: Node) -> str | None:
-        """The type of an operator, or `None` for what computes nothing."""
+        """Return the type of an operator, or `None` for a node that computes nothing."""
         if node.op != "call_module":
             return operator_kind(node)
         module = self.graph.get_submodule(cast(str, node.target))
@@ -64,14 +64,14 @@ class Finder:
 
     @cached_property
     def kinds(self) -> dict[Node, str]:
-        """Each operator with its type; without the batch norms and activations that others take in."""
+        """Return each operator with its type, without batch norms and activations that others take in."""
         kinds = {node: kind for node in self.nodes if (kind := self.kind(node)) is not None}
         taken = {part for node, kind in kinds.items() if kind in ("conv", "linear") for part in self._chain(node)[1:]}
         taken |= {part for node, kind in kinds.items() if kind in FOLLOWERS for part in self._chain(node)[1:]}
         return {node: kind for node, kind in kinds.items() if node not in taken}
 
     def operators(self) -> Iterator[tuple[Node, str, str]]:
-        """Each operator with its type and the reason why it stays float (empty where it is quantized)."""
+        """Yield each operator with its type and the reason why it stays float (empty if it is quantized)."""
         wanted = self.wanted
         for node, kind in self.kinds.items():
             reason = self._reason(node, kind)
@@ -80,7 +80,7 @@ class Finder:
             if not reason and kind in FOLLOWERS and node not in self._int8:
                 reason = "its result goes to float operators only"
                 if self.tail(node) in wanted:
-                    reason = "what it computes with comes from float operators"
+                    reason = "its inputs come from float operators"
             yield node, kind, reason
 
     def _reason(self, node: Node, kind: str) -> str:
@@ -92,13 +92,13 @@ class Finder:
         return why_float(node, kind)
 
     def source(self, node: Node) -> Node:
-        """What `node` holds, before dropout and copies."""
+        """Return the node whose value `node` holds, skipping dropout and copies."""
         while (node.target in COPIES or self._calls(node, Dropout)) and isinstance(node.args[0], Node):
             node = node.args[0]
         return node
 
     def moved(self, node: Node) -> Node | None:
-        """What a mover of data moves, or `None` for another operator."""
+        """Return the tensor that a mover of data moves, or `None` for another operator."""
         if moves_data(node):
             return self.source(cast(Node, node.args[0]))
         if node.target is operator.getitem and cast(Node, node.args[0]).target in SPLITS:
@@ -106,7 +106,7 @@ class Finder:
         return None
 
     def tail(self, node: Node) -> Node:
-        """The end of operator, batch-norm and activation where nothing else reads in between."""
+        """Return the last node of operator, batch norm and activation, if nothing else reads in between."""
         return self._chain(node)[-1]
 
     def _chain(self, node: Node) -> list[Node]:
@@ -126,12 +126,12 @@ class Finder:
 
     @cached_property
     def makers(self) -> dict[Node, Node]:
-        """For the end of each operator, batch-norm and activation: the operator."""
+        """Map the last node of each chain of operator, batch norm and activation to the operator."""
         return {self.tail(node) if kind in (*WIDE, *FOLLOWERS) else node: node for node, kind in self.kinds.items()}
 
     @cached_property
     def wanted(self) -> set[Node]:
-        """The tensors that get a grid of their own or of what they move."""
+        """Return the tensors that get a grid: their own, or that of the tensor they move."""
         self._int8: set[Node] = set()
         self._wanted: set[Node] = set()
         outputs = {self.source(node) for node in self.graph.graph.output_node().all_input_nodes}
@@ -155,7 +155,7 @@ class Finder:
         return self.kinds.get(node) == "embedding" if moved is None else self._embedded(moved)
 
     def _want(self, node: Node) -> None:
-        """Want `node` in int8, and with it what its operator computes with."""
+        """Mark `node` as wanted in int8, and with it the inputs of its operator."""
         node = self.source(node)
         if node in self._wanted or not is_float(node) or node.op == "get_attr":
             return
@@ -191,7 +191,7 @@ class Finder:
 
     @cached_property
     def weights(self) -> dict[Node, Node]:
-        """Parameters to quantize, each with its first operator."""
+        """Return the parameters to quantize, each with its first operator."""
         found: dict[Node, Node] = {}
         for node, kind in self.kinds.items():
             if self._reason(node, kind):
@@ -205,7 +205,7 @@ class Finder:
         return found
 
     def macs(self, node: Node, kind: str) -> int:
-        """Multiply-accumulates for one sample; 0 for what multiplies no matrices."""
+        """Return the multiply-accumulates for one sample; 0 if the operator multiplies no matrices."""
         if kind in ("conv", "linear"):
             weight: Any = cast(Node, node.args[1]).meta["val"]
             per_output = math.prod(int(size) for size in weight.shape[1:])
@@ -218,17 +218,18 @@ class Finder:
         return 0
 
     def place_operator(self, node: Node) -> str:
-        """The type of what makes `node`: of an operator, `input`, or the ATen name of a mover of data."""
+        """Return the type of the operator that makes `node`, `input`, or the ATen name of a mover of data."""
         if node.op == "placeholder":
             return "input"
         return self.kinds.get(node) or self.kind(node) or str(getattr(node.target, "_opname", node.target))
 
 
 def find_places(finder: Finder, weight_limit: int) -> tuple[Place, ...]:
-    """Weights int8 symmetric within ±`weight_limit`, per output channel; activations uint8 affine.
+    """Return the places of weights and activations.
 
-    An embedding's table has a scale for each of its columns: that is one DequantizeLinear behind the Gather. A table
-    that is a linear's weight as well has one scale.
+    Weights are int8, symmetric within ±`weight_limit`, per output channel; activations are uint8, affine. An
+    embedding's table has a scale for each column, which takes one DequantizeLinear after the Gather. A table that is
+    also the weight of a linear has one scale.
     """
     names: dict[Node, str] = {}
     made_by: dict[Node, Node] = {}
@@ -272,7 +273,7 @@ def _name(node: Node) -> str:
 
 
 def _per_sample(value: Any) -> int:
-    """Elements of a tensor for one sample: the free sizes, which are multiples of the batch, at batch 1."""
+    """Elements of a tensor for one sample. Free sizes are multiples of the batch; here the batch is 1."""
     return math.prod(_at_batch_1(size) for size in value.shape)
 
 

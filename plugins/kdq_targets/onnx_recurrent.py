@@ -1,12 +1,11 @@
-"""Recurrent layers in the form that ONNX Runtime runs in int8.
+"""Write recurrent layers in the form that ONNX Runtime runs in int8.
 
 LSTM: `DynamicQuantizeLSTM` measures the range of its whole input and of each state, so that a sample's answer would
-depend on its neighbours. Here both ranges are pinned: two columns of the input, with weights 0, hold the ends of its
-range, and two hidden units, with weights 0, stand at +1 and -1 (input gate shut, forget and output gate open).
-
-GRU: the input's part is one product for all steps; a Scan does the state's part with `MatMulIntegerToFloat`.
-
-Weights that stand before a float input are int8 in the file and float in memory: the runtime folds `Cast` and `Mul`.
+depend on the other samples. KDQ pins both ranges. Two columns of the input, with weights 0, hold the ends of its range.
+Two hidden units, with weights 0, stay at +1 and -1 (input gate shut, forget and output gate open).
+GRU: one product computes the input's part for all steps; a Scan computes the state's part with
+`MatMulIntegerToFloat`. If the input is float, the weights are int8 in the file and float in memory: the runtime folds
+`Cast` and `Mul`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from kdq_targets.onnx_parts import Parts, find_constant, find_integers
 from kdq_targets.onnx_translate import RECURRENT
 
 ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
-"""ONNX's order of gates in terms of PyTorch's: i f g o -> i o f g, r z n -> z r n."""
+"""ONNX's order of gates, as indices into PyTorch's: i f g o -> i o f g, r z n -> z r n."""
 SHUT, OPEN, HELD = -60.0, 60.0, 30.0
 """Biases that make a sigmoid 0 and 1, and the cell state whose tanh is 1, in float32."""
 CONTRIB = "com.microsoft"
@@ -102,7 +101,7 @@ def _weights_only(parts: Parts, node: Any, w: Any, r: Any) -> None:
 
 
 def lstm(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
-    """One layer as a `DynamicQuantizeLSTM` with pinned ranges."""
+    """Write one layer as a `DynamicQuantizeLSTM` with pinned ranges."""
     ways, gates, hidden = r.q.shape
     wide = hidden + 2
     zero = int(find_constant(parts, x.input[2]))
@@ -137,7 +136,7 @@ def lstm(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
 
 
 def _widened(q: Any, scale: Any, wide: int, rows: int) -> tuple[Any, Any]:
-    """`[D, 4H, I]` as `[D, I + rows, 4 * wide]` in ONNX's order: what is added has weight 0."""
+    """Turn `[D, 4H, I]` into `[D, I + rows, 4 * wide]` in ONNX's order; added rows and units have weight 0."""
     ways, channels, width = q.shape
     hidden = channels // 4
     weights = np.zeros((ways, 4, wide, width + rows), dtype=np.int8)
@@ -149,7 +148,7 @@ def _widened(q: Any, scale: Any, wide: int, rows: int) -> tuple[Any, Any]:
 
 
 def _pinned(b: Any, wide: int) -> Any:
-    """Biases `[D, 8 * wide]`; the two added units hold what they have."""
+    """Biases `[D, 8 * wide]`, with which the two added units keep their values."""
     ways, hidden = len(b), b.shape[2] // 4
     result = np.zeros((ways, 2, 4, wide), dtype=np.float32)
     for half in (0, 1):

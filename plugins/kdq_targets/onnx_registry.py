@@ -1,7 +1,7 @@
-"""The exporter's table of translations, read once in a process.
+"""The exporter's table of translations, read once per process.
 
-`torch.onnx.export` builds it anew at each call: it reads the source of 500 functions again, which is half of the time a
-small model takes. The table is the same each time; what a call adds of its own goes into a copy.
+`torch.onnx.export` builds the table anew at each call. For that it reads the source of 500 functions, which is half of
+the time a small model takes. The table is always the same; the additions of a call go into a copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unittest import mock
 
 @contextlib.contextmanager
 def registry_read_once() -> Iterator[None]:
-    """Let exports in this block share the table; where torch keeps it elsewhere, they build their own as ever."""
+    """Let exports in this block share the table. If torch keeps it elsewhere, each export builds its own."""
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:

@@ -1,8 +1,8 @@
-"""What the exporter writes beside the numbers, made small: names of two letters, no stack traces, no doc strings.
+"""Shrink everything in a file that is not numbers: names of two letters, no stack traces, no doc strings.
 
-Operators keep a mark that leads back to the captured graph, in angle brackets so that ONNX Runtime's own additions to a
-name cannot blur it: `<conv2d_3>` for a quantized conv or linear (its FX node), `<@relu_2>` for another operator (the FX
-node that is quantized behind it), `<%layer.weight>` for a float conv or linear (its parameter).
+Operators keep a mark that leads back to the captured graph. Its angle brackets separate it from ONNX Runtime's own
+additions to a name: `<conv2d_3>` for a quantized conv or linear (its FX node), `<@relu_2>` for another operator (the FX
+node that is quantized after it), `<%layer.weight>` for a float conv or linear (its parameter).
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ THROUGH = {"Relu", "Clip", "Identity", "Flatten", "Reshape", "Squeeze"}
 
 
 def mark(node: str) -> str:
-    """The mark of a quantized conv or linear."""
+    """Return the mark of a quantized conv or linear."""
     return f"<{node}>"
 
 
 def mark_behind(node: str) -> str:
-    """The mark of an operator found by the quantized tensor behind it."""
+    """Return the mark of an operator that is found by the quantized tensor after it."""
     return f"<@{node}>"
 
 
 def mark_weight(parameter: str) -> str:
-    """The mark of a float conv or linear."""
+    """Return the mark of a float conv or linear."""
     return f"<%{parameter}>"
 
 
 def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = (), tasks: Sequence[str] = ()) -> None:
-    """Rewrite a fresh ONNX model in place: marks for operators, short names, nothing that is not used.
+    """Rewrite a fresh ONNX model in place: mark operators, shorten names, remove what is not used.
 
-    The `rewrites` of a target come between: they see the marks, and may name values as they like. Outputs are called
-    as `tasks` says, else `logits`, `output_1` and so on.
+    The `rewrites` of a target run between marking and renaming: they see the marks, and may name values as they like.
+    Outputs are named after `tasks`, or else `logits`, `output_1` and so on.
     """
     graph = proto.graph
     _name_nodes(graph)
@@ -95,8 +95,8 @@ def _weight_mark(node: Any, makers: dict[str, Any], initializers: set[str], labe
 def _guard_float(graph: Any) -> None:
     """Keep a float layer float.
 
-    ONNX Runtime rounds a float weight to int8 by itself where the layer stands between DequantizeLinear and
-    QuantizeLinear. A LeakyRelu of slope 1 behind it changes no value and stops that; it is fused into the layer.
+    If a float layer lies between DequantizeLinear and QuantizeLinear, ONNX Runtime rounds its weight to int8 by itself.
+    A LeakyRelu of slope 1 after the layer prevents that. It changes no value and is fused into the layer.
     """
     makers = {output: node for node in graph.node for output in node.output}
     nodes = list(graph.node)
@@ -146,7 +146,7 @@ def _rename_values(graph: Any, tasks: Sequence[str]) -> None:
                     names[name] = next(short)
                 values[index] = names[name]
         for inner in (inner for item in node.attribute if item.HasField("g") for inner in item.g.node):
-            inner.input[:] = [names.get(name, name) for name in inner.input]  # what a body reads of this graph
+            inner.input[:] = [names.get(name, name) for name in inner.input]  # values of this graph that a body reads
 
 
 def _short_names() -> Iterator[str]:

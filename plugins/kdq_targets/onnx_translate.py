@@ -1,7 +1,7 @@
 """ATen operators written so that ONNX Runtime has an int8 kernel for them.
 
-Recurrent layers are written as ONNX's own, on dequantized weights, with PyTorch's order of gates; `onnx_recurrent`
-turns them into what the runtime runs in int8. They carry the mark `RECURRENT` until then.
+Recurrent layers are written as ONNX's own, on dequantized weights, with PyTorch's order of gates. They carry the mark
+`RECURRENT` until `onnx_recurrent` turns them into the form that the runtime runs in int8.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GATES = {"lstm": 4, "gru": 3}
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """A Gemm on rows: with a bias in int32 it is one kernel, which MatMul and Add are not."""
+    """Write a linear as a Gemm on rows. With a bias in int32 it is one kernel; MatMul and Add would be two."""
     rank, out = len(x.shape), weight.shape[0]
     if rank == 1:
         x = op.Unsqueeze(x, op.Constant(value_ints=[0]))
@@ -39,7 +39,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def adaptive_avg_pool(x: Any, output_size: Any) -> Any:
-    """Global pooling, or windows of one size where the positions can be shared out evenly."""
+    """Write global pooling, or windows of one size if they divide the positions evenly."""
     given, wanted = list(x.shape[2:]), list(output_size)
     if set(wanted) == {1}:
         return op.GlobalAveragePool(x)
@@ -50,7 +50,7 @@ def adaptive_avg_pool(x: Any, output_size: Any) -> Any:
 
 
 def pad(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    """Zeros around a dequantized tensor are its zero point around the integers."""
+    """Write padding. Zeros around a dequantized tensor become its zero point around the integers."""
     rank = len(x.shape)
     before, after = [0] * rank, [0] * rank
     for index in range(len(pad) // 2):
@@ -69,7 +69,7 @@ def lstm(
     x: Any, states: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool,
     batch_first: bool,
 ) -> Any:  # fmt: skip
-    """A float LSTM."""
+    """Write a float LSTM."""
     del dropout, train
     return _float("lstm", x, list(states), list(weights), biases, layers, 1 + bidirectional, batch_first)
 
@@ -78,7 +78,7 @@ def gru(
     x: Any, state: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool,
     batch_first: bool,
 ) -> Any:  # fmt: skip
-    """A float GRU."""
+    """Write a float GRU."""
     del dropout, train
     return _float("gru", x, [state], list(weights), biases, layers, 1 + bidirectional, batch_first)
 
@@ -113,7 +113,7 @@ def _slice(value: Any, start: int, end: int) -> Any:
 def _layer(
     kind: str, x: Any, w: Any, r: Any, b: Any, states: list[Any], ways: int, hidden: int, label: str = "float"
 ) -> tuple[Any, ...]:
-    """One layer: outputs `[T, B, D * H]` and the last states."""
+    """Write one layer; return its outputs `[T, B, D * H]` and the last states."""
     direction = "bidirectional" if ways == 2 else "forward"
     if kind == "lstm":
         made = op.LSTM(x, w, r, b, None, *states, hidden_size=hidden, direction=direction)
@@ -129,7 +129,7 @@ def int8_layer(
     x: Any, scale: Any, zero: Any, states: Any, w: Any, w_scale: Any, r: Any, r_scale: Any, b_x: Any, b_h: Any,
     kind: str, label: str,
 ) -> Any:  # fmt: skip
-    """An integer layer of a converted model."""
+    """Write an integer layer of a converted model."""
     producer = x.producer()
     if producer is None or producer.op_type != "DequantizeLinear":
         x = op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)

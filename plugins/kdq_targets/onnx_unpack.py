@@ -13,20 +13,20 @@ from kdq_targets.onnx_packed import IN_A_BYTE, PackedWeight
 
 
 def digits(base: int) -> np.ndarray:
-    """The digits of each byte, lowest first: uint8, shape `[base ** k, k]`."""
+    """List the digits of each byte, lowest first: uint8, shape `[base ** k, k]`."""
     count = IN_A_BYTE[base]
     return np.stack([np.arange(base**count) // base**place % base for place in range(count)], 1).astype(np.uint8)
 
 
 def pack_digits(codes: np.ndarray, base: int) -> np.ndarray:
-    """Bytes of digits `[N]`, lowest first, the last filled up with zeros: uint8, shape `[ceil(N / k)]`."""
+    """Pack digits `[N]` into bytes, lowest first; zeros fill the last. Gives uint8, shape `[ceil(N / k)]`."""
     count = IN_A_BYTE[base]
     rows = np.pad(codes, (0, -len(codes) % count)).reshape(-1, count)
     return (rows.astype(np.int64) @ base ** np.arange(count)).astype(np.uint8)
 
 
 class Decoders:
-    """Constants and nodes; what several weights need is there once.
+    """Constants and nodes of all decoders; weights share what several of them need.
 
     Attributes:
         constants: TensorProto by name.
@@ -38,7 +38,7 @@ class Decoders:
         self.nodes: dict[str, Any] = {}
 
     def add(self, weight: PackedWeight) -> None:
-        """The decoder of `weight`; its last output has the weight's name."""
+        """Add the decoder of `weight`; its last output has the weight's name."""
         rest, step, parts = weight.codes(), 1, list[str]()
         for base in weight.bases:
             table = self._table(weight, base, step)
@@ -52,7 +52,7 @@ class Decoders:
         self._node("Reshape", weight.name, value, self._constant(np.array(weight.values.shape, dtype=np.int64)))
 
     def _table(self, weight: PackedWeight, base: int, step: int) -> str:
-        """What each byte stands for, `[base ** k, k]`: levels, bits to join, or numbers to add."""
+        """The meaning of each byte, `[base ** k, k]`: levels, bits to join, or numbers to add."""
         if weight.joined:
             found = digits(base).astype(np.int16) * step
             end = step * base
@@ -73,7 +73,7 @@ class Decoders:
         return self._node("Gather", f"{name}.{wide}", name, wide)
 
     def _values(self, weight: PackedWeight, packed: np.ndarray, base: int, table: str, name: str) -> str:
-        """The rows of `table` that `packed` names, as `[N]` or, where that is all there is, as `[..., k]`."""
+        """The rows of `table` that `packed` names: `[..., k]` if no further node needs them flat, else `[N]`."""
         whole = weight.values.size % IN_A_BYTE[base] == 0
         if weight.turned is not None:
             packed = packed.reshape(len(weight.turned), -1)
@@ -91,7 +91,7 @@ class Decoders:
         return self._node("Slice", f"{name}.values", flat, *ends)
 
     def _second_table(self, turned: np.ndarray, base: int) -> str:
-        """How far down the table a channel looks: int32, `[C, 1]`."""
+        """Offset of each channel's rows in the table: int32, `[C, 1]`."""
         stored = self._constant(turned.astype(np.uint8).reshape(-1, 1))
         wide = self._node("Cast", f"{stored}.wide", stored, to=TensorProto.INT32)
         rows = self._constant(np.array(base ** IN_A_BYTE[base], dtype=np.int32))
@@ -109,7 +109,7 @@ class Decoders:
 
 
 def shipped(graph: Any) -> dict[str, int]:
-    """Bytes that stand in the file for each packed weight, by the name of the decoded one; shared tables aside."""
+    """Return the bytes of each packed weight in the file, by the decoded weight's name, without shared tables."""
     sizes = {t.name: math.prod(t.dims) for t in graph.initializer if t.data_type == TensorProto.UINT8}
     parts = {tensor.name: {tensor.name} & sizes.keys() for tensor in graph.initializer}
     found: dict[str, int] = {}

@@ -1,34 +1,34 @@
 """Target `onnxruntime-cpu`: int8 ONNX files for ONNX Runtime on a CPU.
 
 What
-    Conv, linear, embedding, LSTM and GRU are int8, with the additions, multiplications, poolings, concatenations and
-    table look-ups (relu, leaky relu, sigmoid) around them and what moves data between them: uint8 affine activations,
-    int8 symmetric weights per output channel, int32 bias. Between float operators nothing is quantized: layer norm,
-    softmax, GELU, products between activations and the residual additions of a transformer stay float, and the coverage
-    says why. The file is QDQ ONNX (opset 18), which the runtime fuses into QLinearConv, QLinearAdd, QGemm and their
-    like; a linear layer on more than two axes is a Gemm on rows. An embedding is a Gather of int8, dequantized behind
-    with a scale a column. An LSTM is a DynamicQuantizeLSTM whose ranges are pinned: two columns of its input hold the
-    ends of the range, two hidden units stand at 1 and -1. A GRU is one product for all inputs and a Scan over the
-    states. Both are operators of `com.microsoft`.
+    Conv, linear, embedding, LSTM and GRU are int8. So are the additions, multiplications, poolings, concatenations and
+    table look-ups (relu, leaky relu, sigmoid) around them, and the operators that move data between them. Activations
+    are uint8 affine, weights int8 symmetric per output channel, biases int32. Between float operators nothing is
+    quantized: layer norm, softmax, GELU, products between activations and the residual additions of a transformer stay
+    float, and the coverage says why. The file is QDQ ONNX (opset 18), which the runtime fuses into QLinearConv,
+    QLinearAdd, QGemm and similar operators. A linear layer on more than two axes is a Gemm on rows. An embedding is a
+    Gather of int8, followed by a dequantization with one scale per column. An LSTM is a DynamicQuantizeLSTM with pinned
+    ranges: two columns of its input hold the ends of the range, and two hidden units stay at 1 and -1. A GRU is one
+    product for all inputs and a Scan over the states. Both use operators of `com.microsoft`.
 Source
     Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference";
     the QDQ form and the fusions are ONNX Runtime's, section "Quantize ONNX models" of its documentation.
 Defaults
-    `reduce_range: auto` reads the CPU's flags; `quantize_outputs: true` keeps the last layer in one int8 kernel too.
-    `gru: int8` is the faster form at batch 32 (1.2 times the float one with AVX2, 1.7 to 2 with VNNI); `weight-only`
+    `reduce_range: auto` reads the CPU's flags. `quantize_outputs: true` keeps the last layer in one int8 kernel too.
+    `gru: int8` is the faster form at batch 32 (1.2 times the float one with AVX2, 1.7 to 2 with VNNI). `weight-only`
     keeps the float one's speed at any batch, in a quarter of the file, and counts as float in the coverage.
-    `pack: true` packs what makes the file smaller; 65 to 128 levels only where a recipe asks for 7 bits, since that
-    saves an eighth and the weights of a reduced range have as many.
+    `pack: true` packs each weight for which that makes the file smaller. It packs 65 to 128 levels only if a recipe
+    asks for 7 bits: that saves only an eighth, and weights of a reduced range have as many levels.
 Costs
-    Packed weights make loading slower: by 10 to 60 ms for 4.5 million weights; calls take as long as without.
+    Packed weights make loading slower, by 10 to 60 ms for 4.5 million weights. Calls take the same time.
 Limits
     On x86 CPUs without VNNI the uint8 x int8 kernels add pairs of products in 16 bits and saturate; there weights keep
-    to -63..63 (`reduce_range`). A first state given to an LSTM or GRU should lie in [-1, 1], as their own do. Where it
-    does not, a GRU's is clipped before its products with weights, in the simulation as in the file. An LSTM's is so in
-    the simulation alone: the runtime widens the range of the whole batch, which is nearer to the float layer (states up
-    to 4: 0.008 from it, 0.35 from the simulation) but lets a sample's answer depend on the others (0.002). An int8 GRU
-    at batch 1 can be slower than the runtime's float one: there use `gru: weight-only`. Recurrent layers whose output
-    is projected stay float.
+    to -63..63 (`reduce_range`). A first state given to an LSTM or GRU should lie in [-1, 1], as their own states do. If
+    it does not, a GRU clips it before its products with weights, in the simulation and in the file. An LSTM clips it in
+    the simulation only. In the file the runtime widens the range of the whole batch. That is nearer to the float layer
+    (states up to 4: 0.008 from it, 0.35 from the simulation), but a sample's answer then depends on the others (0.002).
+    An int8 GRU at batch 1 can be slower than the runtime's float one: there use `gru: weight-only`. Recurrent layers
+    whose output is projected stay float.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ VNNI = {"avx512_vnni", "avx_vnni"}
 
 
 def cpu_saturates(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) -> bool:
-    """Whether 8-bit products can saturate here: an x86 CPU that does not say it has VNNI."""
+    """Say whether 8-bit products can saturate here: on an x86 CPU whose flags do not name VNNI."""
     if (machine or platform.machine()).lower() not in ("x86_64", "amd64", "i686"):
         return False
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
@@ -61,7 +61,7 @@ def cpu_saturates(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = N
 
 
 class OnnxRuntimeCpu(Target):
-    """Quantizes for, writes for and runs in ONNX Runtime's CPU provider."""
+    """Quantizes, writes and runs models for ONNX Runtime's CPU provider."""
 
     late_imports: ClassVar[tuple[str, ...]] = (
         "kdq_targets.onnx_export",
@@ -74,22 +74,22 @@ class OnnxRuntimeCpu(Target):
     )
     quantize_outputs: bool = Field(default=True, description="whether the model's outputs get an 8-bit grid too")
     gru: Literal["int8", "weight-only"] = Field(
-        default="int8", description="form of a GRU: int8 arithmetic, or int8 weights alone for the runtime's float one"
+        default="int8", description="form of a GRU: int8 arithmetic, or only int8 weights, with float arithmetic"
     )
     pack: bool = Field(default=True, description="whether weights of few levels share bytes in the file")
 
     def resolved(self) -> dict[str, str | int | bool]:
-        """`reduce_range` as it is on this machine."""
+        """Return the value of `reduce_range` on this machine."""
         return {"reduce_range": cpu_saturates() if self.reduce_range == "auto" else self.reduce_range == "on"}
 
     def places(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Place, ...]:
-        """Where quantizers go in a captured graph; none for the operators of `keep_float`."""
+        """Return the places for fake-quantizers in a captured graph; the operators of `keep_float` get none."""
         from kdq_targets.onnx_places import find_places
 
         return find_places(self.finder(graph, keep_float), 63 if self.resolved()["reduce_range"] else 127)
 
     def finder(self, graph: GraphModule, keep_float: Sequence[str]) -> Finder:
-        """What the runtime's int8 kernels want quantized."""
+        """Make the finder of the tensors that the runtime's int8 kernels want quantized."""
         from kdq_targets.onnx_places import Finder
 
         return Finder(graph, keep_float, self.quantize_outputs, ("gru",) if self.gru == "weight-only" else ())
@@ -105,7 +105,7 @@ class OnnxRuntimeCpu(Target):
         write(model, example, path, self._rewrites(model))
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
-        """What this target changes in the ONNX graph."""
+        """This target's changes of the ONNX graph."""
         from kdq_targets.onnx_pack import pack
 
         places: Sequence[Place] = getattr(model, "meta", {}).get("kdq_places", ())
@@ -113,7 +113,7 @@ class OnnxRuntimeCpu(Target):
         return [partial(pack, most_levels=128 if seven_bits else 64)] if self.pack else []
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs of the file; -1 is the free batch size."""
+        """Return inputs and outputs of the file; -1 is the free batch size."""
         from kdq_targets.ort_session import OrtSession
 
         return OrtSession(path).signature()
@@ -131,10 +131,10 @@ class OnnxRuntimeCpu(Target):
     def coverage(
         self, path: Path, graph: GraphModule, *, keep_float: Sequence[str] = ()
     ) -> tuple[OperatorCoverage, ...]:
-        """One row for each operator of the captured graph, read from the runtime's optimised graph.
+        """Return one row for each operator of the captured graph, read from the runtime's optimised graph.
 
         Raises:
-            StageError: the file is missing, damaged, or not of this model.
+            StageError: the file is missing, damaged, or does not belong to this model.
         """
         from kdq_targets.onnx_coverage import cover
         from kdq_targets.ort_kernels import OrtKernels
@@ -144,7 +144,7 @@ class OnnxRuntimeCpu(Target):
     def departures(
         self, path: Path, simulation: GraphModule, inputs: tuple[np.ndarray, ...], *, threads: int
     ) -> tuple[Departure, ...]:
-        """The tensors of integers that differ between the file and its simulation, first to last."""
+        """List the integer tensors that differ between the file and its simulation, first to last."""
         from kdq_targets.departures import departures_of_file
 
         return departures_of_file(path, simulation, inputs, partial(self.session, threads=threads))

@@ -1,23 +1,24 @@
 """Target `openvino`: int8 ONNX files for OpenVINO on a CPU.
 
 What
-    The QDQ files of `onnxruntime-cpu`, with the same options, but placed, written and run for OpenVINO: recurrent
-    layers stay float, because its int8 kernels have none; coverage is read from OpenVINO's own graph.
+    The QDQ files of `onnxruntime-cpu`, with the same options, but placed, written and run for OpenVINO. Recurrent
+    layers stay float, because OpenVINO has no int8 kernels for them. Coverage is read from OpenVINO's own graph.
 Source
     OpenVINO 2026.4, "Low Precision Transformations" of its documentation; Jacob et al. 2018, "Quantization and
     Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference".
 Defaults
-    `exact_sums: true` rounds what is added as the simulation does. Without it OpenVINO keeps more digits there at 8
-    bits, and drops the clip below 8 bits, which is why that is always written. ResNet-8 and ResNet-20 differed from
-    their simulation in 23 and 26 % of the outputs without it, and in 0.5 and 5 % with it, always by one LSB.
+    `exact_sums: true` rounds the terms of a sum as the simulation does. Without it OpenVINO keeps more digits there at
+    8 bits. Below 8 bits it would drop the clip, so KDQ always writes the exact form there. ResNet-8 and ResNet-20
+    differed from their simulation in 23 and 26 % of the outputs without `exact_sums`, and in 0.5 and 5 % with it,
+    always by one LSB.
 Costs
     `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch 1.
     Packed weights make loading slower.
 Limits
-    Recurrent layers run in float, with float weights, whatever `gru` says.
-    Means and sums over anything but all positions of a channel run in float: OpenVINO's int8 ones can be wrong.
-    OpenVINO breaks ties of rounding its own way: single outputs differ by one LSB from the simulation. It sends no
-    usage data from here: `openvino_telemetry` is kept from being imported in processes that load this target.
+    Recurrent layers run in float, with float weights, whatever `gru` says. Means and sums over anything but all
+    positions of a channel run in float, because OpenVINO's int8 ones can be wrong. OpenVINO breaks ties of rounding its
+    own way: single outputs differ by one LSB from the simulation. It sends no usage data: a process that loads this
+    target does not import `openvino_telemetry`.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ if TYPE_CHECKING:
 
 
 class OpenVinoCpu(OnnxRuntimeCpu):
-    """Quantizes for, writes for and runs in OpenVINO's CPU plug-in."""
+    """Quantizes, writes and runs models for OpenVINO's CPU plug-in."""
 
     late_imports: ClassVar[tuple[str, ...]] = (*OnnxRuntimeCpu.late_imports, "kdq_targets.openvino_session")
 
     exact_sums: bool = Field(
-        default=True, description="whether what a residual add takes from a conv is rounded as in the simulation"
+        default=True, description="whether a conv's output is rounded before a residual add, as in the simulation"
     )
 
     def resolved(self) -> dict[str, str | int | bool]:
-        """`reduce_range` as it is on this machine, and the version of OpenVINO."""
+        """Return the value of `reduce_range` on this machine, and the version of OpenVINO."""
         return {**super().resolved(), "openvino": importlib.metadata.version("openvino")}
 
     def finder(self, graph: GraphModule, keep_float: Sequence[str]) -> Finder:
-        """What OpenVINO's int8 kernels want quantized."""
+        """Make the finder of the tensors that OpenVINO's int8 kernels want quantized."""
         from kdq_targets.openvino_places import OpenVinoFinder
 
         return OpenVinoFinder(graph, keep_float, self.quantize_outputs)
@@ -64,7 +65,7 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         return [partial(separate_sums, every=self.exact_sums), keep_means, *super()._rewrites(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs of the file; -1 is the free batch size."""
+        """Return inputs and outputs of the file; -1 is the free batch size."""
         from kdq_targets.openvino_session import OpenVinoSession
 
         return OpenVinoSession(path).signature()
@@ -82,10 +83,10 @@ class OpenVinoCpu(OnnxRuntimeCpu):
     def coverage(
         self, path: Path, graph: GraphModule, *, keep_float: Sequence[str] = ()
     ) -> tuple[OperatorCoverage, ...]:
-        """One row for each operator of the captured graph, with the precision its layer runs in.
+        """Return one row for each operator of the captured graph, with the precision its layer runs in.
 
         Raises:
-            StageError: the file is missing, damaged, or not of this model.
+            StageError: the file is missing, damaged, or does not belong to this model.
         """
         from kdq_targets.onnx_coverage import cover
         from kdq_targets.openvino_kernels import OpenVinoKernels
@@ -95,7 +96,7 @@ class OpenVinoCpu(OnnxRuntimeCpu):
     def departures(
         self, path: Path, simulation: GraphModule, inputs: tuple[np.ndarray, ...], *, threads: int
     ) -> tuple[Departure, ...]:
-        """The tensors of integers that differ between the file and its simulation, first to last."""
+        """List the integer tensors that differ between the file and its simulation, first to last."""
         from kdq_targets.departures import departures_of_file
 
         return departures_of_file(path, simulation, inputs, partial(self.session, threads=threads), before_clip=True)

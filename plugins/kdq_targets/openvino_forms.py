@@ -1,4 +1,4 @@
-"""Forms of the QDQ graph that OpenVINO needs, and that mean the same everywhere."""
+"""Changes of the QDQ graph that OpenVINO needs; other runtimes give the same results with them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def separate_sums(graph: Any, *, every: bool) -> None:
     """Keep the grid of a conv's output that is added to another tensor.
 
     OpenVINO adds within the conv before it rounds to that grid, and drops a clip of its integers. A LeakyRelu of slope
-    1 between two quantizers of one grid changes no value and stops that; it becomes part of the conv.
+    1 between two quantizers of one grid prevents that. It changes no value and becomes part of the conv.
 
     Args:
         graph: the ONNX graph.
-        every: also where the grid has 8 bits and only its rounding is at stake.
+        every: do so also for a grid of 8 bits, where only its rounding is at stake.
     """
     makers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list[Any]] = {}
@@ -44,11 +44,11 @@ def separate_sums(graph: Any, *, every: bool) -> None:
 
 
 def keep_means(graph: Any) -> None:
-    """Write means and sums so that OpenVINO computes them right.
+    """Write means and sums so that OpenVINO computes them correctly.
 
     In int8, OpenVINO 2026.4 gives wrong means over the last axis of `[B, C, L]`, and wrong sums wherever the zero point
-    is not 0. Pooling is written on `[B, C, L, 1]`, where it is right; means and sums that are float anyway are kept so
-    by a LeakyRelu of slope 1, which changes no value.
+    is not 0. KDQ writes pooling on `[B, C, L, 1]`, where OpenVINO is right. It keeps float means and sums in float by a
+    LeakyRelu of slope 1, which changes no value.
     """
     known = [*graph.value_info, *graph.input, *graph.output]
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
@@ -74,7 +74,7 @@ def keep_means(graph: Any) -> None:
 
 
 def _is_conv(node: Any, makers: dict[str, Any]) -> bool:
-    """Whether `node` is a conv, or an activation behind one."""
+    """Whether `node` is a conv, or an activation after one."""
     while node.op_type in ("Relu", "Clip", "LeakyRelu") and node.input[0] in makers:
         node = makers[node.input[0]]
     return bool(node.op_type == "Conv")

@@ -1,4 +1,4 @@
-"""OpenVINO's own graph of a file: which layer runs in which precision."""
+"""Read from OpenVINO's own graph of a file in which precision each layer runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FLOAT_TYPES = {
 
 
 class OpenVinoKernels:
-    """The layers of a file, found by the marks among the names that each was made of.
+    """The layers of a file, found by the marks in their original names.
 
-    A kernel is named by the layer's type and its precision, such as `Convolution_u8`.
+    A kernel's name is the layer's type and its precision, such as `Convolution_u8`.
 
     Args:
         path: the file.
@@ -43,7 +43,7 @@ class OpenVinoKernels:
                     self.by_part[part] = kernel
 
     def of(self, node: Any, file: File) -> str:
-        """Found by its mark, else by the value it makes or the next one that only it goes into."""
+        """Find a kernel by the node's mark, or else by its output or the next value that depends on it alone."""
         if node.name in self.by_part:
             return self.by_part[node.name]
         names = [str(node.output[0])]
@@ -56,12 +56,12 @@ class OpenVinoKernels:
         return next((kernel for kernel in found if kernel != "none" and not kernel.startswith(COPIES)), "none")
 
     def like(self, kind: str) -> str:
-        """Found by its type."""
+        """Find a kernel by its type."""
         known = (kind.replace("_", ""), *(name.lower() for name in FLOAT_TYPES.get(kind, ())))
         return next((kernel for kernel in self.kernels if kernel.rpartition("_")[0].lower() in known), "none")
 
     def int8(self, kernel: str, node: Any) -> bool:  # noqa: ARG002
-        """By the precision the layer runs in."""
+        """Decide by the precision that the layer runs in."""
         return kernel.endswith(INT8)
 
 

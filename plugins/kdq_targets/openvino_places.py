@@ -8,7 +8,7 @@ from kdq_targets.onnx_places import Finder
 
 
 class OpenVinoFinder(Finder):
-    """Walks a captured graph as for ONNX Runtime, and leaves recurrent layers float."""
+    """Walks a captured graph as for ONNX Runtime, but leaves recurrent layers float."""
 
     def _reason(self, node: Node, kind: str) -> str:
         if kind in ("lstm", "gru"):

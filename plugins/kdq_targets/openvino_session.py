@@ -1,4 +1,4 @@
-"""Loading and running an ONNX file in OpenVINO on the CPU."""
+"""Load and run an ONNX file in OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {
 
 
 def openvino() -> Any:
-    """The package. Importing it plainly writes to ~/intel and sends usage data; without its sender it does neither."""
+    """Import the package without its telemetry, which would write to ~/intel and send usage data."""
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     import openvino
 
@@ -54,16 +54,16 @@ class OpenVinoSession:
             ) from error
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Outputs for one batch, each of shape `[B, ...]`.
+        """Return the outputs for one batch, each of shape `[B, ...]`.
 
         Raises:
-            StageError: number, type or shape of the inputs are not the file's.
+            StageError: the file takes inputs of another number, type or shape.
         """
         expected, _ = self.signature()
         if len(inputs) != len(expected):
             raise StageError(f"the file takes {len(expected)} inputs and was given {len(inputs)}")
         for spec, given in zip(expected, inputs, strict=True):
-            if given.dtype != spec.dtype:  # OpenVINO would convert it without a word
+            if given.dtype != spec.dtype:  # OpenVINO would convert it silently
                 raise StageError(f"input {spec.name!r} of the file is {spec.dtype} and was given as {given.dtype}")
         try:
             answers = self.compiled(list(inputs))
@@ -72,7 +72,7 @@ class OpenVinoSession:
         return tuple(answers[port] for port in self.compiled.outputs)
 
     def signature(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs; -1 is the free batch size."""
+        """Return inputs and outputs; -1 is the free batch size."""
         return _specs(self.compiled.inputs), _specs(self.compiled.outputs)
 
 
@@ -88,5 +88,5 @@ def _specs(ports: Any) -> tuple[TensorSpec, ...]:
 
 
 def _last_line(error: BaseException) -> str:
-    """OpenVINO says first where in its own source it failed, and last what is wrong."""
+    """The last line of an error of OpenVINO, which says what is wrong; the lines before name its own source."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -29,11 +29,11 @@ FLOAT_TYPES = {
     "pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"),
     "silu": ("QuickGelu", "Sigmoid"),
 }
-"""Types of the runtime's float operators, for those that carry no mark: they have no quantized tensor behind them."""
+"""Types of the runtime's float operators that carry no mark, because no quantized tensor follows them."""
 
 
 def optimized_graph(path: Path) -> Any:
-    """The graph the runtime makes of the file, at the level it runs with."""
+    """Return the graph that the runtime makes of the file, at the level it runs with."""
     with tempfile.TemporaryDirectory(prefix="kdq-coverage-") as folder:
         written = Path(folder) / "optimized.onnx"
         OrtSession(path, optimized=written)
@@ -57,7 +57,7 @@ class OrtKernels:
         self.outputs = {output: _behind_layout(node, makers) for output, node in makers.items()}
 
     def of(self, node: Any, file: File) -> str:
-        """Found by its mark, else by the last value it was fused up to."""
+        """Find a kernel by the node's mark, or else by the output of the chain that the runtime fused."""
         found = next((kind for name, kind in self.names.items() if node.name in name), None)
         value = str(node.output[0])
         while found is None:
@@ -69,14 +69,14 @@ class OrtKernels:
         return found or "none"
 
     def like(self, kind: str) -> str:
-        """Found by its type."""
+        """Find a kernel by its type."""
         types = set(self.names.values()) | set(self.outputs.values())
         known = FLOAT_TYPES.get(kind, ())
         plain = kind.replace("_", "")
         return next((t for t in known if t in types), None) or next((t for t in types if t.lower() == plain), "none")
 
     def int8(self, kernel: str, node: Any) -> bool:
-        """By the name of the kernel; a look-up of integers is int8, and so is a Scan whose products are."""
+        """Decide by the kernel's name. A look-up of integers is int8, and so is a Scan with int8 products."""
         if kernel.startswith(INT8_KERNELS):
             return True
         if node is None:

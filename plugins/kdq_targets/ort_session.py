@@ -1,4 +1,4 @@
-"""Loading and running an ONNX file in ONNX Runtime on the CPU."""
+"""Load and run an ONNX file in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OrtSession:
         optimized: where to write the runtime's own graph, or `None`.
 
     Raises:
-        StageError: the file is missing or is no ONNX model.
+        StageError: the file is missing or is not an ONNX model.
     """
 
     def __init__(self, path: Path, threads: int = 1, optimized: Path | None = None) -> None:
@@ -45,10 +45,10 @@ class OrtSession:
         self.names = [value.name for value in self.runtime.get_inputs()]
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Outputs for one batch, each of shape `[B, ...]`.
+        """Return the outputs for one batch, each of shape `[B, ...]`.
 
         Raises:
-            StageError: number, type or shape of the inputs are not the file's.
+            StageError: the file takes inputs of another number, type or shape.
         """
         if len(inputs) != len(self.names):
             raise StageError(f"the file takes {len(self.names)} inputs and was given {len(inputs)}")
@@ -58,7 +58,7 @@ class OrtSession:
             raise StageError(f"ONNX Runtime cannot run the file on this input: {_first_line(error)}") from error
 
     def signature(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs."""
+        """Return inputs and outputs."""
         return _specs(self.runtime.get_inputs()), _specs(self.runtime.get_outputs())
 
 

@@ -9,7 +9,7 @@ KDQ_PLUGIN_API = ">=1,<2"
 
 @hookimpl
 def kdq_targets() -> Iterator[PluginSpec]:
-    """Name them; each class is loaded when a recipe needs it."""
+    """Yield one entry per target. KDQ loads its class when a recipe needs it."""
     yield PluginSpec(
         name="onnxruntime-cpu",
         target="kdq_targets.onnxruntime_cpu:OnnxRuntimeCpu",

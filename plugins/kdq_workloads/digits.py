@@ -1,19 +1,21 @@
 """Workload `digits`: classify scikit-learn's bundled 8x8 images of handwritten digits.
 
-What: 1,797 grey images in 10 classes, from a file that comes with scikit-learn: no download. Small enough that the
-    whole chain from teacher to registered int8 file runs in a minute on two cores.
+What: 1,797 grey images in 10 classes, from a file that comes with scikit-learn, so nothing is downloaded. The data is
+    small enough that the whole chain from teacher to registered int8 file runs in a minute on two cores.
 Formula: hard loss = mean cross entropy. Inputs are `pixel / 16`, float32 `[B, 1, 8, 8]` in [0, 1].
-    Split, stratified: within each class samples are ordered by sha256 of their number; sample of rank r among n gets
-    the place (r + 1/2) / n; by place, the first 300 are test, the next 300 validation, the other 1,197 train.
+    Split, stratified: the samples of each class are ordered by the sha256 of their number, and the sample of rank r
+    among n gets the place (r + 1/2) / n. In the order of places, the first 300 samples are test, the next 300
+    validation, and the other 1,197 train.
     View of a train sample: scaled by 0.9-1.1 and shifted by at most one pixel in each direction (bilinear,
     zero outside), then normal noise of 0.03, clipped to [0, 1]. It depends on (seed and number of the view,
     sample) alone; the order of samples depends on (seed, epoch).
 Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits" (UCI), its test part as bundled with
     scikit-learn. Counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox).
-Defaults and where they come from: widths chosen so that the teacher (480,450 parameters) passes 98 % on validation
-    in ten epochs and the student (221,966) is large enough for its weights, not its graph, to make up the file.
-Costs: a view of the whole train split takes a few milliseconds; the data is read once a process.
-Limits: 300 test images give a 95 % interval of about 3 points around 98 %: differences below that are noise.
+Defaults and where they come from: the teacher's width (480,450 parameters) is chosen so that it passes 98 % on
+    validation in ten epochs. The student's width (221,966) is chosen so that its weights, not its graph, make up most
+    of the file.
+Costs: a view of the whole train split takes a few milliseconds; each process reads the data once.
+Limits: 300 test images give a 95 % interval of about 3 points around 98 %: smaller differences are noise.
 """
 
 from __future__ import annotations
@@ -44,20 +46,22 @@ class Digits(Workload):
 
     teacher_width: int = Field(default=40, ge=4, le=256, description="channels of the teacher's first block")
     student_width: int = Field(default=56, ge=4, le=256, description="channels of the student's first block")
-    augment: bool = Field(default=True, description="shift, scale and add noise to train images anew in each epoch")
+    augment: bool = Field(
+        default=True, description="shift, scale and add noise to train images, differently in each epoch"
+    )
 
     def fingerprint(self) -> str:
-        """sha256 of the data file's bytes and of the split's definition."""
+        """Return the sha256 of the data file's bytes and of the split's definition."""
         return hashlib.sha256(data_file().read_bytes() + SPLIT.encode()).hexdigest()
 
     def teacher(self) -> nn.Module:
-        """Residual net of three blocks, `[B, 1, 8, 8] -> [B, 10]`."""
+        """Make a residual net of three blocks, `[B, 1, 8, 8] -> [B, 10]`."""
         from kdq_workloads.digits_models import teacher
 
         return teacher(self.teacher_width)
 
     def student(self) -> nn.Module:
-        """Residual net of two blocks, `[B, 1, 8, 8] -> [B, 10]`."""
+        """Make a residual net of two blocks, `[B, 1, 8, 8] -> [B, 10]`."""
         from kdq_workloads.digits_models import student
 
         return student(self.student_width)
@@ -65,7 +69,7 @@ class Digits(Workload):
     def batches(
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
     ) -> Iterator[Batch]:
-        """Batches of images `[B, 1, 8, 8]` and labels `[B]`; the last one may be smaller."""
+        """Yield batches of images `[B, 1, 8, 8]` and labels `[B]`; the last one may be smaller."""
         import numpy as np
         import torch
 
@@ -80,7 +84,7 @@ class Digits(Workload):
             yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean cross entropy, in float32.
+        """Return the mean cross entropy, in float32.
 
         Raises:
             StageError: the batch has no labels.
@@ -95,7 +99,7 @@ class Digits(Workload):
 
 
 def data_file() -> Path:
-    """The bundled images, found without importing scikit-learn.
+    """Find the bundled images without importing scikit-learn.
 
     Raises:
         PluginError: scikit-learn, or the file in it, is missing.
@@ -112,7 +116,7 @@ def data_file() -> Path:
 
 @functools.cache
 def load(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 `[N, 1, 8, 8]` in [0, 1] and int64 labels `[N]` of `split`, in fixed order, read-only."""
+    """Read `split`: images float32 `[N, 1, 8, 8]` in [0, 1] and labels int64 `[N]`, in fixed order, read-only."""
     import numpy as np
 
     rows = np.array([line.split(b",") for line in gzip.decompress(data_file().read_bytes()).splitlines()], np.float32)
@@ -124,7 +128,7 @@ def load(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_ids(labels: list[int]) -> dict[Split, list[int]]:
-    """Row numbers of each split for the labels of all rows."""
+    """Assign each row to a split: row numbers by split, from the labels of all rows."""
     digests = [hashlib.sha256(f"digits split 1:{row}".encode()).hexdigest() for row in range(len(labels))]
     by_class: dict[int, list[int]] = {}
     for row in sorted(range(len(labels)), key=lambda row: digests[row]):
@@ -136,14 +140,14 @@ def split_ids(labels: list[int]) -> dict[Split, list[int]]:
 
 
 def stream(seed: int, number: int, purpose: int) -> np.random.Generator:
-    """A Philox stream of its own for (seed, number, purpose)."""
+    """Make a Philox stream that belongs to (seed, number, purpose) alone."""
     import numpy as np
 
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
 def augmented(images: np.ndarray, view: View) -> np.ndarray:
-    """All train samples in one view, `[N, 1, 8, 8]`; row i is that of sample i, however it is batched."""
+    """Make one view of all train samples, `[N, 1, 8, 8]`; row i is the view of sample i, in any batch."""
     import numpy as np
 
     random = stream(view.seed, view.number, 1)
@@ -157,7 +161,7 @@ def augmented(images: np.ndarray, view: View) -> np.ndarray:
 
 
 def resampling(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Bilinear interpolation along one axis as matrices `[N, 8, 8]`: output pixel = sum of weight * input pixel."""
+    """Matrices `[N, 8, 8]` for bilinear interpolation along one axis: output pixel = sum of weight * input pixel."""
     import numpy as np
 
     pixel = np.arange(8, dtype=np.float32)

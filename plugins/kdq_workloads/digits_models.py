@@ -1,6 +1,7 @@
 """Teacher and student of the workload `digits`: two small residual networks of one family.
 
-Only layers that export and quantize: convolution, batch norm, relu, tensor addition, global average pool, linear.
+They use only layers that export and quantize: convolution, batch norm, relu, tensor addition, global average pool and
+linear.
 
 Source: He et al. 2016, "Deep Residual Learning for Image Recognition" (basic blocks, relu after the addition).
 """
@@ -31,7 +32,7 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the block's output for `x`."""
+        """Return the block's output for `x`."""
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
@@ -60,10 +61,10 @@ class DigitsResNet(nn.Module):
 
 
 def teacher(width: int) -> DigitsResNet:
-    """Three blocks of `width`, `2 width`, `4 width` channels."""
+    """Make a net of three blocks of `width`, `2 width` and `4 width` channels."""
     return DigitsResNet(width, (width, 2 * width, 4 * width))
 
 
 def student(width: int) -> DigitsResNet:
-    """Two blocks of `width` and `2 width` channels, each halving the resolution; a narrow stem."""
+    """Make a net of a narrow stem and two blocks of `width` and `2 width` channels, each halving the resolution."""
     return DigitsResNet(width // 2, (width, 2 * width))

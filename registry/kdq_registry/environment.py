@@ -1,6 +1,6 @@
-"""How KDQ reaches MLflow: environment, explicit addresses, one migration, and errors as one paragraph.
+"""Connect to MLflow: its environment, explicit addresses, one migration, and errors as one paragraph.
 
-MLflow takes two seconds to import, so it is imported inside functions, after `mlflow_environment` has been applied.
+MLflow takes two seconds to import. Functions import it, after `mlflow_environment` has been applied.
 """
 
 from __future__ import annotations
@@ -34,32 +34,33 @@ _ready_lock = threading.Lock()
 
 
 def folder(site: Site) -> Path:
-    """The folder of everything MLflow keeps on this site."""
+    """Return the folder of everything that MLflow keeps on this site."""
     return site.home / "mlflow"
 
 
 def mlflow_environment(site: Site) -> dict[str, str]:
-    """Environment variables for every process that imports MLflow; what the user has set himself wins.
+    """Return environment variables for every process that imports MLflow; the user's own values win.
 
-    No telemetry; a dead server is given up after 2 retries (3 s) instead of 246 s, a silent one after 30 s a try; no
-    URLs on stdout, which belongs to `--json`; environments of `mlflow models serve` below KDQ_HOME.
+    MLflow sends no telemetry. It gives up a dead server after 2 retries (3 s) instead of 246 s, and a silent one after
+    30 s per try. It prints no URLs on stdout, which belongs to `--json`. It keeps the environments of `mlflow models
+    serve` below KDQ_HOME.
     """
     return {
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.31 else writes ~/.cache/Microsoft and uploads
+        "ORT_DISABLE_TELEMETRY": "1",  # otherwise ONNX Runtime 1.31 writes ~/.cache/Microsoft and uploads
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are raised and told by KDQ, not logged with a traceback
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # KDQ reports failures itself; MLflow would log tracebacks
         "MLFLOW_ENV_ROOT": str(folder(site) / "envs"),
     }
 
 
 def client(site: Site) -> MlflowClient:
-    """A client with explicit tracking and registry addresses; the SQLite schema is there when it returns.
+    """Make a client with explicit tracking and registry addresses, and the schema of a local SQLite file.
 
     Raises:
         TransientError: the server cannot be reached.
@@ -76,7 +77,7 @@ def client(site: Site) -> MlflowClient:
 
 
 def local_database(uri: str) -> Path | None:
-    """The SQLite file behind `uri`, or `None` for any other address."""
+    """Return the SQLite file of `uri`, or `None` for any other address."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
@@ -85,11 +86,11 @@ def local_database(uri: str) -> Path | None:
 def read_only(database: Path) -> sqlite3.Connection:
     """Open an existing SQLite file for reading, without importing MLflow.
 
-    The file itself is opened for writing where that is possible: what a killed process left half-written in it can only
-    be rolled back by a connection that may write.
+    The function opens the file for writing if it can, because only such a connection can roll back what a killed
+    process left half-written. It then forbids queries that write.
 
     Raises:
-        StageError: the file is unreadable or no database.
+        StageError: the file is unreadable or not a database.
     """
     import sqlite3
 
@@ -107,7 +108,7 @@ def read_only(database: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def mlflow_errors(site: Site) -> Iterator[None]:
-    """Turn what MLflow, its database driver and the file system raise into KDQ's one-paragraph errors."""
+    """Turn errors of MLflow, its database driver and the file system into KDQ's errors of one paragraph."""
     try:
         yield
     except KdqError:
@@ -123,7 +124,7 @@ def mlflow_errors(site: Site) -> Iterator[None]:
 
 
 def redacted(uri: str) -> str:
-    """`uri` without its password, fit for messages and records."""
+    """Return `uri` without its password, for messages and records."""
     parts = urlsplit(uri)
     if parts.password is None:
         return uri
@@ -132,7 +133,7 @@ def redacted(uri: str) -> str:
 
 
 def _make_ready(site: Site) -> None:
-    """Check the backend once a process; create a local SQLite file once a site."""
+    """Check the backend once per process; create a local SQLite file once per site."""
     uri = site.mlflow_uri
     with _ready_lock:
         database = local_database(uri)
@@ -155,7 +156,7 @@ def _migrate(site: Site, database: Path) -> None:
 
         database.parent.mkdir(parents=True, exist_ok=True)
         _clear(database)
-        # A name of its own: MLflow keeps the connection to a file it failed on, and would use it again.
+        # A fresh name: MLflow keeps the connection to a file it failed on, and would use it again.
         unfinished = database.with_name(f"{database.name}.new.{uuid.uuid4().hex[:8]}")
         try:
             store = SqlAlchemyStore(f"sqlite:///{unfinished}", (folder(site) / "artifacts").as_uri())
@@ -173,7 +174,7 @@ def _clear(database: Path) -> None:
 
 
 def _knock(uri: str) -> None:
-    """Connect to a database server once; MLflow itself would try a dead one for more than a minute."""
+    """Connect to a database server once; MLflow itself would retry a dead one for more than a minute."""
     import sqlalchemy
 
     if "://" not in uri:
@@ -232,11 +233,11 @@ def _unreadable(database: Path, error: Exception) -> KdqError:
 
 
 def _disk(path: Path, error: BaseException | None) -> StoreError | None:
-    """What is to be said where a full or read-only disk is among the causes of `error`, else `None`.
+    """Make the error for a full or read-only disk if that is among the causes of `error`, else return `None`.
 
     Args:
-        path: the database or folder that was written; a file that the cause names stands in for it.
-        error: what was raised.
+        path: the database or folder that was written. If the cause names a file, the message names that file.
+        error: the exception that was raised.
     """
     import sqlite3
 

@@ -1,4 +1,4 @@
-"""MLflow experiments: one a recipe name, made once, with its files below KDQ_HOME."""
+"""MLflow experiments: one per recipe name, made once, with its files below KDQ_HOME."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
-    """The id of the experiment `name`, made if it is missing.
+    """Return the id of the experiment `name`; make the experiment if it is missing.
 
     Args:
         mlflow: a client of the site.
-        site: with a local SQLite file, artifacts go to `KDQ_HOME/mlflow/artifacts/<name>`; a server chooses itself.
+        site: with a local SQLite file, artifacts go to `KDQ_HOME/mlflow/artifacts/<name>`; a server chooses the place.
         name: the recipe's name.
 
     Raises:
-        StageError: the experiment was deleted in MLflow, where its name stays taken.
+        StageError: the experiment was deleted in MLflow, which still keeps its name.
     """
     from mlflow.exceptions import MlflowException
 
@@ -34,7 +34,7 @@ def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = mlflow.get_experiment_by_name(name)  # another process was quicker
+            found = mlflow.get_experiment_by_name(name)  # another process made it first
     if found is None or found.lifecycle_stage != "active":
         raise StageError(
             f"the MLflow experiment {name!r} was deleted, and its name is still taken; restore it "

@@ -1,6 +1,6 @@
-"""Fetch the ONNX file of a registered version, for a teacher to be read from it.
+"""Fetch the ONNX file of a registered version, so that KDQ can read a teacher from it.
 
-Files lie in `KDQ_HOME/registered`, named by their sha256; what is there and whole is not downloaded again.
+Files lie in `KDQ_HOME/registered`, named by their sha256. KDQ does not download a whole file again.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Fetched(Frozen):
 def fetch(site: Site, model: str) -> Fetched:
     """Find the version and bring its ONNX file to this site.
 
-    Of a version that KDQ registered these are its bytes, checked against the tag `kdq.sha256`; of another one with the
-    flavor `onnx` they are its model file, with the weights in it that lay in files beside it.
+    If KDQ registered the version, the file has the registered bytes, and KDQ checks them against the tag `kdq.sha256`.
+    For any other version with the flavor `onnx` it is the model file, with external weights moved inside.
 
     Args:
-        site: where MLflow is, and where the file goes.
+        site: says where MLflow is, and where the file goes.
         model: `NAME/VERSION` or `NAME@ALIAS`.
 
     Raises:
-        RecipeError: there is no such model, version or alias, or it is no ONNX model.
+        RecipeError: there is no such model, version or alias, or it is not an ONNX model.
         TransientError: the tracking server cannot be reached.
-        StageError: the file is not the one that was registered, or MLflow refused.
+        StageError: the file was changed after it was registered, or MLflow refused.
     """
     name, mark, which = model.partition("/") if "/" in model else model.partition("@")
     if nothing_yet(site):
@@ -68,7 +68,7 @@ def fetch(site: Site, model: str) -> Fetched:
 
 
 def _there(site: Site, name: str, mark: str, which: str) -> Fetched | None:
-    """What a local SQLite file and the site's own files tell in milliseconds, without MLflow, where they suffice."""
+    """Look the version up in a local SQLite file and the site's files, in milliseconds; `None` if MLflow is needed."""
     database = local_database(site.mlflow_uri)
     if database is None:
         return None
@@ -87,7 +87,7 @@ def _there(site: Site, name: str, mark: str, which: str) -> Fetched | None:
 
 
 def _download(site: Site, mlflow: MlflowClient, version: Any, kept: Path) -> str:
-    """Put the version's file into `kept` under its sha256, and give that."""
+    """Put the version's file into `kept` under its sha256, and return the sha256."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     address = mlflow.get_model_version_download_uri(version.name, version.version)
@@ -111,7 +111,7 @@ def _download(site: Site, mlflow: MlflowClient, version: Any, kept: Path) -> str
 
 
 def _onnx_file(version: Any, description: Path) -> str:
-    """Path of the ONNX file within the version's folder, as its file `MLmodel` says."""
+    """Path of the ONNX file within the version's folder, according to its file `MLmodel`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mlflow.models import Model
@@ -127,7 +127,7 @@ def _onnx_file(version: Any, description: Path) -> str:
 
 
 def _in_one_file(file: Path) -> Path:
-    """The ONNX file with all weights inside: MLflow puts large ones into files beside it."""
+    """Put all weights into the ONNX file; MLflow keeps large ones in files beside it."""
     import onnx
     from onnx.external_data_helper import uses_external_data
 
@@ -138,7 +138,7 @@ def _in_one_file(file: Path) -> Path:
 
 
 def _note(site: Site, version: Any) -> str:
-    """Name of the file that holds the sha256 of a version which has no tag of it."""
+    """Name of the file that holds the sha256 of a version without the tag."""
     made = (site.mlflow_uri, version.name, int(version.version), version.creation_timestamp, version.source)
     return f"{sha256_of(canonical(made))}.version"
 

@@ -1,4 +1,4 @@
-"""Promotion: the alias `champion` moves when every gate of the recipe is met and no plug-in vetoes."""
+"""Move the alias `champion` if every gate of the recipe is met and no plug-in vetoes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Vetoes = Callable[[str, int, EvaluationReport], Iterable[str]]
 
 
 class PromotionResult(Frozen):
-    """Whether the version may be `champion`, and why or why not; the alias moved if `previous` is another one."""
+    """Whether the version may be `champion`, and why; if `previous` is another version, the alias moved."""
 
     name: str
     version: int
@@ -47,21 +47,21 @@ class PromotionResult(Frozen):
 
     @property
     def already(self) -> bool:
-        """Whether the version was `champion` before."""
+        """Say whether the version was `champion` before."""
         return self.previous == self.version
 
 
 def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None) -> PromotionResult:
     """Move the alias `champion` of model `name` to `version`, if its gates are met.
 
-    The move is written to `KDQ_HOME/mlflow/promotions.jsonl` and into a tag of the version. A version that is
-    `champion` already is not moved, and nothing is written.
+    The function writes the move to `KDQ_HOME/mlflow/promotions.jsonl` and into a tag of the version. If the version is
+    `champion` already, it moves and writes nothing.
 
     Args:
         site: where MLflow is.
         name: name of the registered model.
         version: number of the version.
-        vetoes: asked last, with name, version and report; each reason it gives stands against the promotion.
+        vetoes: called last, with name, version and report; each reason that it returns forbids the promotion.
 
     Raises:
         RecipeError: there is no such model or version, or KDQ did not register it.
@@ -92,11 +92,11 @@ def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None
 
 
 def list_models(site: Site) -> list[dict[str, Any]]:
-    """Every version of every model, newest first within a model.
+    """List every version of every model, newest first within a model.
 
     Returns:
-        Rows with `name`, `version`, `aliases`, `created` (UTC), `top1`, `bytes` and `sha256` (12 digits); what a
-        version registered without KDQ lacks is `None`.
+        Rows with `name`, `version`, `aliases`, `created` (UTC), `top1`, `bytes` and `sha256` (12 digits). Values
+            that a version registered without KDQ lacks are `None`.
     """
     if nothing_yet(site):
         return []

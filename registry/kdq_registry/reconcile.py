@@ -1,4 +1,4 @@
-"""Close the runs that a killed process left RUNNING."""
+"""Close the MLflow runs that a killed process left RUNNING."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def reconcile(site: Site, is_alive: Callable[[str], bool]) -> list[str]:
-    """Set runs to KILLED that are RUNNING and whose owner is dead, nested ones too.
+    """Set every RUNNING run whose owner is dead to KILLED, nested runs too.
 
-    A local SQLite file is read directly: without a dead run this takes milliseconds and imports no MLflow.
+    The function reads a local SQLite file directly: if no run is dead, it takes milliseconds and imports no MLflow.
 
     Args:
         site: where MLflow is.
-        is_alive: tells of a `kdq.owner` tag whether its process lives; `True` for owners on other hosts.
+        is_alive: says whether the process of a `kdq.owner` tag lives; `True` for owners on other hosts.
 
     Returns:
         The ids of the runs that were closed.

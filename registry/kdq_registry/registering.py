@@ -1,6 +1,6 @@
 """Register the int8 file as an MLflow model version.
 
-The same bytes are never registered twice; asked for again, their version gets the gates and the report of today.
+KDQ never registers the same bytes twice. If asked again, it gives their version the new gates and the new report.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TAG_LIMIT = 100_000
 """Characters MLflow allows in a tag of a model version."""
 
 REQUIREMENTS = ("onnxruntime", "mlflow-skinny", "pandas")
-"""What loading the model as a pyfunc needs (tried in an empty environment)."""
+"""Packages that loading the model as a pyfunc needs (tried in an empty environment)."""
 
 
 def register(
@@ -50,18 +50,18 @@ def register(
     run_id: str | None,
     example: dict[str, np.ndarray],
 ) -> ModelVersion:
-    """Make a version of the recipe's model from the int8 file, or give back the one that has the same bytes.
+    """Make a version of the recipe's model from the int8 file, or return the one that has the same bytes.
 
-    A version that is given back gets the tags of this call, so that a promotion checks the recipe's gates of today
-    against the newest report.
+    An existing version gets the tags of this call, so that a promotion checks the recipe's current gates against the
+    newest report.
 
     Args:
         site: where MLflow is.
         recipe: names the model, and holds the gates its promotion must meet.
-        artifact_file: the ONNX file; it is registered byte for byte.
+        artifact_file: the ONNX file; KDQ registers it byte for byte.
         artifact: names, types and shapes of its inputs and outputs become the signature.
-        report: what was measured on the file; kept as the tag `kdq.report`.
-        lineage: digests of what the file came from; kept as tags `kdq.lineage.*`.
+        report: the metrics of the file; kept as the tag `kdq.report`.
+        lineage: digests of everything the file was made from; kept as tags `kdq.lineage.*`.
         run_id: the MLflow run that made the file; `None` makes a run for the registration alone.
         example: one batch, input name to array (dtype and shape of `artifact.inputs`).
 
@@ -94,7 +94,7 @@ def register(
 
 
 def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
-    """The version of model `name` with these bytes, or `None`.
+    """Find the version of model `name` with these bytes; `None` if there is none.
 
     Args:
         site: where MLflow is.
@@ -108,14 +108,14 @@ def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
 
 
 def version_exists(version: ModelVersion, site: Site | None = None) -> bool:
-    """Whether the site's registry still has this version with these bytes.
+    """Say whether the site's registry still has this version with these bytes.
 
-    A local SQLite file is read directly, in milliseconds and without importing MLflow.
+    The function reads a local SQLite file directly, in milliseconds and without importing MLflow.
 
     Args:
-        version: what `register` gave.
-        site: a version in another registry than the site's does not exist for it. Without a site a local file is asked
-            whatever the site, and a server if the environment names it.
+        version: the version that `register` returned.
+        site: only a version in this site's registry counts. Without a site, the function asks the version's own
+            local file, or its server if the environment names that server.
 
     Raises:
         TransientError: the tracking server cannot be reached.
@@ -154,7 +154,7 @@ def _own_run(mlflow: MlflowClient, experiment: str, recipe: Recipe) -> str:
 def _save(
     path: Path, artifact_file: Path, artifact: Artifact, example: dict[str, np.ndarray], logged: LoggedModel
 ) -> None:
-    """Write the MLflow model folder; MLflow re-serialises the graph, so the file's own bytes are put back."""
+    """Write the MLflow model folder with the file's own bytes, because MLflow re-serialises the graph."""
     import onnx
 
     with warnings.catch_warnings():
@@ -193,7 +193,7 @@ def _new_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # The artifact location, not `models:/<id>`: MLflow resolves that one with its process-global address.
+    # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
     made = mlflow.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
     link = json.dumps([{"name": name, "version": int(made.version)}])
     mlflow.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
@@ -212,7 +212,7 @@ def _record(site: Site, version: Any, sha256: str) -> ModelVersion:
 
 
 def _report_tag(report: EvaluationReport, gates: Sequence[Gate]) -> str:
-    """The report as JSON; one too long for a tag keeps the metrics the gates and `kdq models` read."""
+    """The report as JSON. If it is too long for a tag, it keeps only the metrics that gates and `kdq models` read."""
     text = report.model_dump_json(exclude_none=True)
     if len(text) <= TAG_LIMIT:
         return text

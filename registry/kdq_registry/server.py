@@ -17,11 +17,11 @@ HEALTH_PATH = "/health"
 
 
 def server_command(site: Site, port: int) -> tuple[list[str], dict[str, str]]:
-    """Argument list and environment of an MLflow server (UI and API) on the loopback interface.
+    """Return argument list and environment of an MLflow server (UI and API) on the loopback interface.
 
-    One worker and no job execution: 0.5 GB instead of 1.5 GB. The database must have its schema: call `client(site)`
-    before. The backend's address is in the environment and not among the arguments, where `ps` would show a password.
-    The server has a child process; end its process group.
+    The server has one worker and no job execution, so that it takes 0.5 GB instead of 1.5 GB. The database must have
+    its schema: call `client(site)` before. The backend's address is in the environment, because `ps` would show a
+    password among the arguments. The server has a child process; to stop it, end its process group.
 
     Args:
         site: the backend is `site.mlflow_uri`.

@@ -1,6 +1,6 @@
-"""One MLflow run a pipeline run, one nested a stage.
+"""Track a pipeline run as one MLflow run, with a nested run per stage.
 
-Explicit run ids only: the fluent API makes ghost runs in threads.
+KDQ uses explicit run ids only, because MLflow's fluent functions make unwanted runs in threads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Tracker:
     """Writes one pipeline run into MLflow. Safe to use from several threads at once."""
 
     def __init__(self, site: Site, mlflow: MlflowClient, experiment: str, run_id: str, owner: str) -> None:
-        """Use `Tracker.begin`."""
+        """Hold an open run; use `Tracker.begin` to make one."""
         self.run_id = run_id
         self._site = site
         self._mlflow = mlflow
@@ -51,9 +51,9 @@ class Tracker:
         Args:
             site: where MLflow is.
             recipe: logged as `recipe.yaml`, and field by field as params.
-            owner: the process that answers for the run; `reconcile` closes runs whose owner is dead.
+            owner: the process that owns the run; `reconcile` closes runs whose owner is dead.
             plan_tags: further tags of the run, such as the data's fingerprint.
-            name: of the run; by default the recipe's.
+            name: name of the run; by default the recipe's name.
 
         Raises:
             TransientError: the tracking server cannot be reached.
@@ -75,7 +75,7 @@ class Tracker:
         Args:
             stage: name of the stage; becomes the run's name.
             key: the stage's key, as in the store.
-            options: nested values are flattened to dotted names.
+            options: options of the stage; nested values are flattened to dotted names.
 
         Returns:
             The id of the new run.
@@ -89,16 +89,16 @@ class Tracker:
         return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Add params; nested values are flattened to dotted names; MLflow cuts long ones."""
+        """Add params; nested values are flattened to dotted names, and MLflow cuts long values."""
         with mlflow_errors(self._site):
             _log_params(self._mlflow, run_id, params)
 
     def log_epochs(self, run_id: str, records: Sequence[EpochRecord]) -> None:
-        """Write the curves of a fit; one step an epoch."""
+        """Write the curves of a fit, with one step per epoch."""
         self._log(run_id, [(name, value, r.epoch) for r in records for name, value in r.values.items()])
 
     def log_metrics(self, run_id: str, role: str, metrics: Sequence[Metric]) -> None:
-        """Write the figures of one model as `role/name`, with `_low` and `_high` where they have an interval."""
+        """Write the metrics of one model as `role/name`, with `_low` and `_high` for those with an interval."""
         points = []
         for metric in metrics:
             ends = {"": metric.value, "_low": metric.low, "_high": metric.high}
@@ -106,9 +106,9 @@ class Tracker:
         self._log(run_id, points)
 
     def log_gains(self, run_id: str, gains: Sequence[Gain]) -> None:
-        """Write what the teacher changed as `teacher_difference/metric`; a tag of that name says whether it is a gain.
+        """Write the teacher's effect as `teacher_difference/metric`; a tag of that name says whether it is a gain.
 
-        The metric has `_low`, `_high`, and each model's `_taught`, `_control` beside it.
+        Further metrics give its interval (`_low`, `_high`) and the values of both models (`_taught`, `_control`).
         """
         points = []
         for gain in gains:
@@ -128,7 +128,7 @@ class Tracker:
             self._open.discard(run_id)
 
     def end(self, status: Status) -> None:
-        """Close the pipeline run, and with the same status every stage run that is still open."""
+        """Close the pipeline run, and every stage run that is still open, with one status."""
         with self._lock:
             left = sorted(self._open)
         for run_id in (*left, self.run_id):
@@ -145,7 +145,7 @@ class Tracker:
 
 
 def environment_tags() -> dict[str, str]:
-    """Python, platform and the versions of the packages that decide the result, without importing them."""
+    """Return Python, platform and the versions of the packages that affect results, without importing them."""
     tags = {"kdq.env.python": platform.python_version(), "kdq.env.platform": platform.platform()}
     for package in PACKAGES:
         try:
@@ -156,7 +156,7 @@ def environment_tags() -> dict[str, str]:
 
 
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings and sequences under dotted names: `teacher.fit.epochs`, `evaluate.0.use`."""
+    """Yield the leaves of nested mappings and sequences under dotted names: `teacher.fit.epochs`, `evaluate.0.use`."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     pairs = list(items)
     if not pairs and name:

@@ -1,4 +1,4 @@
-"""Which models and versions there are, and what is said where one is not."""
+"""Look up models, versions and aliases, with errors that name the existing ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def nothing_yet(site: Site) -> bool:
-    """Whether the site has a local database that was never made."""
+    """Say whether the site uses a local database that does not exist yet."""
     database = local_database(site.mlflow_uri)
     return database is not None and not database.exists()
 
 
 def models(mlflow: MlflowClient) -> list[Any]:
-    """All registered models."""
+    """Return all registered models."""
     found: list[Any] = []
     token: str | None = None
     while token != "":
@@ -31,7 +31,7 @@ def models(mlflow: MlflowClient) -> list[Any]:
 
 
 def versions(mlflow: MlflowClient, name: str) -> list[Any]:
-    """All versions of a model, newest first."""
+    """Return all versions of a model, newest first."""
     found: list[Any] = []
     token: str | None = None
     while token != "":
@@ -42,10 +42,10 @@ def versions(mlflow: MlflowClient, name: str) -> list[Any]:
 
 
 def model_named(mlflow: MlflowClient, name: str) -> Any:
-    """The model of that name.
+    """Return the model with this name.
 
     Raises:
-        RecipeError: there is none; the message has the nearest name.
+        RecipeError: there is none; the message gives the nearest name.
     """
     known = {str(model.name): model for model in models(mlflow)}
     if name not in known:
@@ -54,10 +54,10 @@ def model_named(mlflow: MlflowClient, name: str) -> Any:
 
 
 def version_numbered(mlflow: MlflowClient, name: str, number: int) -> Any:
-    """The version of that number.
+    """Return the version with this number.
 
     Raises:
-        RecipeError: there is no such model or version; the message has those there are.
+        RecipeError: there is no such model or version; the message lists the existing versions.
     """
     model_named(mlflow, name)
     known = {int(version.version): version for version in versions(mlflow, name)}
@@ -69,10 +69,10 @@ def version_numbered(mlflow: MlflowClient, name: str, number: int) -> Any:
 
 
 def version_called(mlflow: MlflowClient, name: str, alias: str) -> Any:
-    """The version that has the alias now.
+    """Return the version that has the alias now.
 
     Raises:
-        RecipeError: there is no such model or alias; the message has those there are.
+        RecipeError: there is no such model or alias; the message lists the existing aliases.
     """
     aliases = {str(known): int(number) for known, number in model_named(mlflow, name).aliases.items()}
     if alias not in aliases:
@@ -86,7 +86,7 @@ def version_called(mlflow: MlflowClient, name: str, alias: str) -> Any:
 
 
 def unknown_model(name: str, names: list[str]) -> RecipeError:
-    """What is said of a model that is not there."""
+    """Make the error for a model that does not exist."""
     hint = did_you_mean(name, names) or "."
     todo = "name one of these (`kdq models` lists their versions)" if names else "`kdq run FILE` registers one"
     there = f"{listing(names)}; {todo}"

@@ -1,13 +1,13 @@
 """Workload `clinc150`: which of 150 intents a short English sentence has.
 
-What: the in-scope sentences of CLINC150: 15,000 train, 3,000 validation, 4,500 test, 100 / 20 / 30 an intent.
-Formula: hard loss = mean cross entropy. Input: numbers of lower-case words, int64 `[B, 24]`, 0 for padding and 1 for
-    words that the training split has fewer than twice; longer sentences are cut. No augmentation.
+What: the in-scope sentences of CLINC150: 15,000 train, 3,000 validation, 4,500 test; 100 / 20 / 30 per intent.
+Formula: hard loss = mean cross entropy. Input: numbers of lower-case words, int64 `[B, 24]`. 0 is padding, and 1 is any
+    word that occurs less than twice in the training split; longer sentences are cut. No augmentation.
 Source: Larson et al. 2019, https://aclanthology.org/D19-1131 (CC BY 3.0).
-Defaults and where they come from: a teacher of two encoder layers, 128 wide; the student is one layer, 64 wide, or with
-    `student: bag` the mean of word vectors, the model that intent classifiers on a CPU often are.
-Costs: the file is read once a process.
-Limits: the file must be there; nothing is downloaded. Out-of-scope sentences are left out.
+Defaults and where they come from: the teacher has two encoder layers, 128 wide. The student has one layer, 64 wide;
+    `student_net: bag` makes it the mean of word vectors, a common model for intents on a CPU.
+Costs: each process reads the file once.
+Limits: the file must exist; KDQ downloads nothing. Out-of-scope sentences are left out.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Clinc150(Workload):
     teacher_width: int = Field(default=128, ge=32, le=512, multiple_of=32, description="width of the teacher")
 
     def fingerprint(self) -> str:
-        """sha256 of the file and of how it is read."""
+        """Return the sha256 of the file and of a mark for how it is read."""
         return hashlib.sha256(b"clinc150 1" + self._file().read_bytes()).hexdigest()
 
     def teacher(self) -> nn.Module:
-        """Transformer of two layers, `[B, 24] -> [B, 150]`."""
+        """Make a transformer of two layers, `[B, 24] -> [B, 150]`."""
         from kdq_bench_workloads.nets import TextTransformer
 
         return TextTransformer(words(self._file()), CLASSES, self.teacher_width, 2, LENGTH)
 
     def student(self) -> nn.Module:
-        """Transformer of one layer, or mean of word vectors, `[B, 24] -> [B, 150]`."""
+        """Make a transformer of one layer, or a mean of word vectors, `[B, 24] -> [B, 150]`."""
         from kdq_bench_workloads.nets import BagOfWords, TextTransformer
 
         if self.student_net == "bag":
@@ -69,7 +69,7 @@ class Clinc150(Workload):
         epoch: int = 0,
         view: View | None = None,  # noqa: ARG002 - the kind's signature
     ) -> Iterator[Batch]:
-        """Batches of word numbers `[B, 24]` and labels `[B]`; `view` changes nothing."""
+        """Yield batches of word numbers `[B, 24]` and labels `[B]`; `view` has no effect."""
         import numpy as np
         import torch
 
@@ -83,7 +83,7 @@ class Clinc150(Workload):
             yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean cross entropy, in float32.
+        """Return the mean cross entropy, in float32.
 
         Raises:
             StageError: the batch has no labels.
@@ -102,7 +102,7 @@ class Clinc150(Workload):
 
 
 def rows(path: Path) -> Iterator[tuple[str, list[str], str]]:
-    """Split, words and label of each in-scope sentence."""
+    """Yield split, words and label of each in-scope sentence."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["label"] != "oos" and row["split"] in NAMES:
@@ -111,19 +111,19 @@ def rows(path: Path) -> Iterator[tuple[str, list[str], str]]:
 
 @functools.cache
 def vocabulary(path: Path) -> dict[str, int]:
-    """Number of each word that the training split has at least twice, from 2."""
+    """Number each word that the training split has at least twice, starting from 2."""
     counts = Counter(word for split, text, _ in rows(path) if split == "train" for word in text)
     return {word: number for number, word in enumerate(sorted(w for w, n in counts.items() if n > 1), start=2)}
 
 
 def words(path: Path) -> int:
-    """How many word numbers there are."""
+    """Count the word numbers."""
     return len(vocabulary(path)) + 2
 
 
 @functools.cache
 def read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Word numbers int64 `[N, 24]` and labels int64 `[N]` of each split."""
+    """Read each split: word numbers int64 `[N, 24]` and labels int64 `[N]`."""
     import numpy as np
 
     known = vocabulary(path)

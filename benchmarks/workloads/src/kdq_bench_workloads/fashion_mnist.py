@@ -1,16 +1,16 @@
 """Workload `fashion-mnist`: 28x28 grey images of clothes in 10 classes.
 
-What: the first `train_images` of the 60,000 training images are trained on; images 55,000-59,999 are the validation
-    split, the 10,000 test images the test split.
+What: the train split is the first `train_images` of the 60,000 training images. The validation split is images
+    55,000-59,999, the test split the 10,000 test images.
 Formula: hard loss = mean cross entropy. Inputs `(pixel / 255 - 0.286) / 0.353`, float32 `[B, 1, 28, 28]`. View of a
-    train sample: shifted by at most 2 pixels in each direction (background outside), mirrored with probability 1/2; a
-    function of (view, sample) alone.
+    train sample: shifted by at most 2 pixels in each direction (background outside), mirrored with probability 1/2; it
+    depends on (view, sample) alone.
 Source: Xiao et al. 2017, https://arxiv.org/abs/1708.07747 (MIT licence); nets: He et al. 2015,
     https://arxiv.org/abs/1512.03385, section 4.2.
 Defaults and where they come from: 12,000 images and widths that give a student of 78 thousand and a teacher of 0.7
-    million parameters, the setting that KDQ's benchmarks quote.
-Costs: 38 MB of float32 for 12,000 images, and as much for a view while it is made.
-Limits: the files must be there; nothing is downloaded.
+    million parameters. KDQ's benchmarks quote this setting.
+Costs: 38 MB of float32 for 12,000 images, and the same again while a view is made.
+Limits: the files must exist; KDQ downloads nothing.
 """
 
 from __future__ import annotations
@@ -41,31 +41,33 @@ class FashionMnist(Workload):
 
     folder: str = Field(min_length=1, description="where the four .gz files of the data set are")
     train_images: int = Field(default=12_000, ge=1, le=VALIDATION, description="training images")
-    labelled: int | None = Field(default=None, ge=1, description="only so many training images have their label")
+    labelled: int | None = Field(
+        default=None, ge=1, description="number of training images that keep their label; none: all"
+    )
     student_width: int = Field(default=16, ge=4, le=256, description="channels of the student's first stage")
     teacher_width: int = Field(default=32, ge=4, le=256, description="channels of the teacher's first stage")
 
     def fingerprint(self) -> str:
-        """sha256 over the four files, the number of images and of labels."""
+        """Return the sha256 of the four files and of the numbers of images and labels."""
         whole = hashlib.sha256(f"fashion-mnist 1: {self.train_images} {self.labelled}".encode())
         for name in FILES:
             whole.update(self._file(name).read_bytes())
         return whole.hexdigest()
 
     def teacher(self) -> nn.Module:
-        """ResNet-14 with three stages, `[B, 1, 28, 28] -> [B, 10]`."""
+        """Make a ResNet-14 with three stages, `[B, 1, 28, 28] -> [B, 10]`."""
         from kdq_bench_workloads.nets import resnet
 
         return resnet(self.teacher_width, blocks=2)
 
     def student(self) -> nn.Module:
-        """ResNet-8 with three stages, `[B, 1, 28, 28] -> [B, 10]`."""
+        """Make a ResNet-8 with three stages, `[B, 1, 28, 28] -> [B, 10]`."""
         from kdq_bench_workloads.nets import resnet
 
         return resnet(self.student_width, blocks=1)
 
     def images(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 `[N, 28, 28]` and labels int64 `[N]`."""
+        """Read images uint8 `[N, 28, 28]` and labels int64 `[N]`."""
         part = "t10k" if split == "test" else "train"
         images = idx(self._file(f"{part}-images-idx3-ubyte.gz"))
         labels = idx(self._file(f"{part}-labels-idx1-ubyte.gz")).astype("int64")
@@ -75,7 +77,7 @@ class FashionMnist(Workload):
     def batches(
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
     ) -> Iterator[Batch]:
-        """Batches of images `[B, 1, 28, 28]` and labels `[B]`, -100 where unlabelled."""
+        """Yield batches of images `[B, 1, 28, 28]` and labels `[B]`; unlabelled samples have -100."""
         import numpy as np
         import torch
 
@@ -93,7 +95,7 @@ class FashionMnist(Workload):
             yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean cross entropy over the labelled samples, in float32.
+        """Return the mean cross entropy over the labelled samples, in float32.
 
         Raises:
             StageError: the batch has no labels.
@@ -117,7 +119,7 @@ class FashionMnist(Workload):
 
 @functools.cache
 def idx(path: Path) -> np.ndarray:
-    """The array of an IDX file of bytes, read-only."""
+    """Read the array of an IDX file of bytes, read-only."""
     import numpy as np
 
     raw = gzip.decompress(path.read_bytes())
@@ -126,14 +128,14 @@ def idx(path: Path) -> np.ndarray:
 
 
 def stream(seed: int, number: int, purpose: int) -> np.random.Generator:
-    """A Philox stream of its own for (seed, number, purpose)."""
+    """Make a Philox stream that belongs to (seed, number, purpose) alone."""
     import numpy as np
 
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
 def seen(images: np.ndarray, view: View) -> np.ndarray:
-    """All train images uint8 `[N, 28, 28]` in one view; row i is that of sample i."""
+    """Make one view of all train images, uint8 `[N, 28, 28]`; row i is the view of sample i."""
     import numpy as np
 
     random = stream(view.seed, view.number, 1)

@@ -22,7 +22,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """Return the block's output."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -42,14 +42,14 @@ class ResNet(nn.Module):
         self.blocks, self.head = nn.Sequential(*stages), nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[B, 10]`."""
+        """Return logits `[B, 10]`."""
         x = self.blocks(F.relu(self.norm(self.stem(x))))
         logits: Tensor = self.head(x.mean((2, 3)))
         return logits
 
 
 def resnet(width: int, blocks: int) -> nn.Module:
-    """ResNet of 6 * blocks + 2 layers."""
+    """Make a ResNet of 6 * blocks + 2 layers."""
     return ResNet(width, blocks)
 
 
@@ -65,7 +65,7 @@ class TextTransformer(nn.Module):
         self.register_buffer("places_of", torch.arange(length), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits `[B, classes]`."""
+        """Return logits `[B, classes]`."""
         x = self.encoder(self.words(tokens) + self.places(self.places_of))
         kept = (tokens != 0).to(x.dtype).unsqueeze(-1)
         logits: Tensor = self.head((x * kept).sum(1) / kept.sum(1))
@@ -81,6 +81,6 @@ class BagOfWords(nn.Module):
         self.hidden, self.head = nn.Linear(width, 2 * width), nn.Linear(2 * width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits `[B, classes]`."""
+        """Return logits `[B, classes]`."""
         logits: Tensor = self.head(F.relu(self.hidden(self.words(tokens).mean(1))))
         return logits

@@ -1,4 +1,4 @@
-"""What this distribution brings."""
+"""The workloads of this distribution."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ KDQ_PLUGIN_API = ">=1,<2"
 
 @hookimpl
 def kdq_workloads() -> Iterator[PluginSpec]:
-    """Name them; each class is loaded when a recipe needs it."""
+    """Yield one entry per workload. KDQ loads its class when a recipe needs it."""
     yield PluginSpec(
         name="fashion-mnist",
         target="kdq_bench_workloads.fashion_mnist:FashionMnist",
