@@ -1,4 +1,4 @@
-"""Converts recurrent layers of a prepared model to integer layers, one call each, or to float layers on int8 weights."""
+"""Converts recurrent layers of a prepared model to integer layers, or to float layers on int8 weights."""
 
 from __future__ import annotations
 
