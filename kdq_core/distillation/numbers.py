@@ -39,8 +39,8 @@ def _check(part: Part, logits: Tensor, batch: Batch, where: str) -> None:
     if _moves(part.distiller, torch.cat([one, -one], dim=-1), batch):
         raise StageError(
             f"distiller {part.name!r} learns nothing{where} from outputs of shape {tuple(logits.shape)}: it compares "
-            "classes, and one number a sample is none; use a distiller of numbers, such as 'regression-kd', or of "
-            "independent labels, such as 'multi-label-kd'"
+            "classes, and one number per sample has no classes; use a distiller of numbers, such as 'regression-kd', "
+            "or of independent labels, such as 'multi-label-kd'"
         )
 
 

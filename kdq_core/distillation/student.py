@@ -85,9 +85,9 @@ class TappedStudent(nn.Module):
         still = next((path for path, value in seen.items() if not value.requires_grad), None)
         if still is not None:
             raise StageError(
-                f"tap {still!r} of the student carries no gradient, so that comparing it would teach nothing: what is "
-                "up to there is frozen, or runs in torch.utils.checkpoint with use_reentrant=True; tap a layer that "
-                "trains, or use use_reentrant=False"
+                f"tap {still!r} of the student carries no gradient, so comparing it would teach nothing: the layers up "
+                "to it are frozen, or run in torch.utils.checkpoint with use_reentrant=True; tap a layer that trains, "
+                "or use use_reentrant=False"
             )
 
     def _projected(self, index: int, name: str, value: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def why_untraceable(error: BaseException, model: nn.Module) -> str:
     fixed = FIXED.search(str(error))
     if fixed:
         return (
-            f"its forward holds for a batch of {fixed[1]} alone, which is that of the example; "
+            f"its forward works only for a batch of {fixed[1]} samples, the size of the example batch; "
             "take sizes from x.shape, or write -1 for the batch"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

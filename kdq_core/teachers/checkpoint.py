@@ -46,9 +46,10 @@ def load_checkpoint(model: nn.Module, path: Path, made_by: str, whose: str = "te
 def _no_safetensors(path: Path, error: str, whose: str) -> str:
     with path.open("rb") as file:
         start = file.read(4)
-    fact = "is one of torch.save, no safetensors file" if start.startswith(TORCH_SAVE) else "is no safetensors file"
+    by = "was written by torch.save and " if start.startswith(TORCH_SAVE) else ""
     return (
-        f"the {whose}'s file {str(path)!r} {fact}: {error}; write one where the model is, with {_saving('model', path)}"
+        f"the {whose}'s file {str(path)!r} {by}is no safetensors file: {error}; write one where the model is, with "
+        f"{_saving('model', path)}"
     )
 
 

@@ -41,8 +41,8 @@ def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:
     for split, batches in (("train", train), ("test", test)):
         if not labelled(batches):
             raise StageError(
-                f"'control' asks for a student without the teacher, but no batch of the workload's split {split!r} has "
-                "labels, which are all that it would have; label some, or drop 'control'"
+                f"'control' asks for a student without the teacher, which needs labels, but no batch of the workload's "
+                f"split {split!r} has any; label some, or drop 'control'"
             )
 
 
