@@ -1,4 +1,4 @@
-"""95 % intervals of what was measured on samples. SciPy is imported where it computes, since it takes a second."""
+"""95 % intervals of metrics. Functions import SciPy where they need it, because the import takes a second."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ Z95 = 1.959963984540054
 def paired(gained: int, lost: int, samples: int) -> tuple[float, float]:
     """95 % interval of a difference of two proportions on the same samples (Bonett and Price 2012).
 
-    An adjusted Wald interval: one discordant pair is added each way, so that it has a width even where none was seen.
+    An adjusted Wald interval: one discordant pair is added each way, so that it has a width even without discordant
+    pairs.
 
     Args:
-        gained: samples right only in the first.
-        lost: samples right only in the second.
-        samples: all samples.
+        gained: number of samples that only the first gets right.
+        lost: number of samples that only the second gets right.
+        samples: number of all samples.
     """
     first, second = (gained + 1) / (samples + 2), (lost + 1) / (samples + 2)
     middle = first - second

@@ -1,7 +1,7 @@
 """Locks on files, among the processes and threads of one machine.
 
-The kernel gives a lock back when the last process that has its file open is gone, also after `kill -9`. A file of
-its own is locked, never what it guards; its content is its holder's to write.
+The kernel releases a lock when the last process that has its file open is gone, also after `kill -9`. A lock has a file
+of its own, apart from the file or folder it guards; the holder may write into the lock file.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def held(path: Path, *, seconds: float | None = None) -> FileIO:
     """Wait for the lock of `path` and take it.
 
     Args:
-        path: the lock file; it is made, with its folder, where there is none.
-        seconds: how long to wait; none waits for ever.
+        path: the lock file; `held` creates it and its folder if they are missing.
+        seconds: how long to wait; `None` waits for ever.
 
     Returns:
-        The open file. Closing it gives the lock back; a child that was given its descriptor holds the lock too.
+        The open file. Closing it releases the lock; a child that inherits its descriptor holds the lock too.
 
     Raises:
-        LockedError: another holder did not give it back in time.
+        LockedError: another holder did not release it in time.
         OSError: the file cannot be written.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -43,10 +43,10 @@ def held(path: Path, *, seconds: float | None = None) -> FileIO:
 
 
 def try_held(path: Path) -> FileIO | None:
-    """Take the lock of `path` as `held` does, or give `None` at once if another holds it.
+    """Take the lock of `path` as `held` does, or return `None` at once if another process or thread holds it.
 
-    A holder may remove the file before giving the lock back. Whoever opened it before that has locked a file without a
-    name, which keeps nobody out; so the lock counts only if `path` still names the locked file.
+    A holder may remove the file before it releases the lock. A process that opened the file before that would then lock
+    a file without a name, which keeps nobody out. So the lock counts only if `path` still names the locked file.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What holds tensors inside one process: frozen dataclasses, never sent anywhere."""
+"""Frozen dataclasses that hold tensors inside one process; KDQ never sends them to another."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class View(NamedTuple):
     """One augmentation of the whole training split: sample i of a view looks the same whenever it is drawn.
 
     Attributes:
-        seed: of the views.
-        number: from 0; each is an augmentation of its own.
+        seed: the random seed that all views share.
+        number: number of the view, from 0; each number is another augmentation.
     """
 
     seed: int
@@ -30,11 +30,11 @@ class Batch:
     """One batch of samples.
 
     Attributes:
-        inputs: what the student is called with, each of shape `[B, ...]`.
-        targets: hard labels of shape `[B, ...]`, or `None` where the data is unlabelled or the models have tasks.
+        inputs: the student's inputs, each of shape `[B, ...]`.
+        targets: hard labels of shape `[B, ...]`; `None` if the batch is unlabelled or the models have several tasks.
         ids: int64 sample numbers within the split, shape `[B]`.
-        extra: named inputs beside those, each of shape `[B, ...]`: what a teacher of another modality reads.
-        view: number of the view the inputs are; the stage fills it in, a workload need not.
+        extra: further inputs by name, each of shape `[B, ...]`, for a teacher of another modality.
+        view: number of the view that the inputs show; the stage sets it, a workload need not.
         tasks: hard labels by task, each `[B, ...]`, for models with several outputs; a task without labels is missing.
     """
 
@@ -47,23 +47,23 @@ class Batch:
 
     @property
     def labelled(self) -> bool:
-        """Whether there is any hard label."""
+        """Whether the batch has hard labels."""
         return self.targets is not None or bool(self.tasks)
 
     def task(self, name: str) -> Batch:
-        """The batch as one task sees it: its labels are the `targets`, `None` without, and all there is in `tasks`."""
+        """Give the batch of one task: `targets` and `tasks` hold only its labels. Without labels, both are empty."""
         labels = self.tasks.get(name)
         return replace(self, targets=labels, tasks={} if labels is None else {name: labels})
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gives for a batch.
+    """The outputs of a model for a batch.
 
     Attributes:
-        logits: `[B, C]`; of a model with several tasks, those of the first.
-        features: named tensors, where they were asked for.
-        tasks: every output by task, in the model's order, where it gives several; empty where it gives one tensor.
+        logits: `[B, C]`; if the model has several tasks, the logits of the first.
+        features: outputs of tapped modules by path; empty if none were asked for.
+        tasks: every output by task, in the model's order; empty if the model gives one tensor.
     """
 
     logits: Tensor
@@ -71,10 +71,10 @@ class Outputs:
     tasks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def task(self, name: str) -> Outputs:
-        """The outputs of one task: its logits, the same features.
+        """Give the outputs of one task: its logits and the same features.
 
         Raises:
-            KeyError: there is no such task.
+            KeyError: the outputs have no such task.
         """
         return Outputs(self.tasks[name], self.features)
 
@@ -84,8 +84,8 @@ class LossTerms:
     """The distillation loss of one batch.
 
     Attributes:
-        terms: scalar tensors by name, already weighted; they are summed and each is logged.
-        hard_weight: the weight the workload's own loss on hard labels gets beside them.
+        terms: scalar tensors by name, already weighted; KDQ sums them and logs each.
+        hard_weight: weight of the workload's own loss on hard labels, which KDQ adds.
     """
 
     terms: Mapping[str, Tensor]

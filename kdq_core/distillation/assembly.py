@@ -1,4 +1,4 @@
-"""From a student, a teacher and distillers to the module that is fitted and the loss it is fitted with."""
+"""Assembles the module to fit and its loss from a student, a teacher and distillers."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def student_and_loss(
     plain: nn.Module | None = None,
     pairing: TeacherSource | None = None,
 ) -> tuple[nn.Module, DistillationLoss]:
-    """The module to fit, and its loss.
+    """Make the module to fit, and its loss.
 
     Args:
         workload: gives the hard loss.
-        parts: the distillers, each with its taps; pairs are found here.
-        teacher: on the device of `batch`.
-        student: what is trained, on the device of `batch`; a module, or its captured graph.
-        batch: some samples, to learn shapes from.
+        parts: the distillers, each with its taps; this function finds their pairs.
+        teacher: gives the teacher's outputs, on the device of `batch`.
+        student: a module or its captured graph, on the device of `batch`; the fit trains it.
+        batch: some samples, to find shapes with.
         plain: the module that `student` was captured from, on any device.
-        pairing: a teacher with a module behind it, to find pairs and shapes with, where `teacher` says what was kept.
+        pairing: a teacher with a module, to find pairs and shapes with; needed if `teacher` gives kept outputs.
 
     Returns:
-        `student` itself where no distiller compares features, else a `TappedStudent`.
+        `student` itself if no distiller compares features, otherwise a `TappedStudent`; and the loss.
 
     Raises:
-        RecipeError: a tap fits nothing.
+        RecipeError: a tap matches nothing, or gives no tensor.
         StageError: a distiller compares features that the teacher cannot give.
     """
     if all(part.distiller.features == "none" for part, _ in parts):

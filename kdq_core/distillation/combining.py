@@ -1,9 +1,9 @@
 """Several distillers make one loss.
 
 The loss of a step is `sum_i w_i * soft_i + H * hard` with `H = prod_i (1 - min(w_i, 1) * (1 - h_i))`, where `h_i` is
-the weight distiller i gives the hard loss beside itself. With one distiller of weight 1 that is its own loss. At weight
-0 a distiller is as if it were not there; H is continuous in every weight. The product is our own convention: the papers
-have one distiller each. With several tasks each has a hard loss and an H of its own, over the distillers of that task.
+the weight that distiller i gives the hard loss. One distiller of weight 1 keeps its own loss. A distiller of weight 0
+has no effect. H is continuous in every weight. The product is our own convention: the papers use one distiller each.
+With several tasks, each task has its own hard loss and its own H, over the distillers of that task.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ TAKEN = ("hard", "loss", "quantization")
 
 
 class DistillationLoss:
-    """The loss `fit()` minimises.
+    """The loss that `fit()` minimises.
 
-    Terms are called `<term>` with one distiller, `<name>/<term>` with several; of models with several tasks
-    `<task>/<term>` or `<name>/<task>/<term>`, and the hard losses `hard/<task>`.
+    With one distiller, its terms are named `<term>`; with several distillers, `<name>/<term>`. If the models have
+    several tasks, the names are `<task>/<term>` or `<name>/<task>/<term>`, and the hard losses are `hard/<task>`.
 
     Attributes:
-        tapped: the student being fitted, where a distiller compares features.
-        scheduled: what schedules gave in the last step, by name of a curve, `schedule/weight` and the like.
+        tapped: the student being fitted, if a distiller compares features; otherwise `None`.
+        scheduled: the values of schedules in the last step, by name of the curve, such as `schedule/weight`.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class DistillationLoss:
 
     @property
     def compared(self) -> dict[str, tuple[tuple[str, str], ...]]:
-        """The modules of student and teacher whose features are compared, by name of the distiller."""
+        """Pairs of modules (student's, teacher's) whose features are compared, by name of the distiller."""
         return {part.name: tuple((p.student, p.teacher) for p in part.pairs) for part in self.parts if part.pairs}
 
     def before_step(self, done: int, total: int) -> None:
-        """Tell the schedules where the fit is.
+        """Set the progress of the fit, which the schedules follow.
 
         Args:
             done: steps done before this one.
@@ -69,10 +69,10 @@ class DistillationLoss:
         self._share = min(1.0, done / max(1, total - 1))
 
     def __call__(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Weighted terms of one batch. What is unlabelled has no hard term.
+        """Compute the weighted terms of one batch. Unlabelled batches, and tasks without labels, have no hard term.
 
         Raises:
-            StageError: a distiller needs labels that are not there, features that the teacher does not give, or a task
+            StageError: a distiller needs labels that are missing, features that the teacher does not give, or a task
                 that one of the models does not have.
         """
         student, paths = outputs_of(model, batch), teacher_paths(self.parts)
@@ -103,12 +103,12 @@ class DistillationLoss:
         return terms | others
 
     def _reads(self, part: Part) -> TakenFor:
-        """What the outputs are: one that compares features has the word of the first that compares outputs."""
+        """Tell what the outputs are. A distiller of features asks the first distiller that compares outputs."""
         of_outputs = (other for other in (part, *self.parts) if other.distiller.features == "none")
         return next(of_outputs, part).distiller.reads
 
     def _hard(self, student: Outputs, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """The hard loss, or that of each task, by name of the term."""
+        """Compute the hard loss, or the hard loss of each task, by name of the term."""
         if not student.tasks:
             labelled = batch.targets is not None and weights[""]
             return {"hard": weights[""] * loss_of(self.workload, student, batch)} if labelled else {}
@@ -128,7 +128,7 @@ def _naming(task: str) -> Iterator[None]:
 
 
 def _asked(name: str, distiller: Distiller, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
-    """What the distiller gives; an error of its code gets a note that says whose it is."""
+    """Call the distiller's `loss()`. An exception from its own code gets a note that names the distiller."""
     try:
         with torch.autocast(student.logits.device.type, enabled=False):  # sums of squares are mostly rounding in bf16
             given = distiller.loss(_full(student), _full(teacher), batch)
@@ -148,7 +148,7 @@ def _asked(name: str, distiller: Distiller, student: Outputs, teacher: Outputs, 
 
 
 def _wrong(given: object) -> str:
-    """What of that is no `LossTerms` as it must be; empty where all is well."""
+    """Name the first fault in what a distiller gave as `LossTerms`; empty if it has none."""
     if not isinstance(given, LossTerms):
         return f"a {type(given).__name__!r}"
     for name, term in given.terms.items():
@@ -163,7 +163,7 @@ def _wrong(given: object) -> str:
 
 
 def _full(outputs: Outputs) -> Outputs:
-    """The same with float32 in place of shorter floats."""
+    """Convert shorter floats to float32."""
 
     def long(x: Tensor) -> Tensor:
         return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -173,12 +173,12 @@ def _full(outputs: Outputs) -> Outputs:
 
 
 def _weighted(weight: float, term: Tensor) -> Tensor:
-    """`weight * term`, and nothing for a term of weight 0 that is not finite."""
+    """Compute `weight * term`; a term of weight 0 that is not finite gives 0."""
     return weight * term if weight or bool(term.isfinite().all()) else term.new_zeros(())
 
 
 def _check_apart(terms: Iterable[str], others: Iterable[str]) -> None:
-    """Refuse a distiller's term under a name that is taken: one of the two would be lost."""
+    """Refuse a distiller's term with a name that is taken: one of the two curves would be lost."""
     taken = sorted({*TAKEN, *others}.intersection(terms))
     if taken:
         raise StageError(

@@ -1,4 +1,4 @@
-"""How far student and teacher are apart, as one number from 0 to 1, for schedules that follow it."""
+"""The distance between student and teacher as one number from 0 to 1, for schedules of the kind `gap`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from kdq_core.plugins.kinds import TakenFor
 
 @torch.no_grad()
 def distance(student: Tensor, teacher: Tensor, reads: TakenFor = "classes") -> float:
-    """What student and teacher disagree in: 0 where they agree, 1 where they share nothing.
+    """Measure how far student and teacher disagree on a batch: 0 if they agree, 1 if they share nothing.
 
-    For logits of classes `[B, ..., C]` it is the mean total variation distance of their softmax, `sum |p - q| / 2`; for
-    those of independent labels the mean distance of their sigmoids, `|p - q|`. For numbers, and always for one number
-    a sample, `[B]` or `[B, 1]`, it is `e / (e + v)` with the mean squared difference e and the teacher's variance v
-    over the samples, each the mean over the numbers of a sample: 1/2 for a student that gives the teacher's mean. The
-    definition is our own. It is that of the batch at hand and has no memory, so that a resumed fit has the bits of one
-    that was never stopped. Padding counts like any other place, since it knows no mask.
+    For logits of classes `[B, ..., C]` it is the mean total variation distance of their softmax, `sum |p - q| / 2`. For
+    logits of independent labels it is the mean distance of their sigmoids, `|p - q|`. For numbers, and always for one
+    number per sample, `[B]` or `[B, 1]`, it is `e / (e + v)`. There e is the mean squared difference, and v is the
+    teacher's variance over the samples, each averaged over the numbers of a sample. A student that always gives the
+    teacher's mean has the distance 1/2.
+
+    The definition is our own. It depends on one batch alone, so that a resumed fit gives the same bits as a fit without
+    interruption. It knows no mask: padding counts like any other position.
 
     Args:
         student: logits, any floating type.
         teacher: logits of the same shape.
-        reads: what they are.
+        reads: what the logits are: `classes`, `labels` or `numbers`.
 
     Raises:
         StageError: the shapes differ.

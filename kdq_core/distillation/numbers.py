@@ -1,4 +1,4 @@
-"""Whether distillers of outputs have something to compare where a model gives one number a sample."""
+"""Checks that distillers of outputs can learn from a model that gives one number per sample."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kdq_core.tensors import Batch, Outputs
 
 
 def check_numbers(parts: Iterable[Part], student: Outputs, batch: Batch) -> None:
-    """Refuse a distiller of classes for a student that gives one number a sample: a softmax of one is always 1.
+    """Refuse a distiller of classes for a student that gives one number per sample: a softmax of one value is always 1.
 
-    It is asked about a teacher that says something else; one that would move no student is tried with two classes
-    too, since an option may have switched it off.
+    Each distiller is tried with a teacher that differs from the student. If its loss has no gradient, it is tried again
+    with two classes: without a gradient there too, an option has switched the distiller off, and that is allowed.
 
     Raises:
-        StageError: it learns from two classes and not from one number.
+        StageError: a distiller learns from two classes but not from one number.
     """
     for part in parts:
         if part.distiller.features != "none":
@@ -39,19 +39,19 @@ def _check(part: Part, logits: Tensor, batch: Batch, where: str) -> None:
     if _moves(part.distiller, torch.cat([one, -one], dim=-1), batch):
         raise StageError(
             f"distiller {part.name!r} learns nothing{where} from outputs of shape {tuple(logits.shape)}: it compares "
-            "classes, and one number a sample is none; use a distiller of numbers, such as 'regression-kd', or of "
-            "independent labels, such as 'multi-label-kd'"
+            "classes, and one number per sample has no classes; use a distiller of numbers, such as 'regression-kd', "
+            "or of independent labels, such as 'multi-label-kd'"
         )
 
 
 def _moves(distiller: Distiller, logits: Tensor, batch: Batch) -> bool:
-    """Whether the soft terms have a gradient to `logits`, for another teacher; also where the distiller raises."""
+    """Tell whether the soft terms have a gradient to `logits` for a teacher that differs; true if `loss` raises."""
     ours = logits.detach().float().requires_grad_()
     shift = torch.linspace(1.0, 2.0, ours.numel(), device=ours.device).reshape(ours.shape)
     with torch.enable_grad():
         try:
             terms = distiller.loss(Outputs(ours), Outputs(ours.detach() + shift), batch).terms.values()
             (gradient,) = torch.autograd.grad(torch.stack(list(terms)).sum(), ours, allow_unused=True)
-        except Exception:  # what it is, the loss itself tells
+        except Exception:  # the fit will raise it again and report it
             return True
     return gradient is not None and bool(gradient.any())

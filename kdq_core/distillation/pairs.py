@@ -1,4 +1,4 @@
-"""Which layers of student and teacher are compared: as the recipe lists them, or the last of each resolution."""
+"""Pairs the layers of student and teacher to compare: as the recipe lists them, or the last of each resolution."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ Taps = Literal["auto"] | Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Pair:
-    """A module of the student and one of the teacher; `name` stands for both in features and projectors."""
+    """A module of the student and one of the teacher; `name` is the pair's name in features and projectors."""
 
     student: str
     teacher: str
 
     @property
     def name(self) -> str:
-        """Readable, unique among pairs, and a key that a `ModuleDict` takes."""
+        """The pair's name: readable, unique among pairs, and allowed as a key of a `ModuleDict`."""
         return f"{self.student}~{self.teacher}".replace(".", "/")
 
 
 def resolved(
     taps: Taps, student: nn.Module, teacher: nn.Module, run: tuple[Callable[[], Any], Callable[[], Any]], user: str
 ) -> tuple[Pair, ...]:
-    """The pairs that the recipe asks for; where it leaves them to us, those with each of several teachers.
+    """Find the pairs that the recipe asks for. With `auto` and several teachers, each teacher has its own pairs.
 
     Args:
-        taps: `auto`, or pairs of patterns; both patterns of a pair must match equally many modules.
+        taps: `auto`, or pairs of patterns; both patterns of a pair must match the same number of modules.
         student: a plain module, before it is captured.
         teacher: a plain module.
         run: a function that runs the student on some samples, and one for the teacher.
-        user: the distiller, for messages.
+        user: name of the distiller, for messages.
 
     Raises:
         RecipeError: a pattern matches nothing, or the two sides do not fit.
@@ -63,7 +63,7 @@ def resolved(
 
 
 def members(teacher: nn.Module) -> dict[str, nn.Module]:
-    """The models of a recipe's teachers, without what combines or prepares, by what their paths begin with."""
+    """Give the models of a recipe's teachers without the modules that wrap them, by the prefix of their paths."""
     if isinstance(teacher, Ensemble):
         each = ((f"members.{index}.", member) for index, member in enumerate(teacher.members))
         return {start + path: model for start, member in each for path, model in members(member).items()}
@@ -73,7 +73,7 @@ def members(teacher: nn.Module) -> dict[str, nn.Module]:
 
 
 def of_members(teacher: nn.Module, run: Callable[[], object], user: str) -> list[list[Layer]]:
-    """The layers of each of a recipe's teachers, with paths as seen from all of them together.
+    """List the layers of each of a recipe's teachers, with paths from the one module that holds all teachers.
 
     Raises:
         RecipeError: one of them is an ONNX model.
@@ -95,11 +95,12 @@ def of_members(teacher: nn.Module, run: Callable[[], object], user: str) -> list
 def automatic(student: Sequence[Layer], teacher: Sequence[Layer], user: str) -> tuple[Pair, ...]:
     """Pair the last layer of each resolution that both models have.
 
-    The resolution of maps `[B, C, H, W]` is `(H, W)`, that of a sequence `[B, L, C]` its length L, and vectors `[B, C]`
-    have none, so that the last hidden vector of both is a pair. Maps of one pixel are left out: they have no places.
+    The resolution of maps `[B, C, H, W]` is `(H, W)`. The resolution of a sequence `[B, L, C]` is its length L. Vectors
+    `[B, C]` have none, so the last hidden vectors of both models are a pair. Maps of one pixel are left out: they have
+    no positions to compare.
 
     Raises:
-        RecipeError: there is no common resolution.
+        RecipeError: the models share no resolution.
     """
     ours, theirs = last_of_each(student), last_of_each(teacher)
     pairs = tuple(Pair(path, theirs[key]) for key, path in ours.items() if key in theirs)
@@ -112,13 +113,13 @@ def automatic(student: Sequence[Layer], teacher: Sequence[Layer], user: str) -> 
 
 
 def last_of_each(found: Iterable[Layer]) -> dict[tuple[int, ...], str]:
-    """The path of the last layer of each resolution; the key is the number of dimensions, then the resolution."""
+    """Find the path of the last layer of each resolution; a key is the number of dimensions, then the resolution."""
     last: dict[tuple[int, ...], str] = {}
     for layer in found:
         dims = len(layer.shape)
         places = layer.shape[:1] if dims == 2 else layer.shape[1:]
         if dims and (dims == 1 or any(size > 1 for size in places)):
-            last.pop((dims, *places), None)  # moves it to the end: the order is that of the last layers
+            last.pop((dims, *places), None)  # moves it to the end, to keep the order of the last layers
             last[dims, *places] = layer.path
     return last
 

@@ -1,4 +1,4 @@
-"""What one distiller of a recipe brings to a fit: its weight, its schedules, and the layers it compares."""
+"""One distiller of a recipe in a fit: its weight, its schedules, and the layers it compares."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CONSTANT = Schedule(schedule="constant", start=1.0)
 
 @dataclass(frozen=True)
 class Part:
-    """One distiller at work.
+    """One distiller in a fit.
 
     Attributes:
-        name: of its curves.
-        distiller: as it is at the start of the fit.
-        weight: of all its soft terms.
-        options: its options that change over the fit.
-        pairs: layers it compares.
-        task: the one output it is for; by default each, or none in particular for a distiller of features.
+        name: name of the distiller, which its curves carry.
+        distiller: the plug-in with its options at the start of the fit.
+        weight: schedule of the weight of all its soft terms.
+        options: schedules of its options, by name.
+        pairs: the layers it compares.
+        task: the one task it is for. `None` is every task; a distiller of features is then called once.
     """
 
     name: str
@@ -43,31 +43,31 @@ class Part:
 
     @property
     def follows_distance(self) -> bool:
-        """Whether a schedule asks how far student and teacher are apart."""
+        """Whether a schedule follows the distance between student and teacher."""
         return any(schedule.schedule == "gap" for schedule in (self.weight, *self.options.values()))
 
     def at(self, share: float, distance: float) -> tuple[float, Distiller]:
-        """Weight and distiller in force; both ends of every schedule were validated with the recipe."""
+        """Give weight and distiller at one step. KDQ validated both ends of every schedule with the recipe."""
         changed = {name: schedule.at(share, distance) for name, schedule in self.options.items()}
         return self.weight.at(share, distance), self.distiller.model_copy(update=changed)
 
     def curves(self, weight: float, distiller: Distiller) -> dict[str, float]:
-        """Weight and options in force, by name: those that change over the fit."""
+        """Give the current values of weight and options that change over the fit, by name."""
         changing = [name for name, schedule in self.options.items() if schedule.schedule != "constant"]
         values = {} if self.weight.schedule == "constant" else {"weight": weight}
         return values | {name: float(getattr(distiller, name)) for name in changing}
 
 
 def teacher_paths(parts: Iterable[Part]) -> tuple[str, ...]:
-    """The teacher's modules whose features are compared, each once."""
+    """List the teacher's modules whose features are compared, each once."""
     return tuple(dict.fromkeys(pair.teacher for part in parts for pair in part.pairs))
 
 
 def teacher_model(teacher: TeacherSource, parts: Iterable[Part]) -> nn.Module:
-    """The module behind a teacher, for its features.
+    """Give the module behind a teacher, to tap its features.
 
     Raises:
-        StageError: it has none: its outputs were kept, or it is no PyTorch module.
+        StageError: the teacher has no module: it reads kept outputs, or is no PyTorch module.
     """
     model = getattr(teacher, "model", None)
     if not isinstance(model, nn.Module):
@@ -82,19 +82,19 @@ def teacher_model(teacher: TeacherSource, parts: Iterable[Part]) -> nn.Module:
 def with_pairs(
     parts: Sequence[tuple[Part, Taps]], student: nn.Module, teacher: TeacherSource, batch: Batch
 ) -> tuple[Part, ...]:
-    """The parts with the pairs of modules they compare.
+    """Give the parts with the pairs of modules that they compare.
 
-    Pairs follow from the paths of both models and the shapes of what they give, not from weights: an untrained student
-    has the same.
+    Pairs depend on the paths in both models and the shapes of outputs, not on weights: an untrained student has the
+    same pairs as a trained one.
 
     Args:
         parts: the distillers, each with its taps.
         student: a plain module, on any device.
-        teacher: one with a module behind it.
+        teacher: a teacher with a module behind it.
         batch: some samples, on the teacher's device.
 
     Raises:
-        RecipeError: a tap fits nothing.
+        RecipeError: a tap matches nothing.
         StageError: a distiller compares features that the teacher cannot give.
     """
     if all(part.distiller.features == "none" for part, _ in parts):

@@ -1,4 +1,4 @@
-"""The student as it is fitted: itself, the taps that read it, and the projectors that are trained with it."""
+"""The student in a fit, with the taps that read its features and the projectors that train with it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 class TappedStudent(nn.Module):
     """Student and projectors as one module, so that one optimizer trains both and one file resumes both.
 
-    In training mode its forward keeps the projected features of that call; in eval mode it is the student. Only
-    `student` is a checkpoint.
+    In training mode, `forward` keeps the projected features of the call. In eval mode, it only calls the student. KDQ
+    saves only `student` as the checkpoint.
     """
 
     def __init__(self, student: nn.Module, parts: Sequence[Part], plain: nn.Module | None = None) -> None:
-        """Read `student` at the student's paths of all `parts`; projectors come by `add_projectors`.
+        """Tap `student` at the student's paths of all `parts`; `add_projectors` adds the projectors later.
 
         Args:
             student: a module, or its captured graph.
-            parts: with their pairs.
+            parts: the distillers with their pairs.
             plain: the module that a graph was captured from.
         """
         super().__init__()
@@ -41,7 +41,7 @@ class TappedStudent(nn.Module):
         self._features: dict[int, dict[str, Tensor]] = {}
 
     def forward(self, *inputs: Tensor) -> Any:
-        """What the student gives."""
+        """Give the student's outputs."""
         if not self.training:
             return self.student(*inputs)
         given, seen = self._read(inputs)
@@ -53,11 +53,11 @@ class TappedStudent(nn.Module):
         return given
 
     def features(self, index: int) -> Mapping[str, Tensor]:
-        """The projected features of part `index` from the last call in training mode, by name of the pair."""
+        """Give the projected features of part `index` from the last call in training mode, by name of the pair."""
         return self._features.get(index, {})
 
     def shapes(self, *inputs: Tensor) -> dict[str, tuple[int, ...]]:
-        """Shape of each tapped tensor without the batch, by path; nothing is trained, no statistic or range moves."""
+        """Find each tapped tensor's shape without the batch axis, by path. No weight, statistic or range changes."""
         training = self.training
         self.eval()
         with torch.no_grad(), observers_off(self):
@@ -66,7 +66,7 @@ class TappedStudent(nn.Module):
         return {path: tuple(value.shape[1:]) for path, value in seen.items()}
 
     def add_projectors(self, index: int, made: Mapping[str, nn.Module]) -> None:
-        """Let the features of part `index` go through `made`, by name of the pair."""
+        """Add the projectors `made`, by name of the pair, to the features of part `index`."""
         self.projectors[str(index)] = nn.ModuleDict(dict(made))
 
     def _read(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Mapping[str, Tensor]]:
@@ -78,16 +78,16 @@ class TappedStudent(nn.Module):
         return given, seen
 
     def _check_gradient(self, given: Any, seen: Mapping[str, Tensor]) -> None:
-        """Refuse a tap through which nothing would be learnt, of a student that does learn."""
+        """Refuse a tap without a gradient in a student that trains: comparing it would teach nothing."""
         outputs = given.values() if isinstance(given, Mapping) else [given]
         if not any(isinstance(x, Tensor) and x.requires_grad for x in outputs):
             return
         still = next((path for path, value in seen.items() if not value.requires_grad), None)
         if still is not None:
             raise StageError(
-                f"tap {still!r} of the student carries no gradient, so that comparing it would teach nothing: what is "
-                "up to there is frozen, or runs in torch.utils.checkpoint with use_reentrant=True; tap a layer that "
-                "trains, or use use_reentrant=False"
+                f"tap {still!r} of the student carries no gradient, so comparing it would teach nothing: the layers up "
+                "to it are frozen, or run in torch.utils.checkpoint with use_reentrant=True; tap a layer that trains, "
+                "or use use_reentrant=False"
             )
 
     def _projected(self, index: int, name: str, value: Tensor) -> Tensor:

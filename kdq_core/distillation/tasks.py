@@ -9,17 +9,17 @@ from kdq_core.tensors import Outputs
 
 
 def tasks_of(student: Outputs, teacher: Outputs, asked: str | None, name: str, *, features: bool) -> tuple[str, ...]:
-    """The tasks a distiller is called for, one after the other; `("",)` for a single call on what the models give.
+    """List the tasks that KDQ calls a distiller for, one after the other; `("",)` for a single call on the outputs.
 
     Args:
-        student: what it gives.
-        teacher: what it gives.
-        asked: the one task the distiller is for, or `None` for all of the student's.
-        name: of the distiller.
-        features: whether it compares features, which are the same for all tasks.
+        student: the student's outputs.
+        teacher: the teacher's outputs.
+        asked: the one task the distiller is for, or `None` for all tasks of the student.
+        name: name of the distiller.
+        features: whether the distiller compares features, which are the same for all tasks.
 
     Raises:
-        StageError: one of the models has no such task, or only one of them has tasks and none is asked for.
+        StageError: a model lacks the task, or only one model has tasks and `asked` is `None`.
     """
     if asked is None and features:
         return ("",)
@@ -35,12 +35,12 @@ def tasks_of(student: Outputs, teacher: Outputs, asked: str | None, name: str, *
 
 
 def of_task(outputs: Outputs, task: str) -> Outputs:
-    """The outputs for one of `tasks_of`; a model with one output gives that for the task the recipe names."""
+    """Give the outputs of one of `tasks_of`; a model with one output gives it for any task."""
     return outputs.task(task) if task and outputs.tasks else outputs
 
 
 def distance_between(student: Outputs, teacher: Outputs, task: str, reads: TakenFor) -> float:
-    """How far the two are apart in a task; where none is named, the mean over those that both have."""
+    """Measure the distance between student and teacher in a task; without a task, the mean over their shared tasks."""
     shared = [name for name in student.tasks if name in teacher.tasks] if not task else []
     if shared:
         return sum(distance(student.tasks[name], teacher.tasks[name], reads) for name in shared) / len(shared)

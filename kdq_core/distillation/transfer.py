@@ -1,16 +1,17 @@
 """Parameter transfer: a linear map of the teacher's parameters initialises the student, which then holds some in turn.
 
-Map: channels are put into as many neighbouring groups as the student has channels. An output axis takes the mean of
-each group, an input axis the sum: where all channels of a group are alike, the student computes what the teacher does.
-What is added to features or scales them, such as an embedding, a bias or the weight of a norm, takes means. The map
-undoes the widening of Net2Net (Chen, Goodfellow and Shlens 2016, arXiv:1511.05641). Afterwards, in each round of
-epochs, a random share of the transferred tensors is held fixed while all other parameters train.
+Map: the teacher's channels are split into neighbouring groups, one for each channel of the student. An output axis
+takes the mean of each group, an input axis the sum. If all channels of a group are equal, the student computes the same
+as the teacher. Parameters that are added to features or scale them, such as an embedding, a bias or the weight of a
+norm, take means. The map undoes the widening of Net2Net (Chen, Goodfellow and Shlens 2016, arXiv:1511.05641).
+Afterwards, in each round of epochs, a random share of the transferred tensors is held fixed while all other parameters
+train.
 
-Limits: groups are neighbours, whatever they do, so that it is a start and no more; a linear layer behind a flattened
-map mixes positions. Layers are never widened; kernels and the rows of a table must be as many. A parameter of a layer
-of no known kind counts as a weight `[outputs, inputs]` where its name ends in `weight`, else as one of features.
-Transposed convolutions, recurrent layers and packed attention are copied where shapes are the same, and never made
-narrower; convolutions keep their groups, and with several of them are narrowed by a whole factor.
+Limits: channels are grouped by position and not by function, so the map gives only a start. A linear layer behind a
+flattened map mixes positions. Layers are never widened; kernel sizes and the rows of a table must be equal. In a layer
+of no known kind, a parameter counts as a weight `[outputs, inputs]` if its name ends in `weight`, otherwise as one of
+features. Transposed convolutions, recurrent layers and packed attention are copied if shapes are equal, and never made
+narrower. Convolutions keep the number of their groups; with several groups, they are narrowed only by a whole factor.
 """
 
 from __future__ import annotations
@@ -29,32 +30,33 @@ from kdq_core.teachers.onnx_teacher import OnnxTeacher
 from kdq_core.training.taps import matching
 
 UNLIKE = (nn.modules.conv._ConvTransposeNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
-"""Layers whose axes mean something else, or hold several matrices: they are copied, never made narrower."""
+"""Layers whose axes have another meaning, or hold several matrices: they are copied, never made narrower."""
 WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, ParametrizationList)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 NORMS = (nn.LayerNorm, nn.RMSNorm)
-"""Layers whose parameters may have several axes: outputs and inputs, rows and features, and features alone."""
+"""Layers whose parameters may have several axes: `WEIGHTS` outputs and inputs, `TABLES` rows and features, `NORMS` only
+features."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""The buffers that are learned, as batch norm calls them; any other, such as a table of positions, is the model's."""
+"""Names of learned buffers, as in batch norm. Any other buffer, such as a table of positions, is not transferred."""
 
 
 @torch.no_grad()
 def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
-    """Overwrite the student's parameters and statistics with mapped ones of the teacher.
+    """Overwrite the student's parameters and statistics with the mapped ones of the teacher.
 
-    Tied parameters are one parameter: it is written once, by the first pair that has it. Of two pairs for one layer of
-    the student the last counts.
+    A tied parameter is written once, by the first pair that has it. If two pairs name one layer of the student, the
+    last pair counts.
 
     Returns:
         The names of the student's parameters that were written, as `named_parameters` gives them.
 
     Raises:
-        RecipeError: a pattern matches nothing, a written pair cannot be mapped, no layer can, there are only ONNX
-            models to start from, or it was left to us to choose among several teachers.
+        RecipeError: a pattern matches nothing, a pair in the recipe cannot be mapped, `auto` finds no layer, `auto` is
+            asked for with several teachers, or all teachers are ONNX models.
     """
     if all(isinstance(model, OnnxTeacher) for model in members(teacher).values()):
         raise RecipeError(NO_LAYERS)
-    names = {id(parameter): name for name, parameter in student.named_parameters()}  # of tied ones the first
+    names = {id(parameter): name for name, parameter in student.named_parameters()}  # tied ones by their first name
     written: list[str] = []
     for ours, theirs in dict(_pairs(spec, student, teacher)).items():
         layer, source = student.get_submodule(ours), teacher.get_submodule(theirs)
@@ -84,7 +86,7 @@ def transfer(spec: TransferSpec, student: nn.Module, teacher: nn.Module) -> tupl
 
 
 def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
-    """The source's own parameters and statistics in the layer's shapes, by name; `None` where they cannot be mapped."""
+    """Map the source's own parameters and statistics to the layer's shapes, by name; `None` if one cannot be mapped."""
     wanted, given = _own(layer), _own(source)
     if type(layer) is not type(source) or not wanted or wanted.keys() - given.keys():
         return None
@@ -99,10 +101,13 @@ def mapped(layer: nn.Module, source: nn.Module) -> dict[str, Tensor] | None:
 
 
 def reduced(value: Tensor, like: Tensor, layer: nn.Module, name: str) -> Tensor | None:
-    """`value`, the parameter `name` of a layer, in the shape of `like`: each group of channels as one, where it can be.
+    """Reduce `value`, the parameter `name` of a layer, to the shape of `like`: each group of channels becomes one.
 
-    Axis 0 of weights takes means and axis 1 sums; what is added to features or scales them takes means, along the one
-    axis that is theirs.
+    Axis 0 of a weight takes means, axis 1 sums. A parameter that is added to features or scales them takes means along
+    its one axis of features.
+
+    Returns:
+        The reduced parameter in the type of `like`; `None` if it cannot be reduced.
     """
     if value.ndim != like.ndim or any(ours > theirs for ours, theirs in zip(like.shape, value.shape, strict=True)):
         return None
@@ -123,7 +128,7 @@ def reduced(value: Tensor, like: Tensor, layer: nn.Module, name: str) -> Tensor 
 
 
 def _same_groups(layer: nn.Module, source: nn.Module) -> bool:
-    """Whether convolutions have as many groups, and no channels are put together that two of these keep apart."""
+    """Tell whether two convolutions have the same number of groups, and no merged channels are of two groups."""
     groups = getattr(layer, "groups", 1)
     if groups != getattr(source, "groups", 1):
         return False
@@ -133,12 +138,12 @@ def _same_groups(layer: nn.Module, source: nn.Module) -> bool:
 
 
 def _multiplies(layer: nn.Module, name: str) -> bool:
-    """Whether the parameter is a weight `[outputs, inputs, ...]`; in layers of no known kind its name says so."""
+    """Tell whether the parameter is a weight `[outputs, inputs, ...]`; its name decides in layers of no known kind."""
     return isinstance(layer, WEIGHTS) or (name.endswith("weight") and not isinstance(layer, (*TABLES, *NORMS)))
 
 
 def _of_features(layer: nn.Module, shape: torch.Size) -> set[int]:
-    """Which axes may hold channels. Of two axes the first is rows, such as positions: these are never put together."""
+    """Give the axes that may hold channels. Of two axes, the first holds rows such as positions, which never merge."""
     if isinstance(layer, TABLES):
         return {1}
     long = [axis for axis, size in enumerate(shape) if size > 1]
@@ -148,12 +153,12 @@ def _of_features(layer: nn.Module, shape: torch.Size) -> set[int]:
 def holding(
     spec: TransferSpec, student: nn.Module, written: tuple[str, ...], *, epochs: int, seed: int
 ) -> dict[str, Callable[..., None]]:
-    """What `fit` is to call so that in each round of epochs some transferred parameters stay as they are.
+    """Make the hooks of a fit that hold some transferred parameters fixed in each round of epochs.
 
-    Each round takes those that were held least so far, at random among equals: each is held in as many rounds, give or
-    take one, and trains in some round where `hold` is at most 1 - 1 / rounds. Which ones is a function of (seed, round)
-    alone, so that a resumed fit holds the same. They get a gradient, which is dropped: several processes expect one of
-    every parameter in each step.
+    Each round holds the parameters that were held least so far, and draws among equals. So the numbers of rounds that
+    two parameters are held differ by one at most, and each parameter trains in some round if `hold` is at most
+    1 - 1 / rounds. The draw depends only on (seed, round), so that a resumed fit holds the same parameters. Held
+    parameters get a gradient, which is dropped: with several processes, every parameter needs one in each step.
 
     Returns:
         `before_epoch` and `after_backward` of `FitHooks`.
@@ -175,7 +180,7 @@ def holding(
 
 
 def _drawn(names: tuple[str, ...], rounds: int, size: int, seed: int) -> list[list[str]]:
-    """`size` of `names` for each round: those drawn least so far, at random among equals."""
+    """Draw `size` of `names` for each round: the names drawn least so far, at random among equals."""
     generator, times, drawn = torch.Generator().manual_seed(seed), dict.fromkeys(names, 0), []
     for _ in range(rounds):
         order = [names[index] for index in torch.randperm(len(names), generator=generator).tolist()]

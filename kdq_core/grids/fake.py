@@ -1,4 +1,4 @@
-"""The fake-quantizer: what a quantizer plug-in hands out for each place."""
+"""The fake-quantizer that a quantizer plug-in gives for each place."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where real numbers meet integers: `q = clamp(round(x / scale) + zero_point, qmin, qmax)`.
+    """Maps real numbers to integers: `q = clamp(round(x / scale) + zero_point, qmin, qmax)`.
 
     Attributes:
-        scale: float32, shape `[]`, or `[C]` with `axis`; for weights whose activations stay float also `[C, G]`, with
-            axis 0: each channel's values, in the order of the tensor, in G parts of equal length.
+        scale: float32, shape `[]`, or `[C]` with `axis`. A weight whose activations stay float may also have `[C, G]`
+            with axis 0: the values of each channel, in the order of the tensor, are split into G parts of equal length.
         zero_point: int32, same shape as `scale`.
         qmin: least integer.
         qmax: largest integer.
@@ -37,7 +37,7 @@ class Grid:
     axis: int | None
 
     def spread(self, like: Tensor) -> Tensor:
-        """The scales, shaped so that they multiply values of the shape of `like`."""
+        """Reshape the scales so that they multiply values of the shape of `like`."""
         if self.scale.dim() == 2:
             return self.scale.repeat_interleave(like[0].numel() // self.scale.shape[1], 1).reshape(like.shape)
         shape = [-1 if dim == self.axis else 1 for dim in range(like.dim())] if self.scale.dim() else []
@@ -47,16 +47,17 @@ class Grid:
 class FakeQuantize(nn.Module, abc.ABC):
     """Rounds a tensor to the grid in float arithmetic, with a gradient.
 
-    The usual case gives `observe` and `scale_and_zero`; the rounding itself is `round_to_grid` for all. Levels that are
-    not evenly spaced override `forward` and `integers`. Ranges live in buffers or parameters that exist from the start,
-    so that they are saved with the model. The switches are host-side bools: `observing` lets ranges follow the data
-    (training and calibration only), `quantizing` turns rounding on. While `observing` without `quantizing` the model
-    is being calibrated.
+    A subclass usually implements `observe` and `scale_and_zero`; `forward` then rounds with `round_to_grid`. A subclass
+    whose levels are not evenly spaced overrides `forward` and `integers`. Keep ranges in buffers or parameters that
+    exist from the start, so that they are saved with the model. Two switches are plain bools: `observing` lets ranges
+    follow the data (only in training and calibration), and `quantizing` turns rounding on. Calibration has `observing`
+    on and `quantizing` off.
 
     Attributes:
-        place: where it stands.
-        relu: a relu before this place was merged into it: `x` comes without it. Never so where `forward` is overridden.
-        clip_only: rounding inside the range gives `scale` no gradient; see `round_to_grid`.
+        place: the place that it quantizes.
+        relu: whether a relu before this place is merged into it, so that `forward` applies it to `x`. Always false if
+            `forward` is overridden.
+        clip_only: whether rounding inside the range gives `scale` no gradient; see `round_to_grid`.
     """
 
     clip_only: ClassVar[bool] = False
@@ -70,17 +71,17 @@ class FakeQuantize(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def observe(self, x: Tensor) -> None:
-        """Let the ranges follow `x`; called with no gradient."""
+        """Let the ranges follow `x`; called without gradients."""
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point in force: float32 `[]`, or `[C]` with `place.axis`; the zero point in whole numbers.
+        """Give the current scale and zero point: float32 `[]`, or `[C]` with `place.axis`.
 
-        They carry a gradient where they are learned.
+        The zero point holds whole numbers. Learned values carry a gradient.
         """
         raise NotImplementedError(f"{type(self).__name__} gives neither scale_and_zero() nor forward() and grid()")
 
     def grid(self) -> Grid:
-        """The grid in force, detached.
+        """Give the current grid, detached.
 
         Raises:
             StageError: no data was observed, or it was not finite.
@@ -90,7 +91,7 @@ class FakeQuantize(nn.Module, abc.ABC):
         return Grid(scale.detach(), zero.detach().to(torch.int32), place.qmin, place.qmax, place.axis)
 
     def integers(self, x: Tensor) -> Tensor:
-        """The integers of a weight `x`, less the zero point, as float32 of its shape; what is shipped."""
+        """Round a weight `x` to the integers that are shipped, without the zero point, as float32 of its shape."""
         grid = self.grid()
         return x.to(torch.float32).div(grid.spread(x)).round_().clamp_(grid.qmin, grid.qmax)
 
@@ -108,5 +109,5 @@ class FakeQuantize(nn.Module, abc.ABC):
         )
 
     def watch(self, x: Tensor) -> None:
-        """Observe what the place holds: `x` behind the merged relu, if there is one."""
+        """Observe the values of the place: `x`, or the relu of `x` if a relu is merged."""
         self.observe(x.relu() if self.relu else x)

@@ -1,7 +1,7 @@
 """The fast fake-quantize step: the one place where values are rounded to a grid with a gradient.
 
-Four vectorised operations forward and one backward; torch's own fake-quantize kernel is scalar on the CPU and 20 to 50
-times slower. The bits are those of the plain formula.
+It takes four vectorised operations forward and one backward. Torch's own fake-quantize kernel is scalar on the CPU and
+20 to 50 times slower. The result has the same bits as the plain formula.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def round_to_grid(
     relu: bool = False,
     clip_only: bool = False,
 ) -> Tensor:
-    """`(clamp(round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale`, with a gradient.
+    """Compute `(clamp(round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale`, with a gradient.
 
-    To `x` the straight-through gradient: 1 where the integer is inside the range, else 0 (Bengio et al. 2013,
-    https://arxiv.org/abs/1308.3432). To `scale`: round(x / s) - x / s inside, the bound outside (Esser et al. 2020,
-    https://arxiv.org/abs/1902.08153, equation 3, with the mask taken after rounding). To `zero_point`: -scale where
-    clipped, else 0 (Bhalgat et al. 2020, https://arxiv.org/abs/2004.09576).
+    `x` gets the straight-through gradient: 1 if the integer is inside the range, otherwise 0 (Bengio et al. 2013,
+    https://arxiv.org/abs/1308.3432). `scale` gets round(x / s) - x / s inside the range and the bound outside (Esser et
+    al. 2020, https://arxiv.org/abs/1902.08153, equation 3, with the mask taken after rounding). `zero_point` gets
+    -scale where values are clipped, otherwise 0 (Bhalgat et al. 2020, https://arxiv.org/abs/2004.09576).
 
     Args:
         x: any float type and shape; the arithmetic is float32.
-        scale: float32 `[]`, or `[C]` along `axis`; a gradient is computed where it asks for one.
+        scale: float32 `[]`, or `[C]` along `axis`; it gets a gradient only if it requires one.
         zero_point: whole numbers as float32, of the shape of `scale`.
         qmin: least integer.
         qmax: largest integer.
         axis: channel axis of `scale`.
         relu: round `relu(x)` instead, in the same pass; `zero_point` must be at least `qmin`.
-        clip_only: the gradient to `scale` is 0 inside the range (Choi et al. 2018, https://arxiv.org/abs/1805.06085).
+        clip_only: let `scale` get no gradient inside the range (Choi et al. 2018, https://arxiv.org/abs/1805.06085).
 
     Returns:
         A tensor of the shape and type of `x`.
@@ -92,7 +92,7 @@ class _RoundToGrid(torch.autograd.Function):
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad` in the memory layout of `x`: a pass over two layouts is several times slower."""
+    """Give `grad` in the memory layout of `x`: a pass over two layouts is several times slower."""
     if x.dim() == 4 and grad.stride() != x.stride():
         nhwc = x.is_contiguous(memory_format=torch.channels_last)
         return grad.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
@@ -100,7 +100,7 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _passed(grad: Tensor, x: Tensor, scale: Tensor, zero: Tensor, ctx: Any) -> Tensor:
-    """`grad` where the integer of `x` is inside the range (and `x` above 0 with a merged relu), else 0."""
+    """Give `grad` where the integer of `x` is inside the range (and `x` above 0 with a merged relu), otherwise 0."""
     if ctx.bounds is None:
         q = x.to(torch.float32).div(scale).round_()
         inside = q.ge(ctx.range[0] - zero).logical_and_(q.le(ctx.range[1] - zero))
@@ -130,10 +130,10 @@ def _flat(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4096)
 def first_above(scale: float, bound: float) -> float:
-    """The least float32 `x` with `round(x / scale) > bound` in float32 arithmetic (ties to even).
+    """Find the least float32 `x` with `round(x / scale) > bound` in float32 arithmetic (ties to even).
 
     Args:
-        scale: positive, exactly a float32.
+        scale: a positive number that float32 holds exactly.
         bound: a whole number.
     """
     step, x = np.float32(scale), np.float32((bound + 0.5) * scale)

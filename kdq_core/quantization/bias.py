@@ -1,7 +1,7 @@
-"""Biases as the integers will be: rounded to the step of the int32 accumulator, with batch norm folded.
+"""Rounds biases in training as the integer model will: to the step of the int32 accumulator, with batch norm folded.
 
-The runtime adds an int32 bias of step `input scale * weight scale`. At 2 bits that step is coarse, so the last phase of
-training rounds the bias to it, and the other parameters learn around the error.
+The runtime adds an int32 bias with the step `input scale * weight scale`. At 2 bits that step is coarse. So the last
+phase of training rounds the bias to it, and the other parameters learn to make up for the error.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 class RoundBias(nn.Module):
-    """Adds what rounding changes of the bias of the operator before it, `[C]` along axis 1 (the last for a linear).
+    """Adds the rounding error of the bias of the operator before it, `[C]` along axis 1 (the last axis for a linear).
 
-    It has no state of its own; while `rounding` is off it does nothing.
+    It has no state of its own, and does nothing while `rounding` is off.
     """
 
     def __init__(
         self, x: FakeQuantize, weight: FakeQuantize, bias: nn.Parameter | None, norm: BatchNorm | None, last: bool
     ) -> None:
         super().__init__()
-        self._parts = (x, weight, bias, norm)  # in a tuple: they are registered elsewhere
+        self._parts = (x, weight, bias, norm)  # in a tuple, so that they are not registered a second time
         self.last = last
         self.rounding = False
 
     @torch.no_grad()
     def correction(self) -> Tensor:
-        """Rounded bias less bias, float32 `[C]`."""
+        """Compute rounded bias minus bias, float32 `[C]`."""
         x, weight, bias, norm = self._parts
         scale = weight.scale_and_zero()[0].double()
         whole = torch.zeros_like(scale) if bias is None else bias.double()
@@ -49,7 +49,7 @@ class RoundBias(nn.Module):
         return (whole.div(step).round().mul(step) - whole).float()
 
     def forward(self, y: Tensor) -> Tensor:
-        """`y` with its bias rounded, if `rounding`; the gradient passes."""
+        """Round the bias that `y` contains, if `rounding`; gradients pass unchanged."""
         if not self.rounding:
             return y
         shape = [1] * y.dim()
@@ -58,7 +58,7 @@ class RoundBias(nn.Module):
 
 
 def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> None:
-    """Put a `RoundBias` behind every operator whose weight and input are quantized, and its batch norm."""
+    """Insert a `RoundBias` behind every operator with quantized weight and input, or behind its batch norm."""
     modules = dict(prepared.named_modules())
     calls = {
         node: modules[node.target]
@@ -82,7 +82,7 @@ def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> N
 
 
 def _source(node: fx.Node, calls: dict[fx.Node, Any]) -> FakeQuantize | None:
-    """The fake-quantizer whose grid `node` is on, through operators that only move data."""
+    """Find the fake-quantizer whose grid the values of `node` lie on, through operators that only move data."""
     while node not in calls:
         inputs = [one for one in node.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]  # not sizes
         if len(inputs) != 1:

@@ -1,8 +1,8 @@
-"""Capture: a PyTorch model becomes a graph that can be trained, edited and exported.
+"""Captures a PyTorch model as a graph that can be trained, edited and exported.
 
-Based on `torch.export` (non-strict). Batch-norm and dropout become modules again, so that `train()` and `eval()` mean
-what they mean everywhere; in-place operators become their functional twins. What else a model does in training alone
-(stochastic depth, a branch on `self.training`) no graph can switch off: such a model is captured as in eval mode.
+It uses `torch.export` (non-strict). Batch norm and dropout become modules again, so that `train()` and `eval()` work as
+usual. In-place operators become their functional equivalents. A graph cannot switch off other operations that a model
+runs only in training (stochastic depth, a branch on `self.training`): such a model is captured in eval mode.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ GATED: dict[Any, Literal["lstm", "gru"]] = {
     traced_gru._opoverload: "gru",
 }
 RECURRENT = {**dict.fromkeys(GATED, 5), aten.rnn_tanh.input: 5, aten.rnn_relu.input: 5}
-"""Position of the dropout probability."""
+"""Recurrent operators, each with the position of its dropout probability."""
 DROPOUTS = {aten.dropout.default: F.dropout, aten.feature_dropout.default: F.dropout2d}
 ALPHA_DROPOUTS = {aten.alpha_dropout.default, aten.feature_alpha_dropout.default}
 ATTENTION = aten.scaled_dot_product_attention.default
 RRELU = (1 / 8, 1 / 3)
-"""Its slopes, where they are not given."""
+"""Default slopes of `rrelu`."""
 SWITCHES: dict[Any, tuple[int, Any]] = {
     **dict.fromkeys(DROPOUTS, (2, False)),
     ATTENTION: (4, 0.0),
     aten.batch_norm.default: (5, False),
 }
-"""Position of the argument that training sets, and its value where training does not."""
+"""Operators with an argument that training sets: its position, and its value in eval mode."""
 
 
 def module_path(node: fx.Node) -> str:
-    """Path of the module whose forward made `node`; empty for the model itself."""
+    """Give the path of the module whose forward made `node`; empty for the model itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
 
@@ -76,8 +76,8 @@ def module_path(node: fx.Node) -> str:
 class BatchNorm(nn.Module):
     """Batch normalisation over axis 1, with the original's parameters and buffers under their old names.
 
-    `frozen` keeps the running statistics, and normalises by them, also in training. So does `fixed`, which no phase
-    undoes: the model itself keeps this one in eval mode.
+    With `frozen`, it keeps the running statistics and normalises by them, in training too. `fixed` does the same for
+    good: it marks a batch norm that the model itself keeps in eval mode, and no phase changes it.
     """
 
     weight: Tensor | None
@@ -104,12 +104,12 @@ class BatchNorm(nn.Module):
         )
 
     def factor(self) -> Tensor:
-        """What it multiplies by in eval mode: gamma / sigma, float64 `[C]`."""
+        """Give the factor that it multiplies by in eval mode: gamma / sigma, float64 `[C]`."""
         gamma = torch.ones_like(self.running_mean) if self.weight is None else self.weight.detach()
         return gamma.double() / (self.running_var.double() + self.eps).sqrt()
 
     def offset(self) -> Tensor | float:
-        """beta, float64 `[C]`."""
+        """Give beta, float64 `[C]`."""
         return 0.0 if self.bias is None else self.bias.detach().double()
 
 
@@ -121,7 +121,7 @@ class Dropout(nn.Module):
         self.target, self.p = target, p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop in training; otherwise the identity."""
+        """Drop out in training; otherwise give `x`."""
         return DROPOUTS[self.target](x, self.p, self.training) if self.training else x
 
 
@@ -139,20 +139,20 @@ class Attention(nn.Module):
 
 
 def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
-    """Turn `model` into an ATen graph with a free batch size. The model itself is left as it is.
+    """Turn `model` into an ATen graph with a free batch size. The model itself stays as it is.
 
     Args:
         model: gives one tensor, a tuple of tensors, or a dict of tensors by task.
         example: inputs, each of shape `[B, ...]` with B >= 2.
 
     Returns:
-        A graph module with weights of its own, in training mode, whose state dict has the model's names. In eval mode
-        it gives what the model gives. Dropout and batch norm train as in the model; what else training alone does is
-        off.
+        A graph module in training mode with its own copy of the weights; its state dict has the model's names. In eval
+        mode it gives the same as the model. Dropout and batch norm train as in the model; other operations that the
+        model runs only in training may be off.
 
     Raises:
-        StageError: the model cannot be exported, gives something other than tensors, or does in eval mode what no graph
-            of it does.
+        StageError: the model cannot be exported, gives something other than tensors, or gives other results in eval
+            mode than its graph.
     """
     name = type(model).__name__
     root, graph = _traced(copy.deepcopy(model).train(), example, name)
@@ -186,7 +186,7 @@ def _whole(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
 
 
 def _in_eval_mode(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, but for PyTorch's own attention, which would leave its dropout out of the graph there."""
+    """Copy the model in eval mode. PyTorch's own attention stays in training mode: it traces dropout only there."""
     copied = copy.deepcopy(model).train()
     training = [module for module in copied.modules() if type(module) is nn.MultiheadAttention and module.training]
     copied.eval()
@@ -196,7 +196,7 @@ def _in_eval_mode(model: nn.Module) -> nn.Module:
 
 
 def _switching(graph: fx.Graph) -> Iterator[tuple[tuple[Any, str, int], fx.Node]]:
-    """Nodes with a switch; their key is the same in a graph traced in training and in one traced in eval mode."""
+    """Yield nodes with a switch, each with a key that is the same in graphs traced in training and in eval mode."""
     calls: Counter[tuple[Any, str]] = Counter()
     for node in graph.nodes:
         if node.target in SWITCHES:
@@ -211,7 +211,7 @@ def _switches(graph: fx.Graph) -> dict[tuple[Any, str, int], Any]:
 
 
 def _switch(graph: fx.Graph, switches: Mapping[tuple[Any, str, int], Any]) -> None:
-    """Let a graph traced in eval mode drop out, and learn statistics, where the one traced in training does."""
+    """Let a graph traced in eval mode drop out and learn statistics at the nodes where the training graph does."""
     for key, node in _switching(graph):
         index, off = SWITCHES[node.target]
         args = [*node.args, *[None] * (index + 1 - len(node.args))]
@@ -229,7 +229,7 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
 
 
 def _plain_outputs(graph: fx.Graph, name: str) -> None:
-    """Give the model's tensors as they are, with no pytree code around the graph."""
+    """Let the graph give the model's tensors directly, without pytree code around it."""
     codegen = cast(Any, graph._codegen)
     spec = codegen.pytree_info.out_spec
     output = graph.output_node()
@@ -248,9 +248,9 @@ def _plain_outputs(graph: fx.Graph, name: str) -> None:
 
 
 def _functionalise(graph: fx.Graph) -> None:
-    """Replace in-place operators; what used the changed tensor afterwards uses the result."""
+    """Replace in-place operators; later readers of the changed tensor then read the result."""
     order = {node: index for index, node in enumerate(graph.nodes)}
-    for node in reversed(list(graph.nodes)):  # batch-norm's counter, once for each call: its module counts itself
+    for node in reversed(list(graph.nodes)):  # drops batch norm's counter, once a call: its module counts itself
         if node.target == aten.add_.Tensor and _counter(node).op == "get_attr" and not node.users:
             graph.erase_node(node)
     for node in list(graph.nodes):
@@ -270,7 +270,7 @@ def _functionalise(graph: fx.Graph) -> None:
 
 
 def _counter(node: fx.Node) -> fx.Node:
-    """What a chain of additions in place began with."""
+    """Find the node that a chain of in-place additions starts from."""
     while node.target == aten.add_.Tensor:
         node = cast(fx.Node, node.args[0])
     return node
@@ -280,7 +280,7 @@ def _restore_modules(root: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target == aten.batch_norm.default or (node.target == aten.instance_norm.default and not node.args[5]):
             _restore_batch_norm(root, graph, node)
-        elif node.target in DROPOUTS:  # one that the model keeps in eval mode drops nothing
+        elif node.target in DROPOUTS:  # a dropout that the model keeps in eval mode drops nothing
             p = float(node.args[1]) if node.args[2] else 0.0
             _replace(root, graph, node, Dropout(node.target, p), node.args[:1])
         elif node.target in ALPHA_DROPOUTS and not node.args[2]:
@@ -335,7 +335,7 @@ def _replace(
 
 
 def _call(graph: fx.Graph, node: fx.Node, path: str, args: Any, kwargs: dict[str, Any]) -> None:
-    """Let `node` call the module at `path`, under its old name."""
+    """Replace `node` by a call of the module at `path`, under its old name."""
     with graph.inserting_before(node):
         call = graph.call_module(path, args, kwargs)
     call.meta = node.meta

@@ -1,7 +1,7 @@
-"""Convert: a prepared model becomes a graph of integers, quantize and dequantize, ready for export.
+"""Converts a prepared model to a graph of integers with quantize and dequantize operators, ready for export.
 
-Batch-norm that directly follows a conv or linear, over its channels, is folded. The integers of the folded weight are
-those of the simulation: `W * gamma / sigma = (scale * |gamma / sigma|) * (sign(gamma) * q)`.
+It folds a batch norm that directly follows a conv or linear layer and normalises its channels. Folding keeps the
+simulated integers q: `W * gamma / sigma = (scale * |gamma / sigma|) * (sign(gamma) * q)`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEQUANTIZE = torch.ops.kdq.dequantize.default
 DYNAMIC_LINEAR = torch.ops.kdq.dynamic_linear.default
 EMBEDDING = torch.ops.aten.embedding.default
 BIAS_LIMIT = 2**30
-"""Largest bias in integers: half of int32, the other half is room for the products."""
+"""Largest bias in integers: half of the int32 range; the other half is room for the products."""
 LEAST_SCALE = torch.finfo(torch.float32).tiny * 2**24
 
 
@@ -41,17 +41,18 @@ class Grids(nn.Module):
 
 @torch.no_grad()
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
-    """Give the integer model that a prepared one simulates. The prepared one is left as it is.
+    """Make the integer model that a prepared model simulates. The prepared model stays as it is.
 
     Args:
-        prepared: from `prepare`, with ranges that have seen data.
+        prepared: from `prepare`, with observed ranges.
 
     Returns:
-        A graph module in eval mode. Its outputs are those of `prepared` in eval mode, up to the rounding of the int32
+        A graph module in eval mode. Its outputs equal those of `prepared` in eval mode, up to the rounding of the int32
         bias (step: input scale times weight scale).
 
     Raises:
-        StageError: the model is not prepared, or a place has seen no data or data that is not finite.
+        StageError: the model is not prepared, a place has seen no data or data that is not finite, or the quantizer's
+            grid is not what the target asks for.
     """
     if PLACES not in prepared.meta:
         raise StageError("the model to convert is not prepared; call prepare() on its captured graph first")
@@ -68,7 +69,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def _drop_training_only(model: fx.GraphModule) -> None:
-    """Take out dropout and bias rounding, and give merged relus their node back, under its old name."""
+    """Remove dropout and bias rounding, and give merged relus their own nodes again, under the old names."""
     for node in list(model.graph.nodes):
         module = model.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, Dropout | RoundBias):
@@ -107,7 +108,7 @@ class _Converter:
         raise StageError(f"place {place.name!r} has lost its fake-quantizer; convert the module that prepare() gave")
 
     def _buffer(self, name: str, value: Tensor) -> fx.Node:
-        """A constant at the head of the graph; one that is there already is used again."""
+        """Give a constant at the start of the graph; a constant of that name that exists is reused."""
         holder = self.model.get_submodule("grids")
         target = f"grids.{name}"
         for node in self.graph.nodes:
@@ -154,7 +155,7 @@ class _Converter:
         self.graph.erase_node(call)
 
     def _operator(self, place: Place, op: fx.Node, grid: Grid, q: Tensor, channels: list[int]) -> None:
-        if grid.axis is None:  # a table that is a linear's weight too: one scale for all
+        if grid.axis is None:  # an embedding's table that is also a linear layer's weight: one scale for all
             count = int(q.shape[1 if op.target is EMBEDDING else 0])
             grid = replace(grid, scale=grid.scale.expand(count), zero_point=grid.zero_point.expand(count))
         if op.target is EMBEDDING:
@@ -167,7 +168,7 @@ class _Converter:
         input_scale = self.scales.get(source)
         if input_scale is None and self.weight_only:
             scale, bias = self._folded(op, grid, q, channels)
-            scale = scale.reshape(len(scale), -1)  # one part a channel, where it has no more
+            scale = scale.reshape(len(scale), -1)  # a scale per channel becomes one part per channel
             self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, None)
             return
         if input_scale is None:
@@ -180,7 +181,7 @@ class _Converter:
         self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, input_scale)
 
     def _dynamic(self, op: fx.Node, x: fx.Node, q: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        """A linear layer whose input the runtime rounds to the range it measures."""
+        """Convert a linear layer whose input the runtime rounds to the range that it measures."""
         weight = self._buffer(f"{op.name}_weight", q.to(torch.int8))
         scales = self._buffer(f"{op.name}_weight_scale", scale.clamp(min=LEAST_SCALE).float())
         whole = None if bias is None else self._buffer(f"{op.name}_bias", bias.float())
@@ -190,7 +191,7 @@ class _Converter:
         self.graph.erase_node(op)
 
     def _table(self, op: fx.Node, grid: Grid, q: Tensor) -> None:
-        """An embedding looks up integers; they are dequantized behind it, with a scale a column."""
+        """Let an embedding look up integers, and dequantize them behind it with one scale per column."""
         table = self._buffer(f"{op.name}_weight", q.to(torch.int8))
         scales = self._buffer(f"{op.name}_weight_scale", grid.scale.float().clone())
         zeros = self._buffer(f"zeros_{grid.scale.numel()}", torch.zeros_like(grid.scale, dtype=torch.int8))
@@ -204,7 +205,7 @@ class _Converter:
         return cast(Tensor, operator.attrgetter(node.target)(self.model)).detach()
 
     def _folded(self, op: fx.Node, grid: Grid, q: Tensor, channels: list[int]) -> tuple[Tensor, Tensor | None]:
-        """Scale `[C]` and bias `[C]` (float64) with a directly following batch-norm folded; `q` takes its signs."""
+        """Fold a batch norm that directly follows; give scale `[C]` and bias `[C]` (float64). `q` takes its signs."""
         arg = op.args[2] if len(op.args) > 2 else None
         bias = self._value(arg).double() if arg is not None else None
         scale = grid.scale.double()
@@ -242,7 +243,7 @@ class _Converter:
 
 
 def _checked(place: Place, module: FakeQuantize, *, grouped: bool = False) -> Grid:
-    """The grid of a place, if it is one: finite, positive, of the right shape, within the kernels' integers."""
+    """Give the grid of a place after checks: finite, positive, of the right shape, within the kernels' integers."""
     grid = module.grid()
     if not bool((grid.scale.isfinite() & (grid.scale > 0)).all()):
         raise StageError(
@@ -268,7 +269,7 @@ def _checked(place: Place, module: FakeQuantize, *, grouped: bool = False) -> Gr
 
 
 def _counted(place: Place, q: Tensor) -> Tensor:
-    """The integers of a weight, if they are no more levels than its bits allow."""
+    """Give the integers of a weight after a check that they have no more levels than its bits allow."""
     levels = len(torch.unique(q)) if place.bits < 8 else 0
     if levels > 2**place.bits:
         raise StageError(
@@ -281,7 +282,7 @@ def _counted(place: Place, q: Tensor) -> Tensor:
 def _fit_bias(
     scale: Tensor, q: Tensor, bias: Tensor, input_scale: Tensor, channels: list[int], grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    """Widen the scale of channels whose bias would leave int32: their weights are next to nothing beside it."""
+    """Widen the scale of channels whose bias would exceed int32; their weights are tiny beside that bias."""
     least = bias.abs() / (input_scale.double() * BIAS_LIMIT)
     wider = torch.maximum(scale, least.clamp(min=LEAST_SCALE))
     shrink = torch.where(scale < wider, scale / wider, 1.0)
@@ -289,7 +290,7 @@ def _fit_bias(
 
 
 def output_scales(converted: fx.GraphModule) -> tuple[float | None, ...]:
-    """The LSB of each output of a converted model; `None` where the output is float."""
+    """Give the LSB of each output of a converted model; `None` for a float output."""
     value: Any = converted.graph.output_node().args[0]
     value = tuple(value.values()) if isinstance(value, Mapping) else value
     outputs = value if isinstance(value, tuple | list) else (value,)

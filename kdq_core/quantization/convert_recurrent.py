@@ -1,4 +1,4 @@
-"""Recurrent layers of a prepared model become integer layers, one call each, or stay what they are on int8 weights."""
+"""Converts recurrent layers of a prepared model to integer layers, or to float layers on int8 weights."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def convert_recurrent(model: fx.GraphModule, buffer: Callable[[str, Tensor], fx.
     """Convert every recurrent layer with quantized weights, in place.
 
     Args:
-        model: a prepared model whose activations are converted already.
-        buffer: registers a constant and gives its node.
+        model: a prepared model whose activations are already converted.
+        buffer: registers a constant by name, and gives its node.
     """
     for node in list(model.graph.nodes):
         module = model.get_submodule(node.target) if node.op == "call_module" else None
@@ -43,14 +43,14 @@ def _value(model: fx.GraphModule, node: Any) -> Tensor:
 
 
 def _integers(model: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
-    """Integers `[C, ...]` and scale `[C]` of a fake-quantized weight."""
+    """Give the integers `[C, ...]` and the scale `[C]` of a fake-quantized weight."""
     module = cast("FakeQuantize", model.get_submodule(cast(str, node.target)))
     q = module.integers(_value(model, node.args[0]))
     return q.to(torch.int8), module.grid().scale.float().expand(len(q))
 
 
 def _weights_only(model: fx.GraphModule, node: fx.Node, module: Recurrent, buffer: Any) -> None:
-    """Float arithmetic on int8 weights."""
+    """Let a layer keep its float arithmetic, on dequantized int8 weights."""
     calls = module.weights(node)
     weights = list(cast(Any, node.args[2]))
     for index, part in enumerate(weights):
@@ -106,7 +106,7 @@ class _Layers:
         self.graph.erase_node(self.node)
 
     def _constants(self, index: int, ways: list[Any], x_scale: Tensor) -> list[fx.Node]:
-        """Weights, scales and biases of both directions; the bias at the input is rounded where the runtime does."""
+        """Register weights, scales and biases of all directions. A GRU's input bias is rounded as the runtime does."""
         parts: list[list[Tensor]] = [[], [], [], [], [], []]
         for w, r, b_x, b_h in ways:
             (w_q, w_scale), (r_q, r_scale) = _integers(self.model, w), _integers(self.model, r)
@@ -122,7 +122,11 @@ class _Layers:
 
 
 def _gru_biases(b_x: Tensor, b_h: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Reset and update gate take both biases with the state; the new gate's own is an int32 beside the input."""
+    """Split a GRU's biases as the runtime adds them.
+
+    The reset and update gates add both biases to the product with the state. The new gate adds its input bias to the
+    product with the input, as an int32.
+    """
     hidden = len(b_x) // 3
     split = 2 * hidden
     rounded = b_x[split:].double().div(step[split:].double()).round().clamp(-(2**30), 2**30) * step[split:].double()

@@ -1,4 +1,4 @@
-"""Layer by layer through a prepared model and the converted one: which tensors differ, and where first."""
+"""Compares a prepared model with the converted one layer by layer, and finds the tensors that differ."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kdq_core.store.records import Departure
 def departures_of_conversion(
     prepared: GraphModule, converted: GraphModule, inputs: tuple[Tensor, ...]
 ) -> tuple[Departure, ...]:
-    """The quantized activations that differ by half a step or more, in the order of the graph.
+    """List the quantized activations that differ by half a step or more, in the order of the graph.
 
     Args:
-        prepared: with ranges that stand still, in eval mode.
-        converted: what `convert` made of it.
+        prepared: a prepared model in eval mode, with observers off.
+        converted: the model that `convert` made from it.
         inputs: one batch.
     """
     simulated: dict[str, Tensor] = {}

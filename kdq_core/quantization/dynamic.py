@@ -1,4 +1,4 @@
-"""Ranges that the runtime measures for each batch: how a prepared model simulates them."""
+"""Simulates, in a prepared model, ranges that the runtime measures for each batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINEAR = torch.ops.aten.linear.default
 class RoundDynamically(nn.Module):
     """Rounds a tensor to 256 integers between its own least and greatest value. It has no state.
 
-    The straight-through gradient passes everywhere: nothing is clipped.
+    The straight-through gradient passes everywhere, because nothing is clipped.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class RoundDynamically(nn.Module):
         self.quantizing = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` rounded, if `quantizing`; same shape and type."""
+        """Round `x` if `quantizing`; shape and type stay."""
         if not self.quantizing:
             return x
         wide = x.detach().to(torch.float32)
@@ -31,7 +31,7 @@ class RoundDynamically(nn.Module):
 
 
 def insert_dynamic_rounding(prepared: fx.GraphModule, weights: set[fx.Node]) -> None:
-    """Round the input of every linear layer whose weight is among `weights`; layers of one input share it."""
+    """Insert rounding before every linear layer whose weight is in `weights`; layers that share an input share it."""
     holder = nn.ModuleDict()
     prepared.add_module("dynamic_rounding", holder)
     made: dict[fx.Node, fx.Node] = {}

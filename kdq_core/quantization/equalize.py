@@ -1,4 +1,4 @@
-"""Cross-layer equalization: pairs of layers share their ranges, and the model computes what it did."""
+"""Cross-layer equalization: makes the weight ranges of pairs of layers equal, and keeps the model's outputs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from kdq_core.quantization.capture import BatchNorm
 from kdq_core.quantization.layers import CONVS, LAYERS, aten, groups_of, norm_behind, only_reader, parameter
 
 SWEEPS = 30
-"""Times that all pairs are equalized in turn, at most."""
+"""The most times that all pairs are equalized in turn."""
 SETTLED = 1e-3
-"""No factor further from 1 than this ends the sweeps."""
+"""The sweeps end when all |log s| are below this."""
 
 
 @torch.no_grad()
 def equalize(graph: fx.GraphModule) -> int:
-    """Cross-layer equalization of a captured graph, in place; its outputs stay what they are.
+    """Equalize the layers of a captured graph, in place; its outputs stay the same.
 
-    For layer -> [batch norm] -> [relu] -> layer with one reader each, channel i is divided by s_i in the first and
-    multiplied in the second, s_i = sqrt(r1_i / r2_i) with r the largest absolute weight of the channel, batch norm
-    folded. Layers may be grouped: in conv -> depthwise -> conv both pairs count. Pairs are taken in turn until nothing
-    moves. Nagel et al. 2019, https://arxiv.org/abs/1906.04721, sections 4.1.1 and 4.1.2. Batch norm keeps the first
-    layer's scale, so there its gain and bias are divided instead. A weight, bias or batch norm that the model uses more
-    than once stays as it is: its other use would not be made up for.
+    A pair is layer -> [batch norm] -> [relu] -> layer with one reader each. Channel i is divided by s_i in the first
+    layer and multiplied by s_i in the second. s_i = sqrt(r1_i / r2_i), with r the largest absolute weight of the
+    channel, batch norm folded. Layers may be grouped: conv -> depthwise -> conv has two pairs. Pairs are equalized in
+    turn until nothing changes. Nagel et al. 2019, https://arxiv.org/abs/1906.04721, sections 4.1.1 and 4.1.2.
+
+    A layer with a batch norm behind it keeps its scale; the gain and bias of the batch norm are divided instead. A
+    weight, bias or batch norm that the model uses more than once stays as it is, because its other use would change.
 
     Returns:
         How many pairs of layers were equalized.
@@ -43,7 +44,7 @@ def equalize(graph: fx.GraphModule) -> int:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two layers; the channels of the first one's outputs are those of the second one's inputs."""
+    """Two layers; the output channels of the first are the input channels of the second."""
 
     first: nn.Parameter  # [C, ...]
     bias: nn.Parameter | None
@@ -57,7 +58,7 @@ class _Pair:
         return [one for one in (*scaled, self.second) if one is not None]
 
     def equalize(self) -> float:
-        """Equalize once; the largest |log s|."""
+        """Equalize once, and give the largest |log s|."""
         r1 = _sizes(self.first, self.norm).amax(1)
         r2 = _sizes(self.second, self.second_norm).reshape(self.groups, -1, self.second.shape[1]).amax(1).reshape(-1)
         s = torch.where((r1 > 0) & (r2 > 0), (r1 / r2.clamp(min=1e-12)).sqrt(), 1.0).clamp(1e-4, 1e4)
@@ -69,13 +70,13 @@ class _Pair:
 
 
 def _sizes(weight: Tensor, norm: BatchNorm | None) -> Tensor:
-    """Largest absolute weight between each output and input, `[C_out, C_in / groups]`, with batch norm folded."""
+    """Find the largest absolute weight from each input to each output, `[C_out, C_in / groups]`, batch norm folded."""
     sizes = weight.abs().reshape(*weight.shape[:2], -1).amax(2)
     return sizes if norm is None else sizes * norm.factor().abs().float()[:, None]
 
 
 def _pair(graph: fx.GraphModule, node: fx.Node) -> _Pair | None:
-    """`node` and the layer behind it, where nothing else reads in between and channels stay what they are."""
+    """Pair `node` with the layer behind it, if nothing else reads the tensors between them and the channels match."""
     norm, after = norm_behind(graph, node), only_reader(node)
     if norm is not None and after is not None:
         after = only_reader(after)
@@ -92,7 +93,7 @@ def _pair(graph: fx.GraphModule, node: fx.Node) -> _Pair | None:
 
 
 def _uses(graph: fx.GraphModule) -> Counter[Tensor]:
-    """How often the graph uses each of its parameters."""
+    """Count how often the graph uses each of its parameters."""
     uses: Counter[Tensor] = Counter()
     for node in graph.graph.nodes:
         if node.op == "get_attr":

@@ -1,4 +1,4 @@
-"""Whether a captured graph gives in eval mode what its model gives, and where it does not."""
+"""Checks that a captured graph gives the same as its model in eval mode, and finds the module where they differ."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ SEEDS = (0, 1)
 
 
 def faithful(captured: fx.GraphModule, model: nn.Module, example: tuple[Tensor, ...]) -> bool:
-    """Whether both give the same for `example` in eval mode, up to rounding, from each of two random states.
+    """Tell whether both give the same for `example` in eval mode, up to rounding, with each of two random seeds.
 
-    Both are copied: buffers and modes stay as they are, and so does the random state.
+    It runs copies, so that buffers, modes and the random state stay as they are.
     """
     ours, theirs = copy.deepcopy(captured).eval(), copy.deepcopy(model).eval()
     return all(_same(_run(theirs, example, seed), _run(ours, example, seed)) for seed in SEEDS)
 
 
 def is_random(captured: fx.GraphModule) -> bool:
-    """Whether a captured graph draws random numbers outside the modules that stop it in eval mode.
+    """Tell whether a captured graph draws random numbers outside the modules that switch it off in eval mode.
 
-    A draw may happen to change nothing for the example, such as one that drops no sample of it, or one that ends in a
-    layer whose weights are zero still.
+    `faithful` can miss such a draw: it may drop no sample of the example, or end in a layer whose weights are still
+    zero.
     """
     return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in captured.graph.nodes)
 
 
 def why_unfaithful(captured: fx.GraphModule, model: nn.Module, example: tuple[Tensor, ...]) -> str:
-    """Which module's results in eval mode are not those of the graph, and what to do about it.
+    """Name the module whose results in eval mode differ from the graph's, and say what to do about it.
 
     Args:
-        captured: from the model in eval mode; `faithful` says no to it.
+        captured: the graph of the model in eval mode, for which `faithful` gives false.
         model: the model.
-        example: inputs on which they part.
+        example: inputs on which model and graph differ.
     """
     copied = copy.deepcopy(model).eval()
     first, second = _results(copied, example, SEEDS[0]), _results(copied, example, SEEDS[1])
@@ -61,9 +61,9 @@ def _owner(path: str) -> str:
 
 @contextmanager
 def _alike(example: tuple[Tensor, ...], seed: int) -> Iterator[None]:
-    """Random numbers from `seed`, no gradients, and transformer layers that go through their operators.
+    """Run the body with random numbers from `seed`, without gradients, and without the fast path of transformer layers.
 
-    Their fast path, which they take in eval mode outside a graph, fills padded positions with zeros.
+    In eval mode outside a graph, that fast path fills padded positions with zeros.
     """
     devices = sorted({x.device.index for x in example if x.is_cuda})
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -82,7 +82,7 @@ def _run(model: nn.Module, example: tuple[Tensor, ...], seed: int) -> Any:
 
 
 def _results(model: nn.Module, example: tuple[Tensor, ...], seed: int) -> list[tuple[str, dict[Any, Tensor]]]:
-    """Path and result of each module's call that gives tensors, the innermost first."""
+    """List path and result of each module call that gives tensors, the innermost first."""
     results: list[tuple[str, dict[Any, Tensor]]] = []
 
     def keep(path: str, given: Any) -> None:
@@ -101,7 +101,7 @@ def _results(model: nn.Module, example: tuple[Tensor, ...], seed: int) -> list[t
 
 
 def _graph_results(captured: fx.GraphModule, example: tuple[Tensor, ...]) -> dict[str, list[Any]]:
-    """What is computed in each module; for the empty path what the graph gives."""
+    """List the values computed in each module, by its path; the empty path has the outputs of the graph."""
     values: dict[str, list[Any]] = {}
 
     class Recorder(fx.Interpreter):
@@ -128,11 +128,11 @@ def _named(outputs: Any) -> dict[Any, Any]:
 
 
 def _close(wanted: Any, given: Any) -> bool:
-    """Equal up to half of the type's digits, measured by the largest value.
+    """Tell whether two values are equal up to half of the type's digits, relative to the largest value.
 
-    The graph goes through the same operators, so that most outputs are equal to the bit. Where it does not (recurrent
-    layers, attention, instance norm as batch norm), sums run in another order: that costs a few of the last digits, and
-    some more in deep models. A branch that only training takes, or a random one, changes the first digits.
+    The graph usually runs the same operators as the model, so that most outputs are equal to the bit. Other operators
+    (recurrent layers, attention, instance norm as batch norm) sum in another order, which changes a few of the last
+    digits, and some more in deep models. A branch taken only in training, or a random one, changes the first digits.
     """
     if not (isinstance(wanted, Tensor) and isinstance(given, Tensor)):
         return wanted is given

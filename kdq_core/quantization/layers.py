@@ -1,4 +1,4 @@
-"""Convolutions and linear layers of a captured graph: what they hold, and what stands behind them."""
+"""Convolutions and linear layers of a captured graph: their parameters, and the batch norm behind them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ LAYERS = CONVS | {aten.linear.default}
 
 
 def only_reader(node: fx.Node) -> fx.Node | None:
-    """The one node that reads `node`, if it is one."""
+    """Give the node that reads `node`; `None` if there are none or several."""
     readers = list(node.users)
     return readers[0] if len(readers) == 1 else None
 
 
 def own_norm(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The call of a batch norm that alone reads the conv or linear `node`, over the layer's own output channels.
+    """Find the batch norm that can be folded into the conv or linear `node`, as the node that calls it.
 
-    Only that one can be folded into the layer. Batch norm is over axis 1, where a linear layer has its channels if it
-    gives `[B, C]`: behind `[B, L, C]` it normalises L. Weights have as many axes as outputs with channels in axis 1.
+    It must be the only reader of `node`, and normalise the layer's output channels. Batch norm normalises axis 1. There
+    a linear layer has its channels only if it gives `[B, C]`; behind `[B, L, C]`, batch norm normalises L. The output
+    has its channels in axis 1 if it has as many axes as the weight.
     """
     after = only_reader(node) if node.target in LAYERS else None
     if after is None or after.op != "call_module" or not isinstance(graph.get_submodule(str(after.target)), BatchNorm):
@@ -35,13 +36,13 @@ def own_norm(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 
 def norm_behind(graph: fx.GraphModule, node: fx.Node) -> BatchNorm | None:
-    """The module that `own_norm` calls."""
+    """Give the module of the batch norm that `own_norm` finds."""
     after = own_norm(graph, node)
     return None if after is None else cast(BatchNorm, graph.get_submodule(str(after.target)))
 
 
 def parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> nn.Parameter | None:
-    """The parameter at argument `index`; looks through its fake-quantizer."""
+    """Give the parameter at argument `index` of `node`, also behind a fake-quantizer; `None` if there is none."""
     value: Any = node.args[index] if len(node.args) > index else None
     if isinstance(value, fx.Node) and value.op == "call_module":
         value = value.args[0]
@@ -51,5 +52,5 @@ def parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> nn.Parameter 
 
 
 def groups_of(node: fx.Node) -> int:
-    """Groups of a convolution; 1 for a linear layer."""
+    """Give the number of groups of a convolution; 1 for a linear layer."""
     return int(cast(int, node.args[6])) if node.target in CONVS and len(node.args) > 6 else 1

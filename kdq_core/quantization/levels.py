@@ -1,4 +1,4 @@
-"""Weights whose levels are not evenly spaced: rounding to the nearest of some levels, with a gradient."""
+"""Rounds weights to levels that need not be evenly spaced, with a gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def nearest(x: Tensor, levels: Tensor) -> Tensor:
-    """Index of the nearest level; the lower one where two are equally near.
+    """Find the index of the nearest level; of two equally near levels, the lower.
 
     Args:
         x: any shape.
@@ -28,19 +28,19 @@ def nearest(x: Tensor, levels: Tensor) -> Tensor:
 
 
 def round_to_levels(x: Tensor, scale: Tensor, levels: Tensor, axis: int | None, *, clip: bool) -> Tensor:
-    """`levels[nearest(x / scale)] * scale`, with a gradient.
+    """Compute `levels[nearest(x / scale)] * scale`, with a gradient.
 
-    To `x` the straight-through gradient, with `clip` only between the outer levels. To `scale`: level - x / scale
-    between the outer levels, the outer level beyond (the reparameterized clipping function of Li et al. 2020,
-    https://arxiv.org/abs/1909.13144). To a level: the sum of the gradients of the values that lie on it, times their
-    scale (Han et al. 2016, https://arxiv.org/abs/1510.00149, section 3.3).
+    `x` gets the straight-through gradient; with `clip`, only between the outer levels. `scale` gets level - x / scale
+    between the outer levels and the outer level beyond (the reparameterized clipping function of Li et al. 2020,
+    https://arxiv.org/abs/1909.13144). A level gets the sum of the gradients of its values, times their scale (Han et
+    al. 2016, https://arxiv.org/abs/1510.00149, section 3.3).
 
     Args:
         x: float, any shape.
         scale: float32 `[]`, or `[C]` along `axis`.
         levels: float32 `[K]`, ascending.
         axis: channel axis of `scale`.
-        clip: values beyond the outer levels get no gradient of their own.
+        clip: whether values of `x` beyond the outer levels get no gradient.
 
     Returns:
         A tensor of the shape and type of `x`.
@@ -75,12 +75,12 @@ class _RoundToLevels(torch.autograd.Function):
 
 
 class LevelsFakeQuantize(FakeQuantize):
-    """Rounds a weight to the nearest of at most 2 ** bits integers within what the kernels take.
+    """Rounds a weight to the nearest of at most 2 ** bits integers within the range of the kernels.
 
-    A subclass gives `levels` and `unit_scale`, and what of them is learned.
+    A subclass gives `levels` and `unit_scale`, and decides which of them are learned.
 
     Attributes:
-        clip: weights beyond the outer levels get no gradient.
+        clip: whether weights beyond the outer levels get no gradient.
     """
 
     clip = True
@@ -91,24 +91,24 @@ class LevelsFakeQuantize(FakeQuantize):
 
     @abc.abstractmethod
     def levels(self) -> Tensor:
-        """The integers a weight may have: whole numbers within the kernel's range, float32 `[K]`, ascending."""
+        """Give the integers a weight may have: whole numbers within the kernel's range, float32 `[K]`, ascending."""
 
     @abc.abstractmethod
     def unit_scale(self) -> Tensor:
-        """What 1 stands for: float32 `[]`, or `[C]` with `place.axis`."""
+        """Give the weight that the integer 1 stands for: float32 `[]`, or `[C]` with `place.axis`."""
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """The scale, and zero."""
+        """Give `unit_scale` and zero."""
         scale = self.unit_scale()
         return scale, torch.zeros_like(scale)
 
     def grid(self) -> Grid:
-        """The grid that the levels lie on, as wide as the kernel's."""
+        """Give the grid that the levels lie on, with the range of the kernels."""
         scale, zero = self.scale_and_zero()
         return Grid(scale.detach(), zero.detach().to(torch.int32), self.qmin, self.qmax, self.place.axis)
 
     def integers(self, x: Tensor) -> Tensor:
-        """The nearest levels, float32 of the shape of `x`."""
+        """Give the nearest levels, float32 of the shape of `x`."""
         levels = self.levels().detach()
         return levels[nearest(x.to(torch.float32).div(self.grid().spread(x)), levels)]
 

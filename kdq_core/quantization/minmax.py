@@ -1,7 +1,8 @@
-"""Fake quantization with ranges from the least and the largest value seen.
+"""Fake quantization with ranges from the least and the largest observed value.
 
-Weights: the current absolute maximum of each channel. Activations: an exponential moving average of each batch's least
-and largest value, starting from the first batch (Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.1).
+The range of a weight is the current absolute maximum of each channel. The range of an activation is an exponential
+moving average of each batch's least and largest value, starting from the first batch (Jacob et al. 2018,
+https://arxiv.org/abs/1712.05877, section 3.1).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ LEAST_SCALE = torch.finfo(torch.float32).eps
 
 
 class MinMaxFakeQuantize(FakeQuantize):
-    """Symmetric per channel for weights, affine per tensor for activations: whatever the place asks for.
+    """Symmetric or affine, per channel or per tensor, as the place asks: usually symmetric for weights, per channel.
 
     Args:
-        place: where it stands; its `symmetric`, `axis` and `channels` decide the form.
+        place: the place that it quantizes; `symmetric`, `axis` and `channels` decide the form of the grid.
         averaging: weight of the newest batch in the moving average of an activation's range; weights ignore it.
     """
 
@@ -44,12 +45,12 @@ class MinMaxFakeQuantize(FakeQuantize):
         """Let the range follow `x`.
 
         Raises:
-            StageError: `x` holds a value that is not finite (checked at once on the CPU, in `grid` elsewhere).
+            StageError: `x` holds a value that is not finite (checked here on the CPU, and in `grid` on other devices).
         """
         self._follow(*self._range(x), x.device.type)
 
     def watch(self, x: Tensor) -> None:
-        """Observe `x`; behind a merged relu the range needs no pass of its own."""
+        """Observe `x`; a merged relu is applied to the range instead of to all of `x`."""
         low, high = self._range(x)
         self._follow(*((low.relu(), high.relu()) if self.relu else (low, high)), x.device.type)
 
@@ -80,7 +81,7 @@ class MinMaxFakeQuantize(FakeQuantize):
         )
 
     def scale_and_zero(self) -> tuple[Tensor, Tensor]:
-        """From the range, which is widened to hold zero."""
+        """Compute scale and zero point from the range, which is widened to include zero."""
         place = self.place
         low, high = self.low.clamp(max=0.0), self.high.clamp(min=0.0)
         if place.symmetric:
@@ -90,7 +91,7 @@ class MinMaxFakeQuantize(FakeQuantize):
         return scale, (place.qmin - low.div(scale).round()).clamp(place.qmin, place.qmax)
 
     def grid(self) -> Grid:
-        """The grid in force.
+        """Give the current grid.
 
         Raises:
             StageError: no data was observed, or it was not finite.

@@ -1,8 +1,8 @@
-"""Operators that stand for a runtime's own in a converted graph.
+"""Operators of a converted graph that compute the same as a runtime's operators.
 
 They are QuantizeLinear, DequantizeLinear, and a linear layer behind DynamicQuantizeLinear. They divide, multiply and
-round exactly as ONNX states it (`x / scale`, round half to even, then the zero point), so that the converted model and
-the exported file break ties alike. A target translates them when it writes its file.
+round exactly as ONNX defines it (`x / scale`, round half to even, then the zero point), so that the converted model and
+the exported file break ties in the same way. A target translates them when it writes its file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @torch.library.custom_op("kdq::quantize", mutates_args=())
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, label: str) -> Tensor:  # noqa: ARG001
-    """`clamp(round(x / scale) + zero_point, qmin, qmax)` with one scale for the tensor.
+    """Compute `clamp(round(x / scale) + zero_point, qmin, qmax)` with one scale for the tensor.
 
     Args:
         x: float32, any shape.
         scale: float32, shape `[]`.
-        zero_point: shape `[]`; its dtype (uint8 or int8) is the result's.
+        zero_point: shape `[]`; the result has its dtype (uint8 or int8).
         qmin: least integer.
         qmax: largest integer.
         label: name of the FX node that is quantized; exporters carry it into the file.
@@ -37,13 +37,13 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, label:
 
 @torch.library.custom_op("kdq::dequantize", mutates_args=())
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, label: str) -> Tensor:  # noqa: ARG001
-    """`(q - zero_point) * scale` as float32.
+    """Compute `(q - zero_point) * scale` as float32.
 
     Args:
         q: int8, uint8 or int32, any shape.
         scale: float32, shape `[]`, or `[C]` along `axis`, or `[C, G]`: each channel of axis 0 in G parts.
-        zero_point: same shape as `scale` and dtype as `q`; `None` is zero, as it is with parts.
-        axis: channel axis where `scale` has one value a channel.
+        zero_point: same shape as `scale` and dtype as `q`; `None` means zero, and is required with parts.
+        axis: channel axis if `scale` has one value per channel.
         label: for a weight, the name of the FX node of its operator; otherwise empty.
 
     Returns:
@@ -64,7 +64,7 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, label: str
 
 
 def measured_grid(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point, float32 `[]` each, that DynamicQuantizeLinear gives `x`: uint8, over all of its values."""
+    """Compute scale and zero point (float32 `[]` each) as DynamicQuantizeLinear does: uint8, over all values of `x`."""
     low, high = x.aminmax()
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = torch.where(high > low, (high - low) / 255.0, 1.0)
@@ -73,7 +73,7 @@ def measured_grid(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("kdq::dynamic_linear", mutates_args=())
 def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, label: str) -> Tensor:  # noqa: ARG001
-    """A linear layer in integers, whose input is rounded to the range it has in this very batch.
+    """Run a linear layer in integers; its input is rounded to the range that it has in this batch.
 
     Args:
         x: float32 `[..., I]`.

@@ -1,6 +1,6 @@
-"""Places with their bits.
+"""Decides which places of a graph are quantized, and with how many bits.
 
-The target says where; the `quantize` section of the recipe says how many bits, and what stays float.
+The target names the places. The recipe's `quantize` section sets the bits, and which operators stay in float.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 Step = Callable[[fx.Node], Iterable[fx.Node]]
 SHOWN = 12
-"""Names an error lists."""
+"""The most names that an error lists."""
 ROLES = {"weights": "weight", "activations": "activation"}
-"""Fields of a rule, each with the role of the places it is about."""
+"""Fields of a rule, each with the role of the places it applies to."""
 NO_LAYER = "the model has no layer that the target can quantize; it needs at least one conv or linear"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where quantizers go, and which operators the recipe's rules leave in float, as `path:type`.
+    """The places that get quantizers, and the operators that the recipe's rules leave in float, as `path:type`.
 
-    Operators of the model's own forward have no path: `:add`. No rule tells two of one type in one forward apart.
+    Operators of the model's own forward have an empty path: `:add`. A rule cannot tell apart two operators of one type
+    in one forward.
     """
 
     places: tuple[Place, ...]
@@ -39,16 +40,16 @@ class Placement:
 
 
 def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: QuantizeSpec) -> Placement:
-    """The places of a captured graph under a recipe.
+    """Choose the places of a captured graph for a recipe.
 
     Args:
         graph: from `capture`.
-        target: says where a quantizer may go.
-        quantizer: says whether activations get one.
+        target: names the places where a quantizer may go.
+        quantizer: tells whether activations are quantized.
         spec: bits and rules.
 
     Raises:
-        RecipeError: a rule matches nothing or changes nothing, or the rules skip all there is.
+        RecipeError: a rule matches nothing or changes nothing, or the rules skip every layer.
         StageError: the quantizer has nothing to quantize.
     """
     places = target.places(graph)
@@ -75,10 +76,10 @@ def placed(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: Qu
 
 
 def _wanted(places: Sequence[Place], quantizer: Quantizer) -> tuple[Place, ...]:
-    """The places that the quantizer decides about.
+    """Give the places that the quantizer quantizes.
 
     Raises:
-        StageError: there is none.
+        StageError: it quantizes none of them.
     """
     if quantizer.activations == "static":
         return tuple(places)
@@ -94,7 +95,7 @@ def _wanted(places: Sequence[Place], quantizer: Quantizer) -> tuple[Place, ...]:
 
 
 def narrow(place: Place, bits: int) -> Place:
-    """The same place with `bits` bits, never beyond what the kernels take; `limits` keeps what they take."""
+    """Give the place with `bits` bits, within the range of the kernels; `limits` keeps the range of the kernels."""
     if bits >= 8:
         return replace(place, bits=8)
     if place.dtype == "int8":
@@ -106,10 +107,10 @@ def narrow(place: Place, bits: int) -> Place:
 
 
 def check_rules(rules: Sequence[Rule], places: Sequence[Place]) -> None:
-    """Refuse a rule that matches nothing, or skips what is no operator.
+    """Refuse a rule that matches nothing, or that skips only inputs of the model.
 
     Raises:
-        RecipeError: with near names, or what to skip instead.
+        RecipeError: the message has near names, or what to skip instead.
     """
     paths = sorted({place.path for place in places} - {""})
     operators = sorted({place.operator for place in places} - {""})
@@ -130,17 +131,18 @@ def check_rules(rules: Sequence[Rule], places: Sequence[Place]) -> None:
 
 
 def check_effects(rules: Sequence[Rule], places: Sequence[Place], quantizer: Quantizer) -> None:
-    """Refuse a rule that states bits for nothing that has any.
+    """Refuse a rule that sets bits but matches no place that gets integers.
 
-    One of the fields it states is enough. What other rules skip counts here: they may be meant for the same layers.
+    If a rule sets both fields, one of them with an effect is enough. Places that other rules skip count as places with
+    integers: both rules may be meant for the same layers.
 
     Args:
-        rules: of the recipe; each matches a place.
-        places: of the target, with nothing skipped.
-        quantizer: says which of them get integers.
+        rules: rules of the recipe; each matches a place.
+        places: all places of the target, with nothing skipped.
+        quantizer: decides which of them get integers.
 
     Raises:
-        RecipeError: says what the rule states, why that changes nothing, and what can be matched instead.
+        RecipeError: the message says what the rule sets, why that changes nothing, and what to match instead.
         StageError: the quantizer has nothing to quantize.
     """
     kept = _wanted(places, quantizer)
@@ -160,7 +162,7 @@ def check_effects(rules: Sequence[Rule], places: Sequence[Place], quantizer: Qua
 
 
 def _why_nothing(rule: Rule, role: str, places: Sequence[Place], ranges: str) -> str:
-    """Why no place of this role that the rule matches gets bits."""
+    """Explain why the rule matches no place of this role that gets integers."""
     if role == "activation" and ranges != "static":
         return {
             "none": "the quantizer leaves all activations in float",
@@ -179,7 +181,7 @@ def _matches(rule: Rule, place: Place) -> bool:
 
 
 def _stated(place: Place, rules: Sequence[Rule], field: str, default: Any) -> Any:
-    """What the last matching rule that states `field` says of it."""
+    """Give `field` of the last matching rule that sets it, otherwise `default`."""
     for rule in reversed(rules):
         if getattr(rule, field) is not None and _matches(rule, place):
             return getattr(rule, field)
@@ -187,7 +189,11 @@ def _stated(place: Place, rules: Sequence[Rule], field: str, default: Any) -> An
 
 
 def _edges(graph: fx.GraphModule, places: Sequence[Place]) -> Iterator[str]:
-    """Names of places at the ends: of the first and last layers the weights, inputs, outputs, what the last read."""
+    """Yield the places at both ends of the model.
+
+    They are the weights of the first and last layers, the model's inputs and outputs, and the inputs of the last
+    layers.
+    """
     nodes = {node.name: node for node in graph.graph.nodes}
     by_node = {place.node: place for place in places}
     layers: dict[fx.Node, list[str]] = {}
@@ -201,7 +207,7 @@ def _edges(graph: fx.GraphModule, places: Sequence[Place]) -> Iterator[str]:
         yield from layers[layer]
     for end in (*inputs, *outputs, *(node for layer in last for node in layer.all_input_nodes)):
         node: fx.Node | None = end
-        while node is not None and node.name not in by_node:  # behind dropout and copies
+        while node is not None and node.name not in by_node:  # steps back over dropout and copies
             node = node.all_input_nodes[0] if node.all_input_nodes and node.op != "get_attr" else None
         if node is not None:
             place = by_node[node.name]
@@ -209,9 +215,10 @@ def _edges(graph: fx.GraphModule, places: Sequence[Place]) -> Iterator[str]:
 
 
 def _is_outer(layer: fx.Node, layers: Set[fx.Node], step: Step, ends: Sequence[fx.Node]) -> bool:
-    """Whether `step` leads from `layer` to one of `ends`, past no other layer.
+    """Tell whether `step` leads from `layer` to one of `ends` without passing another layer.
 
-    What another layer leads to is its own: of the blocks around a residual stream only the last one is the last.
+    Nodes that another layer ahead leads to do not count. So of all blocks around a residual stream, only the last block
+    is outer.
     """
     others = _led_to({layer}, step, layers) & layers
     theirs = others | _led_to(others, step, set())
@@ -219,7 +226,7 @@ def _is_outer(layer: fx.Node, layers: Set[fx.Node], step: Step, ends: Sequence[f
 
 
 def _led_to(starts: Set[fx.Node], step: Step, stops: Set[fx.Node]) -> Set[fx.Node]:
-    """All nodes that `step` leads to from `starts`; from one of `stops` it goes no further."""
+    """Find all nodes that `step` leads to from `starts`; the search stops at nodes in `stops`."""
     found: set[fx.Node] = set()
     ahead = list(starts)
     while ahead:

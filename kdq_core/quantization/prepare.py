@@ -1,4 +1,4 @@
-"""Prepare: put a fake-quantizer at every place that the target names."""
+"""Prepares a captured graph: inserts a fake-quantizer at every place."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def prepare(
 ) -> fx.GraphModule:
     """Insert fake-quantizers into a copy of a captured graph.
 
-    Places that share another's grid get no module of their own: moving data leaves it on the grid. `convert` repeats
-    the grid there. A relu that only feeds a fake-quantizer becomes part of it.
+    A place that shares another place's grid gets no fake-quantizer: its operator only moves data that is on the grid
+    already. `convert` repeats the grid there. A relu whose result is fake-quantized becomes part of the fake-quantizer.
 
     Args:
         graph: from `capture`.
         places: from `Target.places` of the same graph.
         quantizer: gives one fake-quantizer for each place.
-        round_bias: biases are rounded as the integers will be, while batch norm is frozen.
+        round_bias: whether to round biases as the integer model will, while batch norm is frozen.
 
     Returns:
         A graph module that trains; its ranges are buffers or parameters, present from the start.
 
     Raises:
-        StageError: there is no place, or a place names a node that is not in the graph.
+        StageError: no place is a weight, or a place names a node that is not in the graph.
     """
     if not any(place.role == "weight" for place in places):
         raise StageError(NO_LAYER)
@@ -84,7 +84,7 @@ def _shaped(place: Place, node: fx.Node) -> Place:
 
 
 def _is_rounded(prepared: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether `node` is on a grid: a fake-quantizer, or data moved from behind one."""
+    """Tell whether the values of `node` are on a grid: it is a fake-quantizer, or moves the data of one."""
     while node.op == "call_function" and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node.op == "call_module" and isinstance(prepared.get_submodule(str(node.target)), FakeQuantize)
@@ -104,14 +104,14 @@ def _insert(graph: fx.Graph, node: fx.Node, key: str, module: FakeQuantize) -> N
     call.meta = dict(node.meta)
     for user in users:
         user.replace_input_with(node, call)
-    if node.target == RELU and type(module).forward is FakeQuantize.forward:  # another forward knows of no merged relu
+    if node.target == RELU and type(module).forward is FakeQuantize.forward:  # other forwards may ignore a merged relu
         module.relu = True
         call.args = node.args
         graph.erase_node(node)
 
 
 def weights_of(prepared: fx.GraphModule) -> Iterator[tuple[nn.Parameter, FakeQuantize]]:
-    """The quantized parameters of a prepared graph, each with its fake-quantizer."""
+    """Yield the quantized parameters of a prepared graph, each with its fake-quantizer."""
     for node in prepared.graph.nodes:
         module = prepared.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, FakeQuantize) and module.place.role == "weight":
@@ -119,13 +119,13 @@ def weights_of(prepared: fx.GraphModule) -> Iterator[tuple[nn.Parameter, FakeQua
 
 
 def set_phase(model: nn.Module, *, observe: bool, quantize: bool, freeze_batch_norm: bool) -> None:
-    """Switch all fake-quantizers and batch-norms of a prepared model.
+    """Switch all fake-quantizers and batch norms of a prepared model.
 
     Args:
         model: from `prepare`.
-        observe: ranges follow the data. Switch it off before scoring: observers do not know what eval mode is.
-        quantize: values are rounded.
-        freeze_batch_norm: running statistics stand still and are used also in training mode.
+        observe: whether ranges follow the data. Switch it off before scoring: eval mode does not stop observers.
+        quantize: whether values are rounded.
+        freeze_batch_norm: whether running statistics stay fixed, and training mode normalises with them too.
     """
     for module in model.modules():
         if isinstance(module, FakeQuantize):

@@ -1,8 +1,8 @@
-"""Recurrent layers: a module that trains fast and scores exactly, and the integer layers it is converted to.
+"""Recurrent layers: a module that is fast in training and exact in eval mode, and the integer layers made from it.
 
-In int8 the input and the hidden state of each step are rounded, the state to the fixed grid of [-1, 1]; gates, cell
-state and biases are float. Training runs PyTorch's own layer on rounded weights and inputs; scoring rounds the state
-too, step by step, as the runtime does.
+In int8, the input and the hidden state of each step are rounded, the state to a fixed grid over [-1, 1]. Gates, cell
+state and biases are float. Training runs PyTorch's own layer on rounded weights and inputs. Eval mode also rounds the
+state, step by step, as the runtime does.
 """
 
 # ruff: noqa: ARG001  (torch reads an operator's signature, its fake's too)
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, fx, nn
 
 STATE_SCALE = 2.0 / 255.0
-"""LSB of the hidden state, which lies in [-1, 1]; its zero point is 128 (127.5, to even)."""
+"""LSB of the hidden state, which lies in [-1, 1]; its zero point is 128 (127.5 rounded to even)."""
 GATES = {"lstm": 4, "gru": 3}
 
 
 class Recurrent(nn.Module):
-    """`nn.LSTM` or `nn.GRU` without weights of its own: they are arguments, so that quantizers can stand before them.
+    """`nn.LSTM` or `nn.GRU` with weights as arguments instead of its own, so that they can be fake-quantized first.
 
     Args:
         kind: `lstm` or `gru`.
         biases: whether each layer has its two biases.
         layers: number of layers.
-        bidirectional: two directions, concatenated.
-        batch_first: `[B, T, I]` instead of `[T, B, I]`.
+        bidirectional: whether there are two directions, concatenated.
+        batch_first: whether inputs are `[B, T, I]` instead of `[T, B, I]`.
 
     Attributes:
-        rounds_state: the hidden state is rounded when scoring; set by `prepare` where the input is quantized.
+        rounds_state: whether eval mode rounds the hidden state; `prepare` sets it if the input is quantized.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Recurrent(nn.Module):
         self.rounds_state = False
 
     def forward(self, x: Tensor, states: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, ...]:
-        """Outputs `[B, T, D * H]` (or `[T, B, ...]`) and the last state, or states, `[layers * D, B, H]`."""
+        """Give outputs `[B, T, D * H]` (or `[T, B, ...]`) and the last state or states, `[layers * D, B, H]`."""
         if self.rounds_state and not self.training:
             return self._exact(x, states, weights)
         flags = (self.biases, self.layers, 0.0, self.training, self.bidirectional, self.batch_first)
@@ -67,18 +67,18 @@ class Recurrent(nn.Module):
         return (y, *(torch.stack(ended) for ended in ends))
 
     def by_layer(self, weights: list[Any]) -> list[list[tuple[Any, Any, Any, Any]]]:
-        """For each layer and direction: input and state weight, input and state bias (`None` without biases)."""
+        """Group the weights by layer and direction: input and state weight, input and state bias (or `None`)."""
         size = 4 if self.biases else 2
         groups = [tuple(weights[i : i + size]) + (None,) * (4 - size) for i in range(0, len(weights), size)]
         directions = 1 + self.bidirectional
         return [cast(Any, groups[i : i + directions]) for i in range(0, len(groups), directions)]
 
     def weights(self, node: fx.Node) -> list[fx.Node]:
-        """The matrices among the arguments of a call; without the biases."""
+        """List the weight matrices among the arguments of a call, without the biases."""
         return [part for layer in self.by_layer(cast(Any, node.args[2])) for way in layer for part in way[:2]]
 
     def why_float(self, node: fx.Node) -> str:
-        """Why a call cannot run in int8; empty where it can."""
+        """Explain why a call cannot run in int8; empty if it can."""
         if any(part.op != "get_attr" for part in self.weights(node)):
             return "its weights are computed, not parameters"
         count = len(cast(Any, node.args[2]))
@@ -87,7 +87,7 @@ class Recurrent(nn.Module):
 
 
 def round_state(h: Tensor) -> Tensor:
-    """Round values of [-1, 1] to the grid of the hidden state; any shape. The gradient passes as it is."""
+    """Round values of [-1, 1] to the grid of the hidden state; any shape. Gradients pass unchanged."""
     q = h.detach().div(STATE_SCALE).round_().clamp_(-128, 127).mul_(STATE_SCALE)
     return h + (q - h.detach())
 
@@ -96,7 +96,7 @@ def run_layer(
     kind: str, x: Tensor, start: list[Tensor], w: Tensor, r: Tensor, b_x: Tensor | None, b_h: Tensor | None,
     *, backward: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """One layer in one direction with a rounded state.
+    """Run one layer in one direction with a rounded state.
 
     Args:
         kind: `lstm` or `gru`.
@@ -104,9 +104,9 @@ def run_layer(
         start: hidden state, and the cell state of an LSTM, each `[B, H]`.
         w: `[G * H, I]`, gates in PyTorch's order.
         r: `[G * H, H]`.
-        b_x: `[G * H]`, added to the input's part.
-        b_h: `[G * H]`, added to the state's part.
-        backward: from the last step to the first.
+        b_x: `[G * H]`, added to the product with the input.
+        b_h: `[G * H]`, added to the product with the state.
+        backward: whether to run from the last step to the first.
 
     Returns:
         Outputs `[T, B, H]` and the last states.
@@ -144,13 +144,13 @@ def recurrent(
     x: Tensor, scale: Tensor, zero_point: Tensor, states: list[Tensor], w: Tensor, w_scale: Tensor, r: Tensor,
     r_scale: Tensor, b_x: Tensor, b_h: Tensor, kind: str, label: str,
 ) -> list[Tensor]:  # fmt: skip
-    """One int8 recurrent layer, in one or two directions D.
+    """Run one int8 recurrent layer, in D directions (1 or 2).
 
     Args:
-        x: `[T, B, I]`, rounded here to the grid of `scale` and `zero_point` (`[]`, uint8).
+        x: `[T, B, I]`; rounded here to the grid of `scale` and `zero_point`.
         scale: float32 `[]`.
         zero_point: uint8 `[]`.
-        states: first hidden state, and cell state of an LSTM, `[D, B, H]` each.
+        states: initial hidden state, and cell state of an LSTM, `[D, B, H]` each.
         w: int8 `[D, G * H, I]`, gates in PyTorch's order.
         w_scale: `[D, G * H]`.
         r: int8 `[D, G * H, H]`.

@@ -1,4 +1,4 @@
-"""What can be done to a prepared model without training it: correct biases, measure batch norm anew."""
+"""Improves a prepared model without training: corrects biases, and measures batch-norm statistics anew."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Inputs = tuple[Tensor, ...]
 
 @torch.no_grad()
 def correct_biases(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> int:
-    """Take the mean error of rounded weights out of biases (or out of the batch norm behind), in place.
+    """Subtract the mean error of rounded weights from biases (or from the batch norm behind), in place.
 
-    The error of output channel c is sum over inputs of (w_q - w) * E[x], with E[x] the mean of each input channel over
-    the batches, measured without rounding. Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.2. Padding is
-    left out of account; a layer with neither bias nor batch norm stays as it is. A bias that is used more than once is
+    The error of output channel c is the sum over inputs of (w_q - w) * E[x], with E[x] the mean of each input channel
+    over the batches, measured without rounding. Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.2.
+    Padding is ignored. A layer with neither bias nor batch norm stays as it is. A bias that is used more than once is
     corrected once, by the mean error over its uses, weighted by their samples.
 
     Args:
-        prepared: from `prepare`, with ranges; in eval mode.
+        prepared: from `prepare`, with observed ranges; in eval mode.
         batches: inputs of the model.
 
     Returns:
-        How many biases, or batch norms in place of one, were corrected.
+        The number of biases that were corrected; a batch norm corrected instead counts too.
     """
     shifts: dict[Tensor, Tensor] = {}
     samples: Counter[Tensor] = Counter()
@@ -41,19 +41,19 @@ def correct_biases(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> int:
         samples[corrected] += count
     for corrected, shift in shifts.items():
         mean = shift / samples[corrected]
-        corrected.sub_(mean if isinstance(corrected, nn.Parameter) else -mean)  # a running mean is subtracted itself
+        corrected.sub_(mean if isinstance(corrected, nn.Parameter) else -mean)  # batch norm subtracts its running mean
     return len(shifts)
 
 
 def _corrected(prepared: fx.GraphModule, node: fx.Node) -> Tensor | None:
-    """The bias of a layer, or the running mean behind it."""
+    """Give the tensor to correct for a layer: its bias, or else the running mean of the batch norm behind it."""
     norm = norm_behind(prepared, node)
     bias = parameter(prepared, node, 2)
     return bias if bias is not None else None if norm is None else norm.running_mean
 
 
 def _error(prepared: fx.GraphModule, node: fx.Node, inputs: Tensor) -> Tensor:
-    """What rounding the weight of `node` adds to each output channel, for `inputs` `[C_in]`."""
+    """Compute what rounding the weight of `node` adds to each output channel, for `inputs` `[C_in]`."""
     weight = parameter(prepared, node, 1)
     assert weight is not None
     module = cast(FakeQuantize, prepared.get_submodule(str(cast(fx.Node, node.args[1]).target)))
@@ -64,7 +64,7 @@ def _error(prepared: fx.GraphModule, node: fx.Node, inputs: Tensor) -> Tensor:
 
 
 def _input_sums(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> dict[fx.Node, tuple[Tensor, int]]:
-    """For every layer with a rounded weight and something to correct: see `_Recorder`."""
+    """Sum the inputs (see `_Recorder`) of every layer that has a rounded weight and a tensor to correct."""
     wanted = {
         node
         for node in prepared.graph.nodes
@@ -80,7 +80,7 @@ def _input_sums(prepared: fx.GraphModule, batches: Iterable[Inputs]) -> dict[fx.
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the graph; adds up over samples the channel means of the inputs of some nodes, and counts the samples."""
+    """Runs the graph; sums the channel means of the inputs of some nodes over the samples, and counts the samples."""
 
     def __init__(self, module: fx.GraphModule, wanted: set[fx.Node]) -> None:
         super().__init__(module)
@@ -99,10 +99,11 @@ class _Recorder(fx.Interpreter):
 
 @torch.no_grad()
 def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Inputs]) -> None:
-    """Measure the running statistics anew over `batches`, with rounding as it is: the mean of the batches' own.
+    """Measure the running statistics anew, as the mean of the statistics of all `batches`; rounding stays as set.
 
-    Sun et al. 2019, https://arxiv.org/abs/1906.02693, section 3.3. Dropout stays off; ranges stand still. A batch norm
-    that is used more than once takes the mean over its uses; one that the model keeps in eval mode stays as it is.
+    Sun et al. 2019, https://arxiv.org/abs/1906.02693, section 3.3. Dropout stays off, and ranges do not change. A batch
+    norm that is used more than once takes the mean over its uses. A batch norm that the model keeps in eval mode stays
+    as it is.
     """
     norms = [module for module in prepared.modules() if isinstance(module, BatchNorm)]
     before = [(norm.training, norm.frozen, norm.momentum) for norm in norms]

@@ -1,6 +1,6 @@
-"""Tracing a model with `torch.export`; an LSTM or GRU is one operator of its own.
+"""Traces a model with `torch.export`; an LSTM or GRU becomes one operator.
 
-Left to itself, torch.export learns the shapes of a recurrent layer by going through its steps: 20 seconds for 64.
+By default, torch.export finds the shapes of a recurrent layer by running its steps: 20 seconds for 64 steps.
 """
 
 # ruff: noqa: ARG001  (torch reads an operator's signature, its fake's too)
@@ -52,7 +52,7 @@ def _(
 
 
 class _Whole(TorchFunctionMode):
-    """Calls the operators above where a model calls torch's, which also take packed sequences."""
+    """Replaces calls of torch's recurrent operators by the ones above, except for packed sequences."""
 
     def __torch_function__(
         self,
@@ -70,14 +70,14 @@ class _Whole(TorchFunctionMode):
 
 
 def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
-    """The `torch.export.ExportedProgram` of a model (non-strict), with a free batch size.
+    """Give the `torch.export.ExportedProgram` of a model (non-strict), with a free batch size.
 
     Args:
-        model: in the mode it is traced in.
+        model: traced in the mode it is in.
         example: inputs, each of shape `[B, ...]` with B >= 2.
 
     Raises:
-        Exception: whatever tracing raises; `why_untraceable` says what it means.
+        Exception: whatever tracing raises; `why_untraceable` explains it.
     """
     batch = torch.export.Dim.DYNAMIC
     shapes = tuple({0: batch} if x.dim() else None for x in example)

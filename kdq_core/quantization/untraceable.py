@@ -1,4 +1,4 @@
-"""Which line of a model's own code cannot be traced, and what to do about it."""
+"""Finds the line of a model's own code that cannot be traced, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 MACHINERY = (str(Path(torch.__file__).parent), str(Path(__file__).with_name("tracing.py")), "<")
-"""Beginnings of files that are no model's code."""
+"""Prefixes of file names that are not a model's code."""
 FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
 
 
 def why_untraceable(error: BaseException, model: nn.Module) -> str:
-    """Why `torch.export` refused a model: the module path, file and line of the model's code, and what to do.
+    """Explain why `torch.export` refused a model: module path, file and line of the model's code, and what to do.
 
     Args:
-        error: what was raised, with its traceback.
-        model: the very module that was traced.
+        error: the exception from tracing, with its traceback.
+        model: the traced module itself, not a copy.
     """
     owner, line = spot(error, model)
     at = f" ({line})" if line else ""
@@ -33,7 +33,7 @@ def why_untraceable(error: BaseException, model: nn.Module) -> str:
     fixed = FIXED.search(str(error))
     if fixed:
         return (
-            f"its forward holds for a batch of {fixed[1]} alone, which is that of the example; "
+            f"its forward works only for a batch of {fixed[1]} samples, the size of the example batch; "
             "take sizes from x.shape, or write -1 for the batch"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -42,9 +42,9 @@ def why_untraceable(error: BaseException, model: nn.Module) -> str:
 
 
 def spot(error: BaseException, model: nn.Module) -> tuple[str, str]:
-    """The innermost module in whose code an error arose, and that line, as `file:line: code`.
+    """Find the innermost module whose code raised an error, and the line, as `file:line: code`.
 
-    Lines of PyTorch itself, and of tracing, do not count. Without any, the second is empty.
+    Lines of PyTorch itself and of tracing do not count. If no other line is found, the second value is empty.
     """
     paths = {id(module): path for path, module in model.named_modules()}
     path, found = None, ("its forward", "")

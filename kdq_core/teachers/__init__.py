@@ -1,1 +1,1 @@
-"""Teachers: where they come from, how they are asked, and their outputs kept on disk."""
+"""Teachers: KDQ builds them, runs them on batches, and keeps their outputs on disk."""

@@ -1,4 +1,4 @@
-"""Ask a teacher for every training sample in every view, and keep what it says; a build that was killed goes on."""
+"""Run a teacher on every training sample in every view, and keep its outputs. KDQ resumes a killed build."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PROGRESS = "progress.json"
 
 @dataclass
 class Build:
-    """The files of a build, and how far it came.
+    """The files of a build, and its progress.
 
     Attributes:
-        folder: where they lie.
-        tensors: one a file.
-        rows: the files, open for writing, by name.
+        folder: the folder of the files.
+        tensors: what is kept, one tensor in each file.
+        rows: the files, open for writing, by name of the tensor.
         classes: length of the last axis of the logits.
-        tasks: that length of each of several tasks.
-        views: views that are done.
-        batches: batches of the next view that are done.
+        tasks: that length by task; empty for a teacher with one output.
+        views: number of views that are done.
+        batches: number of batches of the next view that are done.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Build:
     batches: int = 0
 
     def record(self) -> None:
-        """Bring all rows to the disk, then say how far it came."""
+        """Write all rows to the disk, then record the progress."""
         for rows in self.rows.values():
             rows.flush()
         said = {"classes": self.classes, "tasks": self.tasks, "views": self.views, "batches": self.batches}
@@ -67,18 +67,18 @@ def build_outputs(
     folder: Path,
     on_batch: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Build:
-    """Fill the files in `folder`.
+    """Run the teacher and keep its outputs in the files in `folder`.
 
     Args:
         teacher: gives float32 logits for a batch, and the features to be kept, by path.
-        batches: gives the batches of one view, by its number; the same ones each time.
+        batches: gives the batches of one view by its number; the same number must give the same batches.
         spec: views, form, limit.
         samples: number of samples of one view.
-        folder: what a killed build left there is used.
+        folder: where the files are; a build resumes from what a killed build left there.
         on_batch: called with rows done and rows in all.
 
     Raises:
-        StageError: a value is no finite number, a sample's have another shape, the samples are not 0 to N-1, or the
+        StageError: a value is not finite, outputs of two samples differ in shape, the samples are not 0 to N-1, or the
             cache would be too large.
     """
     build = _found(folder, spec.views * samples)
@@ -108,7 +108,7 @@ def build_outputs(
 
 
 def _found(folder: Path, count: int) -> Build | None:
-    """What a killed build left, if all of it is there and can be read: what a power cut left may be cut short."""
+    """Open what a killed build left, if all of it can be read; a power cut may have cut files short."""
     try:
         said = json.loads((folder / PROGRESS).read_text())
         tensors = tuple(StoredTensor.model_validate_json(json.dumps(t)) for t in said["tensors"])
@@ -162,7 +162,7 @@ def _put(build: Build, said: Outputs, batch: Batch, spec: CacheSpec, view: int, 
 
 
 def _told(said: Outputs, name: str) -> Tensor:
-    """What the teacher gave that is kept under `name`."""
+    """Give the output of the teacher that is kept under `name`."""
     if name.startswith(FEATURES):
         return said.features[name.removeprefix(FEATURES)]
     return said.tasks[_task(name)] if said.tasks else said.logits
@@ -179,7 +179,7 @@ def _called(name: str) -> str:
 
 
 def _not_finite(name: str, value: Tensor, where: str) -> str:
-    """What is said of `value`, one sample's, that is no finite number, or is none as it is kept."""
+    """Word the error for the output `value` of one sample that is not finite, or does not fit into fp16."""
     what, _, of = _called(name).removeprefix("the teacher's ").partition(" ")
     one = f"{what.removesuffix('s')} {of}".strip()
     wrong = value[~value.isfinite()]

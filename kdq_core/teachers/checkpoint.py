@@ -1,4 +1,4 @@
-"""Weights of a teacher or a student from a safetensors file, and in a few words what does not fit where they go."""
+"""Loads the weights of a teacher or a student from a safetensors file, and says in a few words what does not fit."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from kdq_core.reading.given import SECTIONS
 SHOWN = 3
 WRAPPERS = {"module": "DataParallel and DistributedDataParallel name them", "_orig_mod": "torch.compile names them"}
 TORCH_SAVE = (b"PK\x03\x04", b"\x80")
-"""First bytes of what `torch.save` writes: a zip archive, or of old a pickle."""
+"""First bytes of a file from `torch.save`: a zip archive, or a pickle from old versions."""
 
 
 def load_checkpoint(model: nn.Module, path: Path, made_by: str, whose: str = "teacher") -> None:
     """Load the weights of a file into a module.
 
     Args:
-        model: overwritten.
-        path: of a safetensors file that is there; shown in messages as given.
-        made_by: what gave the module, for messages.
+        model: the module; its weights are overwritten.
+        path: an existing safetensors file; messages show it as given.
+        made_by: the function that made the module, for messages.
         whose: `teacher` or `student`, for messages.
 
     Raises:
-        StageError: it is no safetensors file, or its keys and shapes are not those of the module.
+        StageError: the file is no safetensors file, or its keys and shapes differ from the module's.
     """
     try:
         weights = load_file(path)
@@ -46,9 +46,10 @@ def load_checkpoint(model: nn.Module, path: Path, made_by: str, whose: str = "te
 def _no_safetensors(path: Path, error: str, whose: str) -> str:
     with path.open("rb") as file:
         start = file.read(4)
-    fact = "is one of torch.save, no safetensors file" if start.startswith(TORCH_SAVE) else "is no safetensors file"
+    by = "was written by torch.save and " if start.startswith(TORCH_SAVE) else ""
     return (
-        f"the {whose}'s file {str(path)!r} {fact}: {error}; write one where the model is, with {_saving('model', path)}"
+        f"the {whose}'s file {str(path)!r} {by}is no safetensors file: {error}; write one where the model is, with "
+        f"{_saving('model', path)}"
     )
 
 
@@ -57,7 +58,7 @@ def _saving(model: str, path: Path) -> str:
 
 
 def _misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, made_by: str, whose: str) -> str:
-    """What a file's weights lack, have too much and have in other shapes; empty where all is as it should be."""
+    """Word what is missing in a file's weights, unexpected, or of another shape; empty if all keys and shapes fit."""
     wrapped, inside = _unwrapped(weights, own)
     facts, remedies = [], []
     if wrapped:
@@ -88,7 +89,11 @@ def _misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
 def _unwrapped(
     weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[tuple[str, ...], Mapping[str, Tensor]]:
-    """The wrappers that all keys begin with and the module's own do not, and the weights without them."""
+    """Split off the wrappers that all keys of the file begin with and the module's own keys do not.
+
+    Returns:
+        The names of the wrappers, and the weights with these left out of their keys.
+    """
     wrapped: tuple[str, ...] = ()
     while weights:
         first = next(iter(weights)).partition(".")[0]
@@ -106,7 +111,7 @@ def _first(names: Iterable[str]) -> str:
 
 
 def _as_torch_says(error: RuntimeError, path: Path, made_by: str, whose: str) -> str:
-    """Where keys and shapes are right, and the module refuses them still."""
+    """Word the refusal of a module although keys and shapes fit."""
     fact = " ".join(str(error).split()).rstrip(".")
     fact = fact if len(fact) <= 300 else f"{fact[:297]}..."
     return (

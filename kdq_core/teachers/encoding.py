@@ -1,7 +1,7 @@
-"""How a teacher's logits become rows of a file, and logits again.
+"""How a teacher's logits become rows of a file, and how rows become logits again.
 
-What: whole rows in fp16 or fp32; or the k largest logits of a row with the probability left for all others. Features
-    are whole rows, always. Each of several tasks has files of its own.
+What: a file keeps whole rows in fp16 or fp32, or only the k largest logits of each row and one value for all others.
+    Features are always whole rows. With several tasks, each task has its own files.
 Formula: with top-k, `rest = logsumexp(the other C - k logits) - log(C - k)` stands for each of the others, so that the
     softmax of a row keeps the probabilities of the k largest and the sum of the others.
 Limits: with top-k, temperatures other than 1 see the others as equal; fp16 has 11 bits, a relative error of 2^-11.
@@ -23,17 +23,17 @@ from kdq_core.tensors import Outputs
 
 LOGITS, TOP, INDEX, REST = "logits", "top", "top_index", "top_rest"
 FEATURES = "features/"
-"""Begins the name of what a tapped module gave; its path follows."""
+"""Prefix in the name of a tapped module's features; the module's path follows."""
 TASKS = "tasks/"
-"""Begins the name of what is kept of one of several tasks; its name and `/` follow."""
+"""Prefix in the name of a task's tensors; the task's name and `/` follow."""
 DTYPES = {"fp16": "<f2", "fp32": "<f4"}
 
 
 def layout(outputs: Outputs, spec: CacheSpec) -> tuple[StoredTensor, ...]:
-    """The files for the logits `[B, ..., C]` of a teacher, or of each of its tasks.
+    """List the files for a teacher's logits `[B, ..., C]`, or for the logits of each of its tasks.
 
     Raises:
-        StageError: `top_k` leaves no other class.
+        StageError: `top_k` is not smaller than the number of classes.
     """
     if not outputs.tasks:
         return _layout(tuple(outputs.logits.shape[1:]), spec, "", "")
@@ -46,13 +46,13 @@ def layout(outputs: Outputs, spec: CacheSpec) -> tuple[StoredTensor, ...]:
 
 
 def _fitting(spec: CacheSpec, logits: Tensor) -> CacheSpec:
-    """How one of several tasks is kept: those of `top_k` classes or fewer as a whole."""
+    """Give the form of one of several tasks: a task of `top_k` classes or fewer is kept as whole rows."""
     whole = spec.top_k is not None and class_count(logits) <= spec.top_k
     return spec.model_copy(update={"top_k": None}) if whole else spec
 
 
 def class_count(logits: Tensor) -> int:
-    """Length of the last axis of logits `[B, ..., C]`; 1 for one number a sample, `[B]`."""
+    """Give the length of the last axis of logits `[B, ..., C]`; 1 for one number per sample, `[B]`."""
     return logits.shape[-1] if logits.ndim > 1 else 1
 
 
@@ -73,7 +73,7 @@ def _layout(shape: tuple[int, ...], spec: CacheSpec, prefix: str, stem: str) -> 
 
 
 def feature_layout(features: Mapping[str, Tensor], spec: CacheSpec) -> tuple[StoredTensor, ...]:
-    """The files for features `[B, ...]` by path; `top_k` is of logits alone."""
+    """List the files for features `[B, ...]` by path; `top_k` does not apply to them."""
     return tuple(
         StoredTensor(
             name=f"{FEATURES}{path}",
@@ -86,18 +86,18 @@ def feature_layout(features: Mapping[str, Tensor], spec: CacheSpec) -> tuple[Sto
 
 
 def encode_features(features: Mapping[str, Tensor], spec: CacheSpec) -> dict[str, np.ndarray]:
-    """Rows by name of the file, for float32 features `[B, ...]` by path."""
+    """Encode float32 features `[B, ...]` by path as rows by name of the tensor."""
     with np.errstate(over="ignore"):  # the caller looks for infinities
         return {f"{FEATURES}{path}": x.cpu().numpy().astype(DTYPES[spec.form]) for path, x in features.items()}
 
 
 def decode_feature(rows: np.ndarray, device: torch.device) -> Tensor:
-    """Float32 features `[B, ...]` on `device`."""
+    """Decode rows to float32 features `[B, ...]` on `device`."""
     return torch.from_numpy(rows).to(device, non_blocking=True).float()
 
 
 def encode_outputs(outputs: Outputs, spec: CacheSpec) -> dict[str, np.ndarray]:
-    """Rows by name of the file, for all that a teacher gives for a batch."""
+    """Encode a teacher's logits and features for a batch as rows by name of the tensor."""
     rows = encode_features(outputs.features, spec)
     if not outputs.tasks:
         return rows | encode(outputs.logits, spec)
@@ -109,13 +109,13 @@ def encode_outputs(outputs: Outputs, spec: CacheSpec) -> dict[str, np.ndarray]:
 def decode_outputs(
     rows: Mapping[str, np.ndarray], classes: int, tasks: Mapping[str, int], device: torch.device
 ) -> Outputs:
-    """Float32 outputs on `device` of rows without features.
+    """Decode rows to float32 outputs on `device`, without features.
 
     Args:
-        rows: by name of the file.
-        classes: of the logits.
-        tasks: classes by task, where there are several.
-        device: of the outputs.
+        rows: by name of the tensor.
+        classes: number of classes of the logits.
+        tasks: number of classes by task; empty for a teacher with one output.
+        device: where the outputs go.
     """
     if not tasks:
         return Outputs(decode(rows, classes, device))
@@ -128,7 +128,7 @@ def decode_outputs(
 
 
 def encode(logits: Tensor, spec: CacheSpec) -> dict[str, np.ndarray]:
-    """Rows by name of the file, for float32 logits `[B, ..., C]`."""
+    """Encode float32 logits `[B, ..., C]` as rows by name of the tensor."""
     kind = DTYPES[spec.form]
     with np.errstate(over="ignore"):  # the caller looks for infinities
         if spec.top_k is None:
@@ -141,7 +141,7 @@ def encode(logits: Tensor, spec: CacheSpec) -> dict[str, np.ndarray]:
 
 
 def decode(rows: Mapping[str, np.ndarray], classes: int, device: torch.device) -> Tensor:
-    """Float32 logits `[B, ..., C]` on `device`."""
+    """Decode rows to float32 logits `[B, ..., C]` on `device`."""
     if LOGITS in rows:
         return torch.from_numpy(rows[LOGITS]).to(device, non_blocking=True).float()
     top, rest = (torch.from_numpy(rows[name]).to(device).float() for name in (TOP, REST))

@@ -1,4 +1,4 @@
-"""What makes the module of a teacher or a student, where it is not the workload."""
+"""Calls the `factory` of a recipe, a function that makes the module of a teacher or a student."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _must(whose: str) -> str:
 
 
 def made_by(name: str, whose: str = "teacher") -> nn.Module:
-    """The module that a factory gives; what its own code raises gets a note that says whose it is.
+    """Call a factory and give its module. An exception from the factory's own code gets a note that names the factory.
 
     Args:
         name: `module:function`.
         whose: `teacher` or `student`, for messages.
 
     Raises:
-        StageError: there is no such function, it needs an argument, or it gives no module.
+        StageError: the function does not exist, needs an argument, or gives no module.
     """
     with _naming(name, whose):
         function = _found(name, whose)
@@ -57,7 +57,7 @@ def _found(name: str, whose: str) -> Callable[[], Any]:
 def _check_call(name: str, function: Callable[[], Any], whose: str) -> None:
     try:
         signature = inspect.signature(function)
-    except ValueError:  # of some functions in C
+    except ValueError:  # some functions in C have no signature
         return
     try:
         signature.bind()

@@ -1,12 +1,12 @@
-"""Teachers as one module: members from several places, and how their answers become one.
+"""Several teachers as one module: where its members come from, and how KDQ combines their logits.
 
-What: the logits of M members are combined for each sample, so that whoever asks sees one teacher.
+What: the logits of M members are combined for each sample, so that the caller sees one teacher.
 Formula: `mean`: z = sum_i w_i z_i / sum_i w_i, the geometric mean of their probabilities. `confidence`: the same with
     w_i exp(-H_i) in place of w_i, where H_i is the entropy of member i's softmax for that sample.
 Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (means of an ensemble); Kwon et al. 2020,
     "Adaptive Knowledge Distillation Based on Entropy" (weights that fall with the entropy; exp(-H) is our choice).
-Limits: all members give logits of one shape; entropy has a meaning for classes alone. Where they have several tasks,
-    each task is combined for itself, over the members that have it.
+Limits: all members must give logits of one shape; entropy needs classes. With several tasks, each task is combined on
+    its own, over the members that have it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
-        """Combined logits `[B, ..., C]`, by task where the members have tasks.
+        """Give the combined logits `[B, ..., C]`; a dict by task if the members have tasks.
 
         Raises:
-            StageError: some have tasks and others have none, the shapes of their logits differ, or their confidence is
-                asked for where there are no classes.
+            StageError: only some members have tasks, the shapes of their logits differ, or `confidence` is asked for
+                without classes.
         """
         given = [member(*inputs) for member in self.members]
         tasks = [tuple(answer) if isinstance(answer, Mapping) else () for answer in given]
@@ -84,16 +84,16 @@ class Ensemble(nn.Module):
 
 
 class Reads(nn.Module):
-    """A teacher that reads some of the inputs that all members read together."""
+    """A teacher that reads only some of the inputs that the members read in all."""
 
     def __init__(self, model: nn.Module, inputs: tuple[str, ...], given: tuple[str, ...]) -> None:
-        """Read `inputs` of `given`, names as of `TeacherSpec.reads`."""
+        """Wrap `model`, which reads `inputs` out of `given`; both are names as in `TeacherSpec.reads`."""
         super().__init__()
         self.model, self.inputs, self.given = model, inputs, given
 
     def forward(self, *inputs: Tensor) -> Any:
-        """What the model gives for its own."""
-        own = len(inputs) - len(self.given) + 1  # how many are the student's, where those are among them
+        """Call the model on its own inputs."""
+        own = len(inputs) - len(self.given) + 1  # number of the student's inputs, if STUDENTS is in `given`
         at, parts = 0, {}
         for name in self.given:
             parts[name] = inputs[at : at + (own if name == STUDENTS else 1)]
@@ -111,10 +111,10 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        """What the model gives for `(first - mean) / std`, along axis 1; in float32 where `first` holds integers.
+        """Call the model on `(first - mean) / std`, along axis 1; integers in `first` become float32.
 
         Raises:
-            StageError: there is neither one mean nor one a channel.
+            StageError: the number of means is neither 1 nor the number of channels.
         """
         mean, std = cast("Tensor", self.mean), cast("Tensor", self.std)
         if len(mean) > 1:
@@ -130,7 +130,7 @@ class Normalized(nn.Module):
 
 
 def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:
-    """The members as the one teacher of a recipe."""
+    """Make the one teacher of a recipe from its members."""
     pairs = zip(members, spec.members, strict=True)
     wrapped = [Normalized(m, s.normalize) if s.normalize else m for m, s in pairs]
     for index, own in enumerate(map(spec.read_by, spec.members)):
@@ -142,7 +142,7 @@ def whole(spec: TeacherSpec, members: list[nn.Module]) -> nn.Module:
 
 
 def empty_member(spec: MemberSpec, workload: Workload) -> nn.Module:
-    """A member's module before its weights are loaded or trained."""
+    """Make a member's module, before its weights are loaded or trained."""
     if spec.source == "onnx":
         return OnnxTeacher(tasks=spec.tasks, file=spec.file or "")
     if spec.source == "student":
@@ -151,10 +151,10 @@ def empty_member(spec: MemberSpec, workload: Workload) -> nn.Module:
 
 
 def read_member(spec: MemberSpec, workload: Workload) -> nn.Module:
-    """A member whose weights are in a file.
+    """Make a member whose weights are in a file, and load them.
 
     Raises:
-        StageError: the file is missing, no such file, does not fit the module, or takes one size of batch alone.
+        StageError: the file is missing or of another format, does not fit the module, or takes only one batch size.
     """
     assert spec.file is not None
     path = Path(spec.file)

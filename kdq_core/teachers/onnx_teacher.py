@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdq_core.errors import StageError, listing
 
 BESIDE = "session.model_external_initializers_file_folder_path"
-"""The folder in which ONNX Runtime looks for weights that are not in the file itself; by default the current one."""
+"""Names the folder where ONNX Runtime looks for weights outside the file; by default the current folder."""
 BESIDE_IT = (
     "has its weights in a file beside it, which is not read; export it with torch.onnx.export(..., "
     "external_data=False), or put them into one file with onnx.save(onnx.load(FILE), FILE)"
@@ -21,11 +21,11 @@ BESIDE_IT = (
 
 
 class OnnxTeacher(nn.Module):
-    """A model in ONNX Runtime, on the CPU. Its file is a buffer, so that it is kept where weights are kept.
+    """A model in ONNX Runtime, on the CPU. Its file is a buffer, so that it is saved with the weights.
 
     Attributes:
-        tasks: names of the outputs that are tasks; none for the first output alone.
-        title: what it is called in messages.
+        tasks: names of the outputs that are tasks; empty to use only the first output.
+        title: the teacher's name in messages.
     """
 
     def __init__(self, content: bytes = b"", tasks: tuple[str, ...] = (), file: str = "") -> None:
@@ -37,10 +37,10 @@ class OnnxTeacher(nn.Module):
         self._session: Any = None
 
     def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
-        """The first output of the file, or those that are tasks by name; on the device of the inputs.
+        """Give the first output of the file, or its tasks by name, on the device of the inputs.
 
         Raises:
-            StageError: the file takes other inputs, has no such output, or ONNX Runtime refuses it.
+            StageError: the file takes other inputs, lacks an output in `tasks`, or ONNX Runtime cannot run it.
         """
         session = self._session = self._session or self._opened()
         names = [given.name for given in session.get_inputs()]
@@ -63,19 +63,19 @@ class OnnxTeacher(nn.Module):
         return dict(zip(self.tasks, found, strict=True)) if self.tasks else found[0]
 
     def check(self) -> None:
-        """Open the file.
+        """Check that ONNX Runtime can open the file.
 
         Raises:
-            StageError: ONNX Runtime cannot read it, or it takes one size of batch alone.
+            StageError: ONNX Runtime cannot read the file, or the file takes only one batch size.
         """
         self._session = self._session or self._opened()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy gets: all but the session, which it opens for itself."""
+        """Copy all but the session; a copy opens its own."""
         return {**self.__dict__, "_session": None}
 
     def file(self) -> bytes:
-        """The content of the file."""
+        """Give the content of the file."""
         return self.content.cpu().numpy().tobytes()
 
     def _opened(self) -> Any:
@@ -83,7 +83,7 @@ class OnnxTeacher(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry(BESIDE, os.devnull)  # what is read from there is in no key and not kept
+        options.add_session_config_entry(BESIDE, os.devnull)  # weights read from there would be in no key and not saved
         try:
             session = onnxruntime.InferenceSession(self.file(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -103,7 +103,7 @@ class OnnxTeacher(nn.Module):
         return session
 
     def _refused(self, declared: Sequence[Any], inputs: Sequence[Tensor], error: Exception) -> str:
-        """What is said where ONNX Runtime does not run the file on `inputs`."""
+        """Word the error if ONNX Runtime does not run the file on `inputs`."""
         for own, given in zip(declared, inputs, strict=True):
             sizes = zip(own.shape, given.shape, strict=False)
             if len(own.shape) != given.ndim or any(isinstance(a, int) and a != b for a, b in sizes):
@@ -123,10 +123,10 @@ class OnnxTeacher(nn.Module):
 
 
 def _line(error: Exception) -> str:
-    """What ONNX Runtime says, in one line that goes on."""
+    """Give ONNX Runtime's message as one line without a full stop, to be continued."""
     return " ".join(str(error).split()).rstrip(".")
 
 
 def _shape(sizes: Sequence[int | str | None]) -> str:
-    """A declared shape, with `?` for what is free and has no name."""
+    """Format a declared shape, with `?` for a free axis without a name."""
     return f"[{', '.join('?' if size is None else str(size) for size in sizes)}]"

@@ -1,6 +1,6 @@
-"""Rows of one shape in a flat file: memory-mapped, so that reading some needs no memory for all.
+"""Rows of one shape in a flat file. The file is memory-mapped, so that reading some rows needs no memory for all.
 
-Pages a mapping has touched count as the process's memory until they are let go; that is done every few batches.
+Touched pages count as the process's memory until they are released; `Rows` releases them every few batches.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from kdq_core.store.records import StoredTensor
 
 KEPT_BYTES = 16 << 20
 FAULT_BYTES = 64 << 10
-"""What the kernel maps around one touched page."""
+"""Bytes that the kernel maps around one touched page."""
 
 
 class Rows:
-    """The rows of a `StoredTensor`, in a file that is there."""
+    """The rows of a `StoredTensor`, in an existing file."""
 
     def __init__(self, path: Path, tensor: StoredTensor, count: int, *, writable: bool = False) -> None:
         """Map `count` rows.
 
         Raises:
-            OSError: the file is missing, or has not the size of `count` rows.
+            OSError: the file is missing, or its size is not that of `count` rows.
         """
         self._row_bytes, self._touched = row_bytes(tensor), 0
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
@@ -38,18 +38,18 @@ class Rows:
         self._array = np.ndarray((count, *tensor.shape), np.dtype(tensor.dtype), buffer=self._map)
 
     def read(self, at: np.ndarray) -> np.ndarray:
-        """Copies of the rows `at` `[B]`."""
+        """Give copies of the rows `at` `[B]`."""
         rows: np.ndarray = self._array[at]
         self._let_go(len(at))
         return rows
 
     def write(self, at: np.ndarray, values: np.ndarray) -> None:
-        """Put `values` `[B, ...]` into the rows `at` `[B]`."""
+        """Write `values` `[B, ...]` into the rows `at` `[B]`."""
         self._array[at] = values
         self._let_go(len(at))
 
     def flush(self) -> None:
-        """Bring what was written to the disk."""
+        """Flush written rows to the disk."""
         self._map.flush()
 
     def _let_go(self, rows: int) -> None:
@@ -60,12 +60,12 @@ class Rows:
 
 
 def row_bytes(tensor: StoredTensor) -> int:
-    """Bytes of one row."""
+    """Give the number of bytes of one row."""
     return np.dtype(tensor.dtype).itemsize * math.prod(tensor.shape)
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make `path` with `size` bytes that are really there: a full disk is told now, not by a signal later.
+    """Create `path` with `size` bytes allocated on the disk, so that a full disk is an error now, not a signal later.
 
     Raises:
         OSError: the disk is full.

@@ -1,4 +1,4 @@
-"""Who answers for the teacher while a student trains: the model itself, or what it said before."""
+"""Gives the teacher's outputs while a student trains: from the model itself, or from its kept outputs."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class TeacherSource(Protocol):
     """Gives the teacher's outputs for a batch, without gradients."""
 
     def __call__(self, batch: Batch, paths: Sequence[str] = ()) -> Outputs:
-        """Its outputs, on the device of the batch's inputs; `features` are those of its modules at `paths`, by path."""
+        """Give the outputs on the device of the batch's inputs; `features` has the teacher's modules at `paths`."""
 
 
 class OnlineTeacher:
-    """The model, asked anew for every batch, in eval mode without gradients.
+    """A teacher that runs anew for every batch, in eval mode without gradients.
 
     Attributes:
         model: the teacher, on the device of the fit.
-        inputs: names of the extra inputs it reads; none for the student's inputs.
-        half: run it in bf16 (autocast), for devices that have it.
+        inputs: names of the inputs it reads (see `reading`); empty to read the student's inputs.
+        half: whether to run it in bf16 (autocast), for devices that support it.
     """
 
     def __init__(self, model: nn.Module, *, inputs: Sequence[str] = (), half: bool = False) -> None:
@@ -45,7 +45,7 @@ class OnlineTeacher:
         self._layout_chosen = False
 
     def __call__(self, batch: Batch, paths: Sequence[str] = ()) -> Outputs:
-        """Outputs, and features of the modules at `paths`, in float32."""
+        """Give outputs, and features of the modules at `paths`, in float32."""
         device = batch.inputs[0].device.type
         read = reading(batch, self.inputs)
         if not self._layout_chosen:
@@ -58,23 +58,23 @@ class OnlineTeacher:
 
 
 class CachedTeacher:
-    """What the teacher said before, read from the rows of a store entry.
+    """The kept outputs of a teacher, read from the rows of a store entry.
 
     Attributes:
-        record: what is kept: views, samples, form.
+        record: describes what is kept: views, samples, form.
     """
 
     def __init__(self, entry: Entry, *, teacher: str, data: str, fuse: bool = False) -> None:
         """Open the entry.
 
         Args:
-            entry: of a stage that keeps teacher outputs.
+            entry: the entry of a stage that keeps teacher outputs.
             teacher: digest of the teacher the student is to learn from.
             data: fingerprint of the student's data.
-            fuse: give the mean of the logits of all kept views, whichever view is asked for.
+            fuse: give the mean of the logits over all kept views, whichever view a batch has.
 
         Raises:
-            StageError: it is of another teacher or other data.
+            StageError: the entry holds outputs of another teacher or of other data.
         """
         assert isinstance(entry.record, TeacherOutputs)
         self.record = record = entry.record
@@ -89,10 +89,10 @@ class CachedTeacher:
         self._rows = {tensor.name: Rows(entry.file(tensor.path), tensor, count) for tensor in record.tensors}
 
     def __call__(self, batch: Batch, paths: Sequence[str] = ()) -> Outputs:
-        """Outputs, and features of the modules at `paths`, in float32.
+        """Give outputs, and features of the modules at `paths`, in float32.
 
         Raises:
-            StageError: a sample, the view or a module's features are not among those kept.
+            StageError: a sample, the view or a module's features were not kept.
         """
         ids = batch.ids.cpu().numpy()
         outside = ids[(ids < 0) | (ids >= self.record.samples)]
@@ -132,9 +132,12 @@ class CachedTeacher:
 
 
 def reading(batch: Batch, names: Sequence[str]) -> Batch:
-    """The batch as a teacher sees it: the extra inputs `names` in place of the student's, where there are names.
+    """Give the batch with the inputs that a teacher reads.
 
-    `STUDENTS` among them stands for all of the student's.
+    Args:
+        batch: with the student's inputs, and extra inputs.
+        names: names of extra inputs that replace the student's; `STUDENTS` among them stands for all of the student's
+            inputs. Empty to leave the batch as it is.
 
     Raises:
         StageError: the workload gives no such input.
@@ -153,14 +156,14 @@ def reading(batch: Batch, names: Sequence[str]) -> Batch:
 
 
 def in_float32(outputs: Outputs) -> Outputs:
-    """The same outputs as float32."""
+    """Convert the outputs to float32."""
     features, tasks = ({k: v.float() for k, v in part.items()} for part in (outputs.features, outputs.tasks))
     return Outputs(outputs.logits.float(), features, tasks)
 
 
 def half_precision(device: torch.device) -> bool:
-    """Whether a teacher on this device runs in bf16 by default: on a GPU that computes in it, never on a CPU.
+    """Tell whether a teacher runs in bf16 on this device by default: on a GPU that supports it, never on a CPU.
 
-    A CPU's instruction sets do not decide what a student learns; `kdq plan` says where bf16 would be faster.
+    A CPU's instruction set must not decide what a student learns. `kdq plan` says if bf16 would be faster.
     """
     return device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))

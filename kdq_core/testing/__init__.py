@@ -1,6 +1,6 @@
-"""For authors of plug-ins: conformance kits that KDQ's own plug-ins pass too.
+"""Conformance kits for authors of plug-ins; KDQ's own plug-ins pass them too.
 
-Each takes a plug-in and raises AssertionError with a sentence that says which promise is broken:
+Each kit takes a plug-in. If the plug-in breaks a promise of its kind, the kit raises AssertionError and names it:
 
 ```python
 from kdq_core.testing import check_distiller

@@ -23,12 +23,14 @@ def check_evaluator(
 ) -> None:
     """Check the promises of an evaluator on one candidate.
 
-    Metric names are unique and snake_case; each has a unit and a finite value inside its interval; a second evaluation
-    gives the same values, except those named in `timed`; the files are not changed.
+    - Metric names are unique and snake_case.
+    - Each metric has a unit, and a finite value inside its interval.
+    - A second evaluation gives the same values, except for metrics named in `timed`.
+    - The files do not change.
 
     Args:
         evaluator: the plug-in, with the options to check.
-        candidate: the file to measure; where it has no folder for files, it gets one for the time of the check.
+        candidate: the file to measure. If it has no folder for files, it gets one during the check.
         baseline: the float student's file.
         batches: gives the test split anew at each call.
         timed: names of metrics that measure time and so differ from call to call.
@@ -52,7 +54,7 @@ def check_evaluator(
 
 
 def check_metric(metric: Metric) -> None:
-    """One number: its name, its unit, its interval."""
+    """Check the name, unit, value and interval of one metric."""
     name = metric.name
     assert re.fullmatch(r"[a-z][a-z0-9_]*", name), f"a metric's name should be snake_case, but it is {name!r}"
     assert metric.unit, f"metric {name!r} should have a unit, but has none"
@@ -63,5 +65,5 @@ def check_metric(metric: Metric) -> None:
 
 
 def digest(subject: Subject) -> str:
-    """sha256 of a subject's file."""
+    """Give the sha256 of a subject's file."""
     return hashlib.sha256(subject.path.read_bytes()).hexdigest()

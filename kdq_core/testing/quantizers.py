@@ -1,4 +1,4 @@
-"""Conformance kit for quantizers: small networks go all the way to the runtime."""
+"""Conformance kit for quantizers: it trains, converts, exports and runs small networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 256
 EXACT = 0.01
-"""LSB by which float32 may miss a level."""
+"""Rounding error of float32 that the kit allows around a level, in LSB."""
 
 COMPUTING = ("conv", "linear", "lstm", "gru")
 
@@ -41,19 +41,21 @@ def check_quantizer(
 ) -> None:
     """Check the promises of a quantizer on small networks, through to `target`'s runtime.
 
-    The prepared model trains, with finite gradients that are not all zero; the same seed gives the same model; its
-    state survives safetensors bit for bit; scoring changes nothing; weights and activations that are on the grid stay
-    where they are when they are rounded again, unless the class says `idempotent: ClassVar[bool] = False`; the
-    converted model gives the prepared one's outputs within `tolerance_lsb` (99 % of the values); the exported file
-    gives the converted model's within one LSB with no other answer except on ties; every conv, linear and recurrent
-    layer runs in an int8 kernel: with dynamic ranges the linear layers do, and with float activations none has to, but
-    coverage says why.
+    - The prepared model trains, with finite gradients that are not all zero.
+    - The same seed gives the same model, and safetensors save and load its state bit for bit.
+    - Scoring changes nothing.
+    - Rounding a second time changes nothing, unless the class says `idempotent: ClassVar[bool] = False`.
+    - The outputs of the converted model are within `tolerance_lsb` of the prepared model's (99 % of the values).
+    - The outputs of the exported file are within one LSB of the converted model's (99 % of the values), with the same
+      answers except on ties.
+    - Every conv, linear and recurrent layer runs in an int8 kernel. With dynamic ranges, only linear layers must. With
+      float activations, no layer must. For every layer in float, coverage gives the reason.
 
     Args:
         quantizer: the plug-in, with the options to check.
-        target: where it is to run.
-        bits: of weights and of activations, as a recipe gives them; first and last layer keep 8.
-        toys: the networks, such as `kdq_core.testing.TOYS`, which stand for all families of operators.
+        target: the target that exports and runs the networks.
+        bits: bits of weights and of activations, as in a recipe; first and last layer keep 8.
+        toys: the networks, such as `kdq_core.testing.TOYS`, which cover all families of operators.
 
     Raises:
         AssertionError: a promise is broken; the text says which.
@@ -93,7 +95,7 @@ def _check(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -
 
 @functools.lru_cache(maxsize=16)
 def _graph(toy: Toy) -> GraphModule:
-    """The captured toy; `prepare` copies it, and nobody changes it."""
+    """Capture the toy. The graph is shared: `prepare` copies it, and no check changes it."""
     torch.manual_seed(0)
     return capture(toy.model(), toy.inputs(2, torch.Generator().manual_seed(0)))
 
@@ -105,7 +107,7 @@ def _prepared(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy
 
 
 def _trained(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -> GraphModule:
-    """A prepared model after a few steps, in eval mode with its ranges standing still."""
+    """Train a prepared model for a few steps, and give it in eval mode with observers off."""
     prepared = _prepared(quantizer, target, spec, toy)
     torch.manual_seed(0)
     optimizer = torch.optim.SGD(prepared.parameters(), lr=0.05)
@@ -130,7 +132,7 @@ def _trained(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy)
 
 
 def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
-    """Names of the entries that are not the same, bit for bit."""
+    """List the names of the entries that differ in a bit."""
     return [name for name in sorted(one.keys() | other.keys()) if not _same(one.get(name), other.get(name))]
 
 
@@ -167,7 +169,7 @@ def _check_scoring(prepared: GraphModule, x: tuple[Tensor, ...]) -> None:
 
 @torch.no_grad()
 def _check_idempotence(prepared: GraphModule, x: tuple[Tensor, ...]) -> None:
-    """State is held: `prepared` observes nothing."""
+    """Check that rounding twice is rounding once; observers of `prepared` are off, so that ranges do not change."""
     rounded: dict[FakeQuantize, Tensor] = {}
 
     def keep(module: Module, _: object, y: Tensor) -> None:

@@ -15,10 +15,10 @@ class Toy:
     """A small classifier and its inputs.
 
     Attributes:
-        name: what it stands for.
-        model: makes a new one, with weights from torch's global generator.
-        inputs: random inputs for a number of samples, each `[B, ...]`.
-        classes: width of its output `[B, classes]`.
+        name: name of its family of operators, for messages.
+        model: makes a new model, with weights from torch's global generator.
+        inputs: makes random inputs for a number of samples, each `[B, ...]`.
+        classes: number of classes in its output `[B, classes]`.
     """
 
     name: str
@@ -104,7 +104,7 @@ class ToyTransformer(nn.Module):
 
 
 class ToyTable(nn.Module):
-    """Two embeddings beside numbers, as for tables. Input `[B, 2]` int64 below 12 and `[B, 4]`, 5 classes."""
+    """Two embeddings beside numbers, as for tabular data. Input `[B, 2]` int64 below 12 and `[B, 4]`, 5 classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class ToyLstm(nn.Module):
 
 
 class ToyGru(nn.Module):
-    """A GRU of two layers, read at its last step. Input `[B, 5, 6]`, 5 classes."""
+    """A GRU of two layers; its last step gives the logits. Input `[B, 5, 6]`, 5 classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,4 +167,4 @@ TOYS: tuple[Toy, ...] = (
     Toy("lstm", ToyLstm, _normal(5, 6), 5),
     Toy("gru", ToyGru, _normal(5, 6), 5),
 )
-"""One for each family of operators."""
+"""One toy for each family of operators."""

@@ -25,21 +25,26 @@ BATCH = 16
 def check_workload(workload: Workload, *, teacher_inputs: Sequence[str] = ()) -> None:
     """Check the promises of a workload.
 
-    The fingerprint is a stable sha256; each pass gives every sample number 0..N-1 once; the same seed and epoch give
-    the same batches, whatever torch's global generator holds, and the same view of a sample whatever batch it is in;
-    another epoch or seed gives another order of `train`; a view gives each sample the same content whatever seed and
-    epoch order them, and is `View(seed, epoch)` where it is not given; `validation` and `test` ignore all three; no
-    sample of one split is in another (as far as inputs are unaugmented); teacher and student give finite logits of one
-    shape `[B, C]`, or a dict of such by task; they have the same weights for the same seed, and can be exported; the
-    loss is a finite scalar with a gradient. With several tasks, labels have names of outputs, and the loss of a batch
-    is the sum of its losses with the labels of one task alone.
+    - The fingerprint is a stable sha256.
+    - Each pass gives every sample number 0..N-1 once.
+    - The same seed and epoch give the same batches, whatever the state of torch's global generator. A sample looks the
+      same in every batch.
+    - Another epoch or seed gives another order of `train`.
+    - A view gives each sample the same content for every seed and epoch; the default view is `View(seed, epoch)`.
+    - `validation` and `test` ignore seed, epoch and view.
+    - No sample of one split is in another (as far as inputs are unaugmented).
+    - Teacher and student give finite logits of one shape `[B, C]`, or a dict of such logits by task. The same seed
+      gives them the same weights, and they can be exported.
+    - The loss is a finite scalar with a gradient.
+    - With several tasks, labels have names of outputs, and the loss of a batch is the sum of its losses with the labels
+      of one task alone.
 
-    It goes through all the data several times: give it a small instance of the workload.
+    The kit reads all the data several times: give it a small instance of the workload.
 
     Args:
         workload: the plug-in, with the options to check.
-        teacher_inputs: names of the inputs that the teacher reads (`Batch.extra`), as a recipe's 'teacher.inputs' has
-            them; none: the student's.
+        teacher_inputs: names of the inputs that the teacher reads (`Batch.extra`), as in a recipe's 'teacher.inputs';
+            empty if it reads the student's inputs.
 
     Raises:
         AssertionError: a promise is broken; the text says which.
@@ -58,7 +63,7 @@ def collect(
     epoch: int = 0,
     view: View | None = None,
 ) -> list[Batch]:
-    """All batches of one pass; the global generator is moved first, since batches must not depend on it."""
+    """Collect all batches of one pass. The global generator is reseeded first, since batches must not depend on it."""
     asked = {"batch_size": size, "seed": seed, "epoch": epoch} | ({} if view is None else {"view": view})
     with torch.random.fork_rng(devices=[]):
         torch.seed()
@@ -66,7 +71,7 @@ def collect(
 
 
 def samples(batches: list[Batch]) -> dict[int, bytes]:
-    """The bytes of inputs, extra inputs and target of each sample, by its number, in the order they came."""
+    """Give the bytes of inputs, extra inputs and labels of each sample, by its number, in the order of the batches."""
     found = {}
     for batch in batches:
         extra = (batch.extra[name] for name in sorted(batch.extra))
@@ -78,21 +83,22 @@ def samples(batches: list[Batch]) -> dict[int, bytes]:
 
 
 def content(tensor: Tensor) -> bytes:
-    """The raw bytes of a tensor of any type."""
+    """Give the raw bytes of a tensor of any type."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def stable_fingerprint(workload: Workload) -> None:
-    """A hex sha256 that an equal workload repeats."""
+    """Check that the fingerprint is a sha256 in hex, and the same for an equal workload."""
     first, again = workload.fingerprint(), type(workload)(**workload.model_dump()).fingerprint()
     assert re.fullmatch(r"[0-9a-f]{64}", first), f"the fingerprint should be a sha256 in hex, but it is {first!r}"
     assert first == again, "the fingerprint of an equal workload should be the same, but it is another one"
 
 
 def every_sample_once(workload: Workload) -> None:
-    """Sample numbers are int64, from 0 to N-1, each once; batches have the size asked for.
+    """Check that sample numbers are int64, from 0 to N-1, each once, and that batches have the size asked for.
 
-    The last may be smaller, and of a split with and without labels the last of each.
+    The last batch may be smaller. In a split with and without labels, the last labelled and the last unlabelled batch
+    may be.
     """
     for split in SPLITS:
         batches = collect(workload, split)
@@ -111,7 +117,7 @@ def every_sample_once(workload: Workload) -> None:
 
 
 def same_seed_same_batches(workload: Workload) -> None:
-    """(seed, epoch) decide all; another of either gives another order of train."""
+    """Check that (seed, epoch) alone decide the batches, and that another of either gives another order of train."""
     for split in SPLITS:
         first = samples(collect(workload, split))
         again = samples(collect(workload, split))
@@ -127,7 +133,7 @@ def same_seed_same_batches(workload: Workload) -> None:
 
 
 def a_view_decides_what_a_sample_looks_like(workload: Workload) -> None:
-    """Seed and epoch decide the order, the view the content: a teacher's outputs for a view can then be kept."""
+    """Check that seed and epoch decide the order and the view the content, so that teacher outputs can be kept."""
     assert takes_views(workload), (
         "batches() should take `view: View | None = None`, which decides how train samples are augmented"
     )
@@ -145,7 +151,7 @@ def a_view_decides_what_a_sample_looks_like(workload: Workload) -> None:
 
 
 def disjoint_splits(workload: Workload) -> None:
-    """No sample of one split is in another."""
+    """Check that no sample of one split is in another."""
     found = {split: set(samples(collect(workload, split)).values()) for split in SPLITS}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = len(found[one] & found[other])  # type: ignore[index]
@@ -153,7 +159,7 @@ def disjoint_splits(workload: Workload) -> None:
 
 
 def usable_models(workload: Workload, teacher_inputs: Sequence[str] = ()) -> None:
-    """Models are repeatable, agree in shape, have finite logits and can be exported; the loss has a gradient."""
+    """Check the models (repeatable, one shape, finite logits, exportable) and the loss (has a gradient)."""
     batches, shapes = collect(workload, "train"), {}
     models = (("teacher", workload.teacher, tuple(teacher_inputs)), ("student", workload.student, ()))
     for name, make, reads in models:
@@ -179,7 +185,7 @@ def usable_models(workload: Workload, teacher_inputs: Sequence[str] = ()) -> Non
         assert loss.ndim == 0, f"the loss should be a scalar, but it has shape {tuple(loss.shape)}"
         assert loss.isfinite(), f"the loss of the {name} should be finite, but it is {float(loss.detach())}"
         loss.backward()  # type: ignore[no-untyped-call]
-        for other in later:  # each may have labels of other tasks
+        for other in later:  # other batches may have labels of other tasks
             if other.tasks:
                 workload.loss(outputs_of(model, other), other).backward()  # type: ignore[no-untyped-call]
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -190,7 +196,7 @@ def usable_models(workload: Workload, teacher_inputs: Sequence[str] = ()) -> Non
 
 
 def answered(name: str, model: nn.Module, batch: Batch, reads: Sequence[str]) -> Outputs:
-    """What a model gives for a batch, of which it reads the inputs `reads`, or the student's without names."""
+    """Call a model on a batch, and report an exception with the names of the inputs in `reads`."""
     try:
         return outputs_of(model, batch)
     except StageError as error:
@@ -208,7 +214,7 @@ def answered(name: str, model: nn.Module, batch: Batch, reads: Sequence[str]) ->
 
 
 def additive_over_tasks(workload: Workload, outputs: Outputs, batch: Batch) -> None:
-    """Each task's hard loss gets a weight of its own, so the whole is their sum."""
+    """Check that the loss is the sum of the tasks' losses; KDQ gives each task's hard loss a weight of its own."""
     if not batch.tasks:
         return
     parts = sum(float(workload.loss(outputs, batch.task(name)).detach()) for name in batch.tasks)
@@ -220,7 +226,7 @@ def additive_over_tasks(workload: Workload, outputs: Outputs, batch: Batch) -> N
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """A model made after seeding; the global generator is restored."""
+    """Make a model after seeding, then restore the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()

@@ -1,4 +1,4 @@
-"""Torch's process-wide switches that change results, as KDQ means them."""
+"""Sets torch's process-wide switches that change results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 
 def plain_torch(threads: int) -> None:
-    """Set every switch that changes results, whatever an imported plug-in or library left it at.
+    """Set every switch that changes results, even if an imported plug-in or library has changed it.
 
-    Call it once the plug-ins were built, and before anything is computed. The values are torch's own defaults, so that
-    they need no part of a key; KDQ adds the threads, and asks for deterministic algorithms, with a warning where torch
-    has none.
+    Call it after the plug-ins are built and before anything is computed. The values are torch's own defaults, so keys
+    need not hold them. Beyond the defaults, KDQ sets the threads and asks for deterministic algorithms; torch warns
+    where it has none.
 
-    Limits: what a plug-in changes later holds until the process ends. A default tensor type on CUDA stays
-    (`set_default_tensor_type`, which is deprecated): torch has no other way to take it back. So do the order in which
-    `sdpa_kernel` tries kernels, and the engine of torch's own quantized operators, which KDQ does not call.
+    Limits: what a plug-in changes later holds until the process ends. Three settings are not reset: a default tensor
+    type on CUDA (by the deprecated `set_default_tensor_type`, which torch cannot undo in another way), the order in
+    which `sdpa_kernel` tries kernels, and the engine of torch's own quantized operators, which KDQ does not call.
 
     Args:
         threads: CPU threads within an operator.
@@ -32,27 +32,27 @@ def plain_torch(threads: int) -> None:
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = True
     backends: Any = torch.backends
-    with getattr(backends, "__allow_nonbracketed_mutation")():  # a library may have forbidden it to all others
+    with getattr(backends, "__allow_nonbracketed_mutation")():  # a library may have frozen the flags
         _set_precision(backends)
         _set_kernels(backends)
 
 
 def _set_precision(backends: Any) -> None:
-    """Products of matrices in float32, convolutions and recurrent layers of cuDNN in TF32.
+    """Compute matrix products in float32, and cuDNN's convolutions and recurrent layers in TF32.
 
-    Torch has an old and a new switch for each, and refuses to answer where they differ: so the new ones are set first,
-    and then the old ones, which set both.
+    Torch has an old and a new switch for each, and raises an error when the two differ. So the new switches are set
+    first, then the old ones, which set both.
     """
     cudnn, mkldnn = backends.cudnn, backends.mkldnn
     for one in (backends, cudnn, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.rnn):
         one.fp32_precision = "none"
-    mkldnn.set_flags(_fp32_precision="none")  # its attribute sets that of all backends
+    mkldnn.set_flags(_fp32_precision="none")  # assigning to its attribute would set all backends
     cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("highest")
 
 
 def _set_kernels(backends: Any) -> None:
-    """Which kernels and libraries torch chooses from."""
+    """Set which kernels and libraries torch chooses from."""
     cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.depthwise_kernel = True, False, False, "auto"
     if cudnn.is_available():

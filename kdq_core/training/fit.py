@@ -33,9 +33,9 @@ class FitHooks:
         before_epoch: called with the epoch, from 0, before its first step.
         before_step: called before each step with the steps done and the steps in all (phases of QAT, schedules
             of the loss).
-        after_step: called after each step with the same (weights that must stay at zero).
-        after_backward: called in each step once there are gradients, before they are clipped and used.
-        score: curves to add after an epoch, measured in eval mode; must change no buffer of the model.
+        after_step: called after each step with the same two numbers (keeps pruned weights at zero).
+        after_backward: called in each step when the gradients are computed, before they are clipped and used.
+        score: gives the curves to add after an epoch. It sees the model in eval mode and must change no buffer of it.
         on_step: called with steps done, steps in all and the loss, a few times a second.
         on_epoch: called with each finished epoch's record.
     """
@@ -60,22 +60,23 @@ def fit(
     hooks: FitHooks | None = None,
     resume: Path | None = None,
 ) -> tuple[EpochRecord, ...]:
-    """Train `model` in place; one with 2-D convolutions computes channels last. It ends in eval mode and float32.
+    """Train `model` in place, and leave it in eval mode and float32. A model with 2-D convolutions runs channels last.
 
     Args:
         model: any module; its parameters with `requires_grad` are trained.
         loss: gives the weighted terms of one batch.
-        batches: gives the batches of one epoch, from 0; the same epoch must give the same batches. Of several
-            processes each takes its share of every batch, so that steps and batch size stay what `spec` says; a loss
-            that compares the samples of a batch compares those of the share.
+        batches: gives the batches of an epoch by its number, from 0; the same epoch must give the same batches. With
+            several processes, each takes its share of every batch, so that steps and batch size stay as in `spec`. A
+            loss that compares the samples of a batch then compares only the samples of the share.
         spec: epochs, optimizer, schedule.
         samples: number of samples of one epoch, for the learning-rate schedule.
         accelerator: device, precision and processes.
         hooks: scoring, phases, progress.
-        resume: where the state after each epoch is kept; a fit found there goes on, with the same bits.
+        resume: the file that keeps the state after each epoch. If it exists, `fit` resumes from it and gives the same
+            bits as a fit without interruption.
 
     Returns:
-        One record an epoch.
+        One record for each epoch.
 
     Raises:
         StageError: the loss is not finite, or scoring changed the model.
@@ -108,7 +109,7 @@ def fit(
 
 
 def make_optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
-    """SGD (Nesterov 0.9) or AdamW; vectors and scalars (biases, norms, scales) are not decayed."""
+    """Make SGD (Nesterov 0.9) or AdamW. Weight decay skips vectors and scalars (biases, norms, scales)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
@@ -123,7 +124,7 @@ def make_optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
 
 
 def learning_rate(spec: FitSpec, step: int, total: int) -> float:
-    """Learning rate of `step` (from 0) of `total`: linear warm-up, then the schedule down to 0."""
+    """Give the learning rate of `step` (from 0) of `total`: linear warm-up, then the schedule of `spec`."""
     warm = spec.warmup * total
     if step + 1 <= warm:
         return spec.learning_rate * (step + 1) / warm
@@ -134,7 +135,7 @@ def learning_rate(spec: FitSpec, step: int, total: int) -> float:
 
 
 def buffers_digest(model: nn.Module) -> str:
-    """sha256 over all buffers of `model`, in order; nothing that scores a model may change it."""
+    """Give the sha256 of all buffers of `model`, in order. Scoring a model must not change it."""
     digest = hashlib.sha256()
     for name, buffer in model.named_buffers():
         digest.update(name.encode())
@@ -223,7 +224,7 @@ def _scored(model: nn.Module, score: Callable[[nn.Module], Mapping[str, float]])
 
 
 def share(batch: Batch, accelerator: Accelerator) -> Batch:
-    """This process's rows of `batch`: every n-th of n processes; where rows run out, the first ones serve again."""
+    """Give this process its rows of `batch`: every n-th row with n processes. If rows run out, the first are reused."""
     world, rows = accelerator.num_processes, len(batch.ids)
     if world == 1:
         return batch
@@ -232,7 +233,7 @@ def share(batch: Batch, accelerator: Accelerator) -> Batch:
 
 
 def rows_of(batch: Batch, at: Tensor) -> Batch:
-    """The samples of `batch` at the places `at` `[n]`."""
+    """Give the samples of `batch` at the positions `at` `[n]`."""
     return replace(
         batch,
         inputs=tuple(x[at] for x in batch.inputs),

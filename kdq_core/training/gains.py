@@ -1,16 +1,16 @@
-"""The gain of a teacher: how much better its student is than one that was trained without it, the control.
+"""The gain of a teacher: how much better its student is than the control, a student trained without the teacher.
 
-What: the control has the start, seeds, batches, steps and phases of the student, and `hard_loss` alone.
-    Both answer every labelled sample of the test split, in PyTorch; the gain is the mean difference.
-Formula: d_i is +1 where only the student is right, -1 where only the control is, else 0; without classes it is
-    the difference of the hard losses of sample i. The 95 % interval is m +- t s / sqrt(n), with mean m and standard
-    deviation s of the d_i: of differences of losses t is the quantile of Student's t, of right and wrong answers 1.96,
-    and a +1 and a -1 join the d_i first, so that few disagreements show no gain. Each of several tasks has a gain of
-    its own.
-Source: those two are the adjustment of Bonett and Price 2012, "Adjusted Wald Confidence Interval for a Difference of
-    Binomial Proportions Based on Paired Data", Journal of Educational and Behavioral Statistics 37(4).
-Limits: the interval is of the test samples. Both students are of one seed: another seed would give another pair, and
-    how far pairs scatter is not in it.
+What: the control has the student's start, seeds, batches, steps and phases, but trains with `hard_loss` alone.
+    Both predict every labelled sample of the test split, in PyTorch. The gain is the mean difference. A model with
+    several tasks has one gain for each task.
+Formula: with classes, d_i is +1 if only the student is right, -1 if only the control is right, and 0 otherwise.
+    Without classes, d_i is the difference of the hard losses of sample i. The 95 % interval is m +- t s / sqrt(n), with
+    mean m and standard deviation s of the d_i. For losses, t is the quantile of Student's t. For right and wrong
+    answers, t is 1.96, and a +1 and a -1 are first added to the d_i, so that few disagreements show no gain.
+Source: adding +1 and -1 is the adjustment of Bonett and Price 2012, "Adjusted Wald Confidence Interval for a Difference
+    of Binomial Proportions Based on Paired Data", Journal of Educational and Behavioral Statistics 37(4).
+Limits: the interval covers the choice of test samples. It does not cover the seed: both students have one seed, and
+    another seed would give another pair.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import by_task, has_classes, labelled, labelled_tasks, outputs_of
 
 IGNORED = -100
-"""The label of what has none, as `torch.nn.functional.cross_entropy` has it; a sample of these alone is left out."""
+"""Marks a missing label, as in `torch.nn.functional.cross_entropy`. A sample with only such labels is left out."""
 
 
 def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:
-    """Refuse a control that has nothing to learn from, or to be measured on.
+    """Refuse a control that has no labels to learn from or to be measured on.
 
     Raises:
         StageError: a split has no label at all.
@@ -41,13 +41,17 @@ def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:
     for split, batches in (("train", train), ("test", test)):
         if not labelled(batches):
             raise StageError(
-                f"'control' asks for a student without the teacher, but no batch of the workload's split {split!r} has "
-                "labels, which are all that it would have; label some, or drop 'control'"
+                f"'control' asks for a student without the teacher, which needs labels, but no batch of the workload's "
+                f"split {split!r} has any; label some, or drop 'control'"
             )
 
 
 def remembered(device: torch.device) -> Callable[[], None]:
-    """Remember torch's random generators; the function given sets them back, so that a second fit draws the same."""
+    """Remember the state of torch's random generators.
+
+    Returns:
+        A function that restores the state, so that a second fit draws the same numbers.
+    """
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
@@ -69,12 +73,18 @@ def gains(
     *,
     train: Callable[[], Iterable[Batch]] | None = None,
 ) -> tuple[Gain, ...]:
-    """What `student` has over `control` on the labelled samples of the test split; both in eval mode on `device`.
+    """Measure the gain of `student` over `control` on the labelled samples of the test split.
 
-    A task that has no label in the batches of `train` is left out: the control could not learn it.
+    Args:
+        student: in eval mode on `device`.
+        control: in eval mode on `device`.
+        workload: gives the batches and the hard loss.
+        device: where both models compute.
+        batch_size: samples in a batch.
+        train: gives the training batches. A task without labels in them is left out: the control could not learn it.
 
     Returns:
-        One, or one of each task that has labels.
+        One gain; with several tasks, one for each task that has labels.
 
     Raises:
         StageError: there are fewer than two such samples, or a loss is not finite.
@@ -107,7 +117,7 @@ def gains(
 
 
 def _gain(metric: str, scores: Tensor) -> Gain:
-    """From the scores of student and control, float64 `[2, n]`."""
+    """Compute the gain from the scores of student and control, float64 `[2, n]`."""
     of, classes = f" of {metric.partition('/')[2]!r}" if "/" in metric else "", metric.startswith("top1")
     if scores.shape[1] < 2 or not scores.isfinite().all():
         raise StageError(
@@ -128,14 +138,14 @@ def _gain(metric: str, scores: Tensor) -> Gain:
 
 
 def interval(differences: Tensor, *, proportions: bool) -> tuple[float, float]:
-    """The 95 % interval of the mean of paired differences.
+    """Give the 95 % interval of the mean of paired differences.
 
     Args:
         differences: `[n]`, float64, n > 1.
-        proportions: each is -1, 0 or 1, a difference between two right or wrong answers.
+        proportions: whether each difference is -1, 0 or 1, between two answers that are right or wrong.
 
     Returns:
-        Its lower and upper end; of a difference of proportions within -1 and 1.
+        Its lower and upper end; for proportions both lie within -1 and 1.
     """
     if not proportions:
         half = student_975(len(differences) - 1) * float(differences.std() / len(differences) ** 0.5)
@@ -144,12 +154,12 @@ def interval(differences: Tensor, *, proportions: bool) -> tuple[float, float]:
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each sample 1 for a right and 0 for a wrong answer: float64 `[B]` on the CPU."""
+    """Give 1 for each right and 0 for each wrong answer: float64 `[B]` on the CPU."""
     return (logits.argmax(1) == labels).double().cpu()
 
 
 def _losses(workload: Workload, outputs: Outputs, batch: Batch, rows: Sequence[int]) -> Tensor:
-    """The hard loss of each of `rows`: float64, as many, on the CPU."""
+    """Give the hard loss of each of `rows`: float64 `[len(rows)]` on the CPU."""
     losses = []
     for row in rows:
         one = torch.tensor([row])

@@ -1,7 +1,7 @@
 """Channels last: the memory layout in which 2-D convolutions train fastest.
 
-Not for every model: on x86 CPUs oneDNN's backward pass of a 1x1 convolution with a stride, less than 16 input channels
-and channels last writes beyond its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+KDQ does not use it for every model. On x86 CPUs, oneDNN's backward pass writes beyond its memory for a channels-last
+1x1 convolution with a stride and less than 16 input channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.utils.hooks import RemovableHandle
 
 CONVS = {torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding}
 CHANNEL_BLOCK = 16
-"""Channels that oneDNN takes at a time, at most."""
+"""The most channels that oneDNN computes at a time."""
 
 
 def channels_last(model: nn.Module, inputs: tuple[Tensor, ...]) -> RemovableHandle | None:
-    """Let `model` compute channels last, if it has 2-D convolutions: its weights now, its images at each call.
+    """Let `model` compute channels last if it has 2-D convolutions. Weights are converted now, images at each call.
 
-    A model that calls `view` on images wants their values one after another, and stays as it is. One that would write
-    beyond its memory computes channels first: its images are laid out so at each call.
+    A model that calls `view` on images needs contiguous values, and stays as it is. A model in which oneDNN would write
+    beyond its memory computes channels first: its images are converted to that at each call.
 
     Args:
         model: on any device.
-        inputs: what it is called with; two samples are tried on a copy of it.
+        inputs: an example of what the model is called with; a copy of the model tries the first two samples.
 
     Returns:
-        Ends the conversion at each call when it is removed; `None` where the model stays as it is.
+        A handle: removing it ends the conversion at each call. `None` if the model stays as it is.
     """
     if not (has_planes(model.parameters()) and has_planes(inputs)):
         return None
@@ -47,28 +47,29 @@ def channels_last(model: nn.Module, inputs: tuple[Tensor, ...]) -> RemovableHand
 
 
 def has_planes(tensors: Iterable[Tensor]) -> bool:
-    """Whether one of `tensors` has four dimensions."""
+    """Tell whether one of `tensors` has four dimensions."""
     return any(tensor.dim() == 4 for tensor in tensors)
 
 
 def lay_out(tensors: Iterable[Tensor]) -> None:
-    """Lay out the 4-D ones of `tensors` channels last, each in place: their values stay."""
+    """Lay out the 4-D tensors among `tensors` channels last, in place; their values stay."""
     for tensor in tensors:
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def lay_out_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG001 - a forward pre-hook
-    """The same inputs, those of shape `[B, C, H, W]` laid out channels last."""
+    """Give the same inputs, with those of shape `[B, C, H, W]` laid out channels last."""
     return tuple(
         x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x for x in inputs
     )
 
 
 def channels_first(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG001 - a forward pre-hook
-    """The same inputs, those of shape `[B, C, H, W]` with the strides of that order, also where one axis has length 1.
+    """Give the same inputs, with those of shape `[B, C, H, W]` laid out channels first.
 
-    PyTorch takes a single channel with a stride of 1 for channels last.
+    They get the strides of that order even if an axis has length 1: PyTorch takes a single channel with a stride of 1
+    for channels last.
     """
     return tuple(
         torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x) if isinstance(x, Tensor) and x.dim() == 4 else x
@@ -77,7 +78,7 @@ def channels_first(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
 
 
 def overflows(model: nn.Module) -> bool:
-    """Whether `model`, a module or a captured graph, has a convolution that oneDNN cannot train channels last."""
+    """Tell whether `model`, a module or a captured graph, has a convolution that oneDNN cannot train channels last."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _overflows(module.weight, module.stride):
             return True

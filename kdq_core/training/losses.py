@@ -1,4 +1,4 @@
-"""What `fit()` is given: the hard loss, the distillation loss, and the curves of the validation split."""
+"""The hard loss of a fit, and the curves of the validation split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
 
 
 def hard_loss(workload: Workload) -> Loss:
-    """The workload's own loss alone; a batch without labels moves nothing: no gradient reaches the model."""
+    """Make a loss from the workload's own loss alone. Unlabelled batches give 0 and no gradient."""
 
     def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         if not batch.labelled:
@@ -46,10 +46,10 @@ def hard_loss(workload: Workload) -> Loss:
 
 
 def loss_of(workload: Workload, outputs: Outputs, batch: Batch) -> Tensor:
-    """The workload's own loss.
+    """Compute the workload's own loss.
 
     Raises:
-        StageError: it is no scalar tensor.
+        StageError: the workload gives something other than a scalar tensor.
     """
     given: object = workload.loss(outputs, batch)
     if isinstance(given, Tensor) and not given.ndim:
@@ -61,12 +61,12 @@ def loss_of(workload: Workload, outputs: Outputs, batch: Batch) -> Tensor:
 
 
 def labelled(batches: Iterable[Batch]) -> bool:
-    """Whether one of `batches` has labels; reads no further than the first that has."""
+    """Tell whether one of `batches` has labels; reading stops at the first that has."""
     return any(batch.labelled for batch in batches)
 
 
 def labelled_tasks(batches: Iterable[Batch], wanted: Iterable[str]) -> set[str]:
-    """Which of `wanted` have labels in some batch; reads no further than needed to find all."""
+    """Give the tasks among `wanted` that have labels in some batch; reading stops when all are found."""
     left, found = set(wanted), set[str]()
     for batch in batches:
         found |= left.intersection(batch.tasks)
@@ -78,7 +78,10 @@ def labelled_tasks(batches: Iterable[Batch], wanted: Iterable[str]) -> set[str]:
 def validation(
     workload: Workload, device: torch.device, batch_size: int, read: Callable[[Batch], Batch] = lambda batch: batch
 ) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Curves of the validation split, as of `curves`; `read` says what of a batch is read."""
+    """Make the `score` hook of a fit: `curves` of the validation split, with observers off.
+
+    `read` gives the batch as the model reads it.
+    """
 
     def score(model: nn.Module) -> Mapping[str, float]:
         with observers_off(model):
@@ -94,7 +97,10 @@ def curves(
     batch_size: int,
     read: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> dict[str, float]:
-    """Mean loss and, for class labels, top-1 over the labelled samples of the validation split; top-1 of each task."""
+    """Compute the mean loss over the labelled samples of the validation split and, for class labels, top-1.
+
+    With several tasks, each task has its own top-1. `read` gives the batch as the model reads it.
+    """
     loss, seen = 0.0, 0
     hits: dict[str, int] = {}
     classed: dict[str, int] = {}
@@ -116,10 +122,10 @@ def curves(
 
 
 def check_names(outputs: Outputs, batch: Batch) -> None:
-    """Refuse labels that no output of the student can be held against.
+    """Refuse labels that match no output of the model.
 
     Raises:
-        StageError: outputs have names and labels have none, or the other way round, or other ones.
+        StageError: the names of the labels are not names of the outputs, or only one of both has names.
     """
     strange = sorted(set(batch.tasks) - set(outputs.tasks))
     if strange or (outputs.tasks and batch.targets is not None and not batch.tasks):
@@ -132,23 +138,23 @@ def check_names(outputs: Outputs, batch: Batch) -> None:
 
 
 def by_task(outputs: Outputs, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Logits and labels of each task; of a model with one output under the name ``."""
+    """Give logits and labels by task; a model with one output has them under the empty name."""
     if not outputs.tasks:
         return {"": (outputs.logits, batch.targets)}
     return {name: (logits, batch.tasks.get(name)) for name, logits in outputs.tasks.items()}
 
 
 def has_classes(logits: Tensor, targets: Tensor) -> bool:
-    """Whether each sample has logits of classes and one class as its label, so that an answer is right or wrong.
+    """Tell whether each sample has logits of classes and one class as its label, so that an answer is right or wrong.
 
-    One logit a sample is no choice between classes. A label below 0, as -100, says that the sample has none.
+    One logit per sample is no choice between classes. A label below 0, such as -100, marks a sample without a label.
     """
     return logits.ndim == 2 and logits.shape[1] > 1 and targets.ndim == 1 and not targets.is_floating_point()
 
 
 @contextlib.contextmanager
 def observers_off(model: nn.Module) -> Iterator[None]:
-    """Let no fake-quantizer's range follow the data meanwhile: it is not data to learn from."""
+    """Stop all fake-quantizers from observing while the body runs: its data must not change their ranges."""
     observing = [m for m in model.modules() if isinstance(m, FakeQuantize) and m.observing]
     for module in observing:
         module.observing = False

@@ -1,7 +1,7 @@
 """The state of a fit between two epochs, as one safetensors file: no pickle, renamed into place.
 
-Weights, buffers, optimizer moments and the random generators are kept, so that a fit that was killed goes on with the
-bits it would have had.
+It keeps weights, buffers, optimizer moments and the random generators. So KDQ resumes a killed fit with the same bits
+as a fit without interruption.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, h
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[EpochRecord]:
-    """Put the state of `path` into `model`, `optimizer` and the random generators; give the history.
+    """Load the state of `path` into `model`, `optimizer` and the random generators, and give the history.
 
-    A file that was cut short, as a disk that fails leaves it, is as none: the history is empty and nothing changed.
+    If the file was cut short, for example by a failing disk, nothing is loaded and the history is empty.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -69,5 +69,5 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as detached, contiguous copies on the CPU, as safetensors needs them."""
+    """Give the state dict as detached, contiguous copies on the CPU, as safetensors needs them."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}

@@ -1,7 +1,8 @@
-"""Taps: what modules inside a model give while it runs, by their paths, in a plain module and in a captured graph.
+"""Taps: they read the outputs of modules inside a model while it runs, in a plain module and in a captured graph.
 
-Nothing of the model is changed: a plain module is read by forward hooks that live as long as one call, and a graph by
-a second forward function over the same weights, which gives the tapped values beside the outputs.
+A tap names a module by its path and does not change the model. A plain module is read by forward hooks that live as
+long as one call. A graph gets a second forward function over the same weights, which gives the tapped values beside the
+outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that gives one tensor: its path, and the tensor's shape without the batch."""
+    """A module that gives one tensor: the module's path, and the tensor's shape without the batch axis."""
 
     path: str
     shape: tuple[int, ...]
@@ -34,15 +35,15 @@ class Layer:
 
 @contextlib.contextmanager
 def tapping(model: nn.Module, paths: Iterable[str], role: str) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of modules while the body runs `model`; of a module called twice, the last one.
+    """Collect the outputs of modules while the body of the `with` runs `model`.
 
     Args:
         model: a module that runs its submodules, not a captured graph.
-        paths: of submodules.
+        paths: paths of submodules.
         role: `student` or `teacher`, for messages.
 
     Yields:
-        The outputs by path, filled by the body.
+        The outputs by path, empty until the body runs the model. For a module called twice, it has the last output.
 
     Raises:
         RecipeError: a module gives something other than one tensor, or is not called.
@@ -73,12 +74,12 @@ def tapping(model: nn.Module, paths: Iterable[str], role: str) -> Iterator[dict[
 
 
 def layers(model: nn.Module, run: Callable[[], Any]) -> tuple[Layer, ...]:
-    """The submodules that give a tensor of their own when `run` runs `model`, in the order in which they finish.
+    """List the submodules that give a tensor of their own when `run` runs `model`, in the order in which they finish.
 
-    Left out: dropout, the model's own output, and modules that hand on what another gave already.
+    It leaves out dropout, the module that gives the model's output, and modules that pass on another module's tensor.
     """
     found: list[Layer] = []
-    tensors: list[Tensor] = []  # kept alive, so that no two have one identity
+    tensors: list[Tensor] = []  # kept alive, so that no two share an identity
 
     def hook(path: str, module: nn.Module) -> Callable[..., None]:
         def keep(_module: nn.Module, inputs: tuple[Any, ...], given: Any) -> None:
@@ -108,16 +109,16 @@ def layers(model: nn.Module, run: Callable[[], Any]) -> tuple[Layer, ...]:
 
 
 def matching(model: nn.Module, pattern: str, role: str, what: str = "tap") -> tuple[str, ...]:
-    """The paths of submodules that `pattern` names, in the order of the model. `*` and `?` stay within one step.
+    """List the paths of submodules that match `pattern`, in the order of the model.
 
     Args:
         model: a plain module.
-        pattern: of a path.
+        pattern: a path in which `*` and `?` stand for characters within one step of the path.
         role: `student` or `teacher`, for messages.
-        what: the pattern is, for messages.
+        what: what the pattern is called in messages.
 
     Raises:
-        RecipeError: there is none; the message has the nearest names.
+        RecipeError: no path matches; the message has the nearest names.
     """
     paths = [path for path, _ in model.named_modules() if path]
     steps = pattern.split(".")
@@ -137,16 +138,17 @@ def matching(model: nn.Module, pattern: str, role: str, what: str = "tap") -> tu
 def graph_forward(
     graph: fx.GraphModule, paths: Sequence[str], plain: nn.Module | None = None
 ) -> Callable[..., tuple[Any, tuple[Tensor, ...]]]:
-    """A forward function of a captured graph that also gives the outputs of the modules it was captured from.
+    """Make a forward function of a captured graph that also gives the outputs of tapped modules.
 
     Args:
-        graph: from `capture`, or `prepare`; it is not changed, and its weights are those used.
-        paths: of modules of the captured model.
-        plain: that model, which knows where it has one module under several paths.
+        graph: from `capture` or `prepare`; it is not changed, and the function uses its weights.
+        paths: paths of modules in the model that was captured.
+        plain: that model; it tells which module has several paths.
 
     Returns:
-        A function of the graph module and its inputs, which gives the outputs, and the tapped tensors: behind their
-        fake-quantizers, as the next layer sees them, but in front of one that a relu behind the module is merged into.
+        A function of the graph module and its inputs. It gives the outputs and the tapped tensors. A tapped tensor is
+        read behind its fake-quantizer, as the next layer reads it; if that fake-quantizer includes a relu behind the
+        module, the tensor is read in front of it.
 
     Raises:
         RecipeError: no operator of the graph comes from a module.
@@ -161,7 +163,7 @@ def graph_forward(
 
 
 def _node(graph: fx.GraphModule, path: str, names: frozenset[str]) -> fx.Node:
-    """The last operator of a module whose result is used outside of it, or the fake-quantizer of that result."""
+    """Find the last operator of a module whose result is used outside the module, or that result's fake-quantizer."""
     inside = [node for node in graph.graph.nodes if _within(node, names) and isinstance(node.meta.get("val"), Tensor)]
     leaving = [node for node in inside if any(not _within(user, names) for user in _consumers(graph, node))]
     if not leaving:
@@ -177,7 +179,7 @@ def _node(graph: fx.GraphModule, path: str, names: frozenset[str]) -> fx.Node:
 
 
 def _names(plain: nn.Module | None, path: str) -> frozenset[str]:
-    """All paths of the module at `path`; a graph has that of each call."""
+    """Give all paths of the module at `path`; a graph records the path of each call."""
     if plain is None:
         return frozenset({path})
     shared = plain.get_submodule(path)
@@ -193,6 +195,6 @@ def _quantizes(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _consumers(graph: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
-    """Who uses the value of `node`, looking through its fake-quantizer."""
+    """Yield the nodes that use the value of `node`; its fake-quantizer is skipped for the nodes behind it."""
     for user in node.users:
         yield from user.users if _quantizes(graph, user) else (user,)

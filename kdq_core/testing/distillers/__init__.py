@@ -12,28 +12,30 @@ from kdq_core.testing.distillers.models import Subject
 def check_distiller(distiller: Distiller, *, places: int = 0) -> None:
     """Check the promises of a distiller.
 
-    Equal models give zero soft loss, others a soft loss of at least zero: its terms are distances. For others the soft
-    terms alone, without the loss on hard labels, give the student's logits (of a distiller of features: its features) a
-    gradient that is not zero; gradients are finite, for logits and features of up to 1e4 and in bf16 too; none reaches
-    the teacher; the loss is continuous in every field that is a number, at both ends of its range; the order of the
-    samples does not matter; each term is a mean over the batch: a batch given twice costs at most 1.5 times what it
-    costs once, room for contrast that grows by the logarithm; a batch of one sample and a problem of one class work;
-    models of other dtypes, and of a GPU where there is one, work; the hard weight is finite and not negative. A
-    distiller that works without labels says so, by `needs_labels`. One that says `takes_top_k` does not see a constant
-    added to each row of the teacher's logits.
+    - The soft loss is zero for equal models, and at least zero for others: its terms are distances.
+    - For unequal models, the soft terms alone, without the loss on hard labels, give the student's logits a gradient
+      that is not zero. For a distiller of features, they give one to the student's features.
+    - Gradients are finite, also for logits and features of up to 1e4 and in bf16. The teacher gets none.
+    - The loss is continuous in every field that is a number, at both ends of its range.
+    - The order of the samples does not matter.
+    - Each term is a mean over the batch: a batch given twice costs at most 1.5 times as much as once. A contrastive
+      term may grow with the logarithm of the batch size.
+    - A batch of one sample, a problem of one class, models of other dtypes, and models on a GPU (if there is one) work.
+    - The hard weight is finite and not negative.
+    - Unlabelled batches work, unless the class says `needs_labels = True`.
+    - If `takes_top_k()` gives true, a constant added to each row of the teacher's logits changes nothing.
 
-    A distiller of features is tried on a map `[B, C, H, W]`, a sequence `[B, L, C]` and a vector `[B, C]` at once. Its
-    projectors, where student and teacher differ in channels, get finite gradients that are not all zero.
+    A distiller of features is tried on a map `[B, C, H, W]`, a sequence `[B, L, C]` and a vector `[B, C]` at once. If
+    student and teacher differ in channels, its projectors get finite gradients that are not all zero.
 
-    A loss that is above zero for equal models by its nature, such as cross entropy with the teacher's answer, says so
-    with the class attribute `zero_for_equal_models: ClassVar[bool] = False`. Its terms must then be finite and not
-    negative for equal models.
+    Some losses are above zero for equal models, such as cross entropy with the teacher's answer. Their class says
+    `zero_for_equal_models: ClassVar[bool] = False`. Their terms must then be finite and not negative for equal models.
 
-    What the plug-in itself raises is a broken promise too: the text then names the class, the case that was tried, the
-    exception and the line of the plug-in it came from.
+    An exception from the plug-in is a broken promise too. The text then names the class, the case that was tried, the
+    exception, and the line of the plug-in that raised it.
 
-    A distiller of outputs with an option `temperature` has its factor T^2: from T = 10 to 40 the gradient of its soft
-    terms does not fall below a third. It may grow; that of `dist` does, whose correlations do not shrink with T.
+    A distiller of outputs with an option `temperature` must multiply by T^2: from T = 10 to 40, the gradient of its
+    soft terms must not fall below a third. It may grow, as with `dist`, whose correlations do not shrink with T.
 
     Args:
         distiller: the plug-in, with the options to check.

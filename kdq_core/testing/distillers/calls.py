@@ -1,4 +1,4 @@
-"""Every call of the plug-in's own code: what it raises, and what it gives that is none, becomes a sentence."""
+"""Calls the plug-in's own code, and turns its exceptions and wrong results into a sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_THE_PLUGINS = {"abc", "builtins", "kdq_core", "pydantic", "typing"}
 
 
 class Unasked(Mapping[str, Tensor]):
-    """The features of a distiller that asks for none; remembers whether it reads them all the same."""
+    """Empty features for a distiller that asks for none; it remembers whether the distiller reads them anyway."""
 
     def __init__(self) -> None:
         self.read = False
@@ -48,12 +48,12 @@ def asked(subject: Subject, promise: str, method: str = "loss") -> Iterator[None
     """Turn whatever the plug-in raises into a sentence.
 
     Args:
-        subject: whose code is called.
-        promise: what it should do, and for which case.
-        method: of the plug-in, that is called; empty where it is no method of its own.
+        subject: the plug-in whose code the body calls.
+        promise: what the plug-in should do, and in which case.
+        method: the method of the plug-in that is called; empty if it is none of its own.
 
     Raises:
-        AssertionError: it raised something; the text says what, and where.
+        AssertionError: the plug-in raised an exception; the text says which, and where.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def asked(subject: Subject, promise: str, method: str = "loss") -> Iterator[None
 
 
 def told(subject: Subject, error: Exception, method: str = "loss") -> str:
-    """Type and first line of what was raised, and the line of the plug-in it came from."""
+    """Give type and first line of an exception, and the line of the plug-in that raised it."""
     text, _, _ = str(error).strip().partition("\n")
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
@@ -72,7 +72,7 @@ def told(subject: Subject, error: Exception, method: str = "loss") -> str:
 
 
 def raised_at(subject: Subject, error: Exception) -> str:
-    """File and line of the innermost frame of the plug-in's own package; empty where there is none."""
+    """Find file and line of the innermost frame in the plug-in's own package; empty if there is none."""
     own = {base.__module__.partition(".")[0] for base in type(subject.distiller).__mro__} - NOT_THE_PLUGINS
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -82,23 +82,23 @@ def raised_at(subject: Subject, error: Exception) -> str:
 
 
 def defined_at(subject: Subject, method: str) -> str:
-    """File and line of a method of the plug-in, or its module where it is no plain function."""
+    """Give file and line of a method of the plug-in, or the plug-in's module if the method is no plain function."""
     code = getattr(inspect.unwrap(getattr(type(subject.distiller), method)), "__code__", None)
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else type(subject.distiller).__module__
 
 
 def soft(subject: Subject, student: Outputs, teacher: Outputs, case: str, labels: Tensor | None = None) -> LossTerms:
-    """The terms for one batch.
+    """Call the plug-in's `loss` for one batch, and give its terms.
 
     Args:
         subject: the plug-in.
-        student: its outputs.
-        teacher: the same.
-        case: what is tried, for messages, such as "a batch of 1".
-        labels: without them, those of `targets`.
+        student: outputs of the student.
+        teacher: outputs of the teacher.
+        case: the case in words, for messages, such as "a batch of 1".
+        labels: labels of the batch; by default, the labels that `targets` makes.
 
     Raises:
-        AssertionError: `loss` raised something, or did not give scalar terms and a usable weight.
+        AssertionError: `loss` raised an exception, or did not give scalar terms and a usable weight.
     """
     labels = targets(student.logits) if labels is None else labels
     batch = Batch((student.logits.detach(),), labels, torch.arange(len(labels), device=labels.device))
@@ -119,10 +119,10 @@ def soft(subject: Subject, student: Outputs, teacher: Outputs, case: str, labels
 
 
 def check_terms(subject: Subject, given: object, case: str) -> None:
-    """Scalar tensors by name, and a weight that is a number.
+    """Check that `given` has scalar tensors by name, and a weight that is a number.
 
     Raises:
-        AssertionError: `given` is something else; the text says what, and what is expected.
+        AssertionError: `given` is something else; the text says what it is and what is expected.
     """
     if not isinstance(given, LossTerms) or not isinstance(given.terms, Mapping):
         inner = "" if not isinstance(given, LossTerms) else f" with terms of type {type(given.terms).__name__}"
@@ -148,7 +148,7 @@ def check_terms(subject: Subject, given: object, case: str) -> None:
 
 
 def total(subject: Subject, student: Outputs, teacher: Outputs, case: str) -> Tensor:
-    """The whole loss for one batch: all soft terms, and cross entropy with its weight."""
+    """Compute the whole loss for one batch: all soft terms, and cross entropy times the hard weight."""
     terms = soft(subject, student, teacher, case)
     classes = student.logits.shape[-1]
     hard = F.cross_entropy(student.logits.float().reshape(-1, classes), targets(student.logits).reshape(-1))
@@ -156,11 +156,11 @@ def total(subject: Subject, student: Outputs, teacher: Outputs, case: str) -> Te
 
 
 def summed(terms: LossTerms) -> Tensor:
-    """All soft terms in one, without the hard loss."""
+    """Sum all soft terms, without the hard loss."""
     return torch.stack([term.float() for term in terms.terms.values()]).sum()
 
 
 def backward(subject: Subject, loss: Tensor, case: str) -> None:
-    """Fill the gradients of leaves."""
+    """Compute the gradients of the loss."""
     with asked(subject, f"the loss of {subject.name} should have a gradient for {case}"):
         loss.backward()  # type: ignore[no-untyped-call]

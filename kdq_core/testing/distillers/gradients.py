@@ -1,4 +1,4 @@
-"""What the gradients of a distiller's loss promise."""
+"""Checks of the gradients of a distiller's loss."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ DTYPES = (
 
 
 def soft_terms_teach(subject: Subject) -> None:
-    """The soft terms alone move the student: the hard loss, which always does, is left out.
+    """Check that the soft terms alone, without the hard loss, give the student a gradient.
 
-    Weights that are 0 are lifted, since without them nothing is taught. Labels that are the teacher's own answers are
-    tried too: some distillers leave out what it gets wrong. A hard weight that follows the teacher teaches as well.
+    Options that are 0 are also tried above 0, since a weight of 0 teaches nothing. The teacher's own answers are also
+    tried as labels, since some distillers skip samples that the teacher gets wrong. A hard weight that depends on the
+    teacher counts as teaching too.
     """
     student = made(subject, 8, 10, seed=0)
     what = "features" if subject.distiller.features == "pairs" else "logits"
@@ -47,10 +48,10 @@ def soft_terms_teach(subject: Subject) -> None:
 
 
 def not_lost_with_temperature(subject: Subject) -> None:
-    """Where logits are softened by an option `temperature`, their gradient is not: it has its factor T^2.
+    """Check that a distiller with an option `temperature` multiplies its soft terms by T^2.
 
-    At large T the gradient of a divergence with that factor is the same for all T (Hinton et al. 2015); without it, it
-    falls to a sixteenth from 10 to 40. It may grow: correlations do not shrink with T.
+    With that factor, the gradient of a divergence is the same for all large T (Hinton et al. 2015). Without it, the
+    gradient falls to a sixteenth from T = 10 to 40. It may grow: correlations do not shrink with T.
     """
     low, high = numbers(subject).get("temperature", (math.inf, 0.0))
     if subject.distiller.features != "none" or low > SOFT or high < SOFTER:
@@ -78,7 +79,7 @@ def _size_at(subject: Subject, temperature: float) -> float:
 
 
 def finite_gradients(subject: Subject) -> None:
-    """Loss and gradient are finite for ordinary, extreme, single-sample and single-class models, in fp32 and bf16."""
+    """Check that loss and gradient are finite in fp32 and bf16, for extreme logits, one sample and one class too."""
     for samples, classes, batch in ((8, 10, "a batch of 8"), (1, 10, "a batch of 1"), (8, 1, "a single class")):
         for scale in (3.0, EXTREME):
             for dtype in (torch.float32, torch.bfloat16):
@@ -89,7 +90,7 @@ def finite_gradients(subject: Subject) -> None:
 
 
 def other_dtypes_and_devices(subject: Subject) -> None:
-    """Models of other dtypes than float32, unlike each other, and on a GPU where there is one, work."""
+    """Check that models of other and of different dtypes work, and models on a GPU if there is one."""
     student, teacher = made(subject, 8, 10, seed=0), made(subject, 8, 10, seed=1)
     for ours, theirs in DTYPES:
         case = f"a student in {ours} and a teacher in {theirs}"
@@ -109,7 +110,7 @@ def _check_gradients(subject: Subject, student: Outputs, teacher: Outputs, case:
 
 
 def no_gradient_into_the_teacher(subject: Subject) -> None:
-    """The teacher is never trained, even if its tensors ask for a gradient."""
+    """Check that the teacher gets no gradient, even if its tensors require one."""
     teacher, case = learning(made(subject, 8, 10, seed=1)), "a teacher that asks for a gradient"
     backward(subject, total(subject, learning(made(subject, 8, 10, seed=0)), teacher, case), case)
     for name, leaf in leaves(teacher):

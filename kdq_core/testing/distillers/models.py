@@ -1,4 +1,4 @@
-"""Outputs of two models that a distiller is tried on: reproducible, of any dtype, on any device."""
+"""Makes the outputs of two models that a distiller is tried on: reproducible, of any dtype, on any device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Of its class, for messages."""
+        """Name of the distiller's class, for messages."""
         return type(self.distiller).__name__
 
 
 def made(subject: Subject, samples: int, classes: int, seed: int, scale: float = 3.0) -> Outputs:
-    """Reproducible outputs of a model that leave torch's global generator alone."""
+    """Make reproducible outputs of a model, without torch's global generator."""
     generator = torch.Generator().manual_seed(seed)
     places = (subject.places,) if subject.places else ()
     shapes = FEATURES if subject.distiller.features == "pairs" else {}
@@ -38,27 +38,27 @@ def made(subject: Subject, samples: int, classes: int, seed: int, scale: float =
 
 
 def changed(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
-    """The same outputs with every tensor changed."""
+    """Give the same outputs with `change` applied to every tensor."""
     return Outputs(change(outputs.logits), {name: change(value) for name, value in outputs.features.items()})
 
 
 def moved(outputs: Outputs, to: torch.dtype | str, scale: float = 1.0) -> Outputs:
-    """The same outputs times `scale`, of another dtype or on another device."""
+    """Give the same outputs times `scale`, in another dtype or on another device."""
     return changed(outputs, lambda x: x.mul(scale).to(to))
 
 
 def learning(outputs: Outputs) -> Outputs:
-    """A copy whose tensors are leaves that ask for a gradient."""
+    """Copy outputs so that their tensors are leaves that require a gradient."""
     return changed(outputs, lambda x: x.detach().clone().requires_grad_())
 
 
 def leaves(outputs: Outputs) -> Iterator[tuple[str, Tensor]]:
-    """All tensors by name."""
+    """Yield all tensors of the outputs by name."""
     yield "logits", outputs.logits
     yield from outputs.features.items()
 
 
 def targets(logits: Tensor) -> Tensor:
-    """Labels `[B]` for logits `[B, C]`, `[B, L]` for `[B, L, C]`: i modulo C."""
+    """Make labels `[B]` for logits `[B, C]`, or `[B, L]` for `[B, L, C]`: i modulo C."""
     shape = logits.shape[:-1]
     return (torch.arange(shape.numel(), device=logits.device) % logits.shape[-1]).reshape(shape)

@@ -1,4 +1,4 @@
-"""The same plug-in with other options: at the ends of their ranges, and with weights above 0."""
+"""Makes the same plug-in with other options: at the ends of their ranges, and with weights above 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEP = 1e-6
 
 
 def lifted(subject: Subject) -> Iterator[Subject]:
-    """The plug-in, and the same with its numbers that are 0 at their default, or where that is 0 too, above 0."""
+    """Yield the plug-in, and a copy whose options of 0 have their default, or a number above 0 if the default is 0."""
     yield subject
     raised = {}
     for name, (_, top) in numbers(subject).items():
@@ -29,7 +29,7 @@ def lifted(subject: Subject) -> Iterator[Subject]:
 
 
 def ends(subject: Subject) -> Iterator[tuple[str, float, float]]:
-    """Each finite end of the range of a field that is a number: its name, the end, and a number just inside."""
+    """Yield each finite end of the range of a numeric field: the field's name, the end, and a number just inside."""
     for name, (low, high) in numbers(subject).items():
         for end, inwards in ((low, 1), (high, -1)):
             if math.isfinite(end):
@@ -37,7 +37,7 @@ def ends(subject: Subject) -> Iterator[tuple[str, float, float]]:
 
 
 def numbers(subject: Subject) -> dict[str, tuple[float, float]]:
-    """The smallest and the largest value of each field that is a number; infinite where it may not be reached."""
+    """Give the smallest and largest value of each field that is a number; infinite if the bound itself is excluded."""
     with asked(subject, f"the options of {subject.name} should have a JSON schema", ""):
         fields = type(subject.distiller).model_json_schema(by_alias=False).get("properties", {})
     found = {}
@@ -49,7 +49,7 @@ def numbers(subject: Subject) -> dict[str, tuple[float, float]]:
 
 
 def with_fields(subject: Subject, values: Mapping[str, float]) -> Subject | None:
-    """The same plug-in with some options changed, validated anew; `None` where the others do not allow it."""
+    """Give the same plug-in with some options changed, validated anew; `None` if the plug-in refuses them."""
     distiller = subject.distiller
     with asked(subject, f"{subject.name} should take or refuse {written(values)}", ""):
         try:
@@ -59,5 +59,5 @@ def with_fields(subject: Subject, values: Mapping[str, float]) -> Subject | None
 
 
 def written(values: Mapping[str, float]) -> str:
-    """Options as one would write them in a call."""
+    """Format options as in a call."""
     return ", ".join(f"{name}={value:g}" for name, value in values.items())

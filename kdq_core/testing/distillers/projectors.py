@@ -1,4 +1,4 @@
-"""What the projectors of a distiller of features promise."""
+"""Checks of the projectors of a distiller of features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTHS = "features of other widths than the teacher's"
 
 
 def trained_projectors(subject: Subject) -> None:
-    """Projectors are for pairs that are there, take the student's features, and learn."""
+    """Check that projectors belong to existing pairs, accept the student's features, and learn."""
     if subject.distiller.features == "none":
         return
     projectors = _projectors(subject)
@@ -66,7 +66,7 @@ def _projected(subject: Subject, projectors: Mapping[str, nn.Module], name: str,
 
 
 def _unlike(given: Mapping[str, Tensor]) -> str:
-    """Which pairs differ in shape behind the projectors, for messages."""
+    """Word which pairs differ in shape behind the projectors, for messages."""
     shapes = {name: (list(value.shape[1:]), list(FEATURES[name])) for name, value in given.items()}
     apart = [f"{name} {ours} and {theirs}" for name, (ours, theirs) in shapes.items() if ours != theirs]
     return f" (behind its projectors: {'; '.join(apart)})" if apart else ""

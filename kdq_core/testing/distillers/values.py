@@ -1,4 +1,4 @@
-"""What the value of a distiller's loss promises."""
+"""Checks of the value of a distiller's loss."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from kdq_core.testing.distillers.options import ends, lifted, with_fields, writt
 
 TOLERANCE = 1e-5
 MOST_OF_TWICE = 1.5
-"""What a batch given twice may cost, of what it costs once. A mean: 1, a sum: 2, contrast: the logarithm's growth."""
+"""Largest ratio of the loss of a batch given twice to the loss of the batch. A mean has 1, a sum 2; a contrastive loss
+grows with the logarithm of the batch size."""
 
 
 def usable_terms(subject: Subject) -> None:
-    """Terms are scalars, and the hard weight is a usable number."""
+    """Check that terms are scalars, and that the hard weight is finite and not negative."""
     soft(subject, learning(made(subject, 8, 10, seed=0)), made(subject, 8, 10, seed=1), "a batch of 8")
 
 
 def zero_for_equal_models(subject: Subject) -> None:
-    """Equal models give soft terms of zero, or of at least zero where the class says they are not zero."""
+    """Check that equal models give soft terms of zero, or of at least zero if the class says they are not zero."""
     same = made(subject, 8, 10, seed=0)
     exact = getattr(type(subject.distiller), "zero_for_equal_models", True)
     for name, term in soft(subject, learning(same), same, "equal models").terms.items():
@@ -37,7 +38,7 @@ def zero_for_equal_models(subject: Subject) -> None:
 
 
 def distances(subject: Subject) -> None:
-    """Unequal models give soft terms of at least zero: descending leads to the teacher, not away from it."""
+    """Check that unequal models give soft terms of at least zero, so that descent leads towards the teacher."""
     for one in lifted(subject):
         for samples in (8, 1):
             student, case = made(subject, samples, 10, seed=0), f"unequal models and a batch of {samples}"
@@ -50,7 +51,7 @@ def distances(subject: Subject) -> None:
 
 
 def order_does_not_matter(subject: Subject) -> None:
-    """The same samples in another order, each with its label and number, give the same soft loss."""
+    """Check that the same samples in another order, each with its label and number, give the same soft loss."""
     student, teacher = made(subject, 8, 10, seed=0), made(subject, 8, 10, seed=1)
     there = soft(subject, student, teacher, "a batch of 8").terms
     ours, theirs = (changed(outputs, lambda x: x.flip(0)) for outputs in (student, teacher))
@@ -62,7 +63,7 @@ def order_does_not_matter(subject: Subject) -> None:
 
 
 def mean_over_the_batch(subject: Subject) -> None:
-    """A batch given twice costs about what it costs once: the size of the batch is no hidden weight."""
+    """Check that a batch given twice has about the same loss as once, so that the batch size is no hidden weight."""
     student, teacher = made(subject, 16, 10, seed=0), made(subject, 16, 10, seed=1)
     labels = targets(student.logits)
     ours, theirs = (changed(outputs, _twice) for outputs in (student, teacher))
@@ -82,7 +83,7 @@ def _twice(values: Tensor) -> Tensor:
 
 
 def top_k_is_enough(subject: Subject) -> None:
-    """One that says so reads softmax distributions: a constant added to a row of the teacher's logits is not seen."""
+    """Check that a constant added to rows of the teacher's logits changes nothing, if `takes_top_k()` gives true."""
     for one in lifted(subject):
         with asked(one, f"{one.name}.takes_top_k should say yes or no", "takes_top_k"):
             enough = one.distiller.takes_top_k()
@@ -102,7 +103,7 @@ def top_k_is_enough(subject: Subject) -> None:
 
 
 def says_whether_it_needs_labels(subject: Subject) -> None:
-    """Without labels it works, or its class says that it does not."""
+    """Check that unlabelled batches work, unless the class says `needs_labels = True`."""
     if subject.distiller.needs_labels:
         return
     student, teacher = made(subject, 8, 10, seed=0), made(subject, 8, 10, seed=1)
@@ -117,7 +118,7 @@ def says_whether_it_needs_labels(subject: Subject) -> None:
 
 
 def continuous_at_the_ends(subject: Subject) -> None:
-    """A number that is almost at an end of its range does almost what it does there."""
+    """Check that the loss hardly changes between an end of an option's range and a number just inside."""
     student, teacher = made(subject, 8, 10, seed=0), made(subject, 8, 10, seed=1)
     for name, end, near in ends(subject):
         both = [(with_fields(subject, {name: at}), f"a batch of 8 with {written({name: at})}") for at in (end, near)]

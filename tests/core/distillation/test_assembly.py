@@ -280,7 +280,7 @@ def test_a_tap_that_carries_no_gradient_is_refused(numbers, online, reentrant):
     with pytest.raises(StageError) as caught:
         loss(model.train(), images())
     assert str(caught.value) == (
-        "tap 'layer' of the student carries no gradient, so that comparing it would teach nothing: what is up to there "
-        "is frozen, or runs in torch.utils.checkpoint with use_reentrant=True; tap a layer that trains, or use "
+        "tap 'layer' of the student carries no gradient, so comparing it would teach nothing: the layers up to it are "
+        "frozen, or run in torch.utils.checkpoint with use_reentrant=True; tap a layer that trains, or use "
         "use_reentrant=False"
     )

@@ -108,8 +108,8 @@ CASES = [
          "a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file",
          teacher=None, options={"labels": "none"}),
     Case("no labels for a control", "train_teacher",
-         "'control' asks for a student without the teacher, but no batch of the workload's split 'train' has labels, "
-         "which are all that it would have; label some, or drop 'control'",
+         "'control' asks for a student without the teacher, which needs labels, but no batch of the workload's split "
+         "'train' has any; label some, or drop 'control'",
          {"use": "logit-kd", "control": True}, options={"labels": "none"}),
     Case("all of the classes kept as the top", "train_teacher",
          "'teacher.cache.top_k' is 3, but the teacher's logits have 3 classes; ask for fewer, or leave top_k out",

@@ -172,8 +172,8 @@ WRONG: dict[str, tuple[type[KdqError], dict[str, Any], str]] = {
     ),
     "a fixed batch": (
         StageError, {"model": Fixed},
-        "model 'Fixed' cannot be captured as a graph: its forward holds for a batch of 2 alone, which is that of the "
-        "example; take sizes from x.shape, or write -1 for the batch",
+        "model 'Fixed' cannot be captured as a graph: its forward works only for a batch of 2 samples, the size of the "
+        "example batch; take sizes from x.shape, or write -1 for the batch",
     ),
     "NaN": (StageError, {"data": {"wrong": float("nan")}}, NOT_FINITE.format("nan")),
     "infinity": (StageError, {"data": {"wrong": float("-inf")}}, NOT_FINITE.format("-inf")),

@@ -48,8 +48,8 @@ def test_a_file_of_torch_save_says_how_to_write_the_other_kind(zipped: bool) -> 
     torch.save(model().state_dict(), "t.pt", _use_new_zipfile_serialization=zipped)
     said = refusal(Path("t.pt"))
     assert re.fullmatch(
-        r"the teacher's file 't\.pt' is one of torch\.save, no safetensors file: .*; write one where the model is, "
-        r"with safetensors\.torch\.save_file\(model\.state_dict\(\), 't\.safetensors'\)",
+        r"the teacher's file 't\.pt' was written by torch\.save and is no safetensors file: .*; write one where the "
+        r"model is, with safetensors\.torch\.save_file\(model\.state_dict\(\), 't\.safetensors'\)",
         said,
     ), said
 

@@ -181,8 +181,8 @@ def test_a_control_without_any_label_is_refused_before_anything_is_trained(run_o
     with pytest.raises(StageError) as caught:
         bare.stage(stage)
     assert str(caught.value) == (
-        "'control' asks for a student without the teacher, but no batch of the workload's split 'train' has labels, "
-        "which are all that it would have; label some, or drop 'control'"
+        "'control' asks for a student without the teacher, which needs labels, but no batch of the workload's split "
+        "'train' has any; label some, or drop 'control'"
     )
     assert bare.events == []
 

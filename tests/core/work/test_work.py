@@ -147,7 +147,7 @@ def test_a_distiller_of_classes_is_refused_where_there_is_one_number_a_sample(
         run.stage("train_teacher")
     name = use if isinstance(use, str) else use["use"]
     assert str(caught.value) == (
-        f"distiller {name!r} learns nothing from outputs of shape (2, 1): it compares classes, and one number a sample "
-        "is none; use a distiller of numbers, such as 'regression-kd', or of independent labels, such as "
+        f"distiller {name!r} learns nothing from outputs of shape (2, 1): it compares classes, and one number per "
+        "sample has no classes; use a distiller of numbers, such as 'regression-kd', or of independent labels, such as "
         "'multi-label-kd'"
     )
