@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,9 +12,6 @@ from kdq_core.distillation.parts import Part
 from kdq_core.errors import StageError
 from kdq_core.training.losses import observers_off
 from kdq_core.training.taps import graph_forward, tapping
-
-if TYPE_CHECKING:
-    pass
 
 
 class TappedStudent(nn.Module):

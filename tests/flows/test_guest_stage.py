@@ -141,8 +141,8 @@ def test_its_section_stands_in_the_schema_and_in_its_method_card(tmp_path: Path)
             "distill, prune-channels,",
             "prune-channels,",
             "pruned.yaml:4: stage 'prune-channels' reads the slot 'student', which no stage before it gives; list "
-            "'distill', which gives it, before 'prune-channels', or name a trained student: student: {source: checkpoint, "
-            "file: ...}",
+            "'distill', which gives it, before 'prune-channels', or name a trained student: student: "
+            "{source: checkpoint, file: ...}",
         ),
     ],
 )

@@ -135,7 +135,8 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         save_file(start.state_dict(), tmp_path / "start.safetensors")
         record = Checkpoint(slot="student", weights="start.safetensors", parameters=0)
         entry = Entry(tmp_path, Manifest(stage="distill", key="0" * 64, parts={}, record=record, files=()))
-        recipe = {"name": "bad", "workload": {"use": "digits", "options": data}, "quantize": section}
+        asks = {"name": "bad", "workload": {"use": "digits", "options": data}, "quantize": section}
+        recipe = {**asks, "teacher": {"cache": {"enabled": False}}}
         catalog = Installed(CATALOG.plugins, CATALOG.quarantined)
         asked = asked_of(Recipe.model_validate(recipe), Site(home=tmp_path, threads=1), catalog)
         by_title = {one.title: one for one in wire(asked, catalog)}
@@ -143,7 +144,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         work = StageWork(
             wired=by_title["quantize"],
             asked=asked,
-            parents={port: entry for port in ports if port != "outputs"},
+            parents=dict.fromkeys(ports, entry),
             draft=tmp_path,
             scratch=tmp_path,
             emit=lambda _event: None,
