@@ -246,7 +246,7 @@ def test_distillers_of_hidden_layers_take_a_teacher_of_other_classes(
     both.entries = run.entries
     with pytest.raises(StageError) as caught:
         both.stage("distill")
-    assert str(caught.value) == other_classes("dist", batch=32)
+    assert str(caught.value) == other_classes("dist")
 
 
 def test_members_of_different_classes_are_numbered(
