@@ -133,9 +133,9 @@ def test_environment_variables_in_the_documents_are_read_by_the_product() -> Non
     assert {"KDQ_HOME", "KDQ_DEVICE", "KDQ_THREADS", "KDQ_PRECISION", "KDQ_TRACKING_URI"} <= named
 
 
-def test_the_guest_in_the_documents_is_the_guest_of_the_tests() -> None:
+def test_the_guests_in_the_documents_are_those_of_the_tests() -> None:
     files = titled(ROOT / "docs" / "plugins.md", "file")
-    assert len(files) == 3
+    assert len(files) == 7
     for name, text in files.items():
         assert text == (ROOT / name).read_text(encoding="utf-8"), name
 
@@ -164,12 +164,14 @@ def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(gu
         recipe = package / f"{number}.yaml"
         recipe.write_text(f"name: example\nworkload: digits\n{text}", encoding="utf-8")
         run(kdq, "validate", recipe)
-    assert "3 passed" in run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests")
+    assert "4 passed" in run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests")
 
 
 def test_the_documents_name_kits_that_exist() -> None:
     named = {kit for page in PAGES for kit in re.findall(r"\bcheck_[a-z]+\b", page.read_text(encoding="utf-8"))}
-    assert {"check_distiller", "check_evaluator", "check_quantizer", "check_workload"} <= named <= set(kits)
+    assert (
+        {"check_distiller", "check_evaluator", "check_quantizer", "check_stage", "check_workload"} <= named <= set(kits)
+    )
 
 
 def test_the_picture_of_the_table_loads_nothing_from_elsewhere() -> None:

@@ -36,7 +36,7 @@ class PruneChannels(Stage):
     record: ClassVar[type[Record]] = PrunedStudent
 
     share: float = Field(default=0.3, ge=0, lt=1, description="of the channels of each layer that are taken out")
-    epochs: int = Field(default=0, ge=0, le=10_000, description="of training what is left on the hard labels")
+    epochs: int = Field(default=0, ge=0, le=10_000, description="of training on the hard labels afterwards; 0: none")
     learning_rate: float = Field(default=5e-4, gt=0, le=10, description="of that training")
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:
@@ -44,7 +44,7 @@ class PruneChannels(Stage):
         return {"student": Port(slot="student", record=Checkpoint)}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
-        """What a student is built of; its data too."""
+        """What a student is built of, and the data that it is trained on."""
         student = Section(name="student", only=("factory",))
         return Reads(sections=(Section(name="workload"), student), plugins=("workload",))
 
