@@ -250,6 +250,36 @@ class NarrowsUntold(Narrows):
         return work.checkpoint(self.narrow(model), of=HalvedStudent, surgery=["head"])
 
 
+class NarrowsMore(Narrows):
+    """Not broken: one class fewer at each use. Its port is not called like the slot."""
+
+    def inputs(self, asked: Any) -> Any:
+        return {"net": Port(slot=self.gives, record=Checkpoint)}
+
+    def untrained(self, work: Any) -> Any:
+        return self.narrow(work.model("net")) if work.has("net") else None
+
+    def run(self, work: Any) -> Record:
+        return work.checkpoint(self.narrow(work.model("net")), of=HalvedStudent, surgery=["head"])  # type: ignore[no-any-return]
+
+    def operate(self, model: nn.Module, surgery: Any) -> nn.Module:
+        return self.narrow(model)
+
+    def narrow(self, model: Any) -> nn.Module:
+        model.head = nn.Linear(model.head.in_features, model.head.out_features - 1)
+        with torch.no_grad():
+            model.head.weight.zero_(), model.head.bias.zero_()
+        return model  # type: ignore[no-any-return]
+
+
+class NarrowsTeachers(NarrowsMore):
+    gives: ClassVar[str] = "teacher"
+
+    def reads(self, asked: Any, wired: Any) -> Reads:
+        teacher = Section(name="teacher", only=("members", "inputs", "combine"), held={})
+        return Reads(sections=(Section(name="workload"), teacher), plugins=("workload",))
+
+
 class Alone(Tells):
     """Not broken: what it gives differs from try to try, since it measures time."""
 
@@ -259,6 +289,14 @@ class Alone(Tells):
 @pytest.mark.parametrize("stage", [Halved(), Alone()], ids=lambda stage: type(stage).__name__)
 def test_a_stage_that_keeps_its_promises_passes(stage: Stage, given: dict[str, Any]) -> None:
     check_stage(stage, given)
+
+
+@pytest.mark.parametrize(("stage", "before"), [(NarrowsMore(), []), (NarrowsTeachers(), ["train_teacher"])])
+def test_a_model_is_built_again_with_the_surgery_of_each_stage_before(
+    stage: Stage, before: list[str], given: dict[str, Any]
+) -> None:
+    name = "narrows-more" if not before else "narrows-teachers"
+    check_stage(stage, {**given, "stages": [*before, {"use": name, "name": "first"}]})
 
 
 BROKEN: dict[type[Stage], str] = {
