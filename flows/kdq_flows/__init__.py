@@ -18,16 +18,16 @@ def compress(
     server: bool = True,
     observer: Observer | None = None,
 ) -> RunResult:
-    """Run a recipe; does what `kdq run` does and gives the same facts.
+    """Run a recipe as `kdq run` does, and return the same facts.
 
     Args:
         recipe: a recipe, or the path of its file.
-        site: where to run it; by default what the environment says.
-        server: run it as a Prefect flow, starting the site's own server where none is configured; otherwise inline.
-        observer: is told what happens.
+        site: where to run it; by default the site that the environment describes.
+        server: run it as a Prefect flow, and start the site's own server if none is configured; false runs it inline.
+        observer: hears of stages, progress and messages.
 
     Raises:
-        KdqError: the request was wrong or a stage failed; the text says what to do.
+        KdqError: the request is wrong or a stage failed; the message says what to do.
     """
     from kdq_flows.running import run_recipe
 

@@ -6,23 +6,23 @@ from typing import Any, Protocol
 
 
 class Observer(Protocol):
-    """Told what happens; called from several threads."""
+    """Hears what happens in a run. KDQ calls it from several threads."""
 
     def stage_started(self, stage: str) -> None:
-        """The stage is not cached and begins to run."""
+        """The stage is not cached and starts to run."""
 
     def progress(self, event: dict[str, Any]) -> None:
-        """An event of a stage at work: `done` of `total` steps, with a short `note`."""
+        """A running stage has done `done` of `total` steps; `note` is a short text."""
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
-        """The stage is `ran`, `cached` or `failed`."""
+        """The stage has ended; `state` is `ran`, `cached` or `failed`."""
 
     def message(self, text: str) -> None:
-        """Something the user should read."""
+        """A text that the user should read."""
 
 
 class Silent:
-    """Watches nothing."""
+    """An observer that ignores everything."""
 
     def stage_started(self, stage: str) -> None:
         """Nothing to do."""

@@ -1,7 +1,7 @@
-"""Who owns a run: the process that drives it, named so that it can be recognised after its death.
+"""The owner of a run: a tag for the process that drives it, so that KDQ notices later whether that process died.
 
-A tag is `host:pid:start_time:boot_id`. A process number alone is reused; with the start time and the id of this boot
-of the machine it is not.
+A tag is `host:pid:start_time:boot_id`. The system reuses process numbers; with the start time and the id of the boot a
+tag never names two processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> str | None:
-    """When the process began, in the kernel's own ticks; `None` for one that is dead, or dead and not yet reaped."""
+    """When the process started, in ticks of the kernel; `None` if it is dead or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -48,12 +48,12 @@ def _start_time_elsewhere(pid: int) -> str | None:
 
 
 def host() -> str:
-    """Name of this machine, without the separator of tags."""
+    """Name of this machine, without the colon that separates the parts of a tag."""
     return socket.gethostname().replace(":", "-")
 
 
 def owner_tag(pid: int | None = None) -> str:
-    """Tag of a living process of this host; by default of this one.
+    """Tag of a living process of this host; by default of this process.
 
     Raises:
         ProcessLookupError: there is no such process.
@@ -66,12 +66,12 @@ def owner_tag(pid: int | None = None) -> str:
 
 
 def prefect_tag() -> str:
-    """The tag a flow run of this process carries in Prefect."""
+    """The tag that marks a flow run of this process in Prefect."""
     return PREFECT_TAG + owner_tag()
 
 
 def is_alive(tag: str) -> bool:
-    """Whether the tagged process still runs. Of other hosts, and of what is no tag, nothing is known: true."""
+    """Whether the tagged process still runs; true also for other hosts and malformed tags, as KDQ cannot know."""
     parts = tag.split(":")
     if len(parts) != 4 or not parts[1].isdigit() or parts[0] != host():
         return True

@@ -18,13 +18,16 @@ from kdq_flows.servers.environment import apply_environment
 def run_recipe(
     recipe: Recipe | str | Path, site: Site | None = None, *, server: bool = True, observer: Observer | None = None
 ) -> tuple[RunResult, KdqError | None]:
-    """Run a recipe to its end; a failed stage is given back beside the facts, a wrong request is raised.
+    """Run a recipe; gives the facts and, if a stage failed, its error.
 
     Args:
         recipe: a recipe, or the path of its file.
-        site: where to run it; by default what the environment says.
-        server: run as a Prefect flow.
-        observer: is told what happens.
+        site: where to run it; by default the site that the environment describes.
+        server: run as a Prefect flow; false runs it inline.
+        observer: hears of stages, progress and messages.
+
+    Raises:
+        KdqError: the request is wrong, or a server does not start.
     """
     site = site or Site.from_environment()
     observer = observer or Silent()
@@ -46,7 +49,7 @@ def run_recipe(
 
 
 def _run_with_server(pipeline: Pipeline) -> dict[str, str]:
-    """Run as a Prefect flow; the addresses of the pages."""
+    """Run as a Prefect flow; gives the addresses of the Prefect and MLflow pages."""
     from kdq_flows.servers.servers import ensure_mlflow_ui, ensure_prefect
 
     site = pipeline.plan.site
@@ -64,10 +67,10 @@ def _run_with_server(pipeline: Pipeline) -> dict[str, str]:
 
 
 def check_home(site: Site) -> None:
-    """Make the site's home and try to write there, so that nothing begins which could not be kept.
+    """Make the site's home and try to write there, so that KDQ computes no result that it could not store.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: KDQ cannot write to the home.
     """
     with explained(site.home, "write to KDQ_HOME"):
         site.store.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a shipped file answers on the test split, and what is right; for all evaluators."""
+"""Outputs of a shipped file on the test split, and the hard labels to compare them with; evaluators share both."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Truth(NamedTuple):
     """The hard labels of one output.
 
     Attributes:
-        rows: which samples have one, bool `[N]`; a label below 0, as -100, is none.
-        classes: their classes, int64 `[M]`.
+        rows: which samples have a label, bool `[N]`; a label below 0, such as -100, counts as missing.
+        classes: the classes of those samples, int64 `[M]`.
     """
 
     rows: np.ndarray
@@ -23,10 +23,10 @@ class Truth(NamedTuple):
 
 
 def answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
-    """Every output of the file for every sample, each float `[N, ...]`, in the runtime that it was written for.
+    """Run the file in its runtime; gives every output for every sample, each float `[N, ...]`.
 
     Raises:
-        StageError: there is no sample, samples differ in shape, or an answer is not finite.
+        StageError: there is no sample, outputs of two samples differ in shape, or a value is not finite.
     """
     import numpy as np
 
@@ -42,17 +42,17 @@ def answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
 
 
 def output_names(subject: Subject) -> tuple[str, ...]:
-    """Names of the file's outputs, in order: those of the tasks, where the model has several."""
+    """Names of the file's outputs, in order; if the model has several tasks, they are the names of the tasks."""
     return tuple(output.name for output in subject.target.signature(subject.path)[1])
 
 
 def suffixes(subject: Subject, count: int) -> tuple[str, ...]:
-    """What is put behind a metric's name for each of `count` outputs: of the first nothing, else `/` and its name."""
+    """The suffix of metric names for each of `count` outputs: empty for the first, `/<name>` for every other."""
     return ("", *(f"/{name}" for name in output_names(subject)[1:])) if count > 1 else ("",)
 
 
 def truths(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None, ...]:
-    """Which samples have a class as their label, for each of `count` outputs; `None` where no sample of it has."""
+    """The hard labels of each of `count` outputs; `None` for an output of which no sample has a class as its label."""
     import numpy as np
 
     given = [(len(batch.ids), {"": batch.targets, **batch.tasks}) for batch in batches()]

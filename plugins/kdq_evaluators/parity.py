@@ -1,23 +1,24 @@
-"""Evaluator `parity`: does the shipped file answer what its simulation in PyTorch answers?
+"""Evaluator `parity`: does the shipped file give the same outputs as its simulation in PyTorch?
 
-What: over the whole test split, the file in its runtime against the converted model in PyTorch (`parity_...`) and
-    against the prepared one, which was trained (`parity_prepared_...`): top-1 flips, and the difference of the outputs
-    in steps of the output's own grid (LSB). Beside them the top-1 of prepared and converted model. Where the file
-    flips or 1 % of its values are more than one LSB away, KDQ compares layer by layer and names the first that departs.
-Formula: |file - simulation| / scale of the output, over all its elements, rounded to 1/10,000 LSB so that float32
-    arithmetic on the same integers counts as none. For a float output, which has no scale, one LSB stands for 1/255 of
-    the simulation's range on the test split. A flip is a sample whose top-1 class differs; where the two classes tie
-    exactly in either of the two outputs, which one wins is arbitrary: that is counted as a tie, not as a flip.
-    Agreement is the share of samples with the same class, ties not excused. Outputs `[N, ..., C]` have an answer for
-    each position; one number a sample has no class, so no flips.
+What: runs the file in its runtime over the whole test split, and compares it with two models in PyTorch: the converted
+    model (`parity_...`), and the prepared model, which was trained (`parity_prepared_...`). It counts top-1 flips, and
+    measures the difference of the outputs in steps of the output's own grid (LSB). It also reports the top-1 of the
+    prepared and the converted model. If a sample flips, or 1 % of the values differ by more than one LSB, KDQ compares
+    layer by layer and names the first layer that differs.
+Formula: |file - simulation| / scale of the output, over all its elements, rounded to 1/10,000 LSB so that the
+    rounding of float32 arithmetic on equal integers counts as no difference. A float output has no scale; there, one
+    LSB is 1/255 of the simulation's range on the test split. A flip is a sample whose top-1 class differs. If the two
+    classes tie exactly in either output, the sample counts as a tie and not as a flip, because the winner is arbitrary.
+    Agreement is the share of samples with the same class; ties count against it. Outputs `[N, ..., C]` have one answer
+    for each position. An output with one number a sample has no class, so it has no flips.
 Source: after Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference": training must simulate what inference computes.
 Defaults and where they come from: no options.
-Costs: one pass of all three over the test split; the simulations are the slower. That of the file is shared with
-    other evaluators.
-    Of a model with several outputs the first has these names, another `parity_p99_lsb/<its name>` and so on; flips are
-    counted in the first, and where labels are classes.
-Limits: says nothing of a float model. Samples the test split does not have may differ.
+Costs: one pass of the file and of both simulations over the test split. The simulations are slower than the file. All
+    evaluators share the pass of the file.
+Limits: gives no metrics for a float model. Samples outside the test split may differ. If a model has several outputs,
+    the metrics of the first have the plain names; those of another output end in its name, as in
+    `parity_p99_lsb/<name>`. Flips are counted in the first output, and in each output whose labels are classes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Parity(Evaluator):
     columns: ClassVar[tuple[Column, ...]] = (Column(heading="flips", metric="parity_flips", form="{:.0f}"),)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
-        """Counts of flips and ties, and quantiles of the difference in LSBs; `()` without simulation.
+        """Counts of flips and ties, and quantiles of the difference in LSBs; `()` if there is no simulation.
 
         Raises:
             StageError: file and simulation give different shapes, or the simulation changed while it ran.
@@ -85,11 +86,11 @@ class Output(NamedTuple):
     """One output of the file and of its simulation, each `[N, ...]`.
 
     Attributes:
-        suffix: put behind the names of its metrics.
-        file: what the file gives.
-        simulated: what the simulation gives.
-        scale: its LSB, `None` for float.
-        truth: its hard labels, where they are classes.
+        suffix: appended to the names of its metrics.
+        file: values from the file.
+        simulated: values from the simulation.
+        scale: size of one LSB; `None` for a float output.
+        truth: its hard labels; `None` if they are not classes.
     """
 
     suffix: str
@@ -99,7 +100,7 @@ class Output(NamedTuple):
     truth: Truth | None
 
     def top1(self, simulation: str) -> Metric:
-        """Share of labelled samples of which the simulation gives the class."""
+        """Share of the labelled samples that the simulation classifies correctly."""
         assert self.truth is not None
         right = self.simulated[self.truth.rows].argmax(1) == self.truth.classes
         name = f"top1_{simulation}{self.suffix}"
@@ -107,7 +108,7 @@ class Output(NamedTuple):
 
 
 def _pair(prefix: str, outputs: list[Output], departure: Callable[[], str]) -> list[Metric]:
-    """Metrics of the file against one simulation: flips of each output of classes, differences of all."""
+    """Metrics of the file against one simulation: flips of outputs with classes, differences of every output."""
     flips = {one.suffix: count_flips(one.file, one.simulated) for one in outputs if one.truth or not one.suffix}
     steps = {one.suffix: differences(one.file, one.simulated, one.scale) for one in outputs}
     breach = any(count for count, _ in flips.values()) or any(step["p99"] > 1 for step in steps.values())

@@ -1,16 +1,16 @@
 """Evaluator `quality`: how well the shipped file classifies, and how that differs from the float student.
 
-What: top-1 accuracy, macro-averaged precision, recall and F1 on the test split; top-1 minus the baseline's; share of
-    samples on which both give the same class.
-Formula: as torchmetrics defines them (multiclass). The baseline's own report has neither difference nor agreement.
+What: measures top-1 accuracy and macro-averaged precision, recall and F1 on the test split. Compares with the baseline,
+    the float student: the difference in top-1, and the share of samples for which both give the same class.
+Formula: the multiclass formulas of torchmetrics. The baseline's own report has neither difference nor agreement.
 Source: intervals (95 %): Wilson 1927 for top-1 and agreement; Bonett and Price 2012, "Adjusted Wald confidence interval
-    for a difference of binomial proportions based on paired data", for the difference. Both see the finite test split
-    only, not the luck of the training seed.
+    for a difference of binomial proportions based on paired data", for the difference. The intervals cover
+    the finite test split only, not the variation between training seeds.
 Defaults and where they come from: no options; macro averages give every class the same weight, as in scikit-learn.
 Costs: one pass of candidate and baseline over the test split, which all evaluators share.
-    Of a model with several tasks the first output has these names, another `top1/<task>` and so on.
-Limits: single-label classification with logits `[B, C]`; an output whose labels are no classes is left out; no interval
-    for precision, recall, F1.
+Limits: single-label classification with logits `[B, C]`. If a model has several tasks, the metrics of the first output
+    have the plain names; those of another output end in its task, as in `top1/<task>`. The evaluator leaves out an
+    output whose labels are not classes. Precision, recall and F1 have no interval.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class Quality(Evaluator):
     late_imports: ClassVar[tuple[str, ...]] = ("torchmetrics.functional.classification",)
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
-        """Metrics in fractions; with the difference from the baseline where the candidate is another file.
+        """Metrics in fractions; with the difference from the baseline if the candidate is another file.
 
-        Of models with several tasks, outputs of one name are compared; one that the baseline does not have is left out.
+        If the models have several tasks, outputs of the same name are compared. An output that the baseline does not
+        have is left out.
 
         Raises:
-            StageError: no output of the baseline has a class as the label of some sample, or more than one logit.
+            StageError: no sample has a class as its label, or every output with such labels has only one logit.
         """
         given = answers(candidate, batches)
         other = given if candidate.path == baseline.path else answers(baseline, batches)
@@ -69,7 +70,7 @@ class Quality(Evaluator):
 
 
 def _by_name(subject: Subject, given: tuple[np.ndarray, ...], count: int) -> dict[str, np.ndarray]:
-    """Outputs by name where the baseline has several (`count`); else the first, whatever it is called."""
+    """Outputs by name if the baseline has several (`count`); else the first output under the name ""."""
     return dict(zip(output_names(subject), given, strict=True)) if count > 1 else {"": given[0]}
 
 

@@ -1,4 +1,4 @@
-"""What a simulation in PyTorch answers, how far a file is from it, and where they part; shared by evaluators."""
+"""Runs a simulation in PyTorch, measures how far a file is from it, and finds the first layer that differs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def simulate(model: nn.Module, batches: Batches) -> tuple[np.ndarray, ...]:
-    """Every output of a model in PyTorch for every sample, each `[N, ...]`.
+    """Run a model in PyTorch; gives every output for every sample, each `[N, ...]`.
 
     Raises:
-        StageError: a parameter or buffer changed meanwhile.
+        StageError: a parameter or buffer changed during the run.
     """
     import numpy as np
     import torch
@@ -39,7 +39,7 @@ def simulate(model: nn.Module, batches: Batches) -> tuple[np.ndarray, ...]:
 
 
 def state_hash(model: nn.Module) -> str:
-    """sha256 of all parameters and buffers, those that are not saved included."""
+    """sha256 of all parameters and buffers, including buffers that are not saved."""
     import torch
 
     digest = hashlib.sha256()
@@ -50,11 +50,11 @@ def state_hash(model: nn.Module) -> str:
 
 
 def count_flips(file: np.ndarray, simulated: np.ndarray) -> tuple[int, int]:
-    """Answers whose top-1 class differs, and those of differing class that tie exactly.
+    """How many answers differ in top-1 class: first without exact ties, then those where the two classes tie.
 
     Args:
-        file: `[N, C]`, or `[N, ..., C]` with an answer for each position; one number a sample, `[N]`, has no class.
-        simulated: of the same shape.
+        file: `[N, C]`, or `[N, ..., C]` with one answer for each position; `[N]`, one number a sample, has no class.
+        simulated: values of the same shape.
     """
     import numpy as np
 
@@ -67,7 +67,7 @@ def count_flips(file: np.ndarray, simulated: np.ndarray) -> tuple[int, int]:
 
 
 def by_answer(values: np.ndarray) -> np.ndarray:
-    """`[N, ..., C]` as one row an answer, `[M, C]`; `[N]` as `[N, 1]`."""
+    """`[N, ..., C]` reshaped to one row for each answer, `[M, C]`; `[N]` becomes `[N, 1]`."""
     return values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
 
 
@@ -83,12 +83,12 @@ def differences(file: np.ndarray, simulated: np.ndarray, scale: float | None) ->
 
 
 def first_departure(subject: Subject, batches: Batches, *, converting: bool) -> str:
-    """Which layer is the first whose integers are not the same, in words; from the first batch in which one is not.
+    """Name, in words, the first layer whose integers differ; KDQ takes the first batch in which a layer differs.
 
     Args:
-        subject: with its simulations.
+        subject: the file, with its simulations.
         batches: gives the test split.
-        converting: compare the prepared model with the converted one first; the file is compared with that.
+        converting: compare the prepared with the converted model first, then the converted model with the file.
     """
     from torch.fx import GraphModule
 
@@ -100,14 +100,14 @@ def first_departure(subject: Subject, batches: Batches, *, converting: bool) -> 
         if converting and isinstance(prepared, GraphModule) and isinstance(file, GraphModule):
             found = departures_of_conversion(prepared, file, batch.inputs)
             if found:
-                return f"converted and prepared model part at {_named(found)}"
+                return f"converted and prepared model first differ at {_named(found)}"
         arrays = tuple(x.numpy() for x in batch.inputs)
         away = subject.target.departures(subject.path, file, arrays, threads=subject.threads)  # type: ignore[arg-type]
         if away is None:
             return "this target cannot look inside its files"
         if away:
-            return f"file and converted model part at {_named(away)}"
-    return "no layer inside differs: what parts is behind the last quantizer"
+            return f"file and converted model first differ at {_named(away)}"
+    return "no layer inside the model differs; the difference arises behind the last quantizer"
 
 
 def _named(found: tuple[Departure, ...]) -> str:

@@ -1,10 +1,10 @@
-"""Keep what the teacher says of every training sample, in each of some views.
+"""Write the teacher's outputs for every training sample to disk, in several augmented views.
 
-What: asks the teacher once and writes its logits, and the features that distillers compare, as memory-mapped files.
-    Every student and the quantized student read them. A build that was killed is resumed.
-Defaults: four views in fp16; `teacher.cache` changes that. The stage is left out where `teacher.cache.enabled` is
-    false, and where a distiller compares features that `teacher.cache.features` does not keep.
-Limits: the workload must give the same view of a sample twice.
+What: runs the teacher once over each view and writes its logits, and the features that distillers compare, as
+    memory-mapped files. Every student and the quantized student read them. After a kill, KDQ resumes the writing.
+Defaults: four views in fp16; `teacher.cache` changes that. KDQ leaves the stage out if `teacher.cache.enabled` is
+    false, or if a distiller compares features and `teacher.cache.features` is false.
+Limits: the workload must be able to repeat a view: the same view number gives the same augmented samples.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class CacheTeacher(Stage):
     record: ClassVar[type[Record]] = TeacherOutputs
 
     def wanted(self, asked: Asked) -> bool:
-        """Whether the recipe wants outputs kept, and all that the distillers read is kept.
+        """Whether the recipe enables the cache, and the cache will hold all that the distillers read.
 
         Raises:
-            RecipeError: the mean over kept views is asked for, and none are kept.
-            PluginError: the workload cannot give the same view of a sample twice.
+            RecipeError: the recipe asks for the mean over cached views, but caches none.
+            PluginError: the `batches` of the workload takes no `view`.
         """
         cache, features = asked.recipe.teacher.cache, bool(asked.tapping)
         check_fused(asked.recipe, features=features)
@@ -59,7 +59,7 @@ class CacheTeacher(Stage):
         return {"teacher": TEACHER}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """What decides the rows. `auto` finds pairs by the shapes of both models: then the student's options too."""
+        """The fields that decide the cached values; `taps: auto` adds the student's, whose shapes decide the pairs."""
         fields = ("cache.views", "cache.seed", "cache.form", "cache.top_k", "precision")
         sections = [workload_of_teachers(asked), Section(name="teacher", only=fields)]
         if asked.tapping:
@@ -69,11 +69,11 @@ class CacheTeacher(Stage):
                 Section(name="teacher", only=("cache.features",), held={"cache": {"features": taps}}),
                 Section(name="student", only=("factory",)),
             ]
-        limit = Section(name="teacher", only=("cache.limit_gb", "cache.enabled"), held={})  # changes no row
+        limit = Section(name="teacher", only=("cache.limit_gb", "cache.enabled"), held={})  # changes no cached value
         return Reads(sections=(*sections, limit, MEMBERS), plugins=("workload",), seeded=False)
 
     def check(self, work: CheckWork) -> None:  # type: ignore[override]
-        """Refuse outputs that cannot be kept as the recipe asks."""
+        """Refuse teacher outputs that the recipe's cache settings cannot hold."""
         from kdq_core.teachers.encoding import layout
         from kdq_core.work.rehearsal import first_samples, teacher_of
 
@@ -81,7 +81,7 @@ class CacheTeacher(Stage):
             layout(teacher_of(work)(first_samples(work)), work.section("teacher").cache)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Ask the teacher, or resume asking it."""
+        """Run the teacher over every view; after a kill, resume from the rows that were written."""
         from kdq_core.teachers.build import build_outputs
         from kdq_core.training.fit import to_device
         from kdq_core.work.data import EVALUATION_BATCH, view_of

@@ -1,10 +1,11 @@
 """Train the student with the teacher's outputs.
 
-What: fits the student to the terms of the recipe's distillers and to the hard labels; where the recipe asks for
-    `distill.control`, fits it once more without the teacher, and says what the teacher gained.
-Defaults: the distiller `logit-kd`, a new student of the workload. A student that stands before this stage, such as one
-    from a checkpoint or a pruned one, is trained further.
-Limits: what distillers compare must fit teacher and student; KDQ rehearses it before anything is trained.
+What: fits the student to the loss terms of the recipe's distillers and to the hard labels. With `distill.control`, it
+    fits a second student without the teacher, and reports what the first one gained from the teacher.
+Defaults: the distiller `logit-kd`, a new student of the workload. If an earlier stage gives a student, such as one
+    from a checkpoint or a pruned one, this stage trains it further.
+Limits: the outputs and features that the distillers compare must fit teacher and student. KDQ checks this with two
+    samples before it trains anything.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ class Distill(Stage):
     record: ClassVar[type[Record]] = Checkpoint
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
-        """The teacher, what is kept of it, and a student that is trained further."""
+        """The teacher, its cached outputs, and a student to train further if an earlier stage gives one."""
         return {"teacher": TEACHER, "outputs": OUTPUTS, "student": optional(STUDENT)}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """The section `distill`."""
+        """The section `distill`, and those fields of workload, teacher and student that decide the training."""
         student = Section(name="student", only=("factory",))
         sections = (Section(name="workload"), student, Section(name="distill"), *teaching_sections(wired))
         return Reads(sections=sections, plugins=("workload", "distiller"))
 
     def untrained(self, work: StageWork) -> nn.Module:  # type: ignore[override]
-        """The student it would train."""
+        """The student as it is before the training."""
         from kdq_core.work.models import new_student
 
         return work.model("student") if work.has("student") else new_student(work)
 
     def check(self, work: CheckWork) -> None:  # type: ignore[override]
-        """Rehearse: teach two samples to the untrained student."""
+        """Rehearse the training: teach two samples to the untrained student."""
         from kdq_core.distillation.transfer import transfer
         from kdq_core.training.gains import check_labels
         from kdq_core.work.data import EVALUATION_BATCH
@@ -70,10 +71,9 @@ class Distill(Stage):
         rehearse(work, student)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Train the student; then its control, where the recipe asks for one.
+        """Train the student; then its control, if the recipe asks for one.
 
-        A control starts from random parameters also where the student starts from the teacher's: they are the teacher's
-        gift, too.
+        The control never starts from the teacher's parameters, because they are part of what the teacher contributes.
         """
         from kdq_core.work.teaching import taught_student
         from kdq_core.work.twin import with_gains
@@ -83,7 +83,7 @@ class Distill(Stage):
         student = self._started(work).to(device)
         written, hooks = _transferred(work, student)
         model, loss = taught_student(work, student, device)
-        work.seeded("distill/fit")  # building a teacher beside it drew numbers, reading a kept one did not
+        work.seeded("distill/fit")  # building a live teacher draws random numbers, reading a cached one does not
         hooks |= {"before_step": loss.before_step}
 
         def fit() -> tuple[EpochRecord, ...]:
@@ -104,7 +104,7 @@ class Distill(Stage):
         return work.checkpoint(student, history, gains=gained, **told)
 
     def _started(self, work: StageWork) -> nn.Module:
-        """The student before its fit; the same at each call."""
+        """The student before its fit; each call gives the same parameters."""
         from kdq_core.work.models import new_student
 
         work.seeded("student")
@@ -112,7 +112,7 @@ class Distill(Stage):
 
 
 def _transferred(work: StageWork, student: nn.Module) -> tuple[tuple[str, ...], dict[str, Callable[..., None]]]:
-    """Start the student from the teacher's parameters where the recipe asks for it: which, and the hooks of the fit."""
+    """Copy parameters from teacher to student if the recipe asks for it; gives their names, and hooks for the fit."""
     from kdq_core.distillation.transfer import holding, transfer
 
     spec, epochs = work.section("distill").transfer, work.section("distill").fit.epochs

@@ -1,9 +1,9 @@
 """Measure the exported files in their runtime.
 
-What: every evaluator of the recipe measures every model's file; nothing comes from a simulation but what `parity`
-    compares with.
+What: runs every evaluator of the recipe on every model's file. Only `parity` also runs the simulation in PyTorch, to
+    compare the int8 file with it.
 Defaults: the evaluators quality, size, latency, coverage and parity.
-Limits: it measures time, so nothing else of KDQ may compute beside it.
+Limits: it measures time, so no other computation of KDQ may run beside it.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ LIBRARIES = ("onnx", "onnxruntime", "torchmetrics", "scikit-learn")
 
 
 class Evaluate(Stage):
-    """What the files are worth."""
+    """The metrics of the exported files."""
 
     gives: ClassVar[str] = "report"
     record: ClassVar[type[Record]] = EvaluationReport
     needs: ClassVar[Needs] = Needs(device="cpu", alone=True)
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
-        """The files, and the models they were made of, to compare with."""
+        """The exported files, and the models that they were made of, which `parity` needs."""
         return {"student": STUDENT, "quantized": QUANTIZED, "artifact": ARTIFACT}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """The evaluators, and how the student was quantized."""
+        """The evaluators and the target, and the fields that rebuild the quantized student."""
         sections = (
             Section(name="workload"),
             Section(name="student", only=("factory",)),
@@ -59,7 +59,7 @@ class Evaluate(Stage):
         return Reads(sections=sections, plugins=plugins, libraries=libraries)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Run every evaluator on every file; each file runs over the test split once for all that ask for it."""
+        """Run every evaluator on every file. Each file runs over the test split once; evaluators share its outputs."""
         from kdq_core.work.data import EVALUATION_BATCH
         from kdq_core.work.predictions import KeptPredictions
 
@@ -84,7 +84,7 @@ class Evaluate(Stage):
 
 
 def subjects_of(work: StageWork) -> dict[str, Subject]:
-    """The files to measure, by slot; the int8 one with its simulations."""
+    """The files to measure, by slot; the int8 file comes with its simulations in PyTorch."""
     from kdq_core.quantization.convert import convert
 
     entry, artifact = work.input("artifact"), work.record("artifact", Artifact)

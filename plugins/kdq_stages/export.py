@@ -1,9 +1,10 @@
-"""Write the files: the quantized student for the target, and its float companions for the same runtime.
+"""Export the quantized student for the target, and the float models for the same runtime.
 
-What: converts the quantized student to integers and exports it; exports the float student, and the teacher where there
-    is one, so that all are measured alike.
-Defaults: the target `onnxruntime-cpu`. A teacher that is an ONNX file is written as it is.
-Limits: a teacher that has an ONNX file among others, or reads other inputs than the student, is left out.
+What: converts the quantized student to integers and exports it. Also exports the float student, and the teacher if
+    there is one, so that KDQ measures all of them in the same way.
+Defaults: the target `onnxruntime-cpu`. If the teacher is an ONNX file, KDQ copies that file unchanged.
+Limits: KDQ does not export a teacher that reads other inputs than the student. Nor does it export a teacher that
+    combines an ONNX file with other members or with a normalisation.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Export(Stage):
-    """The files to ship and to compare with."""
+    """The int8 file to ship, and the float files to compare it with."""
 
     gives: ClassVar[str] = "artifact"
     record: ClassVar[type[Record]] = Artifact
     needs: ClassVar[Needs] = Needs(device="cpu")
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
-        """The quantized student, the float one, and a teacher where there is one."""
+        """The quantized student, the float student, and the teacher if there is one."""
         return {"teacher": optional(TEACHER), "student": STUDENT, "quantized": QUANTIZED}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """How the student was quantized, and for which target."""
+        """The target, and the fields that rebuild the quantized student."""
         sections = (
             Section(name="workload"),
             Section(name="student", only=("factory",)),
@@ -47,7 +48,7 @@ class Export(Stage):
         return Reads(sections=sections, plugins=("workload", "quantizer", "target"), libraries=libraries)
 
     def models(self, asked: Asked, wired: frozenset[str]) -> tuple[Model, ...]:
-        """The int8 file and its companions."""
+        """The int8 file, and the float files beside it."""
         spec = asked.recipe.quantize
         bits = "int8" if (spec.weights, spec.activations) == (8, 8) else f"W{spec.weights}A{spec.activations}"
         teacher = Model(slot="teacher", form="file", title="teacher")
@@ -58,7 +59,7 @@ class Export(Stage):
         )
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Export each model, and read how the runtime runs the int8 file."""
+        """Export each model, then read from the runtime which operators of the int8 file run in int8."""
         from safetensors.torch import save_file
 
         from kdq_core.quantization.capture import capture
@@ -96,15 +97,15 @@ class Export(Stage):
 
 
 def file_of(slot: str) -> str:
-    """Name of a model's file in the entry."""
+    """Name of a model's file in the store entry."""
     return f"{slot}.onnx"
 
 
 def teacher_fits(asked: Asked) -> bool:
-    """Whether the teacher can be written beside the student, so that both are measured alike.
+    """Whether KDQ can export the teacher, so that it measures teacher and student in the same way.
 
-    It cannot where the teacher reads other inputs, nor where something is around an ONNX model: other members, or a
-    normalisation.
+    It cannot if the teacher reads other inputs than the student, or if an ONNX model is combined with other members or
+    with a normalisation.
     """
     teacher = asked.recipe.teacher
     foreign = any(member.source in ("onnx", "registered") for member in teacher.members)
@@ -113,5 +114,5 @@ def teacher_fits(asked: Asked) -> bool:
 
 
 def weight_bits(resolved: Mapping[str, Any]) -> int:
-    """Bits the target's kernels take for weights on this machine."""
+    """How many bits of a weight the target's kernels use on this machine."""
     return 7 if resolved.get("reduce_range") else 8

@@ -7,7 +7,7 @@ from kdq_core.api import PluginSpec, hookimpl
 
 @hookimpl
 def kdq_stages() -> Iterable[PluginSpec]:
-    """Name them; their modules are imported when a recipe is planned."""
+    """List the stages by name; KDQ imports their modules when it plans a recipe."""
     return [
         PluginSpec(
             name="read_student",

@@ -1,10 +1,11 @@
 """Quantize the student.
 
-What: equalizes where the recipe asks for it, lets the ranges see calibration batches, corrects biases. A quantizer that
-    trains is then fitted with the teacher still teaching: first while ranges follow, then with ranges still, then with
-    batch-norm statistics still and biases rounded as the integers will be.
-Defaults: the quantizer `minmax-qat`, three epochs. Where no stage gives a teacher, the hard labels alone teach.
-Limits: a quantizer that does not train reads neither teacher nor distillers.
+What: equalizes the weights if the recipe asks for it, finds the ranges from calibration batches, and corrects biases.
+    If the quantizer trains, KDQ then fits the quantized student with the distillation loss. The ranges first follow
+    the data and are then frozen. At last KDQ freezes the batch-norm statistics too, and rounds biases as the integer
+    model will.
+Defaults: the quantizer `minmax-qat`, three epochs. If no stage gives a teacher, KDQ fits to the hard labels alone.
+Limits: a quantizer that does not train uses neither the teacher nor the distillers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from kdq_core.work.work import StageWork
 
 UNTRAINED = ("fit", "taught_by", "freeze_observers", "freeze_batch_norm", "weight_loss", "control")
-"""Fields that a quantizer which does not train has no use for."""
+"""Fields of `quantize` that have no effect with a quantizer that does not train."""
 
 
 class Quantize(Stage):
@@ -30,12 +31,12 @@ class Quantize(Stage):
     record: ClassVar[type[Record]] = Checkpoint
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:
-        """The student; for a quantizer that trains, also the teacher and what is kept of it."""
+        """The student; for a quantizer that trains, also the teacher and its cached outputs."""
         student = {"student": STUDENT}
         return {"teacher": optional(TEACHER), "outputs": OUTPUTS, **student} if asked.quantizer.trains else student
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
-        """The sections `quantize` and `target`; of a quantizer that trains with a teacher also `distill`."""
+        """The sections `quantize` and `target`; also `distill` if the quantizer trains with a teacher."""
         student = Section(name="student", only=("factory",))
         if not asked.quantizer.trains:
             sections = (
@@ -61,7 +62,7 @@ class Quantize(Stage):
         )
 
     def check(self, work: CheckWork) -> None:  # type: ignore[override]
-        """Capture the untrained student, place its quantizers, and rehearse what is to be taught."""
+        """Capture the untrained student, place its quantizers, and rehearse the training with two samples."""
         from kdq_core.teachers.source import OnlineTeacher
         from kdq_core.training.gains import check_labels
         from kdq_core.work.data import EVALUATION_BATCH
@@ -90,7 +91,7 @@ class Quantize(Stage):
             rehearse_in_graph(work, work.model("student"), teacher_of(work))
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Quantize it."""
+        """Quantize the student, with or without training."""
         from kdq_core.work.quantizing import calibrated, trained
 
         return (trained if work.quantizer.trains else calibrated)(work)

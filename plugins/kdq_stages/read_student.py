@@ -1,8 +1,8 @@
-"""Read a student that is trained already.
+"""Read a student that is already trained.
 
-What: loads the safetensors file of `student` in the recipe into the workload's student, or into the module that its
-    `factory` makes, and gives it to the stages after it bit for bit.
-Defaults: a recipe with `student: {source: checkpoint}` begins with this stage; it need not list it.
+What: loads the safetensors file that the recipe's section `student` names. The weights go into the workload's student,
+    or into the module that `student.factory` makes. Later stages get them bit for bit.
+Defaults: a recipe with `student: {source: checkpoint}` starts with this stage and need not list it.
 Limits: the file must have the keys and shapes of the module.
 """
 
@@ -25,7 +25,7 @@ class ReadStudent(Stage):
     record: ClassVar[type[Record]] = Checkpoint
 
     def wanted(self, asked: Asked) -> bool:
-        """Always.
+        """True: a recipe that lists this stage wants it.
 
         Raises:
             RecipeError: the recipe names no file.
@@ -38,20 +38,20 @@ class ReadStudent(Stage):
         return True
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """The section `student`; its file and its factory by content."""
+        """The section `student`, with its file and its factory hashed by content."""
         student = Section(name="student")
         return Reads(
             sections=(Section(name="workload"), student), plugins=("workload",), seeded=False, data=False, device=False
         )
 
     def untrained(self, work: StageWork) -> nn.Module:  # type: ignore[override]
-        """The student itself."""
+        """The trained student, as the file has it."""
         from kdq_core.work.models import read_student
 
         return read_student(work)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Read it."""
+        """Read the file into the student."""
         from kdq_core.work.models import read_student
 
         return work.checkpoint(read_student(work))

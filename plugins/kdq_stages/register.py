@@ -1,9 +1,9 @@
 """Register the int8 file as a version of a model in MLflow.
 
-What: hands the file, its report, the gates and the digests of all it came from to the registry; the same bytes are
-    never registered twice.
+What: gives the registry the file, its report, the gates, and the digests of everything that the file was made from.
+    KDQ never registers the same bytes twice.
 Defaults: the model has the recipe's name; `register: {name: ...}` gives it another.
-Limits: a run that does not meet a gate marked `required` fails here and registers nothing.
+Limits: if a gate marked `required` is not met, the stage fails and registers nothing.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Register(Stage):
     needs: ClassVar[Needs] = Needs(device="none")
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
-        """The file and its report."""
+        """The int8 file and its evaluation report."""
         return {"artifact": ARTIFACT, "report": REPORT}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """The model's name, its gates, and which registry it is."""
+        """The model's name, its gates, and the address of the registry."""
         tracking = asked.site.mlflow_uri if asked.site.tracking_uri else "the site's own"
         return Reads(
             sections=(Section(name="register"), Section(name="gates")),
@@ -45,7 +45,7 @@ class Register(Stage):
         )
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Register it.
+        """Register the file as a version.
 
         Raises:
             StageError: a required gate of the recipe is not met.

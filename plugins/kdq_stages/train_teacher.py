@@ -1,9 +1,9 @@
-"""Bring the recipe's teachers together.
+"""Train or read the recipe's teachers, and combine them into one.
 
-What: trains on hard labels those teachers that are trained by KDQ, the workload's by default; reads the others from
-    their files. Several become one.
+What: trains teachers on the hard labels, by default the workload's teacher. Reads teachers that are already trained
+    from their files. Several teachers become one, as `teacher.combine` says.
 Defaults: one teacher, the workload's, with the `fit` of the section `teacher`.
-Limits: a teacher that KDQ trains needs labels.
+Limits: KDQ needs labels to train a teacher.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def workload_of_teachers(asked: Asked) -> Section:
-    """The workload without the options that only its student reads, unless a teacher is of the student's kind."""
+    """The workload; without the options that only its student reads, unless a teacher is built like the student."""
     own = any(member.source == "student" for member in asked.recipe.teacher.members)
     unread = () if own else tuple(f"options.{name}" for name in sorted(asked.workload.student_options))
     return Section(name="workload", without=unread)
@@ -35,7 +35,7 @@ class TrainTeacher(Stage):
     record: ClassVar[type[Record]] = Checkpoint
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """The section `teacher`, without what does not get into the teachers' weights."""
+        """The section `teacher`, without the fields that do not influence the teachers' weights."""
         members = asked.recipe.teacher.members
         unread = ["cache", "precision"]
         if not any(member.trained for member in members):
@@ -49,7 +49,7 @@ class TrainTeacher(Stage):
         return Reads(sections=(workload_of_teachers(asked), teacher), plugins=("workload",), libraries=libraries)
 
     def untrained(self, work: StageWork) -> nn.Module:  # type: ignore[override]
-        """The teachers as one; those from files with their weights."""
+        """The combined teacher; members that are read from files already have their weights."""
         from kdq_core.teachers.members import empty_member, read_member, whole
 
         spec = work.section("teacher")
@@ -68,7 +68,7 @@ class TrainTeacher(Stage):
             )
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Train or read each, in order."""
+        """Train or read each teacher, in the order of the recipe."""
         from kdq_core.plan.members import answering
         from kdq_core.teachers.members import empty_member, read_member, whole
         from kdq_core.teachers.source import reading

@@ -255,7 +255,7 @@ def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests
 @pytest.mark.parametrize(
     ("raised", "code", "text"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; what is done is kept, run again to go on"),
+        (KeyboardInterrupt(), 130, "interrupted; finished work is kept, run again to resume"),
         (ZeroDivisionError("by nothing"), 1, "ZeroDivisionError: by nothing"),
     ],
 )

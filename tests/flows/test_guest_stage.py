@@ -104,7 +104,7 @@ def test_mlflow_has_a_run_of_it_with_its_options_and_curves(finished: tuple[Path
 def test_its_section_stands_in_the_schema_and_in_its_method_card(tmp_path: Path) -> None:
     schema = json.loads(kdq(tmp_path / "home", "schema").stdout)
     section = schema["properties"]["prune-channels"]
-    assert section["properties"]["share"]["description"] == "of the channels of each layer that are taken out"
+    assert section["properties"]["share"]["description"] == "share of each layer's channels that the stage removes"
     card = json.loads(kdq(tmp_path / "home", "plugins", "show", "prune-channels", "--json").stdout)
     assert [option["option"] for option in card["options"]] == ["share", "epochs", "learning_rate"]
     assert "Limits: a convolution is pruned if what it gives goes to one convolution" in card["card"]

@@ -1,4 +1,4 @@
-"""The `kdq` command. Command modules import what is heavy inside their functions: `--help` answers at once."""
+"""The `kdq` command. Command modules import heavy packages inside their functions, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ for _module in (run, recipes, models, servers):
 
 
 def main() -> None:
-    """Run the command line; an error is one paragraph on stderr and an exit code.
+    """Run the command line; print an error as one paragraph on stderr, and exit with its code.
 
-    0 is success, 1 a failed run or an unexpected error, 2 a wrong request where nothing ran, 130 an interrupt.
+    0 is success, 1 a failed run or an unexpected error, 2 a wrong request before anything ran, 130 an interrupt.
     """
     try:
         app()

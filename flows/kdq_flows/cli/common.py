@@ -1,6 +1,6 @@
-"""What every command shares: the site, a checked recipe, tables, and errors as one paragraph.
+"""Helpers of all commands: the site, a checked recipe, tables, and errors as one paragraph.
 
-Importable without pydantic, pandas and rich, so that `kdq --help` answers at once.
+The module imports neither pydantic nor pandas nor rich at its top, so that `kdq --help` answers at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PIPE_WIDTH = 160
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console for stdout or stderr; what is no terminal gets `PIPE_WIDTH` columns and no colour."""
+    """A rich console for stdout or stderr; a file or a pipe gets `PIPE_WIDTH` columns and no colour."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -43,8 +43,8 @@ def show(rows: list[dict[str, object]], *, title: str, as_json: bool) -> None:
 
     Args:
         rows: one dict a row; the columns are the keys in order of first appearance.
-        title: heading of the table; not part of the JSON.
-        as_json: print JSON; values that JSON does not know are printed as text.
+        title: heading of the table; the JSON has none.
+        as_json: print JSON; values of other types become text.
     """
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
@@ -70,13 +70,13 @@ def _cell(value: object) -> str:
 
 
 def site(**overrides: Any) -> Site:
-    """The site of the environment, with the command line's values over it.
+    """The site that the environment describes; values of the command line take precedence.
 
     Args:
         **overrides: fields of `Site`; `None` means "not given".
 
     Raises:
-        RecipeError: a value is none that its field allows; the message names the environment variable.
+        RecipeError: a field does not allow its value; the message names the environment variable.
     """
     from kdq_core.recipe.spec import Site
 
@@ -84,7 +84,7 @@ def site(**overrides: Any) -> Site:
 
 
 def load_recipe(path: Path, *, files: bool = False) -> Recipe:
-    """Read a recipe and check it with every plug-in it names; `files`: look for the teachers' files too.
+    """Read a recipe and check it with every plug-in that it names; with `files`, check too that named files exist.
 
     Raises:
         RecipeError: the file or a value in it is wrong; the message names file and line.
@@ -96,7 +96,7 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
 
 
 def print_error(message: str) -> None:
-    """Print `error: <message>` on stderr, wrapped where it is a terminal and on one line where it is not."""
+    """Print `error: <message>` on stderr; KDQ wraps it on a terminal, and keeps it on one line elsewhere."""
     text = f"error: {message}"
     if sys.stderr.isatty():
         width = max(40, min(shutil.get_terminal_size().columns, 100))
@@ -106,7 +106,7 @@ def print_error(message: str) -> None:
 
 
 def write_crash_log(error: BaseException) -> Path | None:
-    """Write the traceback of an unexpected error below the site's `logs/`; `None` where that is impossible."""
+    """Write the traceback of an unexpected error below the site's `logs/`; `None` if that fails."""
     import time
     import traceback
 

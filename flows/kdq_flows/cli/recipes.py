@@ -1,4 +1,4 @@
-"""`kdq validate`, `kdq schema`, `kdq plugins`: what can be asked for, without running anything or importing torch."""
+"""`kdq validate`, `kdq schema`, `kdq plugins`: commands about recipes that run no stage and import no torch."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def show_plugin(
 
 
 def _kinds(kind: str | None) -> tuple[Kind, ...]:
-    """The kinds asked for: one, or all."""
+    """The kind that the user asks for, or all kinds."""
     from kdq_core.errors import RecipeError, did_you_mean, listing
     from kdq_core.plugins.bases import KINDS
 
@@ -143,7 +143,11 @@ def _kinds(kind: str | None) -> tuple[Kind, ...]:
 
 
 def _find(catalog: Catalog, name: str, kinds: tuple[Kind, ...]) -> CatalogEntry:
-    """The one plug-in of these kinds that `name` means."""
+    """The only plug-in of these kinds with this name.
+
+    Raises:
+        PluginError: there is none, or several kinds have one.
+    """
     from kdq_core.errors import PluginError, did_you_mean, listing
 
     fitting = [kind for kind in kinds if any(name in (e.name, e.full_name) for e in catalog.of_kind(kind))]
@@ -156,7 +160,7 @@ def _find(catalog: Catalog, name: str, kinds: tuple[Kind, ...]) -> CatalogEntry:
 
 
 def _options(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row an option."""
+    """One row for each option."""
     from kdq_core.recipe.explain import bounds, type_name
 
     return [

@@ -24,7 +24,7 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a 
 
 
 class Progressing:
-    """Shows one bar a stage on a terminal, and one line a stage elsewhere; all of it on stderr."""
+    """Shows one bar for each stage on a terminal, and one line for each stage elsewhere; writes to stderr."""
 
     def __init__(self, *, bars: bool) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -51,7 +51,7 @@ class Progressing:
             yield
 
     def stage_started(self, stage: str) -> None:
-        """Open the stage's bar."""
+        """Add the stage's bar."""
         with self._lock:
             if self._progress and stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=None, note="starting")
@@ -64,7 +64,7 @@ class Progressing:
                 self._progress.update(bar, completed=event["done"], total=event["total"], note=event["note"])
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
-        """Close the stage's bar."""
+        """Stop the stage's bar, or print the stage's line."""
         with self._lock:
             if self._progress is None:
                 self._console.print(f"{stage:14} {state} in {seconds:.1f} s", markup=False)
@@ -78,7 +78,7 @@ class Progressing:
             self._progress.stop_task(bar)
 
     def message(self, text: str) -> None:
-        """One line above the bars."""
+        """Print one line above the bars."""
         self._console.print(text, markup=False)
 
 
@@ -100,7 +100,7 @@ def register_commands(app: typer.Typer) -> None:
             observer = Progressing(bars=sys.stderr.isatty())
             with observer.live():
                 result, error = run_recipe(recipe, site, server=not no_server, observer=observer)
-        except BaseException as stopped:  # an interrupt too: a script that reads the last line gets one
+        except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
             if as_json:
                 typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())
             raise
@@ -109,7 +109,7 @@ def register_commands(app: typer.Typer) -> None:
         elif error is None:
             _closing(result)
         if error is not None:
-            error.exit_code = 1  # a stage had begun: 2 would say that nothing ran
+            error.exit_code = 1  # a stage started, and exit code 2 would mean that nothing ran
             raise error
 
     @app.command()
@@ -142,17 +142,17 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
-    """The facts of a run that never began, or that was broken off."""
+    """The facts of a run that did not start or was interrupted."""
     from kdq_core.errors import KdqError
     from kdq_flows.facts.result import RunResult
 
     text = str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
-    text = "interrupted; what is done is kept, run again to go on" if isinstance(error, KeyboardInterrupt) else text
+    text = "interrupted; finished work is kept, run again to resume" if isinstance(error, KeyboardInterrupt) else text
     return RunResult(run=file.stem, status="failed", seconds=round(seconds, 3), stages=(), models={}, error=text)
 
 
 def _closing(result: RunResult) -> None:
-    """The table, then the teacher's gains, where the file is, which version it became, and the pages' addresses."""
+    """Print the table, the gains, the notes, the file, the version and the addresses of the pages."""
     from kdq_flows.facts.coverage import float_lines
     from kdq_flows.facts.result import line_of
 
@@ -184,7 +184,7 @@ def _closing(result: RunResult) -> None:
 
 
 def _gates(result: RunResult) -> None:
-    """Whether the version may be promoted, and which gates stand against it."""
+    """Print whether all gates are met, or else each gate that is not."""
     unmet = [verdict for verdict in result.gates if not verdict.met]
     if result.gates and not unmet:
         typer.echo(f"gates     all {len(result.gates)} met")

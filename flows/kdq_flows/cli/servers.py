@@ -1,4 +1,4 @@
-"""Commands about servers and schedules: up, down, serve, deploy, doctor, reconcile."""
+"""Commands for servers and schedules: `up`, `down`, `serve`, `deploy`, `doctor`, `reconcile`."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 def reconcile(as_json: JsonFlag = False) -> None:
-    """Close runs left open by processes that died."""
+    """Close runs that dead processes left open in Prefect and MLflow."""
     from kdq_flows.prefect.reconcile import reconcile as run
 
     lines = run(common.site())

@@ -1,4 +1,4 @@
-"""How each operator of the int8 file runs, as part of a run's result and in words."""
+"""How each operator of the int8 file runs: facts for the result of a run, and lines of text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class OperatorFacts(Frozen):
     kernel: str = Field(description="operator type in the optimised graph")
     int8: bool
     reason: str = Field(description="why it is float; empty for int8")
-    macs_share: float = Field(description="of the multiply-accumulates of the model, 0 to 1")
-    weight_share: float = Field(description="of the bytes of all weights in the file, 0 to 1")
+    macs_share: float = Field(description="share of the model's multiply-accumulates, 0 to 1")
+    weight_share: float = Field(description="share of the bytes of all weights in the file, 0 to 1")
 
 
 def coverage_of(view: RunView) -> tuple[OperatorFacts, ...]:
-    """The operators of the int8 file, once it was exported."""
+    """The operators of the int8 file; none before it is exported."""
     artifact = view.record("artifact", Artifact)
     operators = () if artifact is None else artifact.operators
     macs, weights = sum(o.macs for o in operators) or 1, sum(o.weight_bytes for o in operators) or 1
@@ -39,7 +39,7 @@ def coverage_of(view: RunView) -> tuple[OperatorFacts, ...]:
 
 
 def float_lines(operators: Iterable[OperatorFacts]) -> list[str]:
-    """What runs in float, one line for each kind of operator and reason; the most multiply-accumulates first."""
+    """One line for each kind of operator that runs in float and each reason; most multiply-accumulates first."""
     groups: dict[tuple[str, str], list[OperatorFacts]] = {}
     for operator in operators:
         if not operator.int8:

@@ -17,7 +17,7 @@ from kdq_flows.facts.coverage import OperatorFacts
 
 
 class StageFacts(Frozen):
-    """What became of one stage."""
+    """How one stage ended."""
 
     name: str
     key: str
@@ -26,7 +26,7 @@ class StageFacts(Frozen):
 
 
 class GainFacts(Frozen):
-    """What the student of one stage gained from the teacher over its control; see `kdq_core.store.records.Gain`."""
+    """How much better the student of one stage is than its control; see `kdq_core.store.records.Gain`."""
 
     stage: str
     metric: str
@@ -59,20 +59,21 @@ class RunResult(Frozen):
 
     Attributes:
         run: name of the run.
-        status: `no-news` when every stage was cached.
+        status: `no-news` if every stage was cached.
         seconds: wall-clock time.
-        stages: in the order of the plan; stages that were never reached are missing.
-        models: per model its metrics by name; in JSON one that is not finite is "NaN", "Infinity" or "-Infinity".
-        table: the closing table, one row a model, cells by heading.
-        gains: of the teacher, one for each stage that trained a control.
-        notes: what the evaluators say besides of the int8 model, such as the layer where file and simulation part.
-        gates: the recipe's gates and whether the int8 model meets them, once it was evaluated.
-        weights: paths of the weights in each slot that holds some, such as `student`.
-        artifact: the int8 file, once exported.
-        coverage: how each of its operators runs.
-        version: the model version, once registered.
+        stages: in the order of the plan; a stage that the run did not reach is missing.
+        models: metrics by model and by name; JSON has "NaN", "Infinity" or "-Infinity" for a value that is not finite.
+        table: the closing table, one row for each model, cells by heading.
+        gains: what the teacher brought, one for each stage that trained a control.
+        notes: which layers of student and teacher were compared, and remarks of the evaluators on the int8 model, such
+            as the layer where file and simulation first differ.
+        gates: the recipe's gates, and whether the int8 model meets them; empty before the evaluation.
+        weights: path of the weights in each slot that has some, such as `student`.
+        artifact: the int8 file, if it was exported.
+        coverage: how each operator of that file runs.
+        version: the model version, if it was registered.
         error: the error of a failed run.
-        links: addresses of the user interfaces that are up.
+        links: addresses of the web pages that are up.
     """
 
     run: str
@@ -93,12 +94,12 @@ class RunResult(Frozen):
 
 
 def models_of(view: RunView) -> dict[str, dict[str, float]]:
-    """Metric values per model, from the evaluation report if there is one."""
+    """Metric values by model and by name, from the evaluation report if there is one."""
     return {model: {m.name: m.value for m in metrics} for model, metrics in view.metrics.items()}
 
 
 def gains_of(view: RunView) -> tuple[GainFacts, ...]:
-    """What the students gained from the teacher, in the order of the stages."""
+    """How much the teacher brought, in the order of the stages."""
     return tuple(
         GainFacts(stage=name, verdict=gain.verdict, **gain.model_dump())
         for name, record in view.records(Checkpoint).items()
@@ -107,7 +108,7 @@ def gains_of(view: RunView) -> tuple[GainFacts, ...]:
 
 
 def notes_of(view: RunView) -> tuple[str, ...]:
-    """Which layers of student and teacher met, and what was noted with the metrics of the int8 model, each once."""
+    """Which layers of student and teacher were compared, and each note on a metric of the int8 model once."""
     metrics = view.metrics.get("int8", ())
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
     said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
@@ -116,7 +117,7 @@ def notes_of(view: RunView) -> tuple[str, ...]:
 
 
 def met(student: Checkpoint) -> Iterator[str]:
-    """What of the student was compared with what of the teacher, or started from it."""
+    """Lines on the layers that distillers compared, and on the layers that the student took from the teacher."""
     for name, pairs in student.compared.items():
         yield f"{name} compares {', '.join(' ~ '.join(pair) for pair in pairs)} (student ~ teacher)"
     if student.transferred:
@@ -131,7 +132,7 @@ def gates_of(view: RunView) -> tuple[GateVerdict, ...]:
 
 
 def weights_of(view: RunView) -> dict[str, str]:
-    """Where the weights in each slot are, in the order of the plan."""
+    """Path of the weights in each slot, in the order of the plan."""
     found: dict[str, str] = {}
     for slot in dict.fromkeys(node.gives for node in view.plan.nodes):
         entry, record = view.entry(slot), view.record(slot, Checkpoint)
@@ -163,7 +164,7 @@ VERDICTS = {
 
 
 def line_of(gain: GainFacts) -> str:
-    """A gain in words; it is called one, or a harm, only where its whole interval lies on that side of zero."""
+    """A gain in words; KDQ calls it a gain or a harm only if its whole interval is on that side of zero."""
     kind, _, task = gain.metric.partition("/")
     scale, unit = (100, "points top-1") if kind == "top1" else (1, "hard loss")
     unit += f" of {task!r}" if task else ""
@@ -173,13 +174,14 @@ def line_of(gain: GainFacts) -> str:
 
 
 def table_of(view: RunView, columns: Sequence[Column]) -> tuple[dict[str, str], ...]:
-    """The closing table: one row a model; a metric that was not measured is an empty cell.
+    """The closing table: one row for each model; a metric that was not measured is an empty cell.
 
-    Of several tasks the first has the common columns; a column that is shown by task stands there once for each other.
+    If there are several tasks, the plain columns show the first. A column with `by_task` is repeated for each other
+    task.
 
     Args:
-        view: of the run.
-        columns: those of the recipe's evaluators, in order.
+        view: the run so far.
+        columns: the columns of the recipe's evaluators, in order.
     """
     measured = models_of(view)
     names = dict.fromkeys(name for values in measured.values() for name in values)

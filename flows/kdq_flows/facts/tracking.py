@@ -1,6 +1,6 @@
-"""Tells MLflow of a run, from a thread of its own: importing and calling MLflow delays no stage.
+"""Sends a run to MLflow from a separate thread, so that importing and calling MLflow delays no stage.
 
-The tracking run begins with the first stage that is not cached, so that "no news" is free.
+The tracking run starts with the first stage that is not cached. A run with "no news" costs nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class RunTracking:
-    """One tracking run for the pipeline, one nested for each stage that really runs; safe in threads.
+    """One tracking run for the pipeline, and a nested one for each stage that is not cached; thread-safe.
 
-    Calls are carried out in order; an error of one is raised by the next `wait`.
+    The thread makes the calls in order. If one fails, the next `check` or `wait` raises its error.
     """
 
     def __init__(self, plan: Plan, name: str, tags: Mapping[str, str]) -> None:
@@ -32,7 +32,7 @@ class RunTracking:
         self._tracker: Tracker | None = None
 
     def stage_started(self, node: Node, key: str) -> Future[str]:
-        """Open the stage's nested run; the future is its id."""
+        """Open the stage's nested run; the future gives its id."""
         asked: dict[str, Any] = {name: node.parts[name] for name in ("recipe", "options") if name in node.parts}
         return self._later(lambda: self._begun().stage_run(node.name, key, asked))
 
@@ -42,7 +42,7 @@ class RunTracking:
         self._later(lambda: self._begun().log_epochs(run.result(), [point]))
 
     def report(self, run: Future[str], report: EvaluationReport) -> None:
-        """Log every metric of the evaluation, with the stage and with the pipeline."""
+        """Log every metric of the evaluation, in the stage's run and in the pipeline's."""
 
         def log() -> None:
             for run_id in (run.result(), self._begun().run_id):
@@ -52,7 +52,7 @@ class RunTracking:
         self._later(log)
 
     def checkpoint(self, run: Future[str], student: Checkpoint) -> None:
-        """Log what the student gained from the teacher, and which layers met, with the stage."""
+        """Log the gains from the teacher and the compared layers in the stage's run."""
         if student.gains:
             self._later(lambda: self._begun().log_gains(run.result(), student.gains))
         met = {name: ", ".join(" ~ ".join(pair) for pair in pairs) for name, pairs in student.compared.items()}
@@ -65,16 +65,16 @@ class RunTracking:
         self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))
 
     def check(self) -> None:
-        """Raise the error of a call that has failed by now, so that a dead server is known early."""
+        """Raise the error of a call that has already failed, so that KDQ notices a dead server early."""
         for call in self._pending:
             if call.done():
                 call.result()
 
     def wait(self) -> str | None:
-        """Let everything told so far arrive; gives MLflow's id of the pipeline's run, once a stage has run.
+        """Wait for all calls so far; gives MLflow's id of the pipeline's run, or `None` if no stage has run.
 
         Raises:
-            KdqError: MLflow could not be told.
+            KdqError: a call to MLflow failed.
         """
         pending, self._pending = self._pending, []
         for call in pending:
@@ -82,7 +82,7 @@ class RunTracking:
         return self._tracker.run_id if self._tracker else None
 
     def end(self, *, failed: bool) -> None:
-        """Close the pipeline's run, if one was begun, and the thread."""
+        """Close the pipeline's run, if one was opened, and end the thread."""
         if self._tracker or self._pending:
             self._later(lambda: self._begun().end("FAILED" if failed else "FINISHED")).exception()
         self._calls.shutdown()
@@ -93,7 +93,7 @@ class RunTracking:
         return future
 
     def _begun(self) -> Tracker:
-        """The tracker; only the thread of the calls comes here."""
+        """The tracker, opened at the first call; only the thread of the calls may call this."""
         if self._tracker is None:
             from kdq_registry.tracking import Tracker
 

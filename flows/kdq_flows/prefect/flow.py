@@ -1,6 +1,6 @@
-"""The plan as a Prefect flow: one thin task a stage, which takes and gives digests.
+"""The plan as a Prefect flow: one thin task for each stage, which takes and gives digests.
 
-Prefect schedules, retries, shows states and the result table; the store says what was computed. Call
+Prefect schedules, retries, and shows states and the result table; the store knows what was computed. Call
 `kdq_flows.servers.environment.apply_environment` before you import this module: Prefect reads its settings when it is
 first imported.
 """
@@ -28,21 +28,21 @@ from kdq_flows.run.pipeline import Pipeline, name_of
 from kdq_flows.run.retrying import prefect_options
 
 _PIPELINES: dict[str, Pipeline] = {}
-"""Runs of this process by token; tasks take the token, because a live object must not pass through Prefect."""
+"""Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
 
 
 class LogObserver(Silent):
-    """Writes what happens to the flow run's log."""
+    """Writes the ends of stages and messages to the flow run's log."""
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
-        """One line a stage."""
+        """Log one line."""
         self._logger.info("%s: %s in %.1f s", stage, state, seconds)
 
     def message(self, text: str) -> None:
-        """One line."""
+        """Log the text."""
         self._logger.info(text)
 
 
@@ -54,7 +54,7 @@ def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
 
 
 def run_name() -> str:
-    """What a scheduled run is called: as `kdq run` names one, the recipe's name and the time at which it starts."""
+    """Name of a scheduled run, made as `kdq run` does: the recipe's name and the time of the start."""
     return name_of(runtime.flow_run.parameters["recipe"]["name"])
 
 
@@ -74,16 +74,16 @@ def compress_flow(
     """Run a recipe's plan.
 
     Args:
-        recipe: the recipe, as validated before it was deployed.
-        site: where to run it; by default what the environment says.
-        allowed_lag_seconds: a scheduled run that starts later than this is cancelled as `SkippedLate`.
-        token: a pipeline of this process, for `kdq run`.
+        recipe: the recipe, validated before it was deployed.
+        site: where to run it; by default the site that the environment describes.
+        allowed_lag_seconds: Prefect cancels a scheduled run as `SkippedLate` if it starts later than this.
+        token: names a pipeline of this process, for `kdq run`.
     """
     expected = runtime.flow_run.scheduled_start_time
     if token is None and allowed_lag_seconds is not None and too_late(expected, allowed_lag_seconds):
         return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
     if token is not None:
-        with TagsContext(current_tags=set()):  # a task with tags would ask for concurrency slots first, 2 s
+        with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
             return _drive(token)
     from kdq_flows.prefect.reconcile import claim, reconcile
 
@@ -103,9 +103,9 @@ def compress_flow(
 
 
 def run_as_flow(pipeline: Pipeline) -> None:
-    """Run the pipeline as a flow of the configured server; its `errors` tell how it ended.
+    """Run the pipeline as a flow of the configured server; afterwards its `errors` say which stages failed.
 
-    Where the server is lost on the way, the run goes on without it: the store knows what is done.
+    If the server is lost during the run, KDQ continues inline: the store knows which stages are done.
     """
     token = uuid.uuid4().hex
     _PIPELINES[token] = pipeline
@@ -121,7 +121,7 @@ def run_as_flow(pipeline: Pipeline) -> None:
             )
     except Exception as error:
         if not pipeline.errors:
-            pipeline.observer.message(f"the Prefect server was lost ({type(error).__name__}); going on without it")
+            pipeline.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
             pipeline.run_inline()
     except BaseException:
         pipeline.cancelled.set()
@@ -131,7 +131,7 @@ def run_as_flow(pipeline: Pipeline) -> None:
 
 
 def _log_to(file: Path) -> None:
-    """Send Prefect's log to a file instead of this process's terminal, where the observer speaks."""
+    """Send Prefect's log to a file; the terminal of this process belongs to the observer."""
     setup_logging()
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file)
@@ -146,7 +146,7 @@ def _log_to(file: Path) -> None:
 
 
 def _drive(token: str) -> State:
-    """Submit every stage behind its parents, wait, and publish the result table."""
+    """Submit every stage to run after its parents, wait for all, and publish the result table."""
     pipeline = _PIPELINES[token]
     futures: dict[str, Any] = {}
     try:
@@ -157,7 +157,7 @@ def _drive(token: str) -> State:
         for future in futures.values():
             future.wait()
     except BaseException as stopped:
-        if not isinstance(stopped, Exception):  # a lost server is no reason to end the workers
+        if not isinstance(stopped, Exception):  # if only the server is lost, the workers may finish
             pipeline.cancelled.set()
         raise
     error = pipeline.error

@@ -1,4 +1,4 @@
-"""Closes what was left open by processes that died: runs in Prefect and in MLflow whose owner is no more."""
+"""Closes runs in Prefect and MLflow whose owning process died."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 _PAGE = 200
 _OPEN = ["RUNNING", "PENDING", "CANCELLING"]
-_OPEN_TASKS = [*_OPEN, "SCHEDULED"]  # a task that awaited its next try
+_OPEN_TASKS = [*_OPEN, "SCHEDULED"]  # a task that waited for its next try
 
 
 def reconcile(site: Site) -> list[str]:
     """Mark runs of dead processes of this host as Crashed in Prefect and killed in MLflow.
 
-    Prefect is asked only if its server answers; nothing is started.
+    KDQ asks Prefect only if its server answers, and starts no server.
 
     Returns:
-        One line for each run that was closed.
+        One line for each closed run.
     """
     from kdq_registry.reconcile import reconcile as reconcile_tracking
 
@@ -35,10 +35,10 @@ def reconcile(site: Site) -> list[str]:
 
 
 def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> list[str]:
-    """The Prefect half of `reconcile`.
+    """Mark runs of dead processes of this host as Crashed in Prefect; the Prefect half of `reconcile`.
 
     Args:
-        site: whose server is asked.
+        site: the site whose server KDQ asks.
         alive: whether the process with this owner tag still runs.
     """
     api = running_prefect(site)
@@ -59,9 +59,9 @@ def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> li
 
 
 def close_unbegun(site: Site) -> list[str]:
-    """Close scheduled runs that a worker took and never began: they would hold their deployment's only slot.
+    """Close scheduled runs that a worker took but never started; they would block their deployment's only slot.
 
-    Call it while no worker of the site is alive; a configured server may have workers elsewhere and is left alone.
+    Call it while no worker of the site is alive. KDQ leaves a configured server alone, as it may have other workers.
     """
     api = running_prefect(site) if site.prefect_api is None else None
     if api is None:
@@ -82,7 +82,7 @@ def close_unbegun(site: Site) -> list[str]:
 
 
 def claim(flow_run_id: UUID | str) -> None:
-    """Tag a flow run that a worker started as owned by this process. The environment must be applied."""
+    """Tag a flow run of a worker as owned by this process. Call `apply_environment` first."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

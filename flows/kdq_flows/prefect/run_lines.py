@@ -1,4 +1,4 @@
-"""What `kdq serve` says of scheduled runs: one line when one starts, one when it ends."""
+"""Lines that `kdq serve` prints about scheduled runs: one when a run starts, one when it ends."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _PAGE = 50
 
 
 class RunLines:
-    """Asks Prefect for the runs of a work pool that started since it was made; says each thing once.
+    """Asks Prefect for the runs of a work pool, and reports each start and each end once.
 
-    On a server that several hosts share, the runs of all of them are told.
+    It reports runs that started after this object was made. On a server that several hosts share, it reports the runs
+    of all hosts.
 
     Args:
         pool: name of the work pool.
-        say: told line by line.
+        say: called with each line.
     """
 
     def __init__(self, pool: str, say: Callable[[str], None]) -> None:
@@ -29,20 +30,20 @@ class RunLines:
         self._ended: set[UUID] = set()
 
     def look(self) -> None:
-        """Say what is new. The environment must be applied; a server that does not answer is asked again next time."""
+        """Report what is new; does nothing if the server does not answer. Call `apply_environment` first."""
         try:
             runs = self._read()
-        except Exception:  # these lines are a courtesy: no trouble with them may end what they tell of
+        except Exception:  # the lines are a courtesy: an error here must not end `kdq serve`
             return
         self.tell(runs)
 
     def tell(self, runs: Iterable[FlowRun]) -> None:
-        """Say what is new of `runs`, oldest first."""
+        """Report the new starts and ends among `runs`, oldest first."""
         for run in sorted(runs, key=lambda run: str(run.start_time)):
             if run.start_time is None:
                 continue
             final = run.state is not None and run.state.is_final()
-            began = run.run_count > 0 or not final  # one that is cancelled at once has a start time as well
+            began = run.run_count > 0 or not final  # Prefect gives a start time to a run that it cancels at once, too
             if began and run.id not in self._started:
                 self._started.add(run.id)
                 self._say(f"run {run.name!r} started")

@@ -1,4 +1,4 @@
-"""Recurring compressions: a checked schedule, and the deployment that carries it."""
+"""Recurring compressions: checks a schedule, and makes the Prefect deployment that follows it."""
 
 from __future__ import annotations
 
@@ -35,26 +35,27 @@ class RecurringSchedule(Frozen):
 
     @property
     def text(self) -> str:
-        """What the user asked for, in words."""
+        """The schedule in words, for the user."""
         what = f"cron '{self.cron}'" if self.cron else f"every {self.interval_seconds:g} s"
         return f"{what}, {self.timezone}"
 
     @property
     def default_lag(self) -> float:
-        """Seconds after which a run is no longer worth starting: when the next one is due, but at least a minute."""
+        """Seconds by which a run may start late: the time to the next run, but at least a minute."""
         return max(SHORTEST_LAG, (self.next_runs[1] - self.next_runs[0]).total_seconds())
 
 
 def check_schedule(*, cron: str | None, interval_seconds: float | None, timezone: str | None) -> RecurringSchedule:
-    """Check what the user asked for, with the same code that will compute the runs. The environment must be applied.
+    """Check a schedule with the code by which Prefect will compute the runs. Call `apply_environment` first.
 
     Args:
         cron: five fields, such as `0 3 * * *`.
         interval_seconds: from 1 s to 366 days.
-        timezone: IANA name; none means UTC.
+        timezone: IANA name; `None` means UTC.
 
     Raises:
-        RecipeError: it is neither or both, out of range, not a cron expression, in an unknown time zone, or never due.
+        RecipeError: the user gives neither or both; the interval is out of range; `cron` is not a cron expression or is
+            never due; or the time zone is unknown.
     """
     if (cron is None) == (interval_seconds is None):
         given = "neither was" if cron is None else "both were"
@@ -65,12 +66,12 @@ def check_schedule(*, cron: str | None, interval_seconds: float | None, timezone
 
 
 def too_late(expected_start: datetime | None, allowed_lag_seconds: float | None, now: datetime | None = None) -> bool:
-    """Whether a scheduled run comes too late to be worth starting.
+    """Whether a scheduled run is later than the allowed lag.
 
     Args:
-        expected_start: when it was due; none for a run that was not scheduled.
-        allowed_lag_seconds: none means it is never too late.
-        now: with its zone; by default the current time.
+        expected_start: when the run was due; `None` for a run that was not scheduled.
+        allowed_lag_seconds: `None` allows any lag.
+        now: a time with its zone; by default the current time.
     """
     if expected_start is None or allowed_lag_seconds is None:
         return False
@@ -87,25 +88,25 @@ def deploy(
     allowed_lag_seconds: float | None = None,
     module_path: str = MODULE_PATH,
 ) -> dict[str, Any]:
-    """Create or replace the deployment named like the recipe; needs a Prefect server, and starts the site's own.
+    """Create or replace the deployment with the recipe's name. Starts the site's own Prefect server if needed.
 
-    A scheduled run that finds the one before it still running is cancelled. The recipe must have been checked with
-    its plug-ins: Prefect accepts any options here and fails later.
+    If the run before is still running, Prefect cancels the new one. Check the recipe with its plug-ins first: Prefect
+    accepts any options here and fails later.
 
     Args:
-        site: goes into the deployment, with the recipe.
+        site: where the runs will run; the deployment stores it.
         recipe: what to run.
         cron: see `check_schedule`.
         interval_seconds: see `check_schedule`.
         timezone: see `check_schedule`.
-        allowed_lag_seconds: a run that starts later than this is skipped; none: until the next one is due.
+        allowed_lag_seconds: a run that would start later than this is skipped; `None` allows the time to the next run.
         module_path: `module:flow` of a flow that takes `recipe`, `site` and `allowed_lag_seconds`.
 
     Returns:
         deployment, id, schedule, next_run, allowed_lag_seconds, pool, url.
 
     Raises:
-        RecipeError: the schedule or the lag is impossible.
+        RecipeError: the schedule or the lag is not possible.
     """
     apply_environment(site, site.prefect_api)
     schedule = check_schedule(cron=cron, interval_seconds=interval_seconds, timezone=timezone)
@@ -115,7 +116,7 @@ def deploy(
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
     ensure_pool()
-    recipe = fitted(recipe, site, Catalog.load())  # what is deployed has all its fields written
+    recipe = fitted(recipe, site, Catalog.load())  # the deployed recipe spells out every field
     deployment, identity = _apply(
         module_path,
         recipe,
@@ -138,7 +139,7 @@ def deploy(
 
 
 def ensure_pool() -> None:
-    """Create the process work pool if it is missing. The environment must be applied."""
+    """Create the process work pool if it is missing. Call `apply_environment` first."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound

@@ -30,15 +30,17 @@ Say = Callable[[str], None]
 
 
 def serve(site: Site, *, stop: threading.Event | None = None, say: Say = lambda _line: None) -> None:
-    """Run scheduled compressions until SIGTERM, SIGINT or `stop`; then end the worker, and the server if it began here.
+    """Run scheduled compressions until SIGTERM, SIGINT or `stop`.
+
+    At the end it stops the worker, and the server if this call started it.
 
     Args:
-        site: its home holds records and logs; a second `serve` in it is refused.
-        stop: ends it from another thread.
-        say: told what happens, line by line.
+        site: its home holds records and logs; only one `serve` may use a home.
+        stop: lets another thread end it.
+        say: called with each line for the user.
 
     Raises:
-        RecipeError: another process serves this home already, or a configured server does not answer.
+        RecipeError: another process already serves this home, or a configured server does not answer.
         StageError: the site's server does not start.
     """
     stop = stop or threading.Event()
@@ -52,7 +54,7 @@ def serve(site: Site, *, stop: threading.Event | None = None, say: Say = lambda 
 
 
 def _serve(site: Site, stop: threading.Event, say: Say) -> None:
-    processes.stop(site, WORKER)  # of a `kdq serve` that was killed
+    processes.stop(site, WORKER)  # a killed `kdq serve` may have left one
     api, started = ensure_prefect(site)
     try:
         _prepare(site, api)
@@ -69,7 +71,7 @@ def _serve(site: Site, stop: threading.Event, say: Say) -> None:
 
 
 def _close(site: Site, say: Say) -> None:
-    """Close what dead processes left open; no worker of this home is alive here."""
+    """Close runs that dead processes left open. Call it only while no worker of this home is alive."""
     for line in [*reconcile(site), *close_unbegun(site)]:
         say(line)
 
@@ -81,7 +83,7 @@ def _prepare(site: Site, api: str) -> None:
 
 
 def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLines) -> None:
-    """Start the worker and start it again when it dies, more slowly each time; the server likewise. Tell of runs."""
+    """Restart the worker whenever it dies, after longer waits each time; restart the site's server; report runs."""
     wait, since = LOOK_SECONDS, time.monotonic()
     worker: ProcessRecord | None = None
     while not stop.is_set():
@@ -106,20 +108,20 @@ def _own_server_runs(site: Site) -> bool:
 
 
 def _restart_server(site: Site, say: Say) -> str | None:
-    """Bring the server back; the worker goes with the old one, as the address may have changed."""
+    """Start the server again and end the worker, because the server's address may have changed."""
     say("the Prefect server died; starting it again")
     try:
         api, _ = ensure_prefect(site)
         _prepare(site, api)
     except KdqError as error:
-        say(f"it does not start: {error}")
+        say(f"the Prefect server does not start: {error}")
         return None
     processes.stop(site, WORKER)
     return api
 
 
 def start_worker(site: Site, api: str) -> ProcessRecord:
-    """Start one process worker with room for one run, as a managed process."""
+    """Start a process worker for one run at a time, as a managed process."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--limit", "1", "--name", f"kdq-{host()}"]
     managed = Managed(WORKER, lambda _port: command, lambda _port: prefect_environment(site, api))
@@ -127,9 +129,10 @@ def start_worker(site: Site, api: str) -> ProcessRecord:
 
 
 def ensure_zombie_automation() -> None:
-    """Let Prefect close flow runs whose heartbeat stopped for 90 s, on whatever host. The environment must be applied.
+    """Make Prefect close flow runs of any host that send no heartbeat for 90 s. Call `apply_environment` first.
 
-    Known upstream: it can flip a run that has just finished. What was computed is read from the store, never from here.
+    A known bug of Prefect: this can also mark a run that has just finished. KDQ is safe from it, because it reads
+    results from the store and never from Prefect's states.
     """
     from datetime import timedelta
 
@@ -161,7 +164,7 @@ def ensure_zombie_automation() -> None:
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`, where this is the main thread."""
+    """Make SIGTERM and SIGINT set `stop`; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

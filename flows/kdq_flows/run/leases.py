@@ -1,6 +1,6 @@
 """A device belongs to one stage at a time: a lock file per device.
 
-The parent takes the lock and hands the open file to its worker, so the device stays taken as long as either of them
+The parent takes the lock and passes the open file to its worker. The device stays locked as long as either of them
 lives.
 """
 
@@ -20,10 +20,10 @@ from kdq_flows.owner import is_alive, owner_tag
 
 
 def physical_device(device: str) -> str:
-    """Name of the hardware behind `device`: `cpu`, or `cuda-<number>` as the driver counts.
+    """Name of the hardware behind `device`: `cpu`, or `cuda-<number>` with the driver's number.
 
-    Inside CUDA_VISIBLE_DEVICES `cuda:0` means the first one listed there, so two processes may mean different devices
-    by one name.
+    If CUDA_VISIBLE_DEVICES is set, `cuda:0` means the first device listed there. Two processes may mean
+    different devices by it.
     """
     if device == "cpu":
         return device
@@ -33,7 +33,7 @@ def physical_device(device: str) -> str:
 
 
 def holder(site: Site, device: str) -> str | None:
-    """Owner tag of the process that took the device last and still lives, or `None`."""
+    """Owner tag of the process that locked the device last; `None` if it is dead or unknown."""
     try:
         tag = _lock_path(site, device).read_text(encoding="utf-8").strip()
     except OSError:
@@ -49,16 +49,16 @@ def device_lease(
     timeout: float | None = None,
     on_wait: Callable[[str | None], None] = lambda _holder: None,
 ) -> Iterator[int]:
-    """Hold the device's lock; yields the open file's descriptor, for `pass_fds`.
+    """Hold the device's lock; yields the descriptor of the open file, for `pass_fds`.
 
     Args:
         site: its home holds the lock files.
         device: as in `Site.device`.
-        timeout: seconds to wait; none waits for ever.
-        on_wait: called once with the holder's owner tag if there is a wait.
+        timeout: seconds to wait; `None` waits without limit.
+        on_wait: called once with the holder's owner tag if KDQ must wait.
 
     Raises:
-        TransientError: the device was not free in time.
+        TransientError: the device was not free within `timeout`.
         StoreError: the lock file cannot be written.
     """
     path = _lock_path(site, device)

@@ -1,6 +1,6 @@
-"""One run of a plan: each stage is looked up in the store, or computed and put there.
+"""One run of a plan: KDQ looks each stage up in the store, or computes it and puts it there.
 
-Prefect tasks and the plain loop of `--no-server` both call `Pipeline.run_stage`; what is true is the same for both.
+Prefect tasks and the plain loop of `--no-server` both call `Pipeline.run_stage`, so both give the same results.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from kdq_flows.run.warm import WarmWorker, for_recipe
 
 
 class Pipeline:
-    """The state of one run in this process; safe to call from several threads.
+    """The state of one run in this process; thread-safe.
 
     Attributes:
-        name: of the run, in Prefect, in MLflow and of its folder of logs.
-        plan: what is run.
-        observer: is told what happens.
-        entries: verified store entries of the stages that are done.
-        cancelled: once set, running workers are ended.
-        errors: why stages failed, by stage.
+        name: name of the run in Prefect and MLflow, and of its folder of logs.
+        plan: the stages and their keys.
+        observer: hears of stages, progress and messages.
+        entries: verified store entries of the finished stages.
+        cancelled: set it to end running workers.
+        errors: errors of the failed stages, by stage.
     """
 
     def __init__(self, recipe: Recipe, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
@@ -86,13 +86,13 @@ class Pipeline:
             self.observer.message(self.plan.note)
 
     def warm_up(self) -> None:
-        """Begin to import what the stages need, in a process they are forked from, if one of them has yet to run."""
+        """Start the warm worker, which imports libraries beforehand and forks stages, if a heavy stage must run."""
         if self._warm is None and self._work_ahead():
             log = self.logs / "warm-worker.log"
             self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
 
     def run_inline(self) -> None:
-        """Run all stages that are not done in the order of the plan, with retries; `errors` tells how it ended."""
+        """Run all unfinished stages in the order of the plan, with retries; afterwards `errors` says which failed."""
         for node in self.plan.nodes:
             if node.name in self.entries:
                 continue
@@ -111,13 +111,13 @@ class Pipeline:
 
         Args:
             name: the stage.
-            parents: digests of the entries it stands on.
+            parents: digests of the entries that it reads, by stage.
 
         Returns:
             The digest of its entry, and whether it was cached.
 
         Raises:
-            KdqError: it failed; nothing of it is in the store.
+            KdqError: the stage failed; the store has no entry of it.
         """
         node, began = self.plan.node(name), time.monotonic()
         key = node.key(parents)
@@ -141,7 +141,7 @@ class Pipeline:
 
     @property
     def view(self) -> RunView:
-        """What is known of the run so far."""
+        """The plan with the entries that are finished so far."""
         return RunView(self.plan, dict(self.entries))
 
     def _columns(self) -> list[Column]:
@@ -150,12 +150,12 @@ class Pipeline:
 
     @property
     def error(self) -> KdqError | None:
-        """The first stage's error, in the order of the plan."""
+        """The error of the first failed stage in the order of the plan; `None` if none failed."""
         return next((self.errors[node.name] for node in self.plan.nodes if node.name in self.errors), None)
 
     @property
     def failed(self) -> bool:
-        """Whether a stage failed or was never reached."""
+        """Whether a stage failed or the run did not reach it."""
         return bool(self.errors) or len(self.entries) < len(self.plan.nodes)
 
     def finish(self) -> None:
@@ -166,7 +166,7 @@ class Pipeline:
         self.tracking.end(failed=self.failed)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
-        """What is true of the run so far."""
+        """The facts of the run so far."""
         failed, view = self.failed, self.view
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
@@ -189,7 +189,7 @@ class Pipeline:
         )
 
     def _work_ahead(self) -> bool:
-        """Whether a heavy stage is not in the store, or damaged there."""
+        """Whether a heavy stage is missing from the store, or its entry is damaged."""
         digests: dict[str, str] = {}
         for node in self.plan.nodes:
             if node.heavy:
@@ -233,7 +233,7 @@ class Pipeline:
         return entry
 
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
-        """What is asked of the stage; the first that computes also checks those that are not done."""
+        """The request to the stage. The first stage that runs in a worker also checks all unfinished stages."""
         ahead = () if self._checked else tuple(n.name for n in self.plan.nodes if n.name not in self.entries)
         return {
             "title": node.name,
@@ -275,7 +275,7 @@ class Pipeline:
         return self.store.get(key)
 
     def _here(self, node: Node, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:
-        """Run a stage that computes nothing in this process."""
+        """Run a stage in this process; only for stages with `device="none"`."""
         from kdq_core.work.run import StageRequest, run_stage
 
         told = {"lineage": self.view.digests, "tracking_run": self.tracking.wait()}
@@ -287,7 +287,7 @@ class Pipeline:
         except Exception as error:
             raise logged(error, self.logs / f"{node.name}.log") from error
         if isinstance(entry.record, ModelVersion):
-            # A version carries the newest gates and report; an older entry of it would say that nothing is to be done.
+            # A version has the newest gates and report. With an older entry, a later run would not update them.
             for manifest in list(self.store.manifests(node.use)):
                 if manifest.record == entry.record and manifest.key != key:
                     self.store.discard(manifest.key)
@@ -308,7 +308,7 @@ def name_of(recipe: str) -> str:
 
 
 def logged(error: Exception, log: Path) -> KdqError:
-    """`error` of a stage in this process as KDQ's own, as a worker names it; its traceback is written to `log`."""
+    """`error` as one of KDQ's own errors, converted as in a worker; writes its traceback to `log`."""
     with explained(log, "write the log"):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
@@ -320,5 +320,5 @@ def logged(error: Exception, log: Path) -> KdqError:
 
 
 def failure(error: BaseException) -> KdqError:
-    """`error` as KDQ's own; what is foreign keeps its name in the text."""
+    """`error` as one of KDQ's own errors; a foreign error becomes a `StageError` with its class in the text."""
     return error if isinstance(error, KdqError) else StageError(f"{type(error).__name__}: {error}")

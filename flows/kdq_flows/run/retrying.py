@@ -1,4 +1,4 @@
-"""What is tried again: a `TransientError`, and nothing else. One policy for Prefect and for the plain loop."""
+"""Retries: KDQ retries a stage after a `TransientError` only, by one policy with and without Prefect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdq_core.recipe.stages import RetrySpec
 T = TypeVar("T")
 
 JITTER = 0.5
-"""A wait is lengthened by up to this share of itself, so that branches that failed together do not return together."""
+"""KDQ lengthens a wait by up to this share, at random, so that branches that failed together retry apart."""
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -22,7 +22,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def delays(retry: RetrySpec) -> list[float]:
-    """Seconds to wait before the second, third, ... try, without jitter: doubled each time."""
+    """Seconds to wait before the second, third, ... try, without jitter; each wait doubles the one before."""
     return [retry.backoff_seconds * 2**n for n in range(retry.attempts - 1)]
 
 
@@ -50,16 +50,16 @@ def call_with_retries(
     on_retry: Callable[[int, TransientError], None] = lambda _attempt, _error: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Call until it returns, fails for good, or the tries are used up.
+    """Call until the call returns, raises another error than `TransientError`, or has no tries left.
 
     Args:
-        call: what to try.
+        call: the function to try.
         retry: number of tries and first wait.
-        on_retry: told the number of the try that failed (from 1) and its error, before the wait.
-        sleep: waits; seconds.
+        on_retry: called before each wait with the number of the failed try (from 1) and its error.
+        sleep: waits for a number of seconds.
 
     Raises:
-        TransientError: the last one, when every try failed with one.
+        TransientError: every try failed with one; this is the last.
     """
     for attempt, delay in enumerate(delays(retry), start=1):
         try:

@@ -1,10 +1,12 @@
-"""A stage in a child process of its own: killed at its limit, heard through a pipe, gone when it is over.
+"""Runs a heavy stage in a child process, with a time limit.
 
-Native code does not listen to Python's time limits, may crash, and keeps a device's memory until its process ends.
-So a heavy stage is a child in its own session; at the limit, on cancel, and when anything passes through here, its
-whole process group is ended. The child reads one JSON request from stdin, writes JSON lines to the descriptor in
-KDQ_EVENTS_FD, and everything it prints goes to the log. It is forked by a starter, the warm worker of
-`kdq_flows.run.warm`, or started anew where there is none.
+Native code ignores Python's time limits, may crash, and keeps a device's memory until its process ends. So KDQ runs a
+heavy stage as a child in a session of its own. However the stage ends, KDQ then ends the whole process group of the
+child. It does so too at the time limit and on cancel.
+
+The child reads one JSON request from stdin, and writes events as JSON lines to the descriptor in KDQ_EVENTS_FD.
+Everything that it prints goes to the log. A starter, the warm worker of `kdq_flows.run.warm`, forks the child; without
+a starter KDQ starts a new process.
 """
 
 from __future__ import annotations
@@ -31,35 +33,35 @@ from kdq_flows.run.leases import physical_device
 TERMINATE_SECONDS = 5.0
 """From SIGTERM to SIGKILL."""
 EXIT_SECONDS = 10.0
-"""How long a child may take to leave after its last event."""
+"""Seconds within which a child must exit after its last event."""
 _POLL_SECONDS = 0.1
 _LOG_LINES = 8
 WORKER = (sys.executable, "-P", "-m", "kdq_core.worker.main")
-"""`-P`: the folder kdq runs in is not searched for modules, neither here nor where a run is planned."""
+"""`-P` keeps the working directory out of the module search path, as for the `kdq` command."""
 
 Event = dict[str, Any]
 
 
 class StageCancelledError(StageError):
-    """The run does not want the stage any more."""
+    """The run was cancelled, so KDQ ended the stage."""
 
 
 class Child(Protocol):
-    """What is needed of `subprocess.Popen`; the child leads a session of its own."""
+    """The part of `subprocess.Popen` that the supervisor uses; the child leads its own session."""
 
     @property
     def pid(self) -> int:
-        """Number of the process and of its group."""
+        """Number of the process and of its process group."""
 
     @property
     def returncode(self) -> int | None:
-        """Negative for a signal; `None` while it runs, or while nobody has asked."""
+        """Negative for a signal; `None` while it runs, or before the first `poll` or `wait`."""
 
     def poll(self) -> int | None:
         """The return code, without waiting."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """The return code; `subprocess.TimeoutExpired` after `timeout` seconds."""
+        """Wait for the return code; raises `subprocess.TimeoutExpired` after `timeout` seconds."""
 
 
 class Starter(Protocol):
@@ -68,7 +70,7 @@ class Starter(Protocol):
     def start(
         self, files: Sequence[IO[bytes]], descriptors: Sequence[int], *, check: Callable[[], None], complete: bool
     ) -> Child | None:
-        """The child, or `None` where it cannot; see `kdq_flows.run.warm.WarmWorker.start`."""
+        """Start a child; `None` if that is not possible. See `kdq_flows.run.warm.WarmWorker.start`."""
 
 
 def run_child(
@@ -87,20 +89,20 @@ def run_child(
     """Run one stage in a child process and return its last event, `{"event": "result", ...}`.
 
     Args:
-        request: written to the child's stdin as JSON.
-        site: device and number of threads.
+        request: what the child shall do; it reads this from stdin as JSON.
+        site: gives device and number of threads.
         lease_fd: open lock file of the device; the child inherits it.
         timeout_seconds: limit of this try.
         on_event: called with every other event, in order, in this thread.
-        log: what the child prints is appended here.
-        cancelled: when set, the child is ended.
-        argv: the child's command, where it is started anew.
-        starter: is asked for the child first.
-        measures: the stage measures time, so that the starter must be at rest while it runs.
+        log: KDQ appends what the child prints to this file.
+        cancelled: if it is set, KDQ ends the child.
+        argv: the command of a new process.
+        starter: forks the child if it can; otherwise KDQ starts a new process.
+        measures: the stage measures time, so the starter must do nothing while it runs.
 
     Raises:
-        KdqError: as the child reported it.
-        StageError: the limit was reached, or the stage was cancelled.
+        KdqError: the error that the child reported.
+        StageError: the stage reached its time limit, or was cancelled.
         TransientError: the child died without a result.
         StoreError: the log cannot be written.
     """
@@ -134,7 +136,7 @@ def run_child(
 
 
 def end_group(child: Child) -> None:
-    """End the child and all of its session: SIGTERM, some seconds, SIGKILL; then reap it."""
+    """End the child's whole process group: SIGTERM, SIGKILL after some seconds; then reap the child."""
     if child.poll() is None:
         _signal(child.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -163,7 +165,7 @@ def _start(
 
 
 def _request_file(folder: Path, request: dict[str, Any]) -> IO[bytes]:
-    """The request, open for reading. A file, not a pipe: a child that never reads cannot block us."""
+    """The request as a file that is open for reading. With a pipe, a child that does not read would block KDQ."""
     with explained(folder, "write to"), ExitStack() as undo:
         file = undo.enter_context(tempfile.TemporaryFile(dir=folder))
         file.write(json.dumps(request).encode())
@@ -178,38 +180,39 @@ def _log_file(log: Path) -> IO[bytes]:
 
 
 def child_environment(site: Site) -> dict[str, str]:
-    """What must be set before torch is imported. The child sees one device, as `cuda:0`, or none.
+    """Variables that must be set before torch is imported. The child sees one GPU, as `cuda:0`, or none.
 
-    KDQ_PARENT_PID lets the child notice that its parent died before it could ask to be told so.
+    KDQ_PARENT_PID lets the child notice a parent that died before the child could ask for a signal at its death.
     """
     threads = str(site.threads)
     device = physical_device(site.device)
     return {
         "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device.removeprefix("cuda-"),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # a number means the GPU that the driver lists under it
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the driver's numbering of GPUs
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         **waiting_briefly(),
-        # Otherwise matplotlib, which torchmetrics imports, writes to the user's home folder.
+        # Without this, matplotlib, which torchmetrics imports, writes to the user's home folder.
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(site.home / "matplotlib")),
         "PYTHONHASHSEED": "0",
-        "ORT_DISABLE_TELEMETRY": "1",  # otherwise its import writes to the user's home folder
+        "ORT_DISABLE_TELEMETRY": "1",  # without this, its import writes to the user's home folder
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "KDQ_PARENT_PID": str(os.getpid()),
     }
 
 
 def waiting_briefly() -> dict[str, str]:
-    """Let threads that wait give up their core after some microseconds, unless the user says how they shall wait.
+    """Let waiting threads release their core after some microseconds, unless the user sets how they wait.
 
-    GNU OpenMP lets them keep it for milliseconds: beside another process a training step then takes ten times as long.
+    By default GNU OpenMP keeps the core for milliseconds. If another process is busy, a training step then takes ten
+    times as long.
     """
     said = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
     return {} if said else {"GOMP_SPINCOUNT": "5000"}
 
 
 class _Events:
-    """Complete JSON lines from the read end of a pipe, without ever blocking longer than asked."""
+    """Reads complete JSON lines from a pipe; never blocks longer than the caller allows."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -244,7 +247,7 @@ class _Events:
 def _listen(
     child: Child, events: _Events, on_event: Callable[[Event], None], check: Callable[[], None]
 ) -> Event | None:
-    """Pass events on until the child is gone; its result or error, or `None`."""
+    """Pass events on until the child exits; gives its result or error event, or `None` if it sent neither."""
     last: Event | None = None
     leave = float("inf")
     while True:
@@ -264,7 +267,7 @@ def _listen(
 
 
 def _checker(seconds: float, log: Path, cancelled: threading.Event | None) -> Callable[[], None]:
-    """Raises once the stage was cancelled, or `seconds` from now have passed."""
+    """A function that raises once the stage is cancelled, or after `seconds` from now."""
     deadline = time.monotonic() + seconds
 
     def check() -> None:

@@ -1,4 +1,4 @@
-"""Teachers from the site's registry become ONNX files before a plan is made: the core knows no registry."""
+"""Fetches teachers from the site's registry as ONNX files before KDQ makes a plan: the core knows no registry."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kdq_core.recipe.teacher import MemberSpec
 
 
 def resolved(recipe: Recipe, site: Site, tell: Callable[[str, str], None] = lambda _model, _found: None) -> Recipe:
-    """The recipe with every `registered` member as `onnx`, its file fetched to this site.
+    """Fetch the file of every `registered` member; gives the recipe with these members as `onnx`.
 
     Args:
-        recipe: as it is asked for; given back as it is where no member is registered.
-        site: whose registry is read, and whose home takes the files.
-        tell: called with each model as it is asked for, and with the version and the digest it means today.
+        recipe: the recipe of the user; returned unchanged if no member is registered.
+        site: the site whose registry KDQ reads, and whose home gets the files.
+        tell: called with each model as the recipe names it, and with its version and digest of today.
 
     Raises:
-        RecipeError: there is no such model, version or alias, or it is no ONNX model.
+        RecipeError: there is no such model, version or alias, or it is not an ONNX model.
         TransientError: the tracking server cannot be reached.
         StageError: a file is not the one that was registered.
     """

@@ -1,7 +1,7 @@
-"""The parent's side of the warm worker: starts it, asks it for a stage's child, ends it.
+"""The parent's side of the warm worker: starts it, asks it to fork a stage's child, ends it.
 
-Only on Linux and only for the CPU: the socket and the signal at the parent's death are Linux's, and a process that has
-touched a GPU must not be forked.
+KDQ uses it only on Linux and only for the CPU. Only Linux has the socket type and the signal at the parent's
+death, and a process that has used a GPU must not be forked.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ _POLL_SECONDS = 0.1
 
 
 def possible(site: Site) -> bool:
-    """Whether stages of this site may be forked."""
+    """Whether KDQ can fork the stages of this site."""
     return sys.platform == "linux" and site.device == "cpu"
 
 
 def for_recipe(recipe: Recipe, site: Site, catalog: Catalog, log: Path) -> WarmWorker | None:
-    """A worker for the stages of a recipe, or `None` where none is possible."""
+    """A worker for the stages of a recipe; `None` if this site cannot have one."""
     if not possible(site):
         return None
     return WarmWorker(site, log, EVERY_STAGE, [*CAPTURE, *late_imports(recipe, catalog)])
 
 
 def late_imports(recipe: Recipe, catalog: Catalog) -> list[str]:
-    """What the recipe's plug-ins import late, in the order of the stages that do."""
+    """Modules in `late_imports` of the recipe's plug-ins, in the order of the stages."""
     plugins = [catalog.build(kind, name, options) for kind, name, options, _ in named_plugins(recipe)]
     return list(dict.fromkeys(module for plugin in plugins for module in plugin.late_imports))
 
 
 class WarmWorker:
-    """A process that imports beforehand and forks a stage's child on demand; a `Starter` of the supervisor.
+    """A process that imports libraries beforehand and forks a child for each stage; a `Starter` of the supervisor.
 
-    It gets no thread's death signal, because the thread that starts it may end before the run: it leaves when this
-    process's end of the socket is closed, by `close` or by the death of this process.
+    It exits when this process closes its end of the socket, by `close` or by dying. A death signal would not do: it
+    comes from the thread that starts the worker, and that thread may end before the run.
     """
 
     def __init__(self, site: Site, log: Path, first: Sequence[str], then: Sequence[str], entry: str = ENTRY) -> None:
-        """Start it; it begins to import at once.
+        """Start the worker; it begins to import at once.
 
         Args:
-            site: device and number of threads.
-            log: what it prints outside of its children.
-            first: modules that every stage needs; none is forked before they are imported.
-            then: modules that some need; imported while nothing is asked.
+            site: gives device and number of threads.
+            log: file for what the worker prints outside of its children.
+            first: modules that every stage needs; the worker imports them before it forks a child.
+            then: modules that some stages need; the worker imports them while it waits for requests.
             entry: `module:function` that a child runs.
 
         Raises:
@@ -85,20 +85,20 @@ class WarmWorker:
 
     @property
     def pid(self) -> int:
-        """Its process number."""
+        """Process number of the worker."""
         return self._process.pid
 
     def start(
         self, files: Sequence[IO[bytes]], descriptors: Sequence[int], *, check: Callable[[], None], complete: bool
     ) -> Child | None:
-        """A child that runs the stage, or `None` where this worker is gone or cannot be asked.
+        """Fork a child that runs the stage; `None` if the worker has died or does not take the request.
 
         Args:
             files: the child's stdin and its log.
-            descriptors: the pipe for events, and the lease.
-            check: called while waiting; what it raises is passed on, and unless it is
-                `StageCancelledError` it ends this worker, which took too long.
-            complete: the child begins only after everything was imported: its stage measures time.
+            descriptors: the pipe for events, and the lock file of the device.
+            check: called while KDQ waits for the child. `start` passes its exception on; any but `StageCancelledError`
+                also ends this worker, because it took too long.
+            complete: fork only after all imports are done, because the stage measures time.
         """
         if self._process.poll() is not None:
             return None
@@ -119,7 +119,7 @@ class WarmWorker:
             ours.close()
             return None
         except StageCancelledError:
-            ours.close()  # a child that is forked after this finds nobody, and leaves
+            ours.close()  # a child that is forked after this finds the socket closed, and exits
             raise
         except BaseException:
             ours.close()
@@ -128,17 +128,17 @@ class WarmWorker:
         return child if child.pid else None
 
     def close(self) -> None:
-        """End it, and with it its children; it keeps nothing that could be lost."""
+        """Kill the worker and its children; it holds no data that could be lost."""
         self._control.close()
         self._process.kill()
         self._process.wait()
 
 
 class WarmChild:
-    """A forked child as the supervisor sees it, by what the status socket says; like `subprocess.Popen`.
+    """A forked child with the interface of `subprocess.Popen`; its state comes through the status socket.
 
     Attributes:
-        pid: 0 until the child has said it.
+        pid: 0 until the child has sent it.
         returncode: negative for a signal; `None` while the child runs.
     """
 
@@ -154,7 +154,7 @@ class WarmChild:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The return code.
+        """Wait for the return code.
 
         Raises:
             subprocess.TimeoutExpired: the child still runs after `timeout` seconds.
@@ -169,7 +169,7 @@ class WarmChild:
         return self.returncode
 
     def hear(self, seconds: float | None) -> bool:
-        """Take in one message that arrives within `seconds`; whether there was one."""
+        """Read one message that arrives within `seconds`; whether there was one."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
             if not selector.select(seconds):
@@ -179,7 +179,7 @@ class WarmChild:
             self.pid = int(number)
             with suppress(OSError):
                 self._status.send(b"go")
-        else:  # the worker is gone without a word: its children were killed with it
+        else:  # without a code the worker died, and its children were killed with it
             self.returncode = int(number) if said == "code" else -9
             self._status.close()
         return True

@@ -1,4 +1,4 @@
-"""`kdq doctor`: the checks that tell a broken installation from a broken recipe."""
+"""`kdq doctor`: checks whether the installation works, so that a user can rule it out as the cause of an error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import PREFECT, ensure_prefect
 
 SCHEDULER_SECONDS = 90.0
-"""The scheduler looks at new deployments every few seconds, and at all of them once a minute."""
+"""Time limit: the scheduler looks at new deployments every few seconds, and at all deployments once a minute."""
 
 
 def doctor(site: Site) -> list[dict[str, object]]:
-    """Run every check, each in its guard; a server started for them is ended again.
+    """Run every check, also after one that fails; end a server that KDQ started for them.
 
     Returns:
         Rows of `check`, `verdict` (`ok`, `broken` or `not checked`) and `detail`.
@@ -64,10 +64,10 @@ def _check_home(site: Site) -> str:
 
 
 def check_scheduler(seconds: float = SCHEDULER_SECONDS) -> str:
-    """Create an interval deployment, wait until its runs are scheduled, remove it. The environment must be applied.
+    """Create an interval deployment, wait until Prefect schedules its runs, remove it. Call `apply_environment` first.
 
     Raises:
-        TimeoutError: no run appeared; with an SQLAlchemy that does not fit, the scheduler fails without a word.
+        TimeoutError: no run appeared; with an incompatible SQLAlchemy, the scheduler fails without a message.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentScheduleCreate

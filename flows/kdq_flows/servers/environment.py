@@ -1,7 +1,7 @@
-"""The environment every Prefect process of a site runs in.
+"""The environment variables of every Prefect process of a site.
 
-Prefect reads its settings when it is first imported, so `apply_environment` comes before that import. Everything
-Prefect writes then lies below the site's home; profiles and folders in the user's home are neither read nor written.
+Prefect reads its settings when it is first imported, so call `apply_environment` before that import. Prefect then
+writes below the site's home only, and uses no profile or folder in the user's home.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 
 
 def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
-    """Variables for a process that talks to, or is, a Prefect server.
+    """Variables for a Prefect server, and for a process that talks to one.
 
     Args:
-        site: where everything is written. A PostgreSQL server in PREFECT_SERVER_DATABASE_CONNECTION_URL is kept.
-        api_url: address of the API, such as `http://127.0.0.1:4200/api`; none leaves the variable out.
+        site: its home takes all that Prefect writes. KDQ keeps a PostgreSQL server that the user set in
+            PREFECT_SERVER_DATABASE_CONNECTION_URL.
+        api_url: address of the API, such as `http://127.0.0.1:4200/api`; `None` leaves the variable out.
     """
     home = site.home / "prefect"
     chosen = os.environ.get(_DATABASE, "")
@@ -28,13 +29,13 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-        "PREFECT_PROFILE": "ephemeral",  # the name of the packaged default; the next line takes its meaning away
+        "PREFECT_PROFILE": "ephemeral",  # the packaged default profile; the next lines disable its ephemeral server
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         _DATABASE: chosen if chosen.startswith("postgresql") else f"sqlite+aiosqlite:///{home / 'prefect.db'}",
-        # With the default, leases kept in memory, a slot held while the server dies never comes back.
+        # By default Prefect keeps leases in memory; a slot that is held while the server dies is then lost.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        # Separate senders of usage data; ONNX Runtime's also writes to the user's home folder.
+        # Each library sends usage data by itself; ONNX Runtime also writes to the user's home folder.
         "ORT_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -49,8 +50,8 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
 
 
 def apply_environment(site: Site, api_url: str | None) -> None:
-    """Put `prefect_environment` into this process; where Prefect is already imported, make it read again."""
-    with suppress(OSError):  # Prefect says so itself
+    """Set `prefect_environment` in this process; if Prefect is already imported, make it read its settings again."""
+    with suppress(OSError):  # Prefect itself reports a folder that it cannot write
         (site.home / "prefect").mkdir(parents=True, exist_ok=True)
     os.environ.update(prefect_environment(site, api_url))
     if api_url is None:

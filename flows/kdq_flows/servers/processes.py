@@ -1,7 +1,7 @@
 """Background processes that outlive the command which started them, each with a record and a log in the home.
 
-`servers/<name>.json` says which process it is; the pid alone would be reused, so start time and boot id stand beside
-it. A file lock lets two commands that want the same process start one.
+`servers/<name>.json` identifies the process by pid, start time and boot id, because the system reuses pids. A file lock
+keeps two commands from starting the same process twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STOP_SECONDS = 8.0
 
 
 class ProcessRecord(Frozen):
-    """A managed process, as its file in `servers/` says."""
+    """A managed process, as recorded in `servers/`."""
 
     name: str
     pid: int
@@ -46,28 +46,28 @@ class ProcessRecord(Frozen):
 
 @dataclass(frozen=True)
 class Managed:
-    """How to start a managed process, and how to ask whether it is well."""
+    """How KDQ starts a managed process, and how it checks the process's health."""
 
     name: str
-    command: Callable[[int], Sequence[str]]  # from the port (0 where it has none)
+    command: Callable[[int], Sequence[str]]  # takes the port, or 0 if it has none
     environment: Callable[[int], dict[str, str]] = field(default=lambda _port: {})
-    health: str | None = None  # path of the health check; none: no port, alive is well
-    deadline: float = 90.0  # seconds until it must be healthy
+    health: str | None = None  # path of the health check; `None`: no port, and healthy while alive
+    deadline: float = 90.0  # seconds within which it must be healthy
 
 
 def ensure(site: Site, managed: Managed, *, wait: bool = True) -> tuple[ProcessRecord, bool]:
-    """The running process of that name, started if there is none or it does not answer.
+    """The running process of that name; KDQ starts it if there is none or it does not answer.
 
     Args:
         site: its home holds record and log.
-        managed: what to start.
+        managed: the process.
         wait: wait until it is healthy.
 
     Returns:
         The record, and whether this call started it.
 
     Raises:
-        StageError: it ended, or was not healthy within its deadline.
+        StageError: the process ended, or was not healthy within its deadline.
         StoreError: the home cannot be written.
     """
     with locked(site, managed.name):
@@ -95,7 +95,7 @@ def stop(site: Site, name: str) -> bool:
 
 
 def read_record(site: Site, name: str) -> ProcessRecord | None:
-    """The record in `servers/`, of a process dead or alive; `None` if there is none that can be read."""
+    """The record in `servers/`, whether or not the process still runs; `None` if it is missing or unreadable."""
     try:
         return ProcessRecord.model_validate_json(_record_path(site, name).read_bytes())
     except (OSError, ValidationError):
@@ -103,12 +103,12 @@ def read_record(site: Site, name: str) -> ProcessRecord | None:
 
 
 def is_running(record: ProcessRecord) -> bool:
-    """Whether this very process is alive, on this boot of this machine."""
+    """Whether the recorded process is alive, and not another one with the same pid."""
     return record.boot_id == boot_id() and start_time(record.pid) == record.start_time
 
 
 def answers(url: str, seconds: float = 2.0) -> bool:
-    """Whether a GET of `url` gives a 2xx. Loopback addresses never go through a proxy."""
+    """Whether a GET of `url` gives a status 2xx. KDQ asks loopback addresses without a proxy."""
     local = f"//{LOOPBACK}" in url or "//localhost" in url
     handlers = [urllib.request.ProxyHandler({})] if local else []
     try:
@@ -166,7 +166,7 @@ def _start(site: Site, managed: Managed, last_port: int | None) -> ProcessRecord
             start_new_session=True,
         )
     _children.append(child.pid)
-    child.returncode = 0  # it outlives us: Popen must neither wait for it nor warn of it
+    child.returncode = 0  # the child outlives this process: Popen must neither wait for it nor warn about it
     record = ProcessRecord(
         name=managed.name,
         pid=child.pid,
@@ -181,7 +181,7 @@ def _start(site: Site, managed: Managed, last_port: int | None) -> ProcessRecord
 
 
 def _keep(record: ProcessRecord, path: Path) -> None:
-    """Write the record; a process without one could never be found again, so it is ended."""
+    """Write the record; if that fails, end the process, because KDQ could not find it again."""
     fresh = path.with_suffix(".new")
     try:
         with explained(path, "write the record"):
@@ -196,7 +196,7 @@ def _keep(record: ProcessRecord, path: Path) -> None:
 
 
 _children: list[int] = []
-"""What this process started and has not yet reaped."""
+"""Processes that this one started and has not yet reaped."""
 
 
 def _reap() -> None:
@@ -221,7 +221,7 @@ def _await_health(record: ProcessRecord, managed: Managed) -> bool:
 
 
 def _end(site: Site, name: str) -> bool:
-    """End what the record names, and remove the record. The caller holds the lock."""
+    """End the recorded process, and remove the record; whether it ran. The caller must hold the lock."""
     record = read_record(site, name)
     running = record is not None and is_running(record)
     if record is not None and running:
@@ -233,7 +233,7 @@ def _end(site: Site, name: str) -> bool:
 
 
 def _end_tree(record: ProcessRecord) -> None:
-    """SIGTERM to the group, some seconds, SIGKILL to the group and to descendants that left it."""
+    """Send SIGTERM to the process group; after some seconds SIGKILL to it and to descendants outside of it."""
     import psutil
 
     descendants = []

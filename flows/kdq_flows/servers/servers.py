@@ -1,7 +1,7 @@
 """The servers of a site: Prefect's, and MLflow's web page.
 
-A configured server (`Site.prefect_api`) is used as it is. Without one the site has its own, on the loopback
-interface, started when it is first needed and left running for the next command; `down` ends it.
+KDQ uses a configured server (`Site.prefect_api`) as it is. Without one the site has its own server on the loopback
+interface. KDQ starts it when a command first needs it, and leaves it running for the next; `down` ends it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORKER = "worker"
 
 @dataclass(frozen=True)
 class Servers:
-    """Addresses; `mlflow_ui` is none where it was not asked for."""
+    """Addresses of the servers; `mlflow_ui` is `None` if the caller did not ask for it."""
 
     prefect_api: str
     prefect_ui: str
@@ -30,10 +30,10 @@ class Servers:
 
 
 def ensure_prefect(site: Site) -> tuple[str, bool]:
-    """Address of the Prefect API, and whether this call started the server.
+    """Start the Prefect server if needed; gives the address of its API, and whether this call started it.
 
     Raises:
-        RecipeError: a server is configured, and it does not answer.
+        RecipeError: the configured server does not answer.
         StageError: the site's own server does not start.
     """
     if site.prefect_api is not None:
@@ -49,7 +49,7 @@ def ensure_prefect(site: Site) -> tuple[str, bool]:
 
 
 def running_prefect(site: Site) -> str | None:
-    """Address of the Prefect API if one answers now; starts nothing."""
+    """Address of the Prefect API if it answers now, else `None`; starts no server."""
     if site.prefect_api is not None:
         address = site.prefect_api.rstrip("/")
         return address if processes.answers(f"{address}/health") else None
@@ -60,7 +60,7 @@ def running_prefect(site: Site) -> str | None:
 
 
 def ensure_mlflow_ui(site: Site, *, wait: bool = False) -> str:
-    """Address of MLflow's web page, which is started if needed; by default without waiting until it answers."""
+    """Start MLflow's web page if needed; gives its address, by default without waiting until it answers."""
     if site.mlflow_uri.startswith(("http://", "https://")):
         return site.mlflow_uri
     record, _ = processes.ensure(site, _mlflow(site), wait=wait)
@@ -68,21 +68,21 @@ def ensure_mlflow_ui(site: Site, *, wait: bool = False) -> str:
 
 
 def up(site: Site, *, mlflow_ui: bool = True) -> Servers:
-    """Start what is not running: Prefect is waited for, the MLflow page is not.
+    """Start the servers that do not run; waits until Prefect answers, but not for the MLflow page.
 
     Raises:
         RecipeError: a configured Prefect server does not answer.
         StageError: a server does not start.
     """
     if site.prefect_api is None:
-        processes.ensure(site, _prefect(site), wait=False)  # starts while MLflow's is being prepared
+        processes.ensure(site, _prefect(site), wait=False)  # it starts while KDQ prepares the MLflow page
     page = ensure_mlflow_ui(site) if mlflow_ui else None
     api, _ = ensure_prefect(site)
     return Servers(prefect_api=api, prefect_ui=api.removesuffix("/api"), mlflow_ui=page)
 
 
 def down(site: Site) -> list[str]:
-    """End the site's worker and servers; the names of those that were running."""
+    """End the site's worker and servers; gives the names of those that ran."""
     return [name for name in (WORKER, MLFLOW, PREFECT) if processes.stop(site, name)]
 
 
@@ -127,7 +127,7 @@ def _mlflow(site: Site) -> Managed:
     def command(port: int) -> list[str]:
         database = local_database(site.mlflow_uri)
         if database is not None and not database.exists():
-            client(site)  # makes the schema, under its lock
+            client(site)  # creates the database schema, under its lock
         return server_command(site, port)[0]
 
     def environment(port: int) -> dict[str, str]:

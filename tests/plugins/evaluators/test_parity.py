@@ -157,7 +157,8 @@ def test_a_breach_carries_the_departures_of_the_file(subject, table, monkeypatch
     monkeypatch.setattr(type(candidate.target), "departures", departures)
     notes = {m.name: m.note for m in Parity().evaluate(candidate, subject("student"), table(rows))}
     text = (
-        "file and converted model part at stem (conv2d): 1.25% of its values, by up to 1 LSB; the most at head: 9 LSB"
+        "file and converted model first differ at stem (conv2d): 1.25% of its values, by up to 1 LSB; "
+        "the most at head: 9 LSB"
     )
     assert notes == {
         "parity_flips": text, "parity_ties": "", "parity_agreement": "", "parity_p50_lsb": "", "parity_p99_lsb": text,
@@ -196,4 +197,4 @@ def test_what_conversion_changes_is_not_laid_to_the_file(subject, table, monkeyp
     monkeypatch.setattr(type(candidate.target), "departures", lambda *_, **__: away)
     monkeypatch.setattr("kdq_core.quantization.departures.departures_of_conversion", lambda *_: away)
     note = first_departure(candidate, table(ROWS), converting=converting)
-    assert note == f"{text} model part at stem (conv2d): 50.00% of its values, by up to 1 LSB"
+    assert note == f"{text} model first differ at stem (conv2d): 50.00% of its values, by up to 1 LSB"

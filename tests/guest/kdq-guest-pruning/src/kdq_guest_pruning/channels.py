@@ -1,4 +1,4 @@
-"""Channels of a module: which can be taken out, which are the weakest, and the surgery itself."""
+"""Channels of a module: which can be removed, which are the weakest, and the surgery itself."""
 
 from collections import Counter
 from typing import Any
@@ -13,14 +13,14 @@ BETWEEN = (
     nn.AdaptiveAvgPool2d, nn.Flatten,
 )  # fmt: skip
 CALLED = {"relu", "adaptive_avg_pool2d", "avg_pool2d", "flatten"}
-"""Functions and methods that leave channels where they are."""
+"""Functions and methods that keep the order of channels."""
 
 
 def chains(model: nn.Module) -> list[dict[str, Any]]:
     """Paths of each convolution that can be pruned, of the batch norms behind it, and of the layer that reads it.
 
     Raises:
-        StageError: the student cannot be traced.
+        StageError: torch.fx cannot trace the student.
     """
     try:
         graph = fx.symbolic_trace(model).graph
@@ -58,21 +58,21 @@ def prunable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def between(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether channels stay where they are in a node."""
+    """Whether a node keeps the order of channels."""
     if node.op == "call_module":
         return isinstance(of(node, modules), BETWEEN)
     return node.op in ("call_function", "call_method") and getattr(node.target, "__name__", node.target) in CALLED
 
 
 def strongest(model: nn.Module, path: str, share: float) -> list[int]:
-    """Numbers of the channels of a convolution that stay, in order."""
+    """Numbers of the channels that a convolution keeps, in order."""
     norms = model.get_submodule(path).weight.detach().abs().sum((1, 2, 3))
     stay = max(1, len(norms) - int(share * len(norms)))
     return sorted(norms.argsort(descending=True, stable=True)[:stay].tolist())
 
 
 def cut_out(model: nn.Module, cuts: list[dict[str, Any]]) -> nn.Module:
-    """Let only the kept channels stay in `model`, which is changed and given back."""
+    """Remove all but the kept channels from `model`, which is changed in place and returned."""
     for cut in cuts:
         kept = torch.tensor(cut["kept"])
         conv, into = model.get_submodule(cut["conv"]), model.get_submodule(cut["into"])
@@ -81,7 +81,7 @@ def cut_out(model: nn.Module, cuts: list[dict[str, Any]]) -> nn.Module:
         for norm in map(model.get_submodule, cut["norms"]):
             norm.num_features = len(kept)
             select(norm, ("weight", "bias", "running_mean", "running_var"), 0, kept)
-        if isinstance(into, nn.Linear):  # behind a flatten, each channel has as many columns as it has places
+        if isinstance(into, nn.Linear):  # behind a flatten, a channel has one column for each of its positions
             places = into.in_features // before
             columns = (kept[:, None] * places + torch.arange(places)).flatten()
             into.in_features = len(columns)
@@ -93,7 +93,7 @@ def cut_out(model: nn.Module, cuts: list[dict[str, Any]]) -> nn.Module:
 
 
 def select(module: nn.Module, names: tuple[str, ...], dim: int, kept: torch.Tensor) -> None:
-    """Keep some of the rows or columns of a module's parameters and buffers."""
+    """Keep only the rows or columns `kept` of a module's parameters and buffers."""
     for name in names:
         old = getattr(module, name)
         if old is not None:

@@ -1,4 +1,4 @@
-"""What this distribution brings."""
+"""The plug-ins of this distribution."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ KDQ_PLUGIN_API = ">=1,<2"
 
 @hookimpl
 def kdq_stages() -> Iterator[PluginSpec]:
-    """Name them; each class is loaded when a recipe lists it."""
+    """List the stages by name; KDQ imports a class when a recipe lists it."""
     yield PluginSpec(
         name="prune-channels",
         target="kdq_guest_pruning.stage:PruneChannels",

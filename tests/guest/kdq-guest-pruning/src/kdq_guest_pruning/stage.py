@@ -1,14 +1,14 @@
 """Stage `prune-channels`: take the weakest channels out of the student's convolutions.
 
 What: removes output channels of convolutions, their entries in batch norms, and the inputs of the layer that reads
-    them. With `epochs`, trains what is left on the hard labels.
-Formula: of C channels the floor(share * C) with the smallest sum of |w| go; at least one stays.
+    them. With `epochs`, trains the pruned student on the hard labels.
+Formula: of C channels, removes the floor(share * C) with the smallest sum of |w|; at least one stays.
 Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710.
 Defaults: share 0.3, and no training.
 Costs: one trace of the student, then its fit.
-Limits: a convolution is pruned if what it gives goes to one convolution or linear layer, with nothing between them but
-    batch norm, relu, dropout, pooling and flatten. Grouped convolutions, and those whose outputs are added or have
-    several readers, keep all channels. A student in which none can be pruned is refused.
+Limits: prunes a convolution if its output goes to one convolution or linear layer, with only batch norm, relu, dropout,
+    pooling and flatten between them. Grouped convolutions keep all channels, and so do convolutions whose outputs are
+    added or have several readers. The stage refuses a student without a convolution that it can prune.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PrunedStudent(Checkpoint):
-    """Weights of the student, and which channels they are of."""
+    """Weights of the pruned student, and which channels it kept."""
 
     type: Literal["pruned-student"] = "pruned-student"
     kept: dict[str, tuple[int, ...]] = Field(description="numbers of the channels that stay, by path of the layer")
@@ -35,32 +35,32 @@ class PruneChannels(Stage):
     gives: ClassVar[str] = "student"
     record: ClassVar[type[Record]] = PrunedStudent
 
-    share: float = Field(default=0.3, ge=0, lt=1, description="of the channels of each layer that are taken out")
-    epochs: int = Field(default=0, ge=0, le=10_000, description="of training on the hard labels afterwards; 0: none")
-    learning_rate: float = Field(default=5e-4, gt=0, le=10, description="of that training")
+    share: float = Field(default=0.3, ge=0, lt=1, description="share of each layer's channels that the stage removes")
+    epochs: int = Field(default=0, ge=0, le=10_000, description="epochs of training on the hard labels; 0: none")
+    learning_rate: float = Field(default=5e-4, gt=0, le=10, description="learning rate of that training")
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:
-        """The student, as the stage before gave it."""
+        """The student that an earlier stage gives."""
         return {"student": Port(slot="student", record=Checkpoint)}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
-        """What a student is built of, and the data that it is trained on."""
+        """The fields that build the student, and the data that it is trained on."""
         student = Section(name="student", only=("factory",))
         return Reads(sections=(Section(name="workload"), student), plugins=("workload",))
 
     def check(self, work: Work) -> None:
-        """Refuse a student that has nothing to prune."""
+        """Refuse a student without a convolution to prune."""
         if work.has("student"):
             self.untrained(work)
 
     def untrained(self, work: Work) -> nn.Module | None:
-        """A student as wide as the one it will give."""
+        """A student with the widths that `run` will give."""
         if not work.has("student"):
             return None
         return self._pruned(work.model("student"))[0]
 
     def run(self, work: Work) -> Record:
-        """Prune it, and train what is left."""
+        """Prune the student, and train it if `epochs` asks for it."""
         from kdq_core.api import hard_loss
 
         model, cuts = self._pruned(work.model("student"))
@@ -71,7 +71,7 @@ class PruneChannels(Stage):
         return work.checkpoint(model, history, of=PrunedStudent, surgery=cuts, kept=kept)
 
     def operate(self, model: nn.Module, surgery: list) -> nn.Module:
-        """Take the same channels out of a student with other weights."""
+        """Remove the same channels from a student with other weights."""
         from kdq_guest_pruning.channels import cut_out
 
         return cut_out(model, surgery)

@@ -1,4 +1,4 @@
-"""What this distribution brings."""
+"""The plug-ins of this distribution."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ KDQ_PLUGIN_API = ">=1,<2"
 
 @hookimpl
 def kdq_quantizers() -> Iterator[PluginSpec]:
-    """Name them; each class is loaded when a recipe needs it."""
+    """List the quantizers by name; KDQ imports a class when a recipe needs it."""
     yield PluginSpec(
         name="guest-rounding",
         target="kdq_guest_rounding.rounding:GuestRounding",

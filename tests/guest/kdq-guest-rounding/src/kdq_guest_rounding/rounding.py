@@ -1,6 +1,6 @@
 """Quantizer `guest-rounding`: the widest range seen, times a margin.
 
-What: rounds weights and activations to the place's grid; the range is the widest that was ever observed.
+What: rounds weights and activations to the place's grid. The range is the widest that was ever observed.
 Formula: scale = margin * max|x| / qmax for symmetric places; (max - min) * margin / (qmax - qmin) for affine ones.
 Source: Jacob et al. 2018, arXiv:1712.05877, section 2, without its moving average.
 Defaults: margin 1, which clips nothing that was observed.
@@ -25,14 +25,14 @@ class WidestRange(FakeQuantize):
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
-        """Widen the range to hold `x`."""
+        """Widen the range so that it contains `x`."""
         axis = self.place.axis
         dims = [dim for dim in range(x.dim()) if dim != axis]
         self.low.copy_(torch.minimum(self.low, x.amin(dims).float()))
         self.high.copy_(torch.maximum(self.high, x.amax(dims).float()))
 
     def grid(self) -> Grid:
-        """The grid in force."""
+        """The grid of the range observed so far."""
         place, tiny = self.place, torch.finfo(torch.float32).eps
         if place.symmetric:
             scale = (torch.maximum(-self.low, self.high) * self.margin / place.qmax).clamp(min=tiny)
@@ -57,7 +57,7 @@ class WidestRange(FakeQuantize):
 
 
 class GuestRounding(Quantizer):
-    """The plug-in: its one option, and the fake-quantizer it hands out."""
+    """The plug-in, with one option."""
 
     margin: float = Field(default=1.0, ge=0.5, le=2, description="factor on the observed range")
 
