@@ -64,7 +64,7 @@ class TeacherSpec(Frozen):
     )
     combine: Literal["mean", "confidence"] = Field(
         default="mean",
-        description="mean: weighted mean of the members' logits; confidence: a member that is surer of a sample counts more",
+        description="mean: weighted mean of the members' logits; confidence: a member surer of a sample counts more",
     )
     inputs: tuple[str, ...] = Field(
         default=(),
@@ -282,7 +282,7 @@ class QuantizeSpec(Frozen):
     )
     round_bias: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="round biases to the file's integers once batch norm is frozen; auto: if a layer has fewer than 8 bits",
+        description="round biases to the file's integers once batch norm is frozen; auto: if a layer has under 8 bits",
     )
     fit: QatFitSpec = Field(default=QatFitSpec(), description="how a quantizer that trains does so")
     taught_by: Literal["teachers", "student"] = Field(

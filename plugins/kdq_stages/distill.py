@@ -75,14 +75,14 @@ class Distill(Stage):
         A control starts from random parameters also where the student starts from the teacher's: they are the teacher's
         gift, too.
         """
-        from kdq_core.work.teaching import taught_student
+        from kdq_core.work.teaching import student_and_loss_of
         from kdq_core.work.twin import with_gains
 
         accelerator, spec = work.accelerator(), work.section("distill")
         device = accelerator.device
         student = self._started(work).to(device)
         written, hooks = _transferred(work, student)
-        model, loss = taught_student(work, student, device)
+        model, loss = student_and_loss_of(work, student, device)
         work.seeded("distill/fit")  # building a teacher beside it drew numbers, reading a kept one did not
         hooks |= {"before_step": loss.before_step}
 
