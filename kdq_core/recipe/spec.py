@@ -38,7 +38,7 @@ class FitSpec(Frozen):
     learning_rate: float = Field(default=2e-3, gt=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="how the learning rate falls after the warm-up"
+        default="cosine", description="course of the learning rate after the warm-up"
     )
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises")
     clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; null: no clipping")
@@ -64,7 +64,7 @@ class TeacherSpec(Frozen):
     )
     combine: Literal["mean", "confidence"] = Field(
         default="mean",
-        description="mean: weighted mean of the members' logits; confidence: a member surer of a sample counts more",
+        description="mean: weighted mean of the members' logits; confidence: the surer member counts more, by sample",
     )
     inputs: tuple[str, ...] = Field(
         default=(),
@@ -267,7 +267,7 @@ class QuantizeSpec(Frozen):
         default=(), description="other bits for some layers; the last rule that matches wins"
     )
     calibration_batches: int = Field(
-        default=8, ge=1, le=100_000, description="number of training batches that KDQ measures the first ranges on"
+        default=8, ge=1, le=100_000, description="number of training batches for calibration"
     )
     calibration_batch_size: int = Field(default=64, ge=1, le=1_000_000, description="samples in a calibration batch")
     equalize: bool = Field(default=False, description="cross-layer equalization, before calibration")
@@ -284,7 +284,7 @@ class QuantizeSpec(Frozen):
         default="auto",
         description="round biases to the file's integers once batch norm is frozen; auto: if a layer has under 8 bits",
     )
-    fit: QatFitSpec = Field(default=QatFitSpec(), description="how a quantizer that trains does so")
+    fit: QatFitSpec = Field(default=QatFitSpec(), description="training of the student, for quantizers that train")
     taught_by: Literal["teachers", "student"] = Field(
         default="teachers",
         description="who teaches the quantized student: the teachers of 'teacher', or the float student; both with the "
