@@ -1,4 +1,4 @@
-"""All a plug-in may import. Names that need torch are loaded when first used.
+"""Every name that a plug-in may import from KDQ. Names that need torch load on first use.
 
 ```python
 from kdq_core.api import Field, Quantizer, PluginSpec, hookimpl

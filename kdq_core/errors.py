@@ -11,7 +11,7 @@ KdqError
     └── UnforeseenError   a mistake in the code of a stage or a plug-in   exit code 1
 ```
 
-An error of exit code 2 that comes from a stage ends `kdq run` with 1: 2 is for requests of which nothing ran.
+If a stage raises an error of exit code 2, `kdq run` still exits with 1: 2 means that nothing ran.
 
 Every message says what was asked, what is true and what to do. It starts in lower case and shows values by `repr`.
 """
@@ -41,13 +41,13 @@ class RecipeError(KdqError):
 
 
 class PluginError(KdqError):
-    """A plug-in is missing, quarantined, or broke its promise."""
+    """A plug-in is missing, quarantined, or breaks its contract."""
 
     exit_code = 2
 
 
 class StoreError(KdqError):
-    """The store cannot be read or written, or what it holds is damaged."""
+    """The store cannot be read or written, or an entry is damaged."""
 
 
 class StageError(KdqError):
@@ -59,15 +59,15 @@ class TransientError(StageError):
 
 
 class LockedError(TransientError):
-    """Another process holds a lock and did not give it back in time."""
+    """Another process holds a lock and did not release it in time."""
 
 
 class UnforeseenError(StageError):
-    """What the code of a stage or of a plug-in raised by mistake; a traceback tells more."""
+    """The code of a stage or plug-in raised an exception by mistake; the log has its traceback."""
 
 
 class ErrorRecord(Frozen):
-    """An error as it crosses a process: the name of its class and its text."""
+    """An error on its way to another process: the name of its class and its text."""
 
     type: str
     message: str
@@ -78,7 +78,7 @@ class ErrorRecord(Frozen):
         return cls(type=type(error).__name__, message=str(error) or repr(error))
 
     def to_error(self) -> KdqError:
-        """Give the exception back; what is not KDQ's own becomes a `StageError` naming the foreign type."""
+        """Make the exception again; one that is not KDQ's becomes a `StageError` that names its class."""
         own = {
             c.__name__: c
             for c in (RecipeError, PluginError, StoreError, StageError, TransientError, LockedError, UnforeseenError)
@@ -89,11 +89,11 @@ class ErrorRecord(Frozen):
 
 
 class WrongPartsError(ValueError):
-    """Entries of a free mapping that follow a model of their own, and do not; for validators.
+    """Some values of a mapping do not fit the model that each must follow; validators raise it.
 
     Attributes:
-        model: what they should be.
-        parts: what pydantic found, by key.
+        model: the model.
+        parts: pydantic's error for each wrong value, by key.
     """
 
     def __init__(self, model: type[BaseModel], parts: Mapping[str, ValidationError]) -> None:

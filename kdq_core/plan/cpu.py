@@ -7,11 +7,11 @@ from pathlib import Path
 _KNOWN = frozenset(
     {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm"}
 )
-"""Those that kernels of torch and of the runtimes are chosen by, as Linux names them."""
+"""The instruction sets by which torch and the runtimes choose kernels, as Linux names them."""
 
 
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Those that results or speed depend on; none where the file cannot be read, as on other systems than Linux."""
+    """Read which of `_KNOWN` this CPU has; none if the file cannot be read, as on systems other than Linux."""
     try:
         return _KNOWN & set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
     except OSError:

@@ -1,4 +1,4 @@
-"""Which code makes the module of a teacher's or a student's checkpoint. Nothing is imported."""
+"""The code of a factory, which makes the module for a checkpoint. KDQ reads the files and imports nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdq_core.reading.given import no_factory
 
 
 def factory_code(factory: str, whose: str = "teacher") -> str:
-    """`sha256:<16 hex>` over the package of a factory and all that it imports, as `code_of` has it of a guest.
+    """`sha256:<16 hex>` over the package of a factory and all that it imports, by the rules of `code_of` for guests.
 
     Args:
         factory: `module:function`, such as `my_nets.make:small`, or the module alone.

@@ -1,4 +1,4 @@
-"""What a run of a plan would do with each stage, and why."""
+"""A forecast: what a run of a plan would do with each stage, and why."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kdq_core.plan.plan import Node, Plan
 from kdq_core.store.store import Store
 
 NAMED = 8
-"""How many changed parts of a key `kdq plan` names: where there are more, it compares with another recipe's run."""
+"""How many changed parts of a key `kdq plan` names; with more, the nearest entry is probably of another recipe."""
 
 COMPARED = 16
-"""How many entries of a stage, the newest ones, `kdq plan` compares a key with."""
+"""With how many of a stage's newest entries `kdq plan` compares a key."""
 
 
 class Forecast(Frozen):
@@ -61,7 +61,7 @@ def _why(node: Node, parts: dict[str, JsonValue] | None, store: Store, waiting: 
 
 
 def _changed(node: Node, parts: dict[str, JsonValue] | None, store: Store) -> list[str] | None:
-    """Names of the parts that differ from the most alike newer entry of the stage; `None` where there is none."""
+    """Names of the parts that differ from the most similar recent entry of the stage; `None` if it has no entry."""
     mine = _flat(parts if parts is not None else node.parts)
     best: list[str] | None = None
     for kept in islice(store.parts(node.use), COMPARED):
@@ -69,7 +69,7 @@ def _changed(node: Node, parts: dict[str, JsonValue] | None, store: Store) -> li
         differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if best is None or len(differ) < len(best):
             best = differ
-        if len(best) <= (parts is not None):  # none can be more alike
+        if len(best) <= (parts is not None):  # no entry can be more similar
             break
     return best
 

@@ -28,11 +28,11 @@ FITTED: dict[str, tuple[tuple[Gate, ...], str]] = {
         "computes linear layers alone in int8, so the default gates ask for coverage_linear_macs, not coverage_macs",
     ),
 }
-"""Default gates, and why they are others, for quantizers whose activations are not static."""
+"""The default gates for quantizers whose activations are not static, and the reason for the user."""
 
 
 class GateVerdict(Frozen):
-    """One gate with what was measured. `bound` is absolute: a relative gate's factor is already applied."""
+    """One gate with the measured value. `bound` is absolute: it includes the factor of a relative gate."""
 
     rule: str
     value: Measured | None
@@ -44,16 +44,16 @@ class GateVerdict(Frozen):
 def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, str]:
     """Fit the default gates to the recipe.
 
-    Coverage guards against silent float, and some quantizers compute in float openly; no model is held against one
-    that is not measured; and no gate asks for what no evaluator gives.
+    KDQ drops a default gate on coverage if the quantizer computes in float by design, on a model or relative to a model
+    that the run does not measure, or on a metric that no evaluator gives.
 
     Args:
-        asked: the recipe with its plug-ins; one that writes its own gates keeps them.
-        models: that are measured.
+        asked: the recipe with its plug-ins; a recipe with gates of its own keeps them.
+        models: the models that the run measures.
 
     Returns:
-        The recipe, and what to tell the user of it; empty where the gates are the usual ones, or the recipe's own and
-        measured.
+        The recipe, and a note for the user; the note is empty if the gates are the usual ones, or the recipe's own and
+        all of them can be measured.
     """
     recipe, slots = asked.recipe, {model.slot for model in models}
     name = recipe.quantize.use
@@ -79,7 +79,7 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
 
 
 def given_metrics(asked: Asked) -> set[str] | None:
-    """The metrics that the recipe's evaluators give; `None` where one of them does not say which."""
+    """The metrics that the recipe's evaluators give; `None` if one of them does not declare its metrics."""
     if not all(evaluator.metrics for evaluator in asked.evaluators):
         return None
     return {metric for evaluator in asked.evaluators for metric in evaluator.metrics}
@@ -91,15 +91,15 @@ def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict,
 
 
 def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: Sequence[OperatorCoverage]) -> None:
-    """Refuse to go on with a model that does not meet a gate marked `required`.
+    """Fail the run if the model does not meet a gate marked `required`.
 
     Args:
-        gates: of the recipe.
-        report: of the evaluation.
-        operators: coverage of the int8 file, to name what runs in float.
+        gates: gates of the recipe.
+        report: report of the evaluation.
+        operators: coverage of the int8 file, to name the operators in float.
 
     Raises:
-        StageError: with each gate that is not met, its value and bound.
+        StageError: names each required gate that is not met, its value and bound.
     """
     failed = [v for gate, v in zip(gates, judge(gates, report), strict=True) if gate.required and not v.met]
     if not failed:

@@ -1,6 +1,6 @@
-"""What a stage's key is made of: what it reads, and the code and libraries that read it.
+"""The parts of a stage's key: what the stage reads, and the code and libraries that it runs.
 
-The digests of the entries it stands on join later.
+The digests of its parents' entries join when they are known.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from kdq_core.recipe.spec import Site
 from kdq_core.store.hashing import sha256_file
 
 VERBS = ("kdq_core.training.backend", "kdq_core.work.data", "kdq_core.work.fitting", "kdq_core.work.models")
-"""What runs with every stage that computes, by `Work`: data, fits, models."""
+"""Modules behind `Work` that run with every stage that computes: data, fits, models."""
 QUANTIZED = ("kdq_core.work.quantized",)
-"""What runs besides where a stage asks for the quantized student."""
+"""Modules that also run if a stage asks for the quantized student."""
 CHECKS = ("kdq_core.work.checking", "kdq_core.work.rehearsal")
-"""Modules that only refuse: nothing of them gets into a result."""
+"""Modules that only check: no result depends on them."""
 
 
 class KeyParts:
-    """Makes the parts of the keys of one plan; what several stages share is computed once."""
+    """Makes the parts of the keys of one plan; it computes what several stages share once."""
 
     def __init__(self, asked: Asked, catalog: Catalog) -> None:
         self._asked, self._catalog = asked, catalog
@@ -70,7 +70,7 @@ class KeyParts:
         return parts
 
     def _named(self, wired: Wired, reads: Reads, before: dict[str, Wired]) -> Iterator[tuple[Kind, str]]:
-        """The plug-ins whose code the stage runs: those it names, and stages that rebuild its models."""
+        """The plug-ins whose code the stage runs: those that `reads()` names, and stages that rebuild its models."""
         for kind, name, _, _ in named_plugins(self._asked.recipe):
             if kind in reads.plugins:
                 yield kind, name
@@ -92,14 +92,14 @@ class KeyParts:
 
 
 def _verbs(stage: Stage, reads: Reads) -> tuple[str, ...]:
-    """Modules of KDQ that a stage runs by `Work`, and need not import."""
+    """Modules of KDQ that a stage runs through `Work` without importing them."""
     if stage.needs.device == "none":
         return ()
     return (*VERBS, *QUANTIZED) if "quantizer" in reads.plugins else VERBS
 
 
 def ancestors(wired: Wired, before: dict[str, Wired]) -> list[Wired]:
-    """All stages that a stage stands on, nearest first, each once."""
+    """All stages whose results a stage builds on, nearest first, each once."""
     found: dict[str, Wired] = {}
     asked = list(wired.parents.values())
     while asked:
@@ -111,5 +111,5 @@ def ancestors(wired: Wired, before: dict[str, Wired]) -> list[Wired]:
 
 
 def site_of(needs: Needs, site: Site) -> Site:
-    """The site as a stage sees it: one that computes on the CPU alone does not depend on the site's device."""
+    """The site as a stage sees it: for a stage that computes on the CPU alone, the device is `cpu`."""
     return site if needs.device == "site" else site.model_copy(update={"device": "cpu"})

@@ -1,11 +1,11 @@
-"""What a result may depend on beside code, recipe and data: the machine, Python, and the environment.
+"""The parts of a key beside code, recipe and data: the machine, Python, and the environment.
 
-Held are the variables below, each by its name. They choose the instruction set, the precision of products, the number
-of threads or the algorithm; those with such a prefix that only print, log or count are left out. Hidden, since KDQ sets
-them for every stage whatever the user has: CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS, MKL_NUM_THREADS, PYTHONHASHSEED and
-CUBLAS_WORKSPACE_CONFIG; the threads stand in the key as they are asked for. Hidden too are ACCELERATE_*, which a stage
-does not see. Variables that change how long something takes, such as GOMP_SPINCOUNT, or how memory is handed out are
-not held.
+The key holds the variables below if they are set. They choose the instruction set, the precision of products, the
+number of threads or the algorithm; variables with such a prefix that only print, log or count are left out. The key
+does not hold CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS, MKL_NUM_THREADS, PYTHONHASHSEED and CUBLAS_WORKSPACE_CONFIG,
+because KDQ sets them for every stage; the number of threads is a part of its own. It does not hold ACCELERATE_*,
+because KDQ hides them from stages, nor variables that only change speed, such as GOMP_SPINCOUNT, or how memory is
+allocated.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _UNKNOWN = "unknown"
 def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonValue]:
     """The parts of a key that say where a stage ran: kind of device, threads, instruction set, variables that are set.
 
-    Torch is not imported. GPUs are counted in the order of their slots, as the driver lists them and as workers
-    are told to count (CUDA_DEVICE_ORDER=PCI_BUS_ID).
+    KDQ imports no torch here. It counts GPUs in the order of their slots, as the driver lists them; workers count in
+    the same order (CUDA_DEVICE_ORDER=PCI_BUS_ID).
 
     Args:
         site: device, precision and threads of the stage.
-        proc: where the kernel and the driver tell what there is.
+        proc: the folder in which the kernel and the driver describe the machine.
 
     Returns:
         `kind`, `precision`, `threads`, `machine`, `isa` and `python`; for CUDA also `gpu` and `driver`; `environment`
-        only where a held variable is set.
+        only if a held variable is set.
     """
     kind = site.device.partition(":")[0]
     held: dict[str, JsonValue] = {name: value for name, value in sorted(os.environ.items()) if _is_held(name)}
@@ -82,7 +82,7 @@ def _is_held(name: str) -> bool:
 
 
 def _gpu(device: str, proc: Path) -> dict[str, JsonValue]:
-    """Model and driver; a GPU that is not listed, as a part of one (MIG) is not, stands under its own name."""
+    """Model and driver; a GPU that the driver does not list, such as a part of one (MIG), counts by its own name."""
     driver, gpus = _told_by_driver(proc)
     if driver is None or not gpus:
         driver, gpus = _told_by_smi()

@@ -1,4 +1,4 @@
-"""Teachers as keys and records hold them: files and factories by content, not by place."""
+"""Teachers as keys and records hold them: files and factories by content, not by path."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kdq_core.store.hashing import sha256_file
 
 
 def described(member: MemberSpec) -> dict[str, Any]:
-    """A teacher with what its file and its factory hold in place of where they are.
+    """Describe a teacher with the hashes of its file and its factory in place of their paths.
 
     Raises:
-        RecipeError: the file is not there, or still in a registry.
+        RecipeError: the file does not exist, or is still in a registry.
     """
     if member.source == "registered":
         raise RecipeError(
@@ -38,7 +38,7 @@ def _without_file(member: MemberSpec) -> dict[str, Any]:
 
 
 def answering(spec: TeacherSpec) -> dict[str, Any]:
-    """What decides the teachers' answers beside their weights; later stages depend on it through the record."""
+    """The settings beside the weights that decide the teachers' answers; the record passes them to later stages."""
     named = ("weight", "normalize", "tasks", "inputs", "factory", "factory_code")
     members = [{name: part[name] for name in named if part.get(name)} for part in map(_without_file, spec.members)]
     if len(members) == 1:

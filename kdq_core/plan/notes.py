@@ -1,4 +1,4 @@
-"""What of a recipe has no effect, and what would be faster here, in the words of the plan's note."""
+"""Notes of a plan: which settings of the recipe have no effect, and which would be faster here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kdq_core.recipe.teacher import CacheSpec, MemberSpec
 SECTIONS = {name: name for name in ("teacher", "student", "distill", "quantize", "target", "evaluate")} | {
     "register_as": "register"
 }
-"""Sections that some stage reads: fields of a recipe, and what they are called in its file."""
+"""The sections that stages read: each field of `Recipe` with its name in a file."""
 
 
 def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
-    """What of the recipe does nothing, and why. Defaults are not reported: a deployed recipe spells out every field.
+    """Report settings without effect, and why. Defaults are not reported: a deployed recipe spells out every field.
 
     Args:
-        asked: the recipe as it is run.
+        asked: the recipe that KDQ runs.
         wired: its stages.
     """
     recipe = asked.recipe
@@ -76,7 +76,7 @@ def _of_teacher(spec: TeacherSpec) -> Iterator[str]:
 
 
 def _of_transfer(spec: DistillSpec) -> Iterator[str]:
-    """Training does nothing to parameters that are held in every round."""
+    """Report parameters that every round holds fixed, so that training never changes them."""
     if spec.transfer is None:
         return
     rounds, hold = spec.transfer.rounds_in(spec.fit.epochs), spec.transfer.hold
@@ -92,12 +92,12 @@ def _of_transfer(spec: DistillSpec) -> Iterator[str]:
 
 
 def faster(recipe: Recipe, site: Site, cpu: Collection[str]) -> Iterator[str]:
-    """What would make this run faster and change its results, so that KDQ leaves it to the recipe.
+    """Report settings that would make this run faster, but change its results, so that KDQ does not choose them itself.
 
     Args:
-        recipe: as it is run.
-        site: where.
-        cpu: its instruction sets.
+        recipe: the recipe that KDQ runs.
+        site: where it runs.
+        cpu: instruction sets of the CPU.
     """
     spec = recipe.teacher
     open_to_it = spec.precision == "auto" and spec.cache.form != "fp32" and not all_onnx(spec)

@@ -20,7 +20,7 @@ from kdq_core.store.hashing import canonical, sha256_of
 
 
 class Node(Frozen):
-    """One stage of a plan: what it stands on, and the parts of its key but for the parents' digests."""
+    """One stage of a plan: its parents, and the parts of its key without the parents' digests."""
 
     name: str
     use: str
@@ -31,27 +31,27 @@ class Node(Frozen):
 
     @property
     def heavy(self) -> bool:
-        """Whether it computes, in a worker process."""
+        """Whether it runs in a worker process, because it computes."""
         return self.needs.device != "none"
 
     def full_parts(self, digests: Mapping[str, str]) -> dict[str, JsonValue]:
-        """All parts of the key, given the digests of the entries before it, by name of the stage."""
+        """All parts of the key, from the digests of earlier entries by name of the stage."""
         return {**self.parts, "parents": {port: digests[name] for port, name in self.parents.items()}}
 
     def key(self, digests: Mapping[str, str]) -> str:
-        """The key, given the digests of the entries before it, by name of the stage."""
+        """The key, from the digests of earlier entries by name of the stage."""
         return sha256_of(canonical({"stage": self.use, **self.full_parts(digests)}))
 
 
 class Plan(Frozen):
-    """The DAG in an order in which it can run, and what it was made from.
+    """The DAG in an order in which it can run, with its recipe and site.
 
     Attributes:
-        recipe: with default gates that fit it.
+        recipe: the recipe, with default gates that fit it.
         site: where it runs.
-        nodes: one a stage.
-        models: that are measured, in the order of the closing table.
-        note: what to tell the user, such as what of the recipe has no effect.
+        nodes: one for each stage.
+        models: the models of the closing table, in its order.
+        note: notes for the user, such as settings without effect.
     """
 
     recipe: Recipe
@@ -65,12 +65,12 @@ class Plan(Frozen):
         return next(node for node in self.nodes if node.name == name)
 
     def giving(self, slot: str) -> Node | None:
-        """The node that gives `slot` last, if one does."""
+        """The last node that gives `slot`, or `None`."""
         return next((node for node in reversed(self.nodes) if node.gives == slot), None)
 
 
 def asked_of(recipe: Recipe, site: Site, catalog: Catalog) -> Asked:
-    """The recipe on its site, with plug-ins of the catalog."""
+    """Join the recipe with its site and the plug-ins of the catalog."""
     return Asked(recipe, site, lambda kind, name, options: catalog.build(kind, name, options))
 
 
@@ -99,7 +99,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
 
 
 def fitted(recipe: Recipe, site: Site, catalog: Catalog) -> Recipe:
-    """The recipe with default gates that fit it, as its plan has them; reads no file that it names.
+    """Give the recipe with the default gates that its plan would have; reads no file that it names.
 
     Raises:
         RecipeError: the list of stages does not fit together.
@@ -110,7 +110,7 @@ def fitted(recipe: Recipe, site: Site, catalog: Catalog) -> Recipe:
 
 
 def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog) -> tuple[Node, ...]:
-    """The nodes of a plan, with the parts of their keys as the code and the files are now."""
+    """Make the nodes of a plan; the parts of their keys hold the present state of code and files."""
     parts, before = KeyParts(asked, catalog), {one.title: one for one in wired}
     return tuple(
         Node(

@@ -1,4 +1,4 @@
-"""The recipe's sections as keys hold them: the options of all plug-ins filled in, files and factories by content."""
+"""The recipe's sections as keys hold them: with all options of plug-ins, and files and factories by content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdq_core.store.hashing import sha256_file
 
 
 def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:
-    """What a stage that reads `sections` holds of the recipe, by name of the section."""
+    """The values of the recipe that the key of a stage holds if it reads `sections`, by name of the section."""
     found: dict[str, Any] = {}
     for section in sections:
         whole = SECTIONS[section.name](asked)
@@ -30,7 +30,7 @@ def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:
 
 
 def projected(value: Any, section: Section) -> Any:
-    """The fields of a resolved section that a stage reads; fields that it resolves to others are passed over."""
+    """Keep the fields of a resolved section that a stage reads; ignore names that the resolved section lacks."""
     if section.only is not None:
         value = _kept(value, section.only)
     for path in section.without:
@@ -39,7 +39,7 @@ def projected(value: Any, section: Section) -> Any:
 
 
 def taps_of(uses: Sequence[DistillerUse]) -> list[str]:
-    """What decides which of the teacher's modules are tapped: patterns of their paths, or `auto`."""
+    """The taps on the teacher's side: patterns of module paths, or `auto`."""
     patterns = {theirs for use in uses if use.taps != "auto" for _, theirs in use.taps}
     return sorted(patterns | {"auto" for use in uses if use.taps == "auto"})
 
@@ -54,7 +54,7 @@ def _teacher(asked: Asked) -> dict[str, Any]:
 
 
 def _student(asked: Asked) -> dict[str, Any]:
-    """Nothing where the student is the workload's, so that its keys are those of recipes without the section."""
+    """Empty for the workload's student, so that the section's defaults leave the keys as they are without it."""
     spec = asked.recipe.student
     found: dict[str, Any] = {} if spec.source == "workload" else {"source": spec.source}
     if spec.file is not None:
@@ -72,7 +72,7 @@ def _distill(asked: Asked) -> dict[str, Any]:
 
 
 def _loss(use: DistillerUse, built: Distiller) -> dict[str, Any]:
-    """A distiller with all its options, those with a schedule as they are written; named where its record is."""
+    """A distiller with all its options; schedules stay as written. The name counts if the record holds it."""
     changing = {name: schedule.model_dump(mode="json") for name, schedule in use.schedules.items()}
     named = {"name": use.title} if built.features != "none" else {}
     asked = use.model_dump(mode="json", exclude={"name"}) | named
@@ -105,7 +105,7 @@ SECTIONS: dict[str, Callable[[Asked], Any]] = {
     "gates": lambda asked: [gate.model_dump(mode="json") for gate in asked.recipe.gates],
     "register": lambda asked: {"name": asked.recipe.model_name},
 }
-"""How each section is resolved; a stage's own options are not among them: they are part of its key in any case."""
+"""Resolves each section. A stage's own options are not here, because they are always a part of its key."""
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is known of a run, read-only: its plan, and the entries of the stages that are done."""
+"""A read-only view of a run: its plan, and the entries of finished stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunView:
     """A run as tables, tracking and reports see it; they ask by slot, never by the name of a stage.
 
     Attributes:
-        plan: what is run.
+        plan: the plan of the run.
         entries: verified entries by name of the stage.
     """
 
@@ -31,12 +31,12 @@ class RunView:
     entries: Mapping[str, Entry]
 
     def entry(self, slot: str) -> Entry | None:
-        """What stands in `slot` after the stages that are done."""
+        """The entry of the last finished stage that gives `slot`, or `None`."""
         given = [node.name for node in self.plan.nodes if node.gives == slot and node.name in self.entries]
         return self.entries[given[-1]] if given else None
 
     def record(self, slot: str, of: type[R]) -> R | None:
-        """The record in `slot`, if there is one of that class."""
+        """The record in `slot`, or `None` if there is none of that class."""
         entry = self.entry(slot)
         return entry.record if entry is not None and isinstance(entry.record, of) else None
 
@@ -46,15 +46,15 @@ class RunView:
         return {name: record for name, record in done if isinstance(record, of)}
 
     def file(self, model: str) -> Path | None:
-        """The file of a model of the plan, such as `int8`, once it was exported."""
+        """The file of a model of the plan, such as `int8`; `None` before its export."""
         entry, artifact = self.entry("artifact"), self.record("artifact", Artifact)
         name = None if artifact is None else artifact.file_of(model)
         return None if entry is None or name is None else entry.file(name)
 
     def predictions(self, model: str, split: str = "test") -> dict[str, np.ndarray]:
-        """What the file of `model` says of each sample of `split`, in its order: each output `[N, ...]` by name.
+        """Predictions of the file of `model` for each sample of `split`, in its order: each output `[N, ...]` by name.
 
-        The arrays are memory-mapped and read-only. The dict is empty where no evaluator read predictions.
+        The arrays are memory-mapped and read-only. The dict is empty if no evaluator read predictions.
         """
         from kdq_core.store.predictions import opened
 
@@ -66,7 +66,7 @@ class RunView:
 
     @property
     def metrics(self) -> dict[str, tuple[Metric, ...]]:
-        """What was measured of each model of the plan, in the order of the closing table; empty before that."""
+        """The metrics of each model of the plan, in the order of the closing table; empty before the evaluation."""
         report = self.record("report", EvaluationReport)
         return {} if report is None else {m.slot: report.models.get(m.slot, ()) for m in self.plan.models}
 

@@ -1,4 +1,4 @@
-"""What a stage is asked with while a plan is made: one recipe on one site, each of its plug-ins built once."""
+"""A request: one recipe on one site, with each of its plug-ins built once. KDQ plans and runs stages with it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Asked:
     """One recipe on one site.
 
     Attributes:
-        recipe: as it will be run.
-        site: where.
+        recipe: the recipe that KDQ runs.
+        site: where it runs.
     """
 
     def __init__(self, recipe: Recipe, site: Site, build: Build) -> None:
-        """Ask `build` for plug-ins: kind, name and options; each is built once."""
+        """Take plug-ins from `build`, which makes one from kind, name and options; each is built once."""
         self.recipe, self.site, self._build = recipe, site, build
         self._built: dict[str, Plugin] = {}
 
     def with_recipe(self, recipe: Recipe) -> Asked:
-        """The same with another form of the recipe; plug-ins that were built are shared."""
+        """Copy this request with another form of the recipe; both share the plug-ins."""
         other = Asked(recipe, self.site, self._build)
         other._built = self._built
         return other
 
     def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue]) -> Plugin:
-        """A plug-in of the catalog with its options."""
+        """Build a plug-in of the catalog with its options, or give the one built before."""
         asked = json.dumps([kind, name, options], sort_keys=True)
         if asked not in self._built:
             self._built[asked] = self._build(kind, name, options)
@@ -73,11 +73,11 @@ class Asked:
 
     @cached_property
     def distillers(self) -> tuple[tuple[DistillerUse, Distiller], ...]:
-        """The recipe's distillers, in order, each as it is at the start of a fit."""
+        """The recipe's distillers, in order, each with its options at the start of a fit."""
         built = [(use, self.plugin("distiller", use.use, use.options_at(0))) for use in self.recipe.distill.distillers]
         return tuple((use, plugin) for use, plugin in built if isinstance(plugin, Distiller))
 
     @property
     def tapping(self) -> tuple[DistillerUse, ...]:
-        """Those of the recipe's distillers that compare features."""
+        """The recipe's distillers that compare features."""
         return tuple(use for use, distiller in self.distillers if distiller.features != "none")

@@ -1,6 +1,6 @@
-"""The catalog: which plug-ins are installed, under which names, and how one is built from a recipe's options.
+"""The catalog: finds the installed plug-ins, and builds one from a recipe's options.
 
-Finding and listing import no plug-in class; building imports the one that is asked for.
+It finds and lists plug-ins without importing their classes; to build one, it imports that class.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Catalog:
 
     @classmethod
     def load(cls, entry_points: Iterable[EntryPoint] | None = None) -> Catalog:
-        """Load the entry points of group `kdq`, each in its own guard.
+        """Load the entry points of group `kdq`; one that fails is quarantined and stops no other.
 
         Args:
             entry_points: those to load; by default all that are installed.
@@ -66,7 +66,7 @@ class Catalog:
         return [entry for entry in self.entries if entry.kind == kind]
 
     def names(self, kind: Kind) -> dict[str, CatalogEntry]:
-        """What a recipe may write for `kind`, and what it means."""
+        """The names that a recipe may write for `kind`, each with its entry."""
         return usable_names(self.of_kind(kind))
 
     def find(self, kind: Kind, name: str) -> CatalogEntry:
@@ -98,7 +98,7 @@ class Catalog:
         """Import the class of a plug-in.
 
         Raises:
-            PluginError: it cannot be imported, or is not a complete plug-in of its kind.
+            PluginError: the class cannot be imported, or is not a complete plug-in of its kind.
         """
         module_name, _, class_name = entry.target.partition(":")
         try:
@@ -137,7 +137,7 @@ class Catalog:
         Args:
             kind: one of `KINDS`.
             name: as the recipe writes it.
-            options: the plug-in's fields; types are taken as written.
+            options: the plug-in's fields; KDQ converts no types.
             where: `file:line` for messages, or a function that gives it for a location within the options.
 
         Raises:
@@ -158,25 +158,25 @@ class Catalog:
             raise PluginError(f"{_title(entry)} failed on its options: {describe(error)}") from error
 
     def code_of(self, entry: CatalogEntry, *, also: Sequence[str] = (), without: Sequence[str] = ()) -> Code:
-        """The code that a plug-in reaches, as it lies on the disk at this moment; imports nothing.
+        """Hash the code that a plug-in reaches, as the files are now; imports nothing.
 
         Args:
             entry: the plug-in.
-            also: modules of KDQ that run with it, though it does not import them.
+            also: modules of KDQ that run with it, although it does not import them.
             without: modules of KDQ that change no result.
         """
         return code_of(entry.target, entry.distribution, also=also, without=without)
 
     def lifecycle(self, hook_name: str, **kwargs: Any) -> list[Any]:
-        """Call a lifecycle hook of every plug-in, each in its own guard.
+        """Call a lifecycle hook of every plug-in; one that fails stops no other.
 
         Args:
             hook_name: such as `kdq_stage_started`.
             **kwargs: what the hook takes.
 
         Returns:
-            What the plug-ins gave, iterables as lists. A plug-in that fails is logged and left out; one that fails in
-            `kdq_before_promotion` gives its failure as a reason: what could not be asked is not a yes.
+            The answers of the plug-ins, iterables as lists. KDQ logs a plug-in that fails and leaves it out. In
+            `kdq_before_promotion` the failure is a reason against the promotion, because the plug-in did not agree.
         """
         answers: list[Any] = []
         for plugin in self.plugins:

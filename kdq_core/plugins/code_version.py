@@ -1,4 +1,4 @@
-"""Which code a plug-in is: what its key holds of it. Nothing is imported."""
+"""The version of a plug-in's code, as keys hold it. KDQ reads the files and imports nothing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kdq_core.plugins.reach import OWN, reached
 
 
 class Code(Frozen):
-    """Code that a result depends on.
+    """The code that a result depends on.
 
     Attributes:
-        text: a hash of all sources, behind name and version of the distribution of a guest.
+        text: a hash of all sources; for a guest, after name and version of its distribution.
         libraries: versions of the installed distributions that a guest imports, by name.
     """
 
@@ -27,20 +27,21 @@ class Code(Frozen):
 
 
 def code_of(target: str, distribution: str, *, also: Iterable[str] = (), without: Collection[str] = ()) -> Code:
-    """The code of a plug-in, as it lies on the disk at this moment.
+    """Hash the code of a plug-in, as the files are now.
 
-    Of KDQ's own packages the files count that the module can reach through its imports. Of a guest the whole top-level
-    package counts, data files too, wherever it is installed, and all that it imports: modules of KDQ as above, packages
-    outside of `site-packages` whole, and of installed distributions the version.
+    For KDQ's own plug-ins, the hash covers the files that the module reaches through its imports. For a guest, it
+    covers the whole top-level package with its data files, wherever it is installed, and what the package imports:
+    modules of KDQ by the rule above, and whole packages outside of `site-packages`. Installed distributions count by
+    version.
 
-    Limits: KDQ does not see imports whose names are computed, what an installed distribution imports in its turn, files
-    outside of the package that the code opens, and the environment that it reads. A package that writes into its own
-    folder changes its own code. `pip install --target` makes no `site-packages`: what lies there is read whole.
+    Limits: KDQ does not see imports whose names are computed, the imports of an installed distribution, files that the
+    code opens outside of its package, and the environment that it reads. A package that writes into its own folder
+    changes its own code. `pip install --target` makes no `site-packages`, so KDQ reads such packages whole.
 
     Args:
         target: `package.module:Class`, or `package.module`.
-        distribution: which brought it; empty where that is not known.
-        also: modules of KDQ that run with it, though it does not import them.
+        distribution: the distribution that brings it; empty if that is not known.
+        also: modules of KDQ that run with it, although it does not import them.
         without: modules of KDQ that change no result.
 
     Raises:
@@ -60,7 +61,7 @@ def code_of(target: str, distribution: str, *, also: Iterable[str] = (), without
 
 
 def _of_guest(top: str, also: Iterable[str], without: Collection[str]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Name and sha256 of each file that a package consists of or imports, and the versions of what is installed."""
+    """Name and sha256 of each file of a package and of what it imports, and the versions of installed distributions."""
     if not sources.places(top):
         raise PluginError(f"package {top!r} is not installed, though a plug-in names it; reinstall its distribution")
     contents: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""What a stage declares: its inputs, what its result depends on, what it needs. Importable without torch."""
+"""The declarations of a stage: inputs, dependencies of its result, needs, models. Importable without torch."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from kdq_core.plugins.kinds import Kind
 from kdq_core.store.family import Record
 
 TRAINING = ("torch", "numpy", "accelerate")
-"""Distributions that whatever trains or runs a model computes with."""
+"""Distributions that a stage computes with if it trains or runs a model."""
 
 
 class Port(Frozen):
-    """One input of a stage: the slot it reads, as it stands at that point of the list of stages."""
+    """One input of a stage: the slot that it reads, as the last earlier stage left it."""
 
     slot: str = Field(description="such as `teacher`, `outputs`, `student`, `quantized`, `artifact`, `report`")
-    record: type[Record] = Field(default=Record, description="what must stand there; a subclass will do")
-    optional: bool = Field(default=False, description="the stage runs without it where no stage before gives it")
+    record: type[Record] = Field(default=Record, description="class of the record in the slot; a subclass fits too")
+    optional: bool = Field(default=False, description="true: the stage also runs if no earlier stage gives the slot")
 
 
 class Section(Frozen):
     """A part of a section of the recipe that a stage reads."""
 
-    name: str = Field(description="of the section, such as `quantize`")
-    only: tuple[str, ...] | None = Field(default=None, description="the fields it reads, dotted; none: all")
-    without: tuple[str, ...] = Field(default=(), description="fields it does not read, dotted")
+    name: str = Field(description="name of the section, such as `quantize`")
+    only: tuple[str, ...] | None = Field(default=None, description="dotted names of the fields it reads; null: all")
+    without: tuple[str, ...] = Field(default=(), description="dotted names of fields it does not read")
     held: dict[str, JsonValue] | None = Field(
         default=None,
-        description="what the key holds in place of these fields, where the result depends on less than their values",
+        description="what the key holds in place of these fields, if the result does not depend on all of their values",
     )
 
 
 class Reads(Frozen):
-    """All that the result of a stage depends on, beside its own options and what its inputs hold: this is its key."""
+    """Everything that the result of a stage depends on, beside its options and inputs. The stage's key holds it."""
 
-    sections: tuple[Section, ...] = Field(default=(), description="of the recipe")
-    plugins: tuple[Kind, ...] = Field(default=(), description="kinds of the recipe's plug-ins whose code runs")
+    sections: tuple[Section, ...] = Field(default=(), description="the sections of the recipe that it reads")
+    plugins: tuple[Kind, ...] = Field(default=(), description="kinds of the recipe's plug-ins whose code it runs")
     libraries: tuple[str, ...] = Field(default=TRAINING, description="distributions whose version matters")
     files: tuple[str, ...] = Field(default=(), description="files it reads; the key holds their sha256")
     seeded: bool = Field(default=True, description="whether it uses the recipe's seed")
@@ -52,14 +52,14 @@ class Needs(Frozen):
 
     device: Literal["site", "cpu", "none"] = Field(
         default="site",
-        description="site: the site's device, in a worker process; cpu: a worker process; none: it computes nothing, "
-        "and runs in the process of the run",
+        description="site: the site's device, in a worker process; cpu: the CPU, in a worker process; none: it "
+        "computes nothing, and runs in the process of the run",
     )
-    alone: bool = Field(default=False, description="it measures time: nothing else of KDQ may compute beside it")
+    alone: bool = Field(default=False, description="true: it measures time, so KDQ computes nothing else beside it")
 
 
 class Model(Frozen):
-    """A model of a run that is measured and told of."""
+    """A model that a run measures and reports."""
 
     slot: str = Field(description="its name in tables, gates and JSON, such as `teacher`, `student`, `int8`")
     form: Literal["weights", "file"] = Field(description="weights of a checkpoint, or a file for a runtime")

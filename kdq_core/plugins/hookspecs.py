@@ -1,4 +1,4 @@
-"""The pluggy hooks. Plug-in hooks take nothing and yield records; lifecycle hooks watch, or veto a promotion."""
+"""The pluggy hooks. Plug-in hooks name plug-ins; lifecycle hooks watch a run, or veto a promotion."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kdq_core.frozen import Frozen
 from kdq_core.store.records import EvaluationReport
 
 API_VERSION = 1
-"""A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; outside that range it is quarantined."""
+"""A plug-in module may state `KDQ_PLUGIN_API = ">=1,<2"`; KDQ quarantines it outside that range."""
 
 hookspec = pluggy.HookspecMarker("kdq")
 hookimpl = pluggy.HookimplMarker("kdq")
 
 
 class PluginSpec(Frozen):
-    """One plug-in: its kebab-case name, and where its class is. The class is named, not imported.
+    """One plug-in: its kebab-case name, and the path of its class, which the hook need not import.
 
     `target` is `package.module:Class`; `summary` is one line for `kdq plugins list`.
     """

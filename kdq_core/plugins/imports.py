@@ -1,7 +1,7 @@
-"""What a source file imports, read from its text. Nothing is imported.
+"""Reads the imports of a source file from its text, without importing anything.
 
-The syntax tree of a file takes about 20 times as long as its import statements alone, and a key asks for those of some
-hundred files. So statements are cut out and parsed by themselves; where that could miss one, the whole tree is read.
+To parse a whole file takes about 20 times as long as to parse its import statements alone, and a key needs the imports
+of some hundred files. So KDQ cuts the statements out and parses these; if it could miss one, it parses the whole file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Import:
     """One statement that imports.
 
     Attributes:
-        module: the module as it is written, without leading dots.
-        names: taken from that module; empty for `import module`.
-        level: leading dots of a relative import.
+        module: the module as written, without leading dots.
+        names: names imported from that module; empty for `import module`.
+        level: number of leading dots of a relative import.
     """
 
     module: str
@@ -39,7 +39,7 @@ _STATEMENT = re.compile(
     rb"(?:[^\n;#\\(]|\\\n|\([^)]*\))*)",
     re.MULTILINE,
 )
-"""A statement begins a line, or follows `;` or `:`. This finds all that import, and words of strings."""
+"""Finds every import statement, which begins a line or follows `;` or `:`; may also find text inside strings."""
 _FOR_TYPES = re.compile(rb"^if (?:typing\.)?TYPE_CHECKING:[ \t]*(?:#.*)?\n(?:(?:[ \t]+.*)?\n)+", re.MULTILINE)
 _ASKS_FOR_MORE = re.compile(rb"import_module|__import__|TYPE_CHECKING[ \t]*:")
 
@@ -47,8 +47,8 @@ _ASKS_FOR_MORE = re.compile(rb"import_module|__import__|TYPE_CHECKING[ \t]*:")
 def imports_of(source: bytes) -> tuple[Import, ...]:
     """All imports of a source file, also those inside functions, except under `if TYPE_CHECKING:`.
 
-    `importlib.import_module("name")` and `__import__("name")` count where the name is written out. An example in a
-    docstring may count as well. A file that Python cannot parse imports nothing: whoever imports it is told.
+    `importlib.import_module("name")` and `__import__("name")` count if the name is a literal. An example in a
+    docstring may count as well. A file that Python cannot parse has no imports here; Python reports it on import.
     """
     source = source.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + b"\n"
     found = _cut_out(source)
@@ -56,9 +56,9 @@ def imports_of(source: bytes) -> tuple[Import, ...]:
 
 
 def parsed(source: bytes) -> ast.Module | None:
-    """The syntax tree of a source file; `None` where it has a mistake."""
+    """The syntax tree of a source file; `None` if Python cannot parse it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strings such as "\d", in code that is not ours
+        warnings.simplefilter("ignore")  # about strings such as "\d", in code that is not KDQ's
         try:
             return ast.parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -66,14 +66,14 @@ def parsed(source: bytes) -> ast.Module | None:
 
 
 def _cut_out(source: bytes) -> list[Import] | None:
-    """The imports by their statements alone; `None` where only the whole tree tells."""
+    """The imports from their statements alone; `None` if that needs the whole tree."""
     for_types = _FOR_TYPES.findall(source)
     rest = _FOR_TYPES.sub(b"", source) if for_types else source
     if _ASKS_FOR_MORE.search(rest) or any(quotes in block for block in for_types for quotes in (b'"""', b"'''")):
         return None
     tree = parsed(b"\n".join(_STATEMENT.findall(rest)))
     if tree is None or not all(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body):
-        return None  # words of a string or a comment are among them
+        return None  # it also found text of a string or a comment
     return list(_statements(tree.body))
 
 
@@ -86,7 +86,7 @@ def _in_tree(source: bytes) -> list[Import]:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[Import]:
-    """Imports are statements, so expressions are not looked into."""
+    """Yield the imports in a body and its nested bodies, but not those for type checkers alone."""
     for node in body:
         if isinstance(node, ast.Import):
             yield from (Import(alias.name) for alias in node.names)

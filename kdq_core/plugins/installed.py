@@ -1,4 +1,4 @@
-"""Which distribution a module that lies with the installed packages comes from. Nothing is imported."""
+"""Finds the installed distribution that a module comes from, without importing anything."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _known: dict[tuple[str, str], tuple[int, dict[str, str]]] = {}
 
 
 def installed(top: str, place: str) -> dict[str, str]:
-    """Name and version of every distribution that brings the package or module `top`.
+    """Find name and version of every distribution that brings the package or module `top`.
 
     Args:
         top: its name.
         place: its folder or file, as `sources.places` gives it.
 
     Returns:
-        Nothing, if it does not lie in `site-packages` or `dist-packages` but is only linked from there, or if no
-        distribution there says that it brings it.
+        An empty dict if it is outside of `site-packages` and `dist-packages`, or only linked from there, or if no
+        distribution there lists it.
     """
     if _FOLDERS.isdisjoint((os.path.realpath(place) if os.path.islink(place) else place).split(os.sep)):
         return {}
@@ -41,7 +41,7 @@ def installed(top: str, place: str) -> dict[str, str]:
 
 
 def version_of(distribution: str) -> str | None:
-    """The version of a distribution; `None` where none of that name is installed, or the name is empty."""
+    """The version of a distribution; `None` if it is not installed, or the name is empty."""
     try:
         return importlib.metadata.version(distribution) if distribution else None
     except importlib.metadata.PackageNotFoundError:
@@ -49,7 +49,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def _bringing(top: str, place: str) -> dict[str, str]:
-    """Those that list a file of `top`. Unless several may share `top`, the one of that name is asked first, alone."""
+    """The distributions that list a file of `top`. Unless several may share `top`, the one of that name comes first."""
     line = re.compile(rf"^{re.escape(top)}(?:[/.]|$)", re.MULTILINE)
     shared = os.path.isdir(place) and not os.path.isfile(os.path.join(place, "__init__.py"))
     for name in (None,) if shared else (top, None):
@@ -61,5 +61,5 @@ def _bringing(top: str, place: str) -> dict[str, str]:
 
 
 def _files(distribution: Distribution) -> str:
-    """What a distribution says it brings: one path a line, and names of top-level packages."""
+    """The files and top-level packages that a distribution lists, one a line."""
     return "\n".join(filter(None, (distribution.read_text(name) for name in ("top_level.txt", "RECORD"))))

@@ -1,4 +1,4 @@
-"""The kinds of plug-in but for stages. A plug-in is a frozen, validated value: its fields are its options.
+"""The kinds of plug-in other than stages. A plug-in is a frozen, validated value: its fields are its options.
 
 Importable without torch: plug-in modules that import torch only inside their methods keep `kdq validate` fast.
 """
@@ -37,7 +37,7 @@ class Plugin(Frozen):
 
     kind: ClassVar[Kind]
     late_imports: ClassVar[tuple[str, ...]] = ()
-    """Modules its methods import that take long, such as `torchmetrics`: a run imports them once for all stages."""
+    """Slow modules that its methods import, such as `torchmetrics`: a run imports them once for all stages."""
 
 
 class Workload(Plugin, abc.ABC):
@@ -54,7 +54,7 @@ class Workload(Plugin, abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """sha256 (hex) of the data and of how it is split. Cheap; imports no torch."""
+        """sha256 (hex) of the data and its split. Must be cheap, and import no torch."""
 
     @abc.abstractmethod
     def teacher(self) -> nn.Module:
@@ -71,7 +71,7 @@ class Workload(Plugin, abc.ABC):
         """The batches of one pass over `split`.
 
         `train` is shuffled as a function of (seed, epoch) and augmented as a function of (view, sample) alone, so that
-        what a teacher said of a view can be kept; without `view` it is `View(seed, epoch)`. `validation` and `test`
+        KDQ can keep a teacher's outputs for a view; without `view` it is `View(seed, epoch)`. `validation` and `test`
         come in fixed order, unaugmented, and ignore all three.
         """
 
@@ -83,12 +83,12 @@ class Workload(Plugin, abc.ABC):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss of `outputs` against the hard labels of `batch` (a scalar tensor).
 
-        With several tasks it is the sum over those that `batch.tasks` has labels of: each is asked for alone, too.
+        With several tasks it is the sum over those that `batch.tasks` has labels for; KDQ also asks for one alone.
         """
 
 
 def takes_views(workload: Workload) -> bool:
-    """Whether `batches` of this workload can be told which view to give; one written for older versions cannot."""
+    """Whether `batches` of this workload takes `view`; workloads for older versions of KDQ do not."""
     parameters = inspect.signature(workload.batches).parameters
     return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -106,40 +106,39 @@ class Distiller(Plugin, abc.ABC):
     zero_for_equal_models: ClassVar[bool] = True
     """False for a loss that equal models do not bring to zero, such as hard labels; the method card says why."""
     needs_labels: ClassVar[bool] = False
-    """True for a loss that cannot do without hard labels; a batch without them is then an error."""
+    """True for a loss that needs hard labels; a batch without them is then an error."""
     reads: ClassVar[TakenFor] = "classes"
-    """What it takes outputs `[B, ..., C]` for: logits of exclusive classes (softmax), of independent labels (sigmoid),
-    or numbers. Schedules that follow the gap between student and teacher measure it so."""
+    """How it reads outputs `[B, ..., C]`: as logits of exclusive classes (softmax), as logits of independent labels
+    (sigmoid), or as numbers. Schedules that follow the gap between student and teacher read them alike."""
     features: ClassVar[Literal["none", "pairs"]] = "none"
     """`pairs`: `Outputs.features` of both models hold the tapped tensors, under the same names on both sides."""
 
     def takes_top_k(self) -> bool:
         """Whether the teacher's k largest probabilities and the sum of the others are enough (`teacher.cache.top_k`).
 
-        A loss that compares softmax distributions, or no logits at all, may say so; for any other a teacher kept that
-        way is another teacher.
+        True fits a loss that compares softmax distributions, or no logits at all. Any other loss needs all logits.
         """
         return False
 
     @abc.abstractmethod
     def loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> LossTerms:
-        """The soft terms, and the weight of the hard loss beside them. Teacher tensors carry no gradient."""
+        """Compute the soft terms, and give the weight of the hard loss. Teacher tensors carry no gradient."""
 
     def projectors(self, student: Shapes, teacher: Shapes) -> Mapping[str, nn.Module]:  # noqa: ARG002
-        """Maps that the student's features go through before `loss` sees them, by name of the pair.
+        """Make projectors for the student's features, by name of the pair; `loss` gets the projected features.
 
-        They are trained with the student, and are no part of what is shipped. Pairs without one are compared as they
-        are. Weights come from torch's global generator, which the stage has seeded.
+        KDQ trains them with the student, and does not ship them. A pair without a projector is compared directly.
+        Weights come from torch's global generator, which the stage has seeded.
 
         Args:
-            student: shape of each of the student's features, such as `(C, H, W)`: without the batch.
-            teacher: the same of the teacher's.
+            student: shape of each of the student's features without the batch, such as `(C, H, W)`.
+            teacher: shape of each of the teacher's features.
         """
         return {}
 
 
 class Quantizer(Plugin, abc.ABC):
-    """Decides numbers: ranges, rounding and gradients. Where they go is the target's business.
+    """Decides ranges, rounding and gradients. The target decides where quantizers go.
 
     Promise: the prepared model trains; the converted one gives the prepared one's outputs within `tolerance_lsb`; it
     exports.
@@ -150,8 +149,8 @@ class Quantizer(Plugin, abc.ABC):
     trains: ClassVar[bool] = True
     """False for post-training quantization: the ranges see calibration data, and no weight is trained."""
     idempotent: ClassVar[bool] = True
-    """False for one that moves what it has rounded when it is rounded again with the same state, such as by a tanh
-    before rounding; the method card says why."""
+    """False if rounding a rounded value again with the same state changes it, such as after a tanh before rounding; the
+    method card says why."""
     activations: ClassVar[Literal["static", "dynamic", "none"]] = "static"
     """`static`: ranges are fixed before the file is shipped; `dynamic`: measured by the runtime for each batch;
     `none`: activations stay float and only weights are stored as integers."""
@@ -169,7 +168,7 @@ class Session(Protocol):
 
 
 class Target(Plugin, abc.ABC):
-    """Decides places: which tensors a runtime wants quantized, how the file is written, how it runs.
+    """Decides which tensors a runtime wants quantized, and writes, loads and runs the file.
 
     Promise: the exported file runs in the runtime; coverage says per operator int8 or float, and why.
     """
@@ -178,7 +177,7 @@ class Target(Plugin, abc.ABC):
 
     @abc.abstractmethod
     def resolved(self) -> dict[str, str | int | bool]:
-        """What `auto` options mean on this machine, as plain values; part of the keys. Imports no torch."""
+        """The values of `auto` options on this machine; keys hold them. Imports no torch."""
 
     @abc.abstractmethod
     def places(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Place, ...]:
@@ -206,7 +205,7 @@ class Target(Plugin, abc.ABC):
     def coverage(
         self, path: Path, graph: GraphModule, *, keep_float: Sequence[str] = ()
     ) -> tuple[OperatorCoverage, ...]:
-        """Per conv, linear and other operator of `graph`: int8 or float in the runtime's own optimised graph.
+        """For each operator of `graph`, such as conv and linear: int8 or float in the runtime's own optimised graph.
 
         Args:
             path: the exported file.
@@ -222,7 +221,7 @@ class Target(Plugin, abc.ABC):
         *,
         threads: int,  # noqa: ARG002
     ) -> tuple[Departure, ...] | None:
-        """Where the file departs from its simulation: the tensors of integers that differ, first to last.
+        """Find where the file departs from its simulation: the integer tensors that differ, first to last.
 
         Args:
             path: the exported file.
@@ -231,7 +230,7 @@ class Target(Plugin, abc.ABC):
             threads: CPU threads.
 
         Returns:
-            `None` where a target cannot look inside its files.
+            `None` if the target cannot look inside its files.
         """
         return None
 
@@ -249,8 +248,8 @@ class Subject:
         output_scales: LSB of each output, for an int8 file with quantized outputs.
         simulation: the converted model in PyTorch, for an int8 file.
         prepared: the model with fake quantization that was trained, for an int8 file.
-        kept: what `predict` asks first: it gives what KDQ keeps of a file over a split, or `None` for other batches.
-        folder: where `file` puts the files of one evaluator.
+        kept: gives the predictions that KDQ keeps, or `None` for other batches; `predict` calls it first.
+        folder: folder for the files of one evaluator; see `file`.
     """
 
     role: str
@@ -271,7 +270,7 @@ class Subject:
         the entry and memory-mapped. Over other batches, and outside of a run, each call runs the file.
 
         Raises:
-            StageError: there is no sample, or an output has another shape in a later batch; `run` takes those.
+            StageError: there is no sample, or an output has another shape in a later batch; use `run` for those.
         """
         import numpy as np
 
@@ -283,13 +282,13 @@ class Subject:
         return found
 
     def run(self, batches: Batches) -> Iterator[tuple[np.ndarray, ...]]:
-        """Run the file: its outputs for each batch, each `[B, ...]`. Nothing of it is kept."""
+        """Run the file, and yield its outputs for each batch, each `[B, ...]`. KDQ keeps none of them."""
         session = self.target.session(self.path, threads=self.threads)
         for batch in batches():
             yield session.run(tuple(x.numpy() for x in batch.inputs))
 
     def run_alike(self, batches: Batches) -> Iterator[tuple[np.ndarray, ...]]:
-        """As `run`, for outputs that are to be put behind each other.
+        """Run the file as `run` does, and check that the outputs of all batches can be concatenated.
 
         Raises:
             StageError: there is no sample, or an output has another shape in a later batch.
@@ -308,7 +307,7 @@ class Subject:
             raise StageError("the evaluators need the workload's test split, which is empty; give it samples")
 
     def file(self, name: str) -> Path:
-        """Where an evaluator may write a file about this model, which KDQ keeps in the entry beside the report.
+        """Give the path for an evaluator's file about this model; KDQ keeps the file in the entry beside the report.
 
         In the entry it is `files/<evaluator>/<model>/<name>`.
 
@@ -316,7 +315,7 @@ class Subject:
             name: such as `reliability.svg`; no folder.
 
         Raises:
-            PluginError: the name is no plain name, or the subject was made without a folder.
+            PluginError: the name is not a plain file name, or the subject has no folder.
         """
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise PluginError(
@@ -336,9 +335,9 @@ class Column(Frozen):
     """A column of the closing table that an evaluator brings."""
 
     heading: str
-    metric: str = Field(description="whose value it shows")
-    form: str = Field(default="{:.3g}", description="how, as Python's `str.format` takes it")
-    by_task: bool = Field(default=False, description="of a model with several tasks, one more for each further task")
+    metric: str = Field(description="name of the metric it shows")
+    form: str = Field(default="{:.3g}", description="format of the value, as for Python's `str.format`")
+    by_task: bool = Field(default=False, description="true: one more column for each further task of the model")
 
 
 class Evaluator(Plugin, abc.ABC):
@@ -349,13 +348,13 @@ class Evaluator(Plugin, abc.ABC):
 
     kind: ClassVar[Kind] = "evaluator"
     metrics: ClassVar[tuple[str, ...]] = ()
-    """Names of the metrics it may give. Where all evaluators of a recipe say them, a gate on another is an error."""
+    """Names of the metrics it may give. If all evaluators of a recipe declare theirs, a gate on another is an error."""
     columns: ClassVar[tuple[Column, ...]] = ()
-    """Which of them the closing table of a run shows."""
+    """The columns that it adds to the closing table of a run."""
 
     @abc.abstractmethod
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
-        """Metrics of `candidate`; `()` where this evaluator has nothing to say of it.
+        """Measure `candidate`; give `()` if this evaluator does not apply to it.
 
         Args:
             candidate: the file to measure.

@@ -1,7 +1,7 @@
-"""From an entry point to what it brings, each in its own guard: one broken plug-in never stops another.
+"""Loads plug-in modules from entry points, so that one broken plug-in never stops another.
 
-Each plug-in is registered in a plug-in manager of its own, so its hooks are called alone, and a misspelt one is its own
-fault. Stock loading stops at the first plug-in that raises.
+Each module has its own pluggy manager, so KDQ calls its hooks alone, and a misspelt hook quarantines that module only.
+Pluggy's own loading would stop at the first plug-in that raises.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class CatalogEntry(Frozen):
-    """An installed plug-in: where its class is, and who brought it. The class is not imported."""
+    """An installed plug-in: the path of its class, and its distribution. The class is not imported."""
 
     kind: Kind
     name: str
@@ -57,7 +57,7 @@ class Quarantined(Frozen):
 
 
 class LoadedPlugin:
-    """A plug-in module that came through: its entries, and the manager that calls its hooks and no other's."""
+    """A plug-in module that passed all checks: its entries, and the manager that calls its hooks only."""
 
     def __init__(self, manager: pluggy.PluginManager, entries: tuple[CatalogEntry, ...], distribution: str) -> None:
         self.manager = manager
@@ -66,7 +66,7 @@ class LoadedPlugin:
 
 
 def load_entry_point(entry: EntryPoint) -> LoadedPlugin | Quarantined:
-    """Import a plug-in module, check it, and read what it names."""
+    """Import a plug-in module, check it, and read its plug-ins."""
     distribution = entry.dist.name if entry.dist else "unknown"
     version = entry.dist.version if entry.dist else "0"
     try:
@@ -82,7 +82,7 @@ def load_entry_point(entry: EntryPoint) -> LoadedPlugin | Quarantined:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line; KDQ's own without their type."""
+    """Describe an error in one line: its type and text, or the text alone for a `PluginError`."""
     text = " ".join(str(error).split())
     if isinstance(error, PluginError):
         return text
@@ -149,12 +149,12 @@ def _entry(kind: Kind, spec: object, distribution: str, version: str) -> Catalog
 
 
 def names_of(entries: list[CatalogEntry]) -> str:
-    """Names for a message; `distribution/name` where a name alone is ambiguous or a house name's twin."""
+    """List names for a message; `distribution/name` if the name alone is ambiguous or a house name's twin."""
     return listing(set(usable_names(entries)))
 
 
 def usable_names(entries: list[CatalogEntry]) -> dict[str, CatalogEntry]:
-    """What a recipe may write for these entries of one kind, and what it means."""
+    """The names that a recipe may write for these entries of one kind, each with its entry."""
     names: dict[str, CatalogEntry] = {}
     for entry in entries:
         twins = [other for other in entries if other.name == entry.name]

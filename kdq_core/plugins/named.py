@@ -1,4 +1,4 @@
-"""Which plug-ins a recipe names. Importable without torch."""
+"""Lists the plug-ins that a recipe names. Importable without torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def named_plugins(recipe: Recipe) -> list[tuple[Kind, str, Mapping[str, JsonValue], Loc]]:
-    """Kind, name, options and location of every plug-in a recipe names.
+    """Give kind, name, options and location of every plug-in that a recipe names.
 
-    A distiller whose options have schedules comes twice: as it is at the start of a fit, and as it is at the end.
+    A distiller whose options have schedules comes twice: with its options at the start of a fit, and at the end.
     """
     distillers: list[tuple[Kind, str, Mapping[str, JsonValue], Loc]] = []
     for index, use in enumerate(recipe.distill.distillers):

@@ -1,7 +1,7 @@
-"""Which modules of KDQ some code can reach: its own imports, and theirs. Nothing is imported.
+"""Finds the modules of KDQ that some code reaches through its imports, and theirs. KDQ imports nothing for this.
 
-`from kdq_core.api import X` reaches the module that defines X, and not all else that `kdq_core.api` names: so a comment
-in a room that a plug-in does not use leaves the plug-in's code as it is.
+`from kdq_core.api import X` reaches the module that defines X, and no other that `kdq_core.api` names. So an edit in a
+room that a plug-in does not use leaves the plug-in's code version as it is.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _table: dict[str, tuple[File, dict[str, Import]]] = {}
 
 
 def reached(starts: Iterable[Import], without: Collection[str] = ()) -> dict[str, str]:
-    """sha256 of every module of KDQ that the imports reach, by its name; the packages that hold a module count too.
+    """Give the sha256 of every module of KDQ that the imports reach, by name; its packages count too.
 
     Args:
-        starts: absolute imports; those of other packages are left out.
-        without: modules that do not count, nor what only they reach.
+        starts: absolute imports; imports of other packages are ignored.
+        without: modules to leave out, with all that only they reach.
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
@@ -48,14 +48,14 @@ def reached(starts: Iterable[Import], without: Collection[str] = ()) -> dict[str
             continue
         path, file = _source(module)
         if file is None:
-            continue  # whoever imports it is told
+            continue  # Python reports it on import
         found[module] = file.sha256
         asked += [*filter(None, [module.rpartition(".")[0]]), *_following(module, path, file)]
     return found
 
 
 def _following(module: str, path: str, file: File) -> tuple[str, ...]:
-    """The nodes that a module of KDQ imports; found once for each content of its file."""
+    """The nodes that a module of KDQ imports; read once for each content of its file."""
     known = _edges.get(path)
     if known is None or known[0] is not file:
         package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
@@ -67,7 +67,7 @@ def _following(module: str, path: str, file: File) -> tuple[str, ...]:
 
 
 def _nodes(one: Import) -> Iterator[str]:
-    """What an import reaches: modules of KDQ, and `kdq_core.api:<name>` for a name that is taken from there."""
+    """Yield what an import reaches: modules of KDQ, and `kdq_core.api:<name>` for a name from there."""
     if one.top not in OWN:
         return
     if one.module == API and one.names and "*" not in one.names:
@@ -102,7 +102,7 @@ def _source(module: str) -> tuple[str, File | None]:
 
 
 def _defining(name: str) -> Iterator[str]:
-    """The module that gives a name to `kdq_core.api`; `kdq_core.api` itself where no import does."""
+    """Yield the module that `kdq_core.api` imports a name from; `kdq_core.api` itself if it imports no such name."""
     one = _api().get(name)
     return _nodes(one) if one else iter([API])
 

@@ -1,4 +1,4 @@
-"""Files of packages and modules: where they are, what is in them. Nothing is imported."""
+"""Finds and reads the files of packages and modules, without importing anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BY_TOOLS = {"__pycache__", ".git", ".hg", ".svn", ".ipynb_checkpoints", ".mypy_
 
 @dataclass(frozen=True)
 class File:
-    """What a file holds: sha256 of its content, and what it imports if it is Python source."""
+    """The content of a file: its sha256, and its imports if it is Python source."""
 
     sha256: str
     imports: tuple[Import, ...]
@@ -30,9 +30,9 @@ _known: dict[str, tuple[_Stamp, File]] = {}
 
 
 def read(path: str) -> File | None:
-    """What a file holds; `None` where it is not there, not readable, or no plain file.
+    """Read a file; `None` if it does not exist, is not readable, or is no plain file.
 
-    A file is read once a process, and again when size, time or place on the disk have changed.
+    KDQ reads each file once a process, and again if its size, times or inode have changed.
     """
     try:
         status = os.stat(path)
@@ -59,12 +59,12 @@ def _read(path: str) -> File:
 
 
 def settled(changed_ns: int) -> bool:
-    """Whether the last change is so long ago, two seconds, that the next one will have another time."""
+    """Whether the last change is over two seconds ago, so that the next one will have another time stamp."""
     return time.time_ns() - changed_ns > 2_000_000_000
 
 
 def places(top: str) -> list[str]:
-    """The folders of a top-level package, or the file of a top-level module; none where there is no such thing."""
+    """The folders of a top-level package, or the file of a top-level module; empty if there is neither."""
     spec = _spec(top)
     if spec is None:
         return []
@@ -74,7 +74,7 @@ def places(top: str) -> list[str]:
 
 
 def module_file(module: str) -> str | None:
-    """The file of a module, or of the `__init__` of a package; `None` where there is none."""
+    """The file of a module, or of the `__init__` of a package; `None` if there is none."""
     top, *rest = module.split(".")
     spec = _spec(top)
     for name in rest:
@@ -96,8 +96,8 @@ def _spec(top: str) -> ModuleSpec | None:
 def files(place: str) -> Iterator[tuple[str, File]]:
     """Every file of a package by its path inside of it, or the one file of a module.
 
-    What Python and tools write there is left out: compiled code, caches, version control. Links are followed. Of what
-    lies in an archive the archive counts, and its imports are not seen.
+    KDQ leaves out what Python and tools write there: compiled code, caches, version control. It follows links. A module
+    in an archive counts as the whole archive, and KDQ does not see its imports.
     """
     if not os.path.isdir(place):
         while not os.path.exists(place) and os.path.dirname(place) != place:
@@ -112,7 +112,7 @@ def files(place: str) -> Iterator[tuple[str, File]]:
 
 
 def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:
-    """The files of a folder and of those in it; a link to a folder it lies in is not followed."""
+    """The files of a folder and its subfolders; KDQ does not follow a link to a folder above it."""
     real = os.path.realpath(folder)
     if real in above:
         return

@@ -1,7 +1,7 @@
 """The sixth kind of plug-in: a stage, one kind of work in a plan.
 
-A stage says which slots it reads, what record it gives to which slot, what of the recipe its result depends on, and
-what it needs of the machine. Its key is made of that, and `Work` lets it read nothing else.
+A stage declares the slots it reads, the slot and the record it gives, the parts of the recipe its result depends on,
+and its needs of the machine. KDQ makes its key from that, and `Work` lets it read nothing else.
 
 Importable without torch.
 """
@@ -33,9 +33,9 @@ Loss = Callable[["nn.Module", "Batch"], Mapping[str, "Tensor"]]
 
 
 class Work(Protocol):
-    """A stage at work: all that `Stage.run` and `Stage.check` are given.
+    """The argument of `Stage.run` and `Stage.check`: everything that a stage may read, and where it writes.
 
-    What a stage asks for here and does not name in `reads()` or `inputs()` is an error, so that its key cannot lie.
+    If a stage reads something that its `reads()` or `inputs()` does not name, KDQ raises, so that no key is incomplete.
     """
 
     @property
@@ -52,13 +52,13 @@ class Work(Protocol):
 
     @property
     def scratch(self) -> Path:
-        """A folder that outlives a try that was killed: the next try finds it again."""
+        """A folder that stays after a killed try: the next try finds its files."""
 
     def section(self, name: str) -> Any:
-        """A section of the recipe, such as `quantize`, with those fields that `reads()` names.
+        """A section of the recipe, such as `quantize`, with the fields that `reads()` names.
 
         Raises:
-            PluginError: `reads()` does not name the section. A field it does not name raises when it is read.
+            PluginError: `reads()` does not name the section; or, on access, the field.
         """
 
     @property
@@ -87,10 +87,10 @@ class Work(Protocol):
         """The record at an input."""
 
     def model(self, port: str) -> nn.Module:
-        """The model whose weights stand at an input, in eval mode, on the CPU."""
+        """The model at an input, with its weights, in eval mode, on the CPU."""
 
     def quantized(self) -> nn.Module:
-        """The student with its quantizers, of the inputs `student` and `quantized`; in eval mode, it rounds."""
+        """The student with its quantizers, from the inputs `student` and `quantized`; in eval mode, it rounds."""
 
     def seeded(self, purpose: str) -> None:
         """Seed torch's generators for `purpose`, as a function of the recipe's seed."""
@@ -110,11 +110,11 @@ class Work(Protocol):
         before_step: Callable[[int, int], None] | None = None,
         after_step: Callable[[int, int], None] | None = None,
     ) -> tuple[EpochRecord, ...]:
-        """Train `model` in place on the training split, on the site's device; a fit that was killed is resumed.
+        """Train `model` in place on the training split, on the site's device; KDQ resumes a killed fit.
 
         Args:
             model: moved to the site's device, and left there.
-            loss: gives named scalar terms for a batch; their sum is minimised.
+            loss: gives named scalar terms for a batch; the fit minimises their sum.
             spec: epochs, batch size, optimizer.
             before_step: called with the steps done and the steps in all before each step.
             after_step: the same after each step, such as to keep pruned weights at zero.
@@ -139,12 +139,12 @@ class Work(Protocol):
             history: curves of its fit.
             of: the class of the record; by default `Checkpoint`.
             surgery: how this stage changed the architecture of the model at its input `student`, as plain values;
-                `Stage.operate` is given it again whenever the model is built.
+                KDQ passes it to `Stage.operate` whenever it builds the model again.
             **fields: further fields of the record.
         """
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """Show how far the stage is."""
+        """Report how far the stage is."""
 
 
 class Stage(Plugin, abc.ABC):
@@ -156,13 +156,13 @@ class Stage(Plugin, abc.ABC):
 
     kind = "stage"
     gives: ClassVar[str]
-    """The slot it gives; a stage may give a slot anew that it reads."""
+    """The slot it gives; a stage may replace a slot that it reads."""
     record: ClassVar[type[Record]]
     """The class of the record it gives."""
     needs: ClassVar[Needs] = Needs()
 
     def wanted(self, asked: Asked) -> bool:  # noqa: ARG002
-        """Whether the recipe has work for it; a stage that has none is left out of the plan."""
+        """Whether the recipe has work for it; if not, KDQ leaves the stage out of the plan."""
         return True
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
@@ -171,7 +171,7 @@ class Stage(Plugin, abc.ABC):
 
     @abc.abstractmethod
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
-        """What its result depends on.
+        """Declare what its result depends on.
 
         Args:
             asked: the recipe with its plug-ins.
@@ -183,17 +183,17 @@ class Stage(Plugin, abc.ABC):
         return ()
 
     def untrained(self, work: Work) -> nn.Module | None:  # noqa: ARG002
-        """The model it would give, with any weights, for the checks of the stages after it; `None`: not known yet."""
+        """Make a model as it would give, with any weights, for the checks of later stages; else `None`."""
         return None
 
     def check(self, work: Work) -> None:
-        """Refuse what can be known before the first fit of a run.
+        """Refuse a wrong request before the first fit of a run.
 
         Here `work` lets the stage read the whole recipe. `work.model` gives untrained models, and `work.has` is false
-        where none can be had; there are no other inputs yet.
+        for an input without one. There are no other inputs yet.
 
         Raises:
-            RecipeError: the recipe asks for what does not fit.
+            RecipeError: the recipe does not fit the stage.
             StageError: data or models do not fit.
         """
 
@@ -202,14 +202,14 @@ class Stage(Plugin, abc.ABC):
         """Do the work: read inputs, write files to the draft, give the record. Import torch here.
 
         Raises:
-            StageError: it failed; nothing of it is kept.
+            StageError: it failed; KDQ keeps nothing of it.
             TransientError: it failed, and another try may succeed.
         """
 
     def operate(self, model: nn.Module, surgery: JsonValue) -> nn.Module:  # noqa: ARG002
-        """Change the architecture of `model` again as `run` did, from what it gave `work.checkpoint` as `surgery`."""
+        """Change the architecture of `model` as `run` did, by the `surgery` that `run` passed to `work.checkpoint`."""
         return model
 
     def still_there(self, record: Record, site: Site) -> bool:  # noqa: ARG002
-        """Whether what a kept record points to outside of the store is still there; else the stage runs again."""
+        """Whether all that a kept record points to outside of the store still exists; if not, the stage runs again."""
         return True

@@ -1,4 +1,4 @@
-"""A recipe's list of stages, wired: each input stands on the last stage before it that gives its slot."""
+"""Wires a recipe's list of stages: each input reads from the last earlier stage that gives its slot."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from kdq_core.recipe.spec import Recipe
 
 READ_STUDENT = "read_student"
-"""The stage that gives a student which is trained already; a recipe that has one need not list it."""
+"""The stage that reads a trained student; a recipe with `student.source: checkpoint` need not list it."""
 
 
 @dataclass(frozen=True)
 class Wired:
-    """One stage of a recipe with what it stands on.
+    """One stage of a recipe, with the stages that it reads from.
 
     Attributes:
         title: its name in the plan.
@@ -40,7 +40,7 @@ class Wired:
 
     @property
     def stage_name(self) -> str:
-        """Its name in the catalog, without the distribution; seeds follow it."""
+        """Its name in the catalog, without the distribution; seeds depend on it."""
         return self.use.rpartition("/")[2]
 
     @property
@@ -50,12 +50,12 @@ class Wired:
 
 
 def wire(asked: Asked, catalog: Catalog, where: Callable[[StageUse], str] = lambda _use: "") -> tuple[Wired, ...]:
-    """The stages that a recipe asks for and has work for, in order.
+    """Wire the stages that a recipe lists and has work for, in order.
 
     Args:
         asked: the recipe with its plug-ins.
         catalog: the plug-ins installed.
-        where: what a message about a stage begins with, such as `recipe.yaml:3: `.
+        where: gives the start of a message about a stage, such as `recipe.yaml:3: `.
 
     Raises:
         RecipeError: a stage reads a slot that no stage before it gives, or that holds a record of another type.
@@ -75,7 +75,7 @@ def wire(asked: Asked, catalog: Catalog, where: Callable[[StageUse], str] = lamb
 
 
 def _wired(use: StageUse, giving: Mapping[str, Wired], asked: Asked, catalog: Catalog) -> Wired | None:
-    """One stage on those that give its slots before it, or `None` where the recipe has no work for it."""
+    """Wire one stage to the earlier stages that give its slots; `None` if the recipe has no work for it."""
     stage = asked.plugin("stage", use.use, use.options)
     assert isinstance(stage, Stage)
     if not stage.wanted(asked):
@@ -92,7 +92,7 @@ def _wired(use: StageUse, giving: Mapping[str, Wired], asked: Asked, catalog: Ca
 
 
 def listed(recipe: Recipe) -> tuple[StageUse, ...]:
-    """The stages of the recipe's list, behind the one that reads a student which is trained already."""
+    """The stages of the recipe's list, with `read_student` first if the recipe names a trained student."""
     stages = recipe.stages
     if recipe.student.source != "checkpoint" or any(use.stage_name == READ_STUDENT for use in stages):
         return stages
@@ -106,7 +106,7 @@ def models_of(wired: Sequence[Wired], asked: Asked) -> tuple[Model, ...]:
 
 
 def measured_of(wired: Sequence[Wired], asked: Asked) -> tuple[Model, ...]:
-    """Those of them that are measured: none where no stage gives a report."""
+    """The models that the run measures: those of `models_of`, or none if no stage gives a report."""
     return models_of(wired, asked) if any(one.stage.gives == "report" for one in wired) else ()
 
 
@@ -124,7 +124,7 @@ def _type_of(record: type[Record]) -> str:
 
 
 def _nobody_gives(title: str, slot: str, recipe: Recipe, catalog: Catalog) -> str:
-    """Says which stage would give the slot, and whether it is listed already: too late, or without work for it."""
+    """The message for a slot that no earlier stage gives: which stage gives it, and why that one does not help."""
     own = next(use.stage_name for use in recipe.stages if use.title == title)
     givers = [name for name in _givers(slot, catalog) if name not in (READ_STUDENT, own)]
     titles = [use.title for use in recipe.stages]
@@ -141,7 +141,7 @@ def _nobody_gives(title: str, slot: str, recipe: Recipe, catalog: Catalog) -> st
 
 
 def _givers(slot: str, catalog: Catalog) -> list[str]:
-    """Names of the installed stages that give a slot; those that cannot be loaded are passed over."""
+    """Names of the installed stages that give a slot; KDQ skips stages that it cannot load."""
     names = []
     for name, entry in catalog.names("stage").items():
         with contextlib.suppress(PluginError):

@@ -1,4 +1,4 @@
-"""A recipe held against the plug-ins that are installed: every name and option, and what fits together.
+"""Checks a recipe against the installed plug-ins: every name and option, and whether they fit together.
 
 Importable without torch.
 """
@@ -29,12 +29,12 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
     """Read a recipe file and check it with every plug-in it names.
 
     Args:
-        path: of the file.
-        files: look for the files and factories that it names too; a plan does so in any case.
+        path: path of the file.
+        files: also look for the files and factories that it names; a plan always does so.
 
     Raises:
         RecipeError: the file or a value in it is wrong; the message names file and line.
-        PluginError: it names a plug-in that is missing or broken.
+        PluginError: a plug-in that it names is missing or broken.
     """
     lines, catalog = read_document(path), Catalog.load()
     recipe = recipe_from_document(lines, catalog)
@@ -45,15 +45,15 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
 
 
 def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None) -> None:
-    """Build every plug-in a recipe names, so that a wrong name or option is told before anything runs.
+    """Build every plug-in that a recipe names, so that KDQ reports a wrong name or option before anything runs.
 
     Args:
-        recipe: checked in itself already.
-        catalog: the plug-ins installed.
-        lines: the document it was read from, for file and line in messages.
+        recipe: a valid `Recipe`.
+        catalog: the installed plug-ins.
+        lines: the document of the recipe, for file and line in messages.
 
     Raises:
-        RecipeError: an option is unknown or out of range.
+        RecipeError: an option is unknown or out of range, or parts of the recipe do not fit together.
         PluginError: a plug-in is missing or broken.
     """
     built: dict[Loc, Plugin] = {}
@@ -78,7 +78,7 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
 
 
 def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:
-    """Refuse what the quantizer has no use for: the user expects something of it."""
+    """Refuse settings that the quantizer ignores, because the user expects an effect."""
     quantizer, name = built[("quantize",)], recipe.quantize.use
     assert isinstance(quantizer, Quantizer)
     unused: dict[str, str] = {}
@@ -98,12 +98,12 @@ def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document
 
 
 def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | None) -> None:
-    """Refuse a written gate on a metric that no evaluator of the recipe gives, where all say what they give."""
+    """Refuse a written gate on a metric that no evaluator of the recipe gives, if all evaluators declare theirs."""
     if "gates" not in recipe.model_fields_set or not all(evaluator.metrics for evaluator in evaluators):
         return
     given = {name for evaluator in evaluators for name in evaluator.metrics}
     for index, gate in enumerate(recipe.gates):
-        if gate.metric.partition("/")[0] not in given:  # behind the slash: which of several outputs
+        if gate.metric.partition("/")[0] not in given:  # after the slash: one of several outputs
             place = lines.where(("gates", index, "metric")) if lines else ""
             near = did_you_mean(gate.metric, given)
             raise RecipeError(

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from kdq_core.recipe.strict_yaml import Document, Loc
 
 SECTIONS = {"teacher": "'teacher.members'", "student": "'student'"}
-"""Where a recipe names file and factory, by whose they are."""
+"""The section in which a recipe names the file and factory of a teacher or a student."""
 
 
 def check_files(recipe: Recipe, lines: Document | None = None) -> None:
-    """Look whether the files and the packages of the factories are there; nothing is imported.
+    """Check that the files and the packages of the factories exist, without importing them.
 
     Args:
-        recipe: checked in itself already.
-        lines: the document it was read from, for file and line in messages.
+        recipe: a valid `Recipe`.
+        lines: the document of the recipe, for file and line in messages.
 
     Raises:
-        RecipeError: one is not.
+        RecipeError: a file or a package is missing.
     """
     for index, member in enumerate(recipe.teacher.members):
         _check(member.file, member.factory, "teacher", ("teacher", "members", index), lines)
@@ -40,7 +40,7 @@ def _check(file: str | None, factory: str | None, whose: str, loc: Loc, lines: D
 
 
 def where(lines: Document | None, loc: Loc) -> str:
-    """How a message about `loc` begins: with file and line, where it was read from a file."""
+    """The start of a message about `loc`: file and line, if the recipe comes from a file."""
     return f"{lines.where(loc)}: " if lines else ""
 
 
@@ -52,15 +52,15 @@ def _found(package: str) -> bool:
 
 
 def given_file(file: str, whose: str, place: str = "") -> Path:
-    """The path of a file that is to be there.
+    """Give the path of a file that must exist.
 
     Args:
-        file: as the recipe has it.
+        file: the path as the recipe has it.
         whose: `teacher` or `student`, for messages.
         place: file and line, for messages.
 
     Raises:
-        RecipeError: it is not there, or a folder.
+        RecipeError: it does not exist, or is a folder.
     """
     path = Path(file)
     if path.is_dir():
@@ -76,7 +76,7 @@ def given_file(file: str, whose: str, place: str = "") -> Path:
 
 
 def no_factory(module: str, whose: str) -> str:
-    """What is said where the module of a factory is not found."""
+    """The message for a factory whose module KDQ does not find."""
     return (
         f"the {whose}'s factory is in {module!r}, and there is no such module; install its package, put its folder on "
         f"PYTHONPATH, or correct 'factory' in {SECTIONS[whose]} (the folder kdq runs in is not searched)"

@@ -1,4 +1,4 @@
-"""What was most likely meant where a recipe writes a right thing in a wrong form, such as an option beside `use`."""
+"""Hints for right values in a wrong form, such as an option beside `use`: what the user most likely meant."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULTS: dict[Loc, str] = {("distill",): DistillSpec().use, ("quantize",): Quan
 OF_ONE_LOSS = DistillerUse.model_fields.keys() - DistillSpec.model_fields.keys()
 OF_ONE_TEACHER = MemberSpec.model_fields.keys() - TeacherSpec.model_fields.keys()
 FIELDS = frozenset(field.alias or name for name, field in Recipe.model_fields.items())
-"""What a recipe may have, beside sections of stages that it lists."""
+"""Keys that a recipe may have; it may also have a section for each stage that it lists."""
 SOURCES = get_args(MemberSpec.model_fields["source"].annotation)
 FORMS = {"model": "NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion", "factory": "module:function"}
 SEVERAL = "several distillers are written as"
@@ -41,18 +41,18 @@ _PLAIN = re.compile(r"(?!(true|false|null)$)[A-Za-z][\w.*/@-]*")
 
 @dataclass(frozen=True)
 class Hints:
-    """Looks at a mistake in its place.
+    """Gives hints on the mistakes in one recipe.
 
     Attributes:
-        value: the recipe as it was parsed.
-        catalog: the plug-ins installed; `None` where their options are not known.
+        value: the parsed recipe.
+        catalog: the installed plug-ins; `None` to give no hints on options.
     """
 
     value: Any
     catalog: Catalog | None
 
     def __call__(self, detail: ErrorDetails) -> tuple[Loc, str] | None:
-        """What the mistake is about, and what to say; `None` where nothing better is known than what is allowed."""
+        """Give the location of the mistake and the hint; `None` to keep the usual message."""
         loc, given = detail["loc"], detail["input"]
         if detail["type"] == "extra_forbidden":
             return self._key(loc[:-1], str(loc[-1]), given)
@@ -86,7 +86,7 @@ class Hints:
         return None
 
     def _section(self, asked: str) -> tuple[Loc, str] | None:
-        """An unknown key of the recipe itself that is, or is nearly, the name of a stage with options."""
+        """A hint for an unknown top-level key that is, or nearly is, the name of a stage with options."""
         if self.catalog is None:
             return None
         titles = [use.title for use in self._stages() if use.stage_name == asked]
@@ -102,7 +102,7 @@ class Hints:
         return ((asked,), f"unknown key {asked!r}{near}") if near else None
 
     def _stages(self) -> Iterator[StageUse]:
-        """The stages of the list that are written as they should be."""
+        """The valid stages of the list."""
         listed = self.value.get("stages")
         for stage in listed if isinstance(listed, list) else ():
             with contextlib.suppress(ValidationError):
@@ -127,7 +127,7 @@ class Hints:
 
 
 def _members(given: Any) -> tuple[Loc, str] | None:
-    """Teachers that are bare names, or one that is in no list."""
+    """A hint for teachers written as bare names, or for one outside of a list."""
     listed = given if isinstance(given, list) else [given]
     if not all(isinstance(one, dict) or (isinstance(one, str) and one in SOURCES) for one in listed):
         return None
@@ -136,7 +136,7 @@ def _members(given: Any) -> tuple[Loc, str] | None:
 
 
 def _of_one_teacher(section: dict[str, Any]) -> tuple[Loc, str]:
-    """What belongs to one teacher, and stands beside 'members'; told once for all such keys."""
+    """A hint, once for all such keys, for fields of one teacher that are beside 'members'."""
     own = {key: value for key, value in section.items() if key in OF_ONE_TEACHER}
     first = next(iter(own))
     move = "move it there" if section.get("members") else f"write members: {flow([own])}"
@@ -145,7 +145,7 @@ def _of_one_teacher(section: dict[str, Any]) -> tuple[Loc, str]:
 
 
 def _several(loc: Loc, given: Any) -> tuple[Loc, str] | None:
-    """A list of distillers that stands in the place of one."""
+    """A hint for a list of distillers in the place of one."""
     if loc not in (("distill",), ("distill", "use")) or not isinstance(given, list):
         return None
     good = given and all(isinstance(one, str) or (isinstance(one, dict) and "use" in one) for one in given)

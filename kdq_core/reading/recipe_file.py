@@ -1,4 +1,4 @@
-"""Reading a recipe: a strict YAML file, and each mistake in it named with file, line and what is allowed."""
+"""Reads a recipe from a strict YAML file; names each mistake with file, line and allowed values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe file. Plug-in names and options are checked by `kdq_core.reading.checks.check_recipe`.
 
     Args:
-        path: shown in messages as given.
+        path: path of the file; messages show it as given.
 
     Raises:
         RecipeError: the file cannot be read, is not strict YAML, or asks for something impossible.
@@ -33,10 +33,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_recipe_lines(path: Path) -> tuple[Recipe, Document]:
-    """Read a recipe file, and keep the document, which knows file and line of everything in it.
+    """Read a recipe file; also give the document, which knows the line of every value.
 
     Raises:
-        RecipeError: as `read_recipe`.
+        RecipeError: see `read_recipe`.
     """
     document = read_document(path)
     return recipe_from_document(document), document
@@ -46,7 +46,7 @@ def recipe_from_text(text: str, name: str = "recipe") -> Recipe:
     """Read a recipe from text; `name` stands for the file in messages.
 
     Raises:
-        RecipeError: as `read_recipe`.
+        RecipeError: see `read_recipe`.
     """
     return recipe_from_document(document_from_text(text, name))
 
@@ -103,14 +103,14 @@ def document_from_text(text: str, name: str) -> Document:
 
 
 def recipe_from_document(document: Document, catalog: Catalog | None = None) -> Recipe:
-    """Check a document against the recipe format; types are taken as written (`"3"` is no number).
+    """Make a recipe from a document; KDQ converts no types (`"3"` is not a number).
 
     Args:
-        document: strict YAML.
-        catalog: the plug-ins installed, so that an option in the wrong place is told from an unknown key.
+        document: a parsed YAML document.
+        catalog: the installed plug-ins, to recognise options in the wrong place.
 
     Raises:
-        RecipeError: one problem in one line, several as a short list.
+        RecipeError: the document does not follow the recipe format; the message lists the problems.
     """
     try:
         raw = with_sections(document.value, FIELDS)

@@ -1,4 +1,4 @@
-"""The JSON Schema of a recipe, with the options of the plug-ins that are installed, for editors."""
+"""The JSON Schema of a recipe for editors, with the options of all installed plug-ins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 def recipe_schema(catalog: Catalog) -> Schema:
     """JSON Schema (draft 7) of a recipe file; imports each plug-in's class for its options.
 
-    A plug-in that cannot be imported is left without a description of its options.
+    If a plug-in cannot be imported, the schema does not describe its options.
     """
     schema = Recipe.model_json_schema()
     defs, fields = schema["$defs"], schema["properties"]
@@ -35,7 +35,7 @@ def recipe_schema(catalog: Catalog) -> Schema:
 
 
 def _distill(catalog: Catalog, defs: Schema) -> None:
-    """One distiller, or several in `losses`; a number may be a schedule."""
+    """Describe one distiller, or several in `losses`; allow a schedule for each real number."""
     several, schedule = defs["DistillerUse"], {"$ref": "#/$defs/Schedule"}
     weight = several["properties"]["weight"]
     number = {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}
@@ -56,7 +56,7 @@ def _distill(catalog: Catalog, defs: Schema) -> None:
 
 
 def _stages(catalog: Catalog, defs: Schema, fields: Schema) -> None:
-    """A stage of the list, and for each stage with options a section of its name."""
+    """Describe a stage of the list, and the section for each stage with options."""
     long = defs["StageUse"]
     _refine(long, catalog, "stage", None, defs)
     defs["StageUse"] = {"anyOf": [{"enum": sorted(catalog.names("stage"))}, long]}
@@ -68,7 +68,7 @@ def _stages(catalog: Catalog, defs: Schema, fields: Schema) -> None:
 
 
 def _use(catalog: Catalog, kind: Kind, defs: Schema) -> Schema:
-    """A plug-in's bare name, or a mapping of its name and options."""
+    """Describe a plug-in: its bare name, or a mapping with its name and options."""
     long: Schema = {
         "type": "object",
         "properties": {"use": {}, "options": {"type": "object"}},
@@ -80,7 +80,7 @@ def _use(catalog: Catalog, kind: Kind, defs: Schema) -> Schema:
 
 
 def _refine(section: Schema, catalog: Catalog, kind: Kind, default: str | None, defs: Schema) -> None:
-    """Add to a section which names `use` takes, and per name which options."""
+    """Add to a section the names that `use` allows, and the options of each."""
     names = catalog.names(kind)
     section["properties"]["use"] |= {"enum": sorted(names), "description": f"name of the {kind}"}
     section["allOf"] = []

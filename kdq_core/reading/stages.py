@@ -1,4 +1,4 @@
-"""A recipe's stages held against what is installed: each slot is given, each gate is about a model there is."""
+"""Checks a recipe's stages: earlier stages give the slots that a stage reads, and gates name models of the run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def check_stages(asked: Asked, catalog: Catalog, lines: Document | None = None) -> None:
-    """Refuse a list of stages that does not fit together, and gates about models that it does not give.
+    """Refuse a list of stages that does not fit together, and gates on models that no stage gives.
 
     Args:
-        asked: the recipe with its plug-ins, each of which was built already.
-        catalog: the plug-ins installed.
-        lines: the document it was read from, for file and line in messages.
+        asked: the recipe with its plug-ins.
+        catalog: the installed plug-ins.
+        lines: the document of the recipe, for file and line in messages.
 
     Raises:
-        RecipeError: with the stage or the gate.
-        PluginError: as a stage says of the workload.
+        RecipeError: a stage or a gate does not fit; the message names it.
+        PluginError: a stage refuses the workload.
     """
 
     def where(use: StageUse) -> str:
@@ -47,22 +47,22 @@ def check_stages(asked: Asked, catalog: Catalog, lines: Document | None = None) 
 
 
 def options_at(recipe: Recipe, index: int, document: Mapping[str, object]) -> Loc:
-    """Where the options of the stage `index` of the list were written: in the list, or in a section of its name."""
+    """The location of the options of stage `index`: in the list, or in a section of the stage's name."""
     title = recipe.stages[index].title
     return (title,) if title in document else ("stages", index, "options")
 
 
 def check_options(recipe: Recipe, index: int, catalog: Catalog, lines: Document | None = None) -> None:
-    """Refuse options of a stage that has none but reads a section of its name: its settings belong there.
+    """Refuse options for a stage without options that reads a section of its own name: its settings belong there.
 
     Args:
-        recipe: checked in itself already.
-        index: of the stage in the list.
-        catalog: the plug-ins installed.
-        lines: the document it was read from, for file and line in messages.
+        recipe: a valid `Recipe`.
+        index: number of the stage in the list, from 0.
+        catalog: the installed plug-ins.
+        lines: the document of the recipe, for file and line in messages.
 
     Raises:
-        RecipeError: it has options.
+        RecipeError: the recipe gives such a stage options.
         PluginError: there is no such stage.
     """
     use = recipe.stages[index]

@@ -1,4 +1,4 @@
-"""What a recipe asks of its teachers that they cannot give, told from the recipe alone. Importable without torch."""
+"""Refuses requests that the recipe's teachers cannot fulfil, from the recipe alone. Importable without torch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ NO_LAYERS = (
 
 
 def check_teachers(recipe: Recipe, distillers: Mapping[Loc, Distiller], lines: Document | None = None) -> None:
-    """Refuse what the distillers and the teachers make impossible together.
+    """Refuse distillers and teachers that do not fit together.
 
     Args:
-        recipe: checked in itself already.
-        distillers: its distillers, built, by location.
-        lines: the document it was read from, for file and line in messages.
+        recipe: a valid `Recipe`.
+        distillers: its distillers by location.
+        lines: the document of the recipe, for file and line in messages.
 
     Raises:
-        RecipeError: taps mean nothing, logits are not kept that are read, or an ONNX model is to have modules.
+        RecipeError: a distiller ignores its taps, reads logits that KDQ does not keep, or needs the modules of an ONNX
+            model.
     """
     for loc, distiller in distillers.items():
         use = recipe.distill.distillers[int(loc[2]) if len(loc) > 1 else 0]
@@ -44,7 +45,7 @@ def check_teachers(recipe: Recipe, distillers: Mapping[Loc, Distiller], lines: D
 
 
 def _check_taps(use: DistillerUse, distiller: Distiller, place: str) -> None:
-    """Refuse taps of a distiller that looks at no features: the user expects something of them."""
+    """Refuse taps for a distiller that compares no features, because the user expects an effect."""
     if "taps" in use.model_fields_set and distiller.features == "none":
         raise RecipeError(
             f"{place}distiller {use.use!r} compares no features, so 'taps' mean nothing to it; leave them out, or use "
@@ -53,7 +54,7 @@ def _check_taps(use: DistillerUse, distiller: Distiller, place: str) -> None:
 
 
 def _check_modules(recipe: Recipe, use: DistillerUse, distiller: Distiller, place: str) -> None:
-    """Refuse a distiller of features where no teacher has modules."""
+    """Refuse a distiller of features if no teacher has modules."""
     if distiller.features == "pairs" and all_onnx(recipe.teacher):
         raise RecipeError(
             f"{place}distiller {use.use!r} compares features of modules, but an ONNX model has no modules to compare "
@@ -67,7 +68,7 @@ def all_onnx(spec: TeacherSpec) -> bool:
 
 
 def _check_top_k(recipe: Recipe, use: DistillerUse, distiller: Distiller, place: str) -> None:
-    """Refuse `top_k` where more of the teacher is read than that: the student would learn from another teacher."""
+    """Refuse `top_k` if the loss reads all logits, because the student would learn from a different teacher."""
     cache = recipe.teacher.cache
     if not cache.enabled or cache.top_k is None:
         return
@@ -86,7 +87,7 @@ def _check_top_k(recipe: Recipe, use: DistillerUse, distiller: Distiller, place:
 
 
 def _options_that_read_all(use: DistillerUse, distiller: Distiller) -> tuple[str, ...]:
-    """The options without which it would take `top_k`; none where it never does."""
+    """The options that keep the distiller from taking `top_k`; empty if it never takes it."""
     given = use.options_at(-1)
     for dropped in (*((name,) for name in given), tuple(given)):
         try:
@@ -99,10 +100,10 @@ def _options_that_read_all(use: DistillerUse, distiller: Distiller) -> tuple[str
 
 
 def check_fused(recipe: Recipe, *, features: bool, place: str = "") -> None:
-    """Refuse a mean over kept views where none are kept; `features`: a distiller compares features.
+    """Refuse a mean over kept views if KDQ keeps none; `features`: whether a distiller compares features.
 
     Raises:
-        RecipeError: nothing is kept.
+        RecipeError: KDQ keeps no outputs, or no features for a distiller that compares them.
     """
     cache = recipe.teacher.cache
     if recipe.distill.fuse_views and not (cache.features if features else cache.enabled):

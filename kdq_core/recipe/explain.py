@@ -1,4 +1,4 @@
-"""Pydantic's errors in KDQ's words: what was asked, what is allowed, where it stands."""
+"""Pydantic's errors in KDQ's words: what was asked, what is allowed, and the line it is in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 Where = Callable[[Loc], str]
 Hint = Callable[["ErrorDetails"], tuple[Loc, str] | None]
-"""What to say of an error in place of the usual, and of which location; `None` where the usual will do."""
+"""Gives a better text for an error and the location it is about, or `None` to keep the usual text."""
 
 _SHOWN = 10
 _TYPES = {
@@ -39,7 +39,7 @@ def type_name(schema: Schema, root: Schema) -> str:
 
 
 def bounds(schema: Schema, root: Schema) -> str:
-    """What a field's value may be, in words: `1 to 100`, `above 0`, `'a' or 'b'`; empty for no bound."""
+    """The bounds of a field in words: `1 to 100`, `above 0`, `'a' or 'b'`; empty for no bound."""
     schema = resolve(schema, root)
     if "anyOf" in schema:
         return "; ".join(filter(None, (bounds(part, root) for part in schema["anyOf"])))
@@ -78,12 +78,12 @@ def resolve(schema: Schema, root: Schema) -> Schema:
 
 
 def _alternatives(schema: Schema, root: Schema) -> list[Schema]:
-    """The schema itself, or each of those that a value may follow."""
+    """The schemas that a value may follow: those of `anyOf`, or the schema itself."""
     return [resolve(option, root) for option in schema.get("anyOf", [schema])]
 
 
 def _step(schema: Schema, part: str | int, root: Schema) -> Schema | None:
-    """The schema of an item or a property, or `None` where `part` names none."""
+    """The schema of the item or property `part`, or `None` if there is none."""
     for known in _alternatives(schema, root):
         found = known.get("items") if isinstance(part, int) else known.get("properties", {}).get(part)
         if isinstance(found, dict):
@@ -92,7 +92,7 @@ def _step(schema: Schema, part: str | int, root: Schema) -> Schema | None:
 
 
 def _locate(root: Schema, loc: Loc) -> tuple[Loc, Schema]:
-    """As much of `loc` as is a path of fields, and the schema there."""
+    """The longest start of `loc` that is a path of fields, and the schema there."""
     schema, path = resolve(root, root), []
     for part in loc:
         found = _step(schema, part, root)
@@ -123,10 +123,10 @@ def problems(
     Args:
         error: what pydantic found.
         model: the model that was validated.
-        where: gives `file:line` for a location in the input; an empty string where it has no file.
-        key: what a field is called, such as `option`.
+        where: gives `file:line` for a location in the input; an empty string if the input has no file.
+        key: the word for a field in messages, such as `option`.
         of: the owner of the fields, such as `of distiller 'logit-kd'`.
-        hint: knows better what to say of some errors.
+        hint: gives a better text for some errors.
     """
     lines: dict[Loc, str] = {}
     for loc, at, text in _found(error, model, (), key=key, of=f" {of}" if of else "", hint=hint):
@@ -138,12 +138,12 @@ def problems(
 def _found(
     error: ValidationError, model: type[BaseModel], within: Loc, *, key: str, of: str, hint: Hint
 ) -> Iterator[tuple[Loc, Loc, str]]:
-    """Of each error: what it is about, of which one is told; where it stands; the text."""
+    """For each error: the location it is about (reported once each), the location in the file, and the text."""
     root, found = model.model_json_schema(), error.errors()
     for detail in found:
         at, wrong = detail["loc"], detail.get("ctx", {}).get("error")
         if detail["type"] == "too_short" and any(len(o["loc"]) > len(at) and o["loc"][: len(at)] == at for o in found):
-            continue  # pydantic counts the good items of a list alone
+            continue  # its items have errors of their own: pydantic counts the valid ones only
         if isinstance(wrong, WrongPartsError):
             for name, part in wrong.parts.items():
                 yield from _found(part, wrong.model, (*within, *at, name), key=key, of=of, hint=hint)
@@ -156,7 +156,7 @@ def _found(
 
 
 def summary(lines: list[str], subject: str) -> str:
-    """One problem as it is; several under a heading, the first ten of them."""
+    """Join the lines to one message: a single one alone, several under a heading, ten at most."""
     if len(lines) == 1:
         return lines[0]
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []

@@ -15,17 +15,19 @@ SCHEDULE_EXAMPLE = "{schedule: linear, start: 1.0, end: 0.0}"
 
 
 class Schedule(Frozen):
-    """A number that changes over the steps of a fit. A bare number in YAML means one that does not."""
+    """A number that may change over the steps of a fit. A bare number in YAML means a constant."""
 
     schedule: Literal["constant", "linear", "cosine", "gap"] = Field(
         default="linear",
-        description="over the share of the fit's steps; gap: over what student and teacher disagree in",
+        description="linear, cosine: follows the share of steps done; gap: follows how much student and teacher differ",
     )
-    start: float = Field(allow_inf_nan=False, description="at the first step; for gap, where the models share nothing")
+    start: float = Field(
+        allow_inf_nan=False, description="value at the first step; for gap, the value for models that fully disagree"
+    )
     end: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="at the last step; for gap, where they agree; constant has none",
+        description="value at the last step; for gap, the value for models that agree; constant: leave it out",
     )
 
     @model_validator(mode="before")
@@ -47,15 +49,15 @@ class Schedule(Frozen):
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """The values between which all others lie."""
+        """The values at start and end; all others lie between them."""
         return (self.start,) if self.schedule == "constant" or self.end is None else (self.start, self.end)
 
     def at(self, share: float, distance: float) -> float:
-        """The value in force.
+        """Give the value at one point of the fit.
 
         Args:
-            share: of the fit's steps, 0 at the first and 1 at the last.
-            distance: between student and teacher, 1 where they share nothing and 0 where they agree.
+            share: how much of the fit is done, 0 at the first step and 1 at the last.
+            distance: how far student and teacher disagree, from 1 (fully) to 0 (not at all).
         """
         if self.schedule == "constant" or self.end is None:
             return self.start
@@ -64,10 +66,10 @@ class Schedule(Frozen):
 
 
 def schedules_in(options: Mapping[str, JsonValue]) -> dict[str, Schedule]:
-    """Options that change over a fit.
+    """Find the options that are written as a schedule.
 
     Raises:
-        WrongPartsError: some of them are no schedules.
+        WrongPartsError: a schedule is wrong.
     """
     found: dict[str, Schedule] = {}
     wrong: dict[str, ValidationError] = {}

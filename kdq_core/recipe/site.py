@@ -26,12 +26,16 @@ ENVIRONMENT = {
 class Site(Frozen):
     """Where recipes run: one folder for all state, one device, the services to use."""
 
-    home: Path = Field(description="everything KDQ writes lies below this folder")
+    home: Path = Field(description="the folder below which KDQ writes everything")
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="'cpu', 'cuda' or 'cuda:<number>'")
-    threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of a stage; part of every key")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast of the float fits on CUDA")
-    tracking_uri: str | None = Field(default=None, description="MLflow; default: SQLite below `home`")
-    prefect_api: str | None = Field(default=None, description="Prefect; default: the site's own server")
+    threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of a stage; each key holds it")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="precision of float fits on CUDA; bf16 uses autocast"
+    )
+    tracking_uri: str | None = Field(
+        default=None, description="MLflow's tracking URI; default: a SQLite file below `home`"
+    )
+    prefect_api: str | None = Field(default=None, description="Prefect's API URL; default: a server of this site")
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> Site:
@@ -41,7 +45,7 @@ class Site(Frozen):
             **overrides: fields that win over the environment; `None` means "not given".
 
         Raises:
-            RecipeError: a value is none that its field allows.
+            RecipeError: a field does not allow its value.
         """
         defaults: dict[str, Any] = {"home": ".kdq", "threads": min(os.cpu_count() or 1, 8)}
         found = {name: os.environ.get(variable) for name, variable in ENVIRONMENT.items()}
@@ -66,12 +70,12 @@ class Site(Frozen):
 
     @property
     def mlflow_uri(self) -> str:
-        """The tracking URI in force."""
+        """The tracking URI that KDQ uses."""
         return self.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
 
 
 def _site_subject(name: str, given: Mapping[str, Any]) -> str:
-    """What the user wrote the field `name` of the site in."""
+    """How a message names the field `name`: by its environment variable, unless the caller gave it."""
     return f"the site's {name!r}" if name in given or name not in ENVIRONMENT else ENVIRONMENT[name]
 
 

@@ -1,6 +1,6 @@
-"""What the user asks for: the recipe, and the site it runs on.
+"""The recipe: everything a user asks of one compression.
 
-Importable without torch. Defaults are stated here and nowhere else.
+Importable without torch. These classes are the only place that states defaults.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from kdq_core.frozen import Frozen
 from kdq_core.recipe.schedule import Schedule, schedules_in
-from kdq_core.recipe.site import Site as Site  # noqa: PLC0414 - the site belongs to what is asked for
+from kdq_core.recipe.site import Site as Site  # noqa: PLC0414 - callers import the site from here too
 from kdq_core.recipe.stages import DEFAULT_STAGES, Name, RetrySpec, StageUse
 from kdq_core.recipe.student import StudentSpec
 from kdq_core.recipe.teacher import CacheSpec, MemberSpec
@@ -30,31 +30,33 @@ class Use(Frozen):
 
 
 class FitSpec(Frozen):
-    """How one model is trained. One `fit()` serves teacher, student and QAT student."""
+    """How KDQ trains one model: teacher, student or quantized student."""
 
     epochs: int = Field(default=10, ge=1, le=10_000)
     batch_size: int = Field(default=64, ge=1, le=1_000_000)
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd uses Nesterov momentum 0.9")
     learning_rate: float = Field(default=2e-3, gt=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
-    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="after the warm-up")
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps with a rising learning rate")
-    clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; none means no clipping")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="course of the learning rate after the warm-up"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises")
+    clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; null: no clipping")
 
 
 class QatFitSpec(FitSpec):
-    """How the quantized student is trained: a tenth of the learning rate, for a few epochs."""
+    """How KDQ trains the quantized student: a tenth of the learning rate, for a few epochs."""
 
     epochs: int = Field(default=3, ge=1, le=10_000)
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
 
 
 STUDENTS = ""
-"""Stands for all inputs of the student among the names of what teachers read."""
+"""Among the names of a teacher's inputs: all inputs of the student."""
 
 
 class TeacherSpec(Frozen):
-    """One teacher or several. By default the workload's, trained on hard labels."""
+    """One teacher or several. By default KDQ trains the workload's teacher on hard labels."""
 
     fit: FitSpec = FitSpec()
     members: tuple[MemberSpec, ...] = Field(
@@ -62,26 +64,26 @@ class TeacherSpec(Frozen):
     )
     combine: Literal["mean", "confidence"] = Field(
         default="mean",
-        description="mean: of the members' logits, by weight; confidence: for each sample, surer members count more",
+        description="mean: weighted mean of the members' logits; confidence: the surer member counts more, by sample",
     )
     inputs: tuple[str, ...] = Field(
         default=(),
-        description="named inputs (`Batch.extra`) that the teachers read, in order; none: the student's inputs",
+        description="named inputs (`Batch.extra`) that the teachers read, in order; empty: the student's inputs",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
-        description="in which they answer; auto: fp32 on a CPU, and on a GPU made for it bf16, unless what they say is "
-        "to be kept as fp32. ONNX models answer in their own",
+        description="precision of the teachers' answers; auto: bf16 on a GPU that supports it, unless 'cache.form' is "
+        "fp32; else fp32. An ONNX file has its own precision",
     )
-    cache: CacheSpec = Field(default=CacheSpec(), description="its outputs on disk, for every student to read")
+    cache: CacheSpec = Field(default=CacheSpec(), description="the teachers' outputs on disk, which each student reads")
 
     def read_by(self, member: MemberSpec) -> tuple[str, ...]:
-        """Names of the inputs one member reads, in order; `STUDENTS` for the student's."""
+        """Names of the inputs that one member reads, in order; `STUDENTS` means the student's inputs."""
         return member.inputs or self.inputs or (STUDENTS,)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of all inputs the members read, each once; `STUDENTS` for the student's, `()` for those alone."""
+        """Names of all inputs that the members read, each once; `()` if they read the student's inputs alone."""
         names = tuple(dict.fromkeys(name for member in self.members for name in self.read_by(member)))
         return () if names == (STUDENTS,) else names
 
@@ -104,15 +106,18 @@ class DistillerUse(Frozen):
     """One distiller among several, with its weight. A bare string in YAML means the distiller with its defaults."""
 
     use: str = Field(description="name of the distiller")
-    name: Name | None = Field(default=None, description="names its curves and tells twins apart; default: `use`")
+    name: Name | None = Field(
+        default=None, description="name of its curves; two uses of one distiller need two names; default: `use`"
+    )
     options: dict[str, JsonValue] = Field(
-        default={}, description="the distiller's own fields; one that is a real number may have a schedule"
+        default={}, description="the distiller's own fields; a real number may have a schedule"
     )
     weight: Schedule = Field(
-        default=Schedule(schedule="constant", start=1.0), description="0 to 1000, or a schedule; of all its terms"
+        default=Schedule(schedule="constant", start=1.0),
+        description="factor of all its terms: 0 to 1000, or a schedule",
     )
     task: str | None = Field(
-        default=None, min_length=1, description="the one of the models' named outputs it is for; none: each of them"
+        default=None, min_length=1, description="the named output that it compares; null: each output"
     )
     taps: Literal["auto"] | tuple[tuple[str, str], ...] = Field(
         default="auto",
@@ -144,12 +149,12 @@ class DistillerUse(Frozen):
 
     @property
     def title(self) -> str:
-        """What its curves are called."""
+        """The name of its curves."""
         return self.name or self.use.rpartition("/")[2]
 
     @property
     def schedules(self) -> dict[str, Schedule]:
-        """Options that change over the fit."""
+        """The options that are written as a schedule."""
         return schedules_in(self.options)
 
     def options_at(self, end: int) -> dict[str, JsonValue]:
@@ -158,28 +163,30 @@ class DistillerUse(Frozen):
 
 
 class TransferSpec(Frozen):
-    """A linear map of the teacher's parameters starts the student, which then holds some of them in turn."""
+    """The student starts from a linear map of the teacher's parameters; each round holds some of them fixed."""
 
     layers: Literal["auto"] | tuple[tuple[str, str], ...] = Field(
         default="auto", description="`auto`: layers of the same path; or pairs `[path in student, path in teacher]`"
     )
-    hold: float = Field(default=0.5, ge=0, lt=1, description="share of the transferred tensors held fixed in a round")
+    hold: float = Field(
+        default=0.5, ge=0, lt=1, description="share of the transferred tensors that a round holds fixed"
+    )
     rounds: int = Field(
         default=4,
         ge=1,
         le=1000,
-        description="how often others are drawn to be held, once an epoch at most",
+        description="number of rounds; each draws anew which tensors it holds, and lasts at least one epoch",
     )
 
     def rounds_in(self, epochs: int) -> int:
-        """The rounds there are in a fit of so many epochs."""
+        """The number of rounds in a fit of `epochs` epochs: one an epoch at most."""
         return min(self.rounds, epochs)
 
     _check_layers = field_validator("layers", mode="before")(_tap_pairs)
 
 
 class DistillSpec(Frozen):
-    """The float student, trained with the teacher's outputs: by one distiller (`use`), or by several (`losses`)."""
+    """Training of the float student on the teacher's outputs, by one distiller (`use`) or several (`losses`)."""
 
     use: str = Field(default="logit-kd", description="name of the distiller")
     options: dict[str, JsonValue] = Field(default={}, description="the distiller's own fields")
@@ -187,15 +194,15 @@ class DistillSpec(Frozen):
         default=(), description="several distillers, in place of `use` and `options`"
     )
     transfer: TransferSpec | None = Field(
-        default=None, description="start from the teacher's parameters; none: from random ones"
+        default=None, description="start from the teacher's parameters; null: from random ones"
     )
     fuse_views: bool = Field(
         default=False,
-        description="teach with the mean of what the teacher says of all kept views of a sample, not of one",
+        description="true: train on the teacher's mean outputs over all kept views of a sample; false: on one view's",
     )
     fit: FitSpec = FitSpec()
     control: bool = Field(
-        default=False, description="train a student without the teacher as well, and tell the teacher's gain"
+        default=False, description="also train a student without the teacher, and report what the teacher gains"
     )
 
     @field_validator("options")
@@ -207,7 +214,7 @@ class DistillSpec(Frozen):
     @model_validator(mode="after")
     def _one_form(self) -> DistillSpec:
         if self.model_fields_set == set(type(self).model_fields):
-            return self  # a recipe on its way to a worker, which was checked when it was read
+            return self  # KDQ checked it when it read the file; this is the copy for a worker
         both = sorted({"use", "options"} & self.model_fields_set)
         if self.losses and both:
             raise ValueError(f"{both[0]!r} and 'losses' are two forms of one thing; move {both[0]!r} into 'losses'")
@@ -221,7 +228,7 @@ class DistillSpec(Frozen):
 
     @property
     def distillers(self) -> tuple[DistillerUse, ...]:
-        """The distillers, in whichever form they are written."""
+        """The distillers of either form: `losses`, or `use` and `options`."""
         return self.losses or (DistillerUse(use=self.use, options=self.options),)
 
 
@@ -229,13 +236,16 @@ Bits = Annotated[int, Field(ge=2, le=8)]
 
 
 class Rule(Frozen):
-    """What some layers get instead of the common bits; of several rules that match, the last one wins."""
+    """Other bits for some layers, or none; of several rules that match, the last one wins."""
 
-    match: str = Field(min_length=1, description="module path with * and ?, or a type of operator such as conv")
+    match: str = Field(
+        min_length=1, description="module path, where * and ? are wildcards; or a type of operator, such as conv"
+    )
     weights: Bits | None = Field(default=None, description="bits of the weights")
-    activations: Bits | None = Field(default=None, description="bits of what the operator gives")
+    activations: Bits | None = Field(default=None, description="bits of the operator's outputs")
     skip: bool | None = Field(
-        default=None, description="true: leave the operator in float; false: take it back from an earlier rule"
+        default=None,
+        description="true: leave the operator in float; false: quantize it although an earlier rule skips it",
     )
 
     @model_validator(mode="after")
@@ -246,50 +256,55 @@ class Rule(Frozen):
 
 
 class QuantizeSpec(Frozen):
-    """Quantization of the distilled student. Where the quantizer trains, the teacher is still teaching."""
+    """Quantization of the student. A quantizer that trains uses the distillation loss."""
 
     use: str = Field(default="minmax-qat", description="name of the quantizer")
     options: dict[str, JsonValue] = Field(default={}, description="the quantizer's own fields")
     weights: Bits = Field(default=8, description="bits of the weights, 2 to 8")
     activations: Bits = Field(default=8, description="bits of the activations, 2 to 8")
-    edges: Bits = Field(default=8, description="least bits of first and last layers: weights, inputs and outputs")
-    rules: tuple[Rule, ...] = Field(default=(), description="exceptions for layers; the last one that matches wins")
-    calibration_batches: int = Field(
-        default=8, ge=1, le=100_000, description="training batches the ranges see before anything is rounded"
+    edges: Bits = Field(default=8, description="fewest bits in the first and last layers: weights, inputs and outputs")
+    rules: tuple[Rule, ...] = Field(
+        default=(), description="other bits for some layers; the last rule that matches wins"
     )
-    calibration_batch_size: int = Field(default=64, ge=1, le=1_000_000, description="samples of such a batch")
-    equalize: bool = Field(default=False, description="cross-layer equalization before anything is rounded")
-    bias_correction: bool = Field(default=False, description="correct biases for the mean error of rounded weights")
+    calibration_batches: int = Field(
+        default=8, ge=1, le=100_000, description="number of training batches for calibration"
+    )
+    calibration_batch_size: int = Field(default=64, ge=1, le=1_000_000, description="samples in a calibration batch")
+    equalize: bool = Field(default=False, description="cross-layer equalization, before calibration")
+    bias_correction: bool = Field(
+        default=False, description="correct each bias for the mean error that rounded weights cause"
+    )
     reestimate_batch_norm: bool = Field(
-        default=False, description="measure batch-norm statistics anew with rounding on, at the end"
+        default=False, description="at the end, measure batch-norm statistics anew with rounding on"
     )
     weight_loss: float = Field(
-        default=0.0, ge=0, le=1e6, description="weight of the quantization loss, mean (W - W_q)^2, beside the others"
+        default=0.0, ge=0, le=1e6, description="weight of the quantization loss, mean (W - W_q)^2, in the total loss"
     )
     round_bias: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="round biases as the integers will be, once batch norm stands still; auto: below 8 bits",
+        description="round biases to the file's integers once batch norm is frozen; auto: if a layer has under 8 bits",
     )
-    fit: QatFitSpec = Field(default=QatFitSpec(), description="for quantizers that train")
+    fit: QatFitSpec = Field(default=QatFitSpec(), description="training of the student, for quantizers that train")
     taught_by: Literal["teachers", "student"] = Field(
         default="teachers",
-        description="teachers: those of 'teacher'; student: the float student teaches its quantized self, with the "
+        description="who teaches the quantized student: the teachers of 'teacher', or the float student; both with the "
         "distillers of 'distill'",
     )
     freeze_observers: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="share of the steps after which the ranges stand still, by the last epoch; 1: never",
+        description="share of the steps after which KDQ freezes the ranges, at the latest for the last epoch; 1: never",
     )
     freeze_batch_norm: float = Field(
         default=0.7,
         ge=0,
         le=1,
-        description="share of the steps after which batch-norm statistics stand still, by the last epoch; 1: never",
+        description="share of the steps after which KDQ freezes batch-norm statistics, at the latest for the last "
+        "epoch; 1: never",
     )
     control: bool = Field(
-        default=False, description="quantize once more without the teacher, and tell the teacher's gain"
+        default=False, description="also quantize without the teacher, and report what the teacher gains"
     )
 
 
@@ -297,13 +312,15 @@ class Gate(Frozen):
     """A rule a model must meet before it may become `champion`."""
 
     metric: str
-    of: str = Field(default="int8", description="the model it is about, as the closing table of a run names it")
+    of: str = Field(default="int8", description="the model to judge, by its name in the closing table of a run")
     at_least: float | None = None
     at_most: float | None = None
     relative_to: str | None = Field(
-        default=None, description="the bound is a factor of this model's value of the same metric"
+        default=None, description="name of a model; KDQ multiplies the bound by that model's value of the same metric"
     )
-    required: bool = Field(default=False, description="a run that does not meet it fails and registers nothing")
+    required: bool = Field(
+        default=False, description="true: if the gate is not met, the run fails and registers nothing"
+    )
 
     @model_validator(mode="after")
     def _one_bound(self) -> Gate:
@@ -336,7 +353,7 @@ class Recipe(Frozen):
     stages: tuple[StageUse, ...] = Field(
         default=tuple(StageUse(use=name) for name in DEFAULT_STAGES),
         min_length=1,
-        description="what is done, in order; a stage reads what the stages before it gave",
+        description="the stages of a run, in order; each reads what earlier stages gave",
     )
     teacher: TeacherSpec = TeacherSpec()
     student: StudentSpec = StudentSpec()
@@ -367,7 +384,7 @@ class Recipe(Frozen):
         return value
 
     def retry_of(self, title: str) -> RetrySpec:
-        """How the stage `title` is tried again."""
+        """How KDQ retries the stage `title`."""
         return next((s.retry for s in self.stages if s.title == title and s.retry is not None), self.retry)
 
     @property

@@ -1,4 +1,4 @@
-"""The recipe's list of stages, and how a stage is tried again. Importable without torch."""
+"""The recipe's list of stages, and how KDQ retries a stage. Importable without torch."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ DEFAULT_STAGES = ("train_teacher", "cache_teacher", "distill", "quantize", "expo
 
 
 class RetrySpec(Frozen):
-    """How often a stage is tried again after a transient error, and how long one try may take."""
+    """How often KDQ retries a stage after a transient error, and how long one try may take."""
 
-    attempts: int = Field(default=3, ge=1, le=20, description="tries in all; wrong requests are never retried")
-    backoff_seconds: float = Field(default=2.0, ge=0, le=3600, description="wait before the second try; then doubled")
-    stage_timeout_seconds: float = Field(default=86_400.0, gt=0, description="a stage running longer is killed")
+    attempts: int = Field(default=3, ge=1, le=20, description="tries in all; KDQ never retries a wrong request")
+    backoff_seconds: float = Field(
+        default=2.0, ge=0, le=3600, description="wait before the second try; each further wait is twice as long"
+    )
+    stage_timeout_seconds: float = Field(default=86_400.0, gt=0, description="KDQ kills a stage that runs longer")
 
 
 class StageUse(Frozen):
     """One stage of the list. A bare string in YAML means the stage with its defaults."""
 
     use: str = Field(description="name of the stage, as `kdq plugins list --kind stage` shows it")
-    name: Name | None = Field(default=None, description="tells two uses of one stage apart; default: `use`")
-    options: dict[str, JsonValue] = Field(
-        default={}, description="the stage's own fields; they may also stand in a section named after the stage"
+    name: Name | None = Field(
+        default=None,
+        description="name of this use in plans, tables and logs, if a stage is listed twice; default: `use`",
     )
-    retry: RetrySpec | None = Field(default=None, description="for this stage; default: the recipe's 'retry'")
+    options: dict[str, JsonValue] = Field(
+        default={}, description="the stage's own fields; a section named after the stage may hold them instead"
+    )
+    retry: RetrySpec | None = Field(
+        default=None, description="how KDQ retries this stage; default: the recipe's 'retry'"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +59,7 @@ def with_sections(recipe: dict[str, Any], fields: frozenset[str]) -> dict[str, A
     """A raw recipe in which each section named after a listed stage has become that stage's `options`.
 
     Args:
-        recipe: as it was parsed; one without a list of stages is left as it is.
+        recipe: the parsed recipe; without a list of stages, it comes back unchanged.
         fields: names of the recipe's own sections.
 
     Raises:
@@ -72,7 +79,7 @@ def with_sections(recipe: dict[str, Any], fields: frozenset[str]) -> dict[str, A
 
 
 def _titled(stage: Any) -> tuple[str, Any]:
-    """A stage of the list as a mapping, with its title; what is neither name nor mapping is passed over."""
+    """Give a stage of the list with its title, as a mapping; a wrong form keeps its value and gets an empty title."""
     whole = {"use": stage} if isinstance(stage, str) else stage
     if not isinstance(whole, dict) or not isinstance(whole.get("use"), str):
         return "", stage

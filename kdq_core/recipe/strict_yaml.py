@@ -1,7 +1,7 @@
-"""YAML as data only: JSON's types, no tags, no merge keys, no duplicate keys, no bombs; and every line is known.
+"""Strict YAML: JSON's types only; no tags, no merge keys, no duplicate keys. The parser keeps the line of each value.
 
-Scalars follow the core schema of YAML 1.2, so `2e-3` is a number and `no` is text. Nothing is expanded before it is
-counted, so a small file cannot become a large value.
+Scalars follow the core schema of YAML 1.2, so `2e-3` is a number and `no` is text. The parser counts values before it
+expands aliases, so a small file cannot become a large value.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Document:
     lines: Mapping[Loc, int] = field(default_factory=dict)
 
     def where(self, loc: Loc = ()) -> str:
-        """`file:line` of `loc`, or of the nearest thing around it that was written; else the file alone."""
+        """`file:line` of `loc`, or of the nearest value around it that the file has; else the file alone."""
         for end in range(len(loc), 0, -1):
             if loc[:end] in self.lines:
                 return f"{self.name}:{self.lines[loc[:end]]}"
@@ -55,7 +55,7 @@ def parse(text: str, name: str) -> Document:
         name: the file's name for messages.
 
     Raises:
-        RecipeError: it is not YAML, or is more than data; the message starts with `name:line`.
+        RecipeError: it is not YAML, or uses more of YAML than data; the message starts with `name:line`.
     """
     builder = _Builder(name)
     try:

@@ -1,4 +1,4 @@
-"""The recipe's section on the student that a run begins with. Importable without torch."""
+"""The recipe's section `student`: the student that a run starts with. Importable without torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from kdq_core.frozen import Frozen
 
 
 class StudentSpec(Frozen):
-    """The student: by default the workload's, untrained; or one that is trained already."""
+    """The student: the workload's untrained one by default, or a trained one from a file."""
 
     source: Literal["workload", "checkpoint"] = Field(
         default="workload",
-        description="workload: a new student, for `distill` to train; checkpoint: weights in a safetensors file, which "
-        "every stage after that stands on",
+        description="workload: a new student, which `distill` trains; checkpoint: a trained student, whose weights KDQ "
+        "reads from a safetensors file and passes to the first stage",
     )
     file: str | None = Field(default=None, min_length=1, description="the safetensors file of a checkpoint")
     factory: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="`module:function` that makes the student's module; none: the workload's student",
+        description="`module:function` that makes the student's module; null: the workload's student",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The recipe's sections on where teachers come from and what is kept of them. Importable without torch."""
+"""The recipe's sections on teachers: where each comes from, and which outputs KDQ keeps. Importable without torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from kdq_core.frozen import Frozen
 
 
 class NormalizeSpec(Frozen):
-    """A teacher's own normalisation: its first input becomes `(x - mean) / std`, along axis 1."""
+    """Normalisation for one teacher: its first input becomes `(x - mean) / std`, along axis 1."""
 
-    mean: tuple[float, ...] = Field(min_length=1, description="one number, or one a channel")
-    std: tuple[float, ...] = Field(min_length=1, description="one number, or one a channel; none is 0")
+    mean: tuple[float, ...] = Field(min_length=1, description="one number for all channels, or one for each channel")
+    std: tuple[float, ...] = Field(
+        min_length=1, description="one number for all channels, or one for each channel; each above 0"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> NormalizeSpec:
@@ -29,30 +31,32 @@ class MemberSpec(Frozen):
 
     source: Literal["pipeline", "student", "checkpoint", "onnx", "registered"] = Field(
         default="pipeline",
-        description="pipeline: the workload's teacher, trained here; student: its student, trained here on hard "
-        "labels, for self-distillation; checkpoint: weights in a safetensors file; onnx: a model in ONNX Runtime; "
-        "registered: the ONNX model of a version in the site's registry",
+        description="pipeline: KDQ trains the workload's teacher; student: KDQ trains the workload's student on hard "
+        "labels as teacher (self-distillation); checkpoint: weights in a safetensors file; onnx: an ONNX file, which "
+        "ONNX Runtime runs; registered: the ONNX file of a model version in the site's registry",
     )
-    file: str | None = Field(default=None, min_length=1, description="of a checkpoint or an ONNX model")
+    file: str | None = Field(default=None, min_length=1, description="path of the checkpoint or the ONNX file")
     model: str | None = Field(
         default=None,
         pattern=r"^[^/:@]+(/[1-9][0-9]*|@[A-Za-z0-9_-]+)$",
-        description="of a registered one: `NAME/VERSION`, or `NAME@ALIAS` for the version that has the alias today",
+        description="for `registered`: `NAME/VERSION`, or `NAME@ALIAS`, which KDQ resolves when the run starts",
     )
     factory: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="`module:function` that makes the module a checkpoint is loaded into; none: the workload's teacher",
+        description="`module:function` that makes the module for a checkpoint's weights; null: the workload's teacher",
     )
     tasks: tuple[str, ...] = Field(
         default=(),
-        description="names of outputs of an ONNX model, where the student has several; none: its first",
+        description="outputs of an ONNX file to use, by name, if the student has several; empty: the first output",
     )
     inputs: tuple[str, ...] = Field(
-        default=(), description="named inputs (`Batch.extra`) that this teacher reads; none: those of 'teacher.inputs'"
+        default=(), description="named inputs (`Batch.extra`) that this teacher reads; empty: those of 'teacher.inputs'"
     )
-    weight: float = Field(default=1.0, gt=0, le=1000, description="beside the other members")
-    normalize: NormalizeSpec | None = Field(default=None, description="its own, on top of what the workload gives")
+    weight: float = Field(default=1.0, gt=0, le=1000, description="weight of this teacher among the members")
+    normalize: NormalizeSpec | None = Field(
+        default=None, description="normalisation of this teacher's input, after the workload's own"
+    )
 
     @model_validator(mode="after")
     def _file_where_one_is_read(self) -> MemberSpec:
@@ -73,31 +77,40 @@ class MemberSpec(Frozen):
 
     @property
     def trained(self) -> bool:
-        """Whether it is trained in this pipeline."""
+        """Whether this run trains it."""
         return self.source in ("pipeline", "student")
 
 
 class CacheSpec(Frozen):
-    """The teacher's outputs, computed once and read by every student and by the quantized one."""
+    """The teacher's kept outputs: KDQ computes them once; each student and quantized student reads them."""
 
-    enabled: bool = Field(default=True, description="false: the teacher runs beside every student")
+    enabled: bool = Field(
+        default=True, description="true: keep the outputs on disk; false: run the teacher in each fit"
+    )
     views: int = Field(
         default=4,
         ge=1,
         le=10_000,
-        description="augmented views kept of each sample; epoch e, from 0, takes e % views",
+        description="how many augmented views of each sample to keep; epoch e (from 0) uses view e % views",
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="of the views, with and without a cache")
-    form: Literal["fp16", "fp32"] = Field(default="fp16", description="how outputs are stored")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of the augmentation, also without a cache")
+    form: Literal["fp16", "fp32"] = Field(default="fp16", description="number format of the kept outputs")
     top_k: int | None = Field(
-        default=None, ge=1, description="keep the largest k logits and the probability left for all others; none: all"
+        default=None,
+        ge=1,
+        description="keep the k largest probabilities and the sum of the others; null: keep all logits",
     )
     features: bool = Field(
         default=False,
-        description="keep, beside the logits, what the teacher's tapped modules give, where a distiller compares "
-        "features; false: the teacher then runs beside every student",
+        description="true: also keep the outputs of the teacher's tapped modules; false: the teacher runs in each fit "
+        "whose distiller compares features",
     )
-    limit_gb: float = Field(default=10.0, gt=0, le=1e6, description="a larger cache is refused before it is built")
+    limit_gb: float = Field(
+        default=10.0,
+        gt=0,
+        le=1e6,
+        description="largest size of the cache; KDQ refuses a larger one before it computes it",
+    )
 
     @model_validator(mode="after")
     def _kept_where_anything_is(self) -> CacheSpec:

@@ -1,4 +1,4 @@
-"""What must be true of a draft before it becomes an entry."""
+"""Checks of a draft before it becomes an entry."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 NOTHING = "nothing was stored"
-"""What every refusal says: the draft is thrown away."""
+"""Every refusal says it: KDQ deletes the draft."""
 
 
 def names_in(draft: Path, stage: str) -> list[str]:
-    """The files of `draft` in order, relative to it.
+    """List the files of `draft` in order, relative to it.
 
     Raises:
-        StageError: something there is neither a file nor a folder, or has a name that the store needs.
+        StageError: something there is neither a file nor a folder, or has a name that KDQ writes itself.
     """
     names = []
     for path in sorted(draft.rglob("*")):
@@ -43,7 +43,7 @@ def names_in(draft: Path, stage: str) -> list[str]:
 
 
 def sealed(manifest: Manifest) -> tuple[Manifest, bytes]:
-    """The manifest as it will be read again, and its text.
+    """Write the manifest as text, and give it as KDQ will read it again, with the text.
 
     Raises:
         StageError: a number is not finite, or the text cannot be read again.
@@ -76,12 +76,12 @@ def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def check_weights(draft: Path, names: Sequence[str], stage: str) -> None:
-    """Refuse safetensors files that hold NaN or infinity: such weights answer nothing.
+    """Refuse safetensors files that hold NaN or infinity: a model with such weights is useless.
 
-    One pass over each memory-mapped tensor. A tensor of nothing but 0 and -infinity is an attention mask, and passes.
+    It reads each memory-mapped tensor once. A tensor of only 0 and -infinity is an attention mask, and passes.
 
     Raises:
-        StageError: with the tensor's name; or a file is no safetensors file.
+        StageError: a tensor is not finite, which the message names; or a file is no safetensors file.
     """
     files = [name for name in names if name.endswith(".safetensors")]
     if not files:
@@ -106,7 +106,7 @@ def _check_tensor(tensor: Tensor, what: str) -> None:
     if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return
     flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    flat = flat.float() if flat.element_size() == 1 else flat  # of 8 bits, torch has no extremes
+    flat = flat.float() if flat.element_size() == 1 else flat  # torch.aminmax does not take 8-bit floats
     low, high = (float(end) for end in torch.aminmax(flat))
     if math.isfinite(low) and math.isfinite(high):
         return

@@ -1,4 +1,4 @@
-"""Folders that are being written or removed, each with a lock that ends with its process."""
+"""Folders that KDQ is writing or removing, each with a lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK = ".lock"
-"""Ending of the file beside a folder whose lock its process holds."""
+"""Ending of the lock file beside a folder; the process that owns the folder holds the lock."""
 NEW = ".new"
-"""Ending of that file until it is locked."""
+"""Ending of the lock file until it is locked."""
 
 
 @contextlib.contextmanager
 def place(drafts: Path, key: str) -> Iterator[Path]:
-    """A path below `drafts` that is this process's own; what is there at the end is removed.
+    """Give a new path below `drafts` for this process alone; at the end, remove what is there.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: the folder cannot be written.
     """
     drafts.mkdir(parents=True, exist_ok=True)
     folder = drafts / f"{key}.{uuid.uuid4().hex}"
@@ -35,7 +35,7 @@ def place(drafts: Path, key: str) -> Iterator[Path]:
 
 
 def sweep(drafts: Path) -> list[str]:
-    """Remove what dead processes left, and give the names of the folders. A folder without a lock is not KDQ's."""
+    """Remove folders that dead processes left, and give their names. A folder without a lock file is not KDQ's."""
     swept = []
     for lock in sorted(drafts.glob(f"*{LOCK}")):
         with contextlib.suppress(OSError), lock.open("r+b") as file:
@@ -50,7 +50,7 @@ def sweep(drafts: Path) -> list[str]:
 
 
 def fsync(path: Path) -> None:
-    """Let a file or a folder reach the disk."""
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,7 +59,7 @@ def fsync(path: Path) -> None:
 
 
 def _remove(folder: Path, lock: Path) -> None:
-    """Remove `folder`, and its lock once nothing is left of it: what cannot be removed now is swept later."""
+    """Remove `folder`, then its lock. If the folder cannot go now, the lock stays, and a later sweep removes both."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -69,9 +69,9 @@ def _remove(folder: Path, lock: Path) -> None:
 
 
 def _held(lock: Path) -> int:
-    """A descriptor of the new file `lock`, which is locked before it has that name: no sweep takes it for left.
+    """Make the file `lock`, and give its descriptor; it is locked before it has that name, so no sweep removes it.
 
-    A sweep may take it before it is locked; then it is made again.
+    A sweep may remove the file before it is locked; then this makes it again.
     """
     unnamed = lock.with_suffix(NEW)
     while True:

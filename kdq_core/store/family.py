@@ -1,7 +1,7 @@
-"""The family of records: small values that stages take and give, told apart by `type`.
+"""The family of records: small values that stages take and give. Each class of records has its own `type`.
 
-It is open: a guest's record is a subclass of `Record`, or of a house record, that states a `type` of its own. A process
-that has not imported that class reads such a record as an `UnknownRecord`, with the same digest.
+The family is open: a guest's record is a subclass of `Record`, or of a house record, with a new `type`. A process that
+has not imported that class reads such a record as an `UnknownRecord`, with the same digest.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ FAMILY: dict[str, type[Record]] = {}
 
 
 class Record(Frozen):
-    """What a stage gives. A subclass states its type: `type: Literal["pruned-student"] = "pruned-student"`.
+    """The result of a stage. A subclass states its type: `type: Literal["pruned-student"] = "pruned-student"`.
 
     Raises:
-        PluginError: another class has the same `type`, when the subclass is defined.
+        PluginError: on definition of a subclass, if another class has the same `type`.
     """
 
     type: str
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Enter the class into the family under its `type`; one without a `type` is a base for others."""
+        """Add the class to the family under its `type`; a class without a `type` is only a base for others."""
         super().__pydantic_init_subclass__(**kwargs)
         name = type_of(cls)
         if not name:
@@ -63,16 +63,16 @@ def _path(cls: type) -> str:
 
 
 class UnknownRecord(Record):
-    """A record of a class that this process has not imported, with its fields as they are written."""
+    """A record of a class that this process has not imported; its fields keep their written values."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def resolved(record: Record) -> Record:
-    """`record`, as an instance of its own class where that was imported since it was read.
+    """Turn an `UnknownRecord` into its own class, if this process has imported that class by now.
 
     Raises:
-        pydantic.ValidationError: it does not fit that class.
+        pydantic.ValidationError: the record does not fit that class.
     """
     known = FAMILY.get(record.type) if isinstance(record, UnknownRecord) else None
     return record if known is None else known.model_validate_json(record.model_dump_json())
@@ -97,4 +97,4 @@ def in_json(value: float) -> float | str:
 
 
 Measured = Annotated[float, PlainSerializer(in_json, when_used="json")]
-"""A number that was measured. It may be NaN or infinite: JSON holds that as text, which is read back as a number."""
+"""A measured number. It may be NaN or infinite: JSON holds that as text, and pydantic reads the text as a number."""

@@ -1,4 +1,4 @@
-"""What is hashed, and how."""
+"""Canonical JSON and sha256 digests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the form that is hashed."""
+    """JSON with sorted keys and no spaces: the form that KDQ hashes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 

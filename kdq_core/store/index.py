@@ -1,7 +1,7 @@
-"""The entries of each stage: one file `index/<stage>/<key>` an entry, which holds what its key was made of.
+"""The index of entries by stage: one file `index/<stage>/<key>` for each entry, which holds the parts of its key.
 
-The time of a file is that of the entry. The index only finds and explains; the entries say what is true, and a file
-whose entry is gone is passed over. Where the index is missing, as in a store of an older KDQ, it is made from the
+The time of a file is that of the entry. The index only finds entries and explains keys; the entries decide, and KDQ
+ignores a file whose entry is gone. If the index is missing, as in a store of an older KDQ, KDQ makes it from the
 manifests.
 """
 
@@ -29,16 +29,16 @@ class Index:
         self._folder = root / "index"
 
     def add(self, stage: str, key: str, parts: Mapping[str, Any]) -> None:
-        """Let `stage` have an entry `key`; called before the entry is there, so that none is ever missed.
+        """Add the entry `key` of `stage`. The store calls it before the entry exists, so that no entry is ever missing.
 
         Raises:
-            OSError: nothing can be written there.
+            OSError: the index cannot be written.
         """
         self._make()
         _write(self._folder / _name(stage) / key, parts)
 
     def drop(self, key: str) -> None:
-        """Let no stage have an entry `key`."""
+        """Remove the entry `key` from the index."""
         for file in self._folder.glob(f"*/{key}"):
             file.unlink(missing_ok=True)
 
@@ -47,7 +47,7 @@ class Index:
         found: list[tuple[int, str]] = []
         try:
             self._make()
-        except OSError:  # a store that cannot be written
+        except OSError:  # the store cannot be written
             found = [(time, key) for one, key, time, _ in self._scanned() if one == stage]
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder / _name(stage)) as files:
             for file in files:
@@ -56,14 +56,14 @@ class Index:
         return [key for _, key in sorted(found, reverse=True)]
 
     def parts(self, stage: str) -> Iterator[dict[str, Any]]:
-        """What the keys of the entries of `stage` were made of, newest first."""
+        """The parts of the keys of the entries of `stage`, newest first."""
         for key in self.keys(stage):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 if (self._root / key[:2] / key).exists():
                     yield self._parts(stage, key)
 
     def _parts(self, stage: str, key: str) -> dict[str, Any]:
-        """From the index, or from the manifest in a store that has none and cannot be written."""
+        """Read the parts from the index; from the manifest, if the store has no index and cannot be written."""
         try:
             text = (self._folder / _name(stage) / key).read_bytes()
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Index:
         return dict(json.loads(text))
 
     def _make(self) -> None:
-        """Make the index from the manifests, unless there is one."""
+        """Make the index from the manifests, unless it exists."""
         if self._folder.is_dir() or not self._root.is_dir():
             return
         made = self._root / "drafts" / f"index.{uuid.uuid4().hex}"
@@ -99,5 +99,5 @@ def _write(file: Path, parts: Mapping[str, Any]) -> None:
 
 
 def _name(stage: str) -> str:
-    """Name of a stage's folder: no slash, no dot, else as it is."""
+    """Name of a stage's folder: the stage's name, with slashes and dots escaped."""
     return quote(stage, safe="").replace(".", "%2E")

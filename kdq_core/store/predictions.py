@@ -1,4 +1,4 @@
-"""Outputs of a model's file in flat files of an entry: written batch by batch, memory-mapped when they are read."""
+"""Outputs of a model's file, in flat files of an entry: KDQ writes them batch by batch, and reads them by mmap."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kdq_core.store.records import StoredPredictions
 
 
 def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) -> list[tuple[str, tuple[int, ...]]]:
-    """Put the outputs of all batches behind each other, one file an output; the memory holds one batch.
+    """Concatenate the outputs of all batches, one file for each output; memory holds one batch at a time.
 
     Args:
-        parts: the outputs of each batch, each `[B, ...]`, of one shape but for B.
-        paths: one an output; their folder must exist.
+        parts: the outputs of each batch, each `[B, ...]`; only B may differ between batches.
+        paths: one for each output; their folder must exist.
 
     Returns:
         NumPy's name of the type, and the shape `(N, ...)`, of each output.
@@ -35,7 +35,7 @@ def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) ->
 
 
 def opened(folder: Path, stored: StoredPredictions) -> np.ndarray:
-    """The predictions `[N, ...]` in an entry's folder, memory-mapped and read-only."""
+    """Open the predictions `[N, ...]` in an entry's folder, memory-mapped and read-only."""
     if 0 in stored.shape:
         return np.empty(stored.shape, stored.dtype)
     return np.asarray(np.memmap(folder / stored.path, dtype=stored.dtype, mode="r", shape=stored.shape))

@@ -1,4 +1,4 @@
-"""Read an entry, and find what is wrong with it."""
+"""Reads an entry, and finds damage in it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kdq_core.store.verified import Mark, hashed
 
 
 class DamageError(Exception):
-    """An entry is not whole. `Store` turns it into a `StoreError` that says what is done about it."""
+    """An entry is damaged. `Store` turns it into a `StoreError` that says what KDQ does about it."""
 
     def __init__(self, folder: Path, name: str, fact: str) -> None:
         super().__init__(f"the file {name!r} of the store entry {str(folder)!r} is damaged: {fact}")
 
 
 def manifest_of(folder: Path, key: str) -> Manifest:
-    """The manifest of the entry `key` in `folder`.
+    """Read the manifest of the entry `key` in `folder`.
 
     Raises:
-        DamageError: it is missing, changed, of another entry, or cannot be read.
+        DamageError: the manifest is missing, changed, belongs to another entry, or cannot be read.
     """
     try:
         manifest = Manifest.model_validate_json(text_of(folder))
@@ -38,10 +38,10 @@ def manifest_of(folder: Path, key: str) -> Manifest:
 
 
 def text_of(folder: Path) -> bytes:
-    """The text of the manifest in `folder`.
+    """Read the text of the manifest in `folder`.
 
     Raises:
-        DamageError: it is missing, or not as its seal says.
+        DamageError: it is missing, or its sha256 differs from its seal.
     """
     text, seal = _read(folder, MANIFEST), _read(folder, SEAL).decode(errors="replace").strip()
     if sha256_of(text) != seal:
@@ -50,7 +50,7 @@ def text_of(folder: Path) -> bytes:
 
 
 def verify(folder: Path, manifest: Manifest, marks: Mapping[str, Mark]) -> dict[str, Mark]:
-    """Check every file of an entry; gives the marks that count now.
+    """Check every file of an entry, and give its new marks.
 
     Raises:
         DamageError: a file is missing, changed, or not in the entry.
@@ -73,7 +73,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _check_place(folder: Path, name: str) -> None:
-    """Refuse a name that is no file lying in `folder` itself."""
+    """Refuse a name that is not a plain file inside `folder`."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts):  # an absolute path begins with an empty part
         raise DamageError(folder, name, "it leads out of the entry")

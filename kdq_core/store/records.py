@@ -1,4 +1,4 @@
-"""The small records stages take and give. Models live in files; records point at them by sha256."""
+"""KDQ's own records, which stages take and give. Models are in files of the entry; records hold the files' names."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class EpochRecord(Frozen):
 
 
 class Gain(Frozen):
-    """What a student gained from the teacher over its control, on the samples of the test split."""
+    """A student's gain from the teacher over its control, on the samples of the test split."""
 
     metric: str = Field(
         pattern=r"^(top1|loss)(/.+)?$",
-        description="top1: share of right answers; loss: the workload's hard loss; behind a slash: of which task",
+        description="top1: share of right answers; loss: the workload's hard loss; after a slash: the task",
     )
     taught: float = Field(description="mean of the student with the teacher")
-    control: float = Field(description="mean of the same student without it")
+    control: float = Field(description="mean of the control, the student without the teacher")
     difference: float = Field(description="taught - control")
     low: float = Field(description="lower end of the 95 % interval of the difference")
     high: float = Field(description="upper end of the 95 % interval of the difference")
-    samples: int = Field(ge=1, description="that both models were asked about")
+    samples: int = Field(ge=1, description="number of samples that both models were measured on")
 
     @property
     def verdict(self) -> Literal["better", "worse", "undecided"]:
-        """On which side of zero the whole interval lies; of a loss, lower is better."""
+        """`better` or `worse` if the whole interval is on one side of zero; for a loss, lower is better."""
         if not (self.low > 0 or self.high < 0):
             return "undecided"
         return "better" if (self.low > 0) == self.metric.startswith("top1") else "worse"
@@ -54,32 +54,34 @@ class Surgery(Frozen):
 
     use: str = Field(description="name of the stage")
     options: dict[str, JsonValue] = Field(default={}, description="its options")
-    steps: JsonValue = Field(description="what it said of the change, as plain values")
+    steps: JsonValue = Field(description="its own description of the change, as plain values")
 
 
 class Checkpoint(Record):
     """Weights of a model that can still be trained."""
 
     type: str = "checkpoint"
-    slot: str = Field(description="where the model stands, such as `student`")
+    slot: str = Field(description="slot of the model, such as `student`")
     weights: str = Field(description="safetensors file in the entry")
     parameters: int = Field(ge=0, description="number of trainable values")
     history: tuple[EpochRecord, ...] = ()
-    gains: tuple[Gain, ...] = Field(default=(), description="of the teacher, where the recipe asks for a control")
+    gains: tuple[Gain, ...] = Field(default=(), description="gains from the teacher, if the recipe asks for a control")
     compared: dict[str, tuple[tuple[str, str], ...]] = Field(
         default={}, description="modules of student and teacher whose features were compared, by distiller"
     )
-    transferred: tuple[str, ...] = Field(default=(), description="parameters that started from the teacher's")
-    surgery: tuple[Surgery, ...] = Field(default=(), description="by which stages the model's architecture was changed")
-    answers: dict[str, JsonValue] = Field(default={}, description="of teachers: how answers are made of their weights")
+    transferred: tuple[str, ...] = Field(default=(), description="parameters that KDQ started from the teacher's")
+    surgery: tuple[Surgery, ...] = Field(default=(), description="changes of the architecture, by stage")
+    answers: dict[str, JsonValue] = Field(
+        default={}, description="for teachers: the settings that make answers of their weights"
+    )
 
 
 class StoredTensor(Frozen):
-    """One flat, memory-mapped file of rows: that of sample i in view v is row v * samples + i."""
+    """One flat, memory-mapped file of rows: sample i in view v has row v * samples + i."""
 
     name: str = Field(
-        description="'logits', or what stands for them under 'top_k'; of a task 'tasks/', its name, '/' and that; "
-        "'features/' and a path"
+        description="'logits', or under 'top_k' the names of what replaces them; for a task, 'tasks/<task>/' and such "
+        "a name; for features, 'features/<path>'"
     )
     path: str = Field(description="file in the entry: values in little-endian order, nothing else")
     dtype: str = Field(description="as NumPy writes it, such as '<f2'")
@@ -87,17 +89,17 @@ class StoredTensor(Frozen):
 
 
 class TeacherOutputs(Record):
-    """What a teacher says of every training sample, in each of some views."""
+    """A teacher's outputs for every training sample, in each kept view."""
 
     type: str = "teacher_outputs"
-    teacher: Digest = Field(description="of the teacher's entry")
+    teacher: Digest = Field(description="digest of the teacher's entry")
     data: Digest = Field(description="fingerprint of the data")
-    seed: int = Field(description="of the views")
+    seed: int = Field(description="seed of the views")
     views: int = Field(ge=1)
-    samples: int = Field(ge=1, description="of one view")
-    classes: int = Field(ge=1, description="length of the last axis of the logits; of several tasks, of the first's")
+    samples: int = Field(ge=1, description="number of samples in one view")
+    classes: int = Field(ge=1, description="length of the last axis of the logits; with several tasks, of the first")
     tasks: dict[str, int] = Field(
-        default={}, description="of several tasks, that length of each, in the teacher's order"
+        default={}, description="with several tasks, that length for each task, in the teacher's order"
     )
     tensors: tuple[StoredTensor, ...]
 
@@ -123,16 +125,16 @@ class OperatorCoverage(Frozen):
 
 
 class Departure(Frozen):
-    """A tensor of integers that is not the same in a shipped file and in its simulation."""
+    """A tensor of integers that differs between a shipped file and its simulation."""
 
     path: str = Field(description="module path of the operator that makes it")
     operator: str = Field(description="name of that operator in the captured graph, such as conv2d_3")
-    share: float = Field(description="of its elements that differ")
+    share: float = Field(description="share of its elements that differ")
     most: int = Field(description="largest difference, in integers (LSB)")
 
 
 class Artifact(Record):
-    """A shippable file with what is known of it, and its float companions in the same runtime."""
+    """A shippable file with its description, and the float files for the same runtime."""
 
     type: str = "artifact"
     path: str = Field(description="the int8 file in the entry")
@@ -140,7 +142,7 @@ class Artifact(Record):
     baselines: dict[str, str] = Field(description="float files in the entry by model, such as teacher, student")
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    output_scales: tuple[float | None, ...] = Field(description="LSB of each output; none for a float output")
+    output_scales: tuple[float | None, ...] = Field(description="LSB of each output; null for a float output")
     weight_bits_used: int = Field(description="7 where the CPU lacks VNNI and 8-bit products could saturate")
     operators: tuple[OperatorCoverage, ...] = ()
 
@@ -158,12 +160,12 @@ class Metric(Frozen):
     direction: Literal["higher", "lower", "neither"] = Field(description="which way is better")
     low: Measured | None = Field(default=None, description="lower end of the 95 % interval")
     high: Measured | None = Field(default=None, description="upper end of the 95 % interval")
-    samples: int | None = Field(default=None, ge=0, description="how many measurements it rests on")
-    note: str = Field(default="", description="what a reader must know besides, such as why a value is bad")
+    samples: int | None = Field(default=None, ge=0, description="number of measurements behind the value")
+    note: str = Field(default="", description="remark for the reader, such as why a value is bad")
 
 
 class StoredPredictions(Frozen):
-    """One flat, memory-mapped file: what one output of a model's file says of each sample of a split, in its order."""
+    """One flat, memory-mapped file: one output of a model's file for each sample of a split, in its order."""
 
     model: str = Field(description="whose file it is, such as `int8`")
     split: str
@@ -174,12 +176,12 @@ class StoredPredictions(Frozen):
 
 
 class EvaluationReport(Record):
-    """What was measured on the exported files in their runtime."""
+    """The metrics of the exported files, measured in their runtime."""
 
     type: str = "report"
     models: dict[str, tuple[Metric, ...]] = Field(description="by name of the model, such as teacher, student, int8")
     predictions: tuple[StoredPredictions, ...] = Field(
-        default=(), description="of each model whose predictions an evaluator read"
+        default=(), description="predictions of each model, if an evaluator read them"
     )
 
     def value(self, model: str, metric: str) -> float | None:
@@ -205,6 +207,6 @@ class Manifest(Frozen):
     format: Literal[1] = 1
     stage: str
     key: Digest
-    parts: dict[str, JsonValue] = Field(description="what the key was made of")
+    parts: dict[str, JsonValue] = Field(description="the values that the key is a hash of")
     record: AnyRecord
     files: tuple[FileRef, ...]

@@ -1,8 +1,8 @@
-"""The content-addressed store: the record of what was computed.
+"""The content-addressed store: it keeps the result of each stage.
 
-An entry is a folder named by its stage's key. It is written under a temporary name, fsynced and renamed, so that it is
-there whole or not at all. `manifest.json` lists its files with their sha256; `manifest.sha256` guards the manifest.
-Files are hashed again when they are read, large ones once an hour. Failures are never stored.
+An entry is a folder named by its stage's key. KDQ writes it under a temporary name, fsyncs and renames it, so that it
+exists whole or not at all. `manifest.json` lists its files with their sha256; `manifest.sha256` guards the manifest.
+KDQ hashes files again when it reads them, large ones once an hour. It never stores failures.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Entry:
 
     @property
     def record(self) -> Record:
-        """What the stage gave."""
+        """The record that the stage gave."""
         return resolved(self.manifest.record)
 
     def record_as(self, cls: type[R]) -> R:
-        """What the stage gave, which is a `cls`.
+        """Give the stage's record as a `cls`.
 
         Raises:
-            StageError: it is of another type, or its class has changed since it was written.
+            StageError: it has another type, or its class has changed since KDQ wrote it.
         """
         stage = self.manifest.stage
         try:
@@ -66,7 +66,7 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """sha256 of what the stage gave: its record and its files, not how it was asked for."""
+        """sha256 of the stage's record and files; the parts of its key do not count."""
         content = self.manifest.model_dump(mode="json", include={"record", "files"})
         return sha256_of(canonical(content))
 
@@ -84,7 +84,7 @@ MAKE_ROOM = "free some space or set KDQ_HOME to a larger disk, then run again"
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether there was no room to write, also where a library says so in words of its own, as safetensors does."""
+    """Whether the error means a full disk; some libraries, such as safetensors, say so in the text only."""
     codes = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in codes
@@ -93,7 +93,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(folder: Path, doing: str) -> Iterator[None]:
-    """Turn an `OSError` into a `StoreError` that says what is true and what to do."""
+    """Turn an `OSError` into a `StoreError` that says what happened and what to do."""
     try:
         yield
     except OSError as error:
@@ -117,11 +117,11 @@ class Store:
         self._verified = Verified(root / "verified")
 
     def folder(self, key: str) -> Path:
-        """Where the entry of `key` is, or would be."""
+        """The folder of the entry of `key`, which need not exist."""
         return self.root / key[:2] / key
 
     def lookup(self, key: str) -> Entry | None:
-        """The verified entry of `key`, or `None` where there is none.
+        """Read and verify the entry of `key`; `None` if there is none.
 
         Raises:
             StoreError: it is damaged, or cannot be read.
@@ -132,10 +132,10 @@ class Store:
             raise StoreError(f"{damage}; KDQ computes it anew") from None
 
     def get(self, key: str) -> Entry:
-        """The verified entry of `key`, which must exist.
+        """Read and verify the entry of `key`, which must exist.
 
         Raises:
-            StoreError: it does not, is damaged, or cannot be read.
+            StoreError: it does not exist, is damaged, or cannot be read.
         """
         try:
             entry = self._whole(key)
@@ -146,11 +146,11 @@ class Store:
         return entry
 
     def lookup_or_discard(self, key: str, tell: Callable[[str], None]) -> Entry | None:
-        """The verified entry of `key`, or `None` where there is none; a damaged one is removed.
+        """Read and verify the entry of `key`; remove a damaged one. `None` if there is none, or none any more.
 
         Args:
-            key: of the entry.
-            tell: is told of a damaged entry.
+            key: key of the entry.
+            tell: gets a message about a damaged entry.
 
         Raises:
             StoreError: it cannot be read, or it is damaged and cannot be removed.
@@ -165,13 +165,13 @@ class Store:
                     f"{damage}; KDQ cannot remove that entry: {error.strerror or error}. Make the store "
                     f"{str(self.root)!r} writable, then run again"
                 ) from error
-            if whole:  # another process has mended it meanwhile
+            if whole:  # meanwhile, another process has replaced it
                 return self.lookup(key)
             tell(f"{damage}; KDQ computes it anew")
         return None
 
     def peek(self, key: str) -> str | None:
-        """Digest of the entry of `key` as its manifest says, or `None`; its files are not read.
+        """Read the digest of the entry of `key` from its manifest, without its files; `None` if there is no entry.
 
         Raises:
             StoreError: the manifest cannot be read.
@@ -187,7 +187,7 @@ class Store:
 
     @contextlib.contextmanager
     def draft(self, key: str) -> Iterator[Path]:
-        """An empty folder to fill for `key`; it is removed unless `commit` has renamed it."""
+        """Make an empty folder for the files of `key`; at the end, remove it unless `commit` has renamed it."""
         with contextlib.ExitStack() as stack:
             with explained(self.root, "write to the store"):
                 folder = stack.enter_context(drafts.place(self.root / "drafts", key))
@@ -195,7 +195,7 @@ class Store:
             yield folder
 
     def commit(self, draft: Path, *, stage: str, key: str, parts: dict[str, JsonValue], record: Record) -> Entry:
-        """Seal `draft` as the entry of `key`; where another process was first, its entry is given.
+        """Seal `draft` as the entry of `key`; if another process was first, give its entry.
 
         Raises:
             StageError: the stage left a symlink, a number or a weight that is not finite, or a record that cannot be
@@ -222,21 +222,21 @@ class Store:
             self._removed(key)
 
     def manifests(self, stage: str) -> Iterator[Manifest]:
-        """All readable manifests of `stage`, newest first; damaged ones are passed over."""
+        """Yield all readable manifests of `stage`, newest first; skip damaged ones."""
         for key in self._index.keys(stage):
             with contextlib.suppress(DamageError, OSError):
                 yield manifest_of(self.folder(key), key)
 
     def parts(self, stage: str) -> Iterator[dict[str, Any]]:
-        """What the keys of the entries of `stage` were made of, newest first; their manifests are not read."""
+        """The parts of the keys of the entries of `stage`, newest first, from the index."""
         return self._index.parts(stage)
 
     def sweep(self) -> list[str]:
-        """Remove drafts that no process writes any more; give their names. What has no lock beside it stays."""
+        """Remove drafts that no process writes any more, and give their names. A folder without a lock file stays."""
         return drafts.sweep(self.root / "drafts")
 
     def _whole(self, key: str, at: Path | None = None) -> Entry | None:
-        """The entry of `key`, all of it verified.
+        """Read the entry of `key`, and verify all its files; `None` if there is none.
 
         Raises:
             DamageError: it is damaged.
@@ -252,7 +252,7 @@ class Store:
         return Entry(folder, manifest)
 
     def _renamed(self, draft: Path, key: str) -> Entry | None:
-        """Give `draft` its place, or give the whole entry that another process has put there."""
+        """Rename `draft` to its final place; if another process has put a whole entry there, return that entry."""
         final = self.folder(key)
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -268,10 +268,10 @@ class Store:
         return None
 
     def _removed(self, key: str, *, only_damaged: bool = False) -> bool:
-        """Take the entry of `key` away in one step. With `only_damaged`, one that turns out whole is put back: `True`.
+        """Remove the entry of `key` in one step. With `only_damaged`, put a whole entry back and give `True`.
 
         Raises:
-            OSError: it cannot be.
+            OSError: the entry cannot be removed.
         """
         with drafts.place(self.root / "drafts", key) as away:
             with contextlib.suppress(FileNotFoundError):

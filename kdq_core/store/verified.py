@@ -1,7 +1,7 @@
-"""Which large files of an entry were hashed lately, so that not each reader hashes them again.
+"""Marks of large files that KDQ hashed lately, so that readers need not hash them again.
 
-A mark holds what the kernel says of a file: size, times, inode. Whatever writes to a file changes its `ctime`, which
-nobody can set. What a mark does not see is a disk that changes bytes by itself; so it counts for an hour.
+A mark holds what the kernel reports of a file: size, times, inode. Every write to a file changes its `ctime`, which no
+program can set. A mark cannot show that a disk changed bytes by itself, so it is valid for one hour only.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import FileRef
 
 LARGE = 8 << 20
-"""Bytes from which a file is marked. Smaller ones are hashed on every read, which takes milliseconds."""
+"""Smallest size in bytes of a file with a mark. KDQ hashes smaller files on every read, which takes milliseconds."""
 SECONDS = 3600.0
-"""How long a mark counts."""
+"""How long a mark is valid."""
 SETTLED = 2.0
-"""Seconds that a file must have stood still before it is hashed for a mark: clocks of file systems are coarse."""
+"""Seconds without a change before KDQ marks a file, because clocks of file systems are coarse."""
 
 
 class Mark(Frozen):
-    """A file as it was when it was hashed."""
+    """The state of a file when KDQ hashed it."""
 
     sha256: str
     facts: tuple[int, ...]
@@ -37,7 +37,7 @@ MARKS = TypeAdapter(dict[str, Mark])
 
 
 class Verified:
-    """The marks of a store, one small file an entry; a store that cannot be written has none."""
+    """The marks of a store, one small file for each entry; a read-only store gets no new ones."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -49,7 +49,7 @@ class Verified:
         return {}
 
     def keep(self, key: str, marks: dict[str, Mark]) -> None:
-        """Let these be the marks of the entry `key`."""
+        """Store the marks of the entry `key`."""
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             fresh = self._folder / f"{key}.{os.getpid()}"
@@ -57,12 +57,12 @@ class Verified:
             fresh.replace(self._folder / key)
 
     def drop(self, key: str) -> None:
-        """Forget the entry `key`."""
+        """Remove the marks of the entry `key`."""
         (self._folder / key).unlink(missing_ok=True)
 
 
 def hashed(folder: Path, ref: FileRef, mark: Mark | None) -> tuple[str, Mark | None]:
-    """The sha256 of a file, from its mark where that still counts, and the mark it has now."""
+    """Give the sha256 of a file, from its mark if that is still valid, and its new mark."""
     path = folder / ref.path
     seen, now = path.lstat(), time.time()
     facts = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_dev)

@@ -1,4 +1,4 @@
-"""Where the kit tries out a stage: at the end of a recipe, whose other stages are run for real."""
+"""The kit's bench for stages: it runs the other stages of a recipe for real, and tries the stage at the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kdq_core.work.work import StageWork
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[Path]:
-    """A new folder for stores and drafts; what stages set in this process is set back.
+    """Make a new folder for stores and drafts; at the end, restore the settings that stages change in this process.
 
     Yields:
         The folder.
@@ -55,7 +55,7 @@ class KilledError(BaseException):
 
 
 class OneMore(Catalog):
-    """The plug-ins that are installed, and a stage that need not be."""
+    """The installed plug-ins, and one stage that need not be installed."""
 
     def __init__(self, stage: type[Stage]) -> None:
         installed = Catalog.load()
@@ -75,20 +75,20 @@ class OneMore(Catalog):
         return self._stage if entry is self._own else super().load_class(entry)
 
     def code_of(self, entry: CatalogEntry, **given: Any) -> Code:
-        """The kit looks at one state of the stage's code."""
+        """The code of a plug-in; empty for the stage, because its code does not change during a test."""
         return Code(text="", libraries={}) if entry is self._own else super().code_of(entry, **given)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What one try gave.
+    """The result of one try.
 
     Attributes:
-        record: what the stage gave.
-        draft: the folder it wrote.
-        files: sha256 of each file in it, by path.
-        events: how often it told of its progress.
-        changed: files of the store that it changed.
+        record: the record that the stage gave.
+        draft: the folder that it wrote.
+        files: sha256 of each file in the draft, by path.
+        events: number of progress events.
+        changed: files of the store that the stage changed.
     """
 
     record: Record
@@ -99,17 +99,17 @@ class Tried:
 
 
 class Bench:
-    """One stage at the end of a recipe, with the entries it stands on.
+    """One stage at the end of a recipe, with the entries that it reads.
 
     Attributes:
-        title: of the stage.
+        title: title of the stage.
         stage: the plug-in.
         asked: the recipe with its plug-ins.
-        parents: the entries it stands on, by port.
+        parents: the entries that it reads, by port.
     """
 
     def __init__(self, stage: Stage, recipe: Mapping[str, Any], root: Path) -> None:
-        """Put `stage` behind the stages that `recipe` lists."""
+        """Put `stage` after the stages that `recipe` lists."""
         self.catalog = OneMore(type(stage))
         self._root, self._site = root, Site(home=root / "home", threads=1)
         use = {"use": self.catalog.name, "options": stage.model_dump(mode="json")}
@@ -130,7 +130,7 @@ class Bench:
 
     @property
     def wired(self) -> Wired:
-        """The stage with what it stands on."""
+        """The stage, with the stages that it reads from."""
         return self._all[self.title]
 
     def run_before(self) -> None:
@@ -157,12 +157,12 @@ class Bench:
 
     @property
     def work(self) -> CheckWork:
-        """What the stage is checked with."""
+        """The `Work` for the stage's `check`."""
         scratch = self.folder("scratch")
         return check_works(self._all.values(), self.asked, scratch, lambda _event: None)[self.title]
 
     def parts(self, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What the stage's key is made of, with other options."""
+        """The parts of the stage's key, with other options."""
         stage = self.stage
         other = type(stage).model_validate({**stage.model_dump(), **(options or {})})
         wired = Wired(self.title, self.wired.use, other, self.wired.parents)
@@ -179,11 +179,11 @@ class Bench:
         """Try the stage once, in a new draft.
 
         Args:
-            scratch: which the try may find filled by one before it.
-            kill_at: end the try when it tells of its progress for the so many-th time.
+            scratch: the scratch folder, which may hold files of an earlier try.
+            kill_at: number of the progress event, from 1, at which the try ends.
 
         Raises:
-            KilledError: it was ended.
+            KilledError: the try ended at that event.
         """
         draft, before, events = self.folder("draft"), _digests(self._site.store), 0
 
@@ -197,14 +197,14 @@ class Bench:
             wired=self.wired, asked=self.asked, parents=self.parents, draft=draft, scratch=scratch, emit=emit
         )
         tempfile.tempdir = str(scratch / "tmp")
-        torch.seed()  # what a stage draws without a seed differs from try to try
+        torch.seed()  # so that unseeded random numbers differ from try to try
         record = outcome(work, self.catalog)
         after = _digests(self._site.store)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         return Tried(record, draft, _digests(draft), events, tuple(changed))
 
     def rebuilt(self, tried: Tried) -> torch.nn.Module:
-        """The model that a stage after this one would be given."""
+        """Build the model as a later stage would get it."""
         given: dict[str, Any] = {"record": tried.record, "files": ()}
         manifest = Manifest.model_construct(**given)
         gives = self.stage.gives
@@ -223,18 +223,18 @@ class Bench:
 
 @dataclass(frozen=True)
 class Reader(StageWork):
-    """What a stage is given that reads everything."""
+    """The `Work` of a stage that reads everything."""
 
     inputs: Mapping[str, Port] = field(default_factory=dict)
 
     @property
     def reads(self) -> Reads:
-        """All there is."""
+        """Everything."""
         return EVERYTHING
 
     @property
     def ports(self) -> Mapping[str, Port]:
-        """Those of the stage, and what it gives."""
+        """The inputs of the stage, and the slot that it gives."""
         return self.inputs
 
     def section(self, name: str) -> Any:
@@ -242,7 +242,7 @@ class Reader(StageWork):
         return CheckWork.section(self, name)  # type: ignore[arg-type]
 
     def may_read(self, name: str, field: str) -> bool:  # noqa: ARG002
-        """It may."""
+        """It may read every field."""
         return True
 
 

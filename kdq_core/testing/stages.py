@@ -26,25 +26,25 @@ CARD = ("What", "Source|Defaults", "Limits")
 def check_stage(stage: Stage, recipe: Mapping[str, Any], *, others: Mapping[str, JsonValue] | None = None) -> None:
     """Check the promises of a stage.
 
-    It says which slot it gives, and a class of records with a `type` of its own; its module has a method card, its
-    options have descriptions, and another value of any of them is another key. It passes its own `check`. It reads
-    nothing that its `inputs` and `reads` do not name, and gives a record of its class that can be read again. Run
-    twice, it gives the same record and the same files, byte for byte; a stage that measures time (`needs.alone`) need
-    not. So does a try that finds the scratch of one that was killed: at its first, middle and last event, and before
-    what it gave was stored. It leaves no file outside its draft and its scratch, and changes no entry of the store.
+    The stage declares the slot it gives, and a class of records with its own `type`. Its module has a method card, its
+    options have descriptions, and each option changes the key. The stage passes its own `check`. It reads only what its
+    `inputs` and `reads` name, and gives a record of its class that KDQ can read again. A second run gives the same
+    record and the same files, byte for byte; a stage that measures time (`needs.alone`) is exempt. A try after a killed
+    one, with its scratch, gives the same too; the kit kills tries at the first, middle and last event, and before KDQ
+    stores the result. The stage leaves no file outside its draft and its scratch, and changes no entry of the store.
     `untrained` and `operate` give modules that the weights fit.
 
-    The stages before it are run once, the stage itself about seven times: give it a small workload and short fits, of
-    two epochs at least, so that there is something to resume.
+    The kit runs the earlier stages once, and the stage itself about seven times. Give it a small workload and short
+    fits of at least two epochs, so that there is something to resume.
 
     Args:
         stage: the plug-in, with the options to check.
-        recipe: what it is used in, as a recipe has it; `stages` lists those that run before it.
-        others: another value of an option, for which the kit finds none by itself.
+        recipe: fields of a recipe; its `stages` lists the stages that run before this one.
+        others: another value for each option for which the kit finds none by itself.
 
     Raises:
-        AssertionError: a promise is broken; the text says which.
-        KdqError: the recipe does not fit together, or a stage before it fails.
+        AssertionError: the stage breaks a promise, which the text names.
+        KdqError: the recipe does not fit together, or an earlier stage fails.
     """
     declared(stage)
     with elsewhere() as folder:
@@ -64,7 +64,7 @@ def check_stage(stage: Stage, recipe: Mapping[str, Any], *, others: Mapping[str,
 
 
 def declared(stage: Stage) -> None:
-    """Slot and record, method card, descriptions."""
+    """Check the declared slot and record, the method card and the descriptions."""
     name, of = type(stage).__name__, type(stage)
     gives, record = getattr(of, "gives", None), getattr(of, "record", None)
     assert isinstance(gives, str), f"{name} should say which slot it gives: gives: ClassVar[str] = ..."
@@ -84,7 +84,7 @@ def declared(stage: Stage) -> None:
 
 
 def gives_ports(bench: Bench) -> None:
-    """`inputs` gives ports."""
+    """Check that `inputs` gives ports."""
     with working(bench, "say what its inputs are"):
         ports = bench.stage.inputs(bench.asked)
     odd = [port for port, given in ports.items() if not isinstance(given, Port)]
@@ -92,14 +92,14 @@ def gives_ports(bench: Bench) -> None:
 
 
 def says_what_it_reads(bench: Bench) -> None:
-    """`reads` gives Reads."""
+    """Check that `reads` gives `Reads`."""
     with working(bench, "say what it reads"):
         reads = bench.stage.reads(bench.asked, bench.wired.ports)
     assert isinstance(reads, Reads), f"reads() of stage {bench.title!r} should give Reads, but gives {reads!r}"
 
 
 def options_change_the_key(bench: Bench, others: Mapping[str, JsonValue]) -> None:
-    """Each option is part of the key."""
+    """Check that each option is a part of the key."""
     stage, usual = bench.stage, bench.parts()
     for option in type(stage).model_fields:
         value = others[option] if option in others else other_value(stage, option)
@@ -112,7 +112,7 @@ def options_change_the_key(bench: Bench, others: Mapping[str, JsonValue]) -> Non
 
 
 def other_value(stage: Stage, option: str) -> JsonValue:
-    """Another value that the option takes; `None` where none is found."""
+    """Find another value that the option allows; `None` if the kit finds none."""
     now = getattr(stage, option)
     field = type(stage).model_json_schema().get("properties", {}).get(option, {})
     candidates: list[Any] = [*field.get("enum", ()), not now if isinstance(now, bool) else None]
@@ -129,13 +129,13 @@ def other_value(stage: Stage, option: str) -> JsonValue:
 
 
 def passes_its_own_check(bench: Bench) -> None:
-    """`check` takes the recipe that the stage is to run in."""
+    """Check that `check` accepts the recipe that the stage will run in."""
     with working(bench, "pass its own check() in this recipe"):
         bench.stage.check(bench.work)
 
 
 def tried(bench: Bench, scratch: Path, *, kill_at: int | None = None) -> Tried:
-    """One try, which writes where it may."""
+    """Try the stage once, and check that it changes no file of the store."""
     with working(bench, "run"):
         found = bench.run(scratch, kill_at=kill_at)
     assert not found.changed, (
@@ -146,7 +146,7 @@ def tried(bench: Bench, scratch: Path, *, kill_at: int | None = None) -> Tried:
 
 
 def gives_its_record(bench: Bench, first: Tried) -> None:
-    """The record is of the slot it says, and can be read again."""
+    """Check that the record has the declared slot, and that KDQ can read it again."""
     record = first.record
     if isinstance(record, Checkpoint):
         assert record.slot == bench.stage.gives, (
@@ -164,7 +164,7 @@ def gives_its_record(bench: Bench, first: Tried) -> None:
 
 
 def fits_its_architecture(bench: Bench, first: Tried) -> None:
-    """Whoever builds the model again, trained or not, gets a module that the weights fit."""
+    """Check that the weights fit the model that `operate` or `untrained` builds."""
     record = first.record
     if not isinstance(record, Checkpoint):
         return
@@ -190,7 +190,7 @@ def fits_its_architecture(bench: Bench, first: Tried) -> None:
 
 
 def resumes(bench: Bench, first: Tried) -> None:
-    """What a killed try leaves in scratch is of use, or of no harm, to the next."""
+    """Check that a try after a killed one, with its scratch, gives the same result."""
     for event in sorted({1, first.events // 2 + 1, first.events} - {0}):
         scratch = bench.folder("scratch")
         with contextlib.suppress(KilledError):
@@ -203,7 +203,7 @@ def resumes(bench: Bench, first: Tried) -> None:
 
 
 def same(bench: Bench, first: Tried, other: Tried, how: str) -> None:
-    """Two tries gave the same."""
+    """Check that two tries gave the same record and files."""
     start = f"stage {bench.title!r}, {how}, should give the same"
     mine, theirs = first.record.model_dump(mode="json"), other.record.model_dump(mode="json")
     fields = sorted(name for name in mine.keys() | theirs.keys() if str(mine.get(name)) != str(theirs.get(name)))
@@ -215,7 +215,7 @@ def same(bench: Bench, first: Tried, other: Tried, how: str) -> None:
 
 @contextlib.contextmanager
 def working(bench: Bench, what: str) -> Iterator[None]:
-    """Whatever the stage raises breaks a promise."""
+    """Turn any exception of the stage into an `AssertionError` that says what the stage should do."""
     try:
         yield
     except PluginError as error:

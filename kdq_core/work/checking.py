@@ -1,4 +1,4 @@
-"""What can be known before the first fit of a run: the stages are asked in order, with models that are not trained."""
+"""The checks before the first fit of a run: KDQ runs `Stage.check` of each stage in order, with untrained models."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ EVERYTHING = Reads(plugins=("workload", "distiller", "quantizer", "target", "eva
 
 @dataclass(frozen=True)
 class CheckWork(StageWork):
-    """What `Stage.check` is given: the whole recipe, and untrained models in place of inputs.
+    """The `Work` that KDQ passes to `Stage.check`: the whole recipe, and untrained models in place of inputs.
 
     Attributes:
-        givers: those of the stages it stands on, by port.
-        memo: what the checks of one run share, such as models that were built.
+        givers: the `CheckWork` of each stage that it reads from, by port.
+        memo: values that the checks of one run share, such as built models.
     """
 
     givers: Mapping[str, CheckWork] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class CheckWork(StageWork):
 
     @property
     def reads(self) -> Reads:
-        """A check may read everything: nothing of it gets into a result."""
+        """A check may read everything, because no result depends on it."""
         return EVERYTHING
 
     def section(self, name: str) -> Any:
@@ -47,22 +47,22 @@ class CheckWork(StageWork):
         return True
 
     def has(self, port: str) -> bool:
-        """Whether an untrained model can be had for that input."""
+        """Whether the stage behind that input can give an untrained model."""
         return port in self.givers and self.givers[port].untrained() is not None
 
     def model(self, port: str) -> nn.Module:
-        """An untrained model in place of the one that will stand at that input."""
+        """An untrained model of the architecture that this input will have."""
         model = self.givers[port].untrained()
         assert model is not None
         return model.eval()
 
     def untrained(self) -> nn.Module | None:
-        """The model this stage would give, untrained; built anew at each call, as checks may change it."""
+        """An untrained model as this stage would give; each call builds a new one, because checks may change it."""
         return self.wired.stage.untrained(self)
 
     @property
     def rehearsed(self) -> bool:
-        """Whether a stage before has rehearsed with teacher and student already."""
+        """Whether the check of an earlier stage has rehearsed with teacher and student already."""
         return bool(self.memo.get("rehearsed"))
 
 
@@ -74,10 +74,10 @@ def check_all(
     *,
     titles: Sequence[str],
 ) -> None:
-    """Ask the stages `titles` of a recipe; what they draw and build leaves nothing behind.
+    """Run the checks of the stages `titles`; afterwards, torch's random state is as before.
 
     Raises:
-        KdqError: as the first stage says that finds something wrong.
+        KdqError: a stage refuses the recipe, the data or the models.
     """
     with torch.random.fork_rng():
         for title, work in check_works(wired, asked, scratch, emit).items():
@@ -89,7 +89,7 @@ def check_all(
 def check_works(
     wired: Iterable[Wired], asked: Asked, scratch: Path, emit: Callable[[dict[str, Any]], None]
 ) -> dict[str, CheckWork]:
-    """What each stage of a recipe is checked with, by title."""
+    """Make the `CheckWork` of each stage, by title."""
     works: dict[str, CheckWork] = {}
     memo: dict[str, Any] = {}
     for one in wired:

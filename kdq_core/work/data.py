@@ -1,4 +1,4 @@
-"""The batches a stage reads, each checked as it comes from the workload."""
+"""The batches that a stage reads from the workload. KDQ checks the type of each."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from kdq_core.work.shown import Shown
 
 EVALUATION_BATCH = 256
-"""Samples of a batch where nothing is trained."""
+"""Samples in a batch outside of training."""
 
 
 def two_samples(workload: Workload) -> Batch:
-    """Two validation samples.
+    """Read the first two validation samples.
 
     Raises:
-        StageError: there are not as many.
+        StageError: there are fewer.
     """
     given = next(iter(workload.batches("validation", batch_size=2)), None)
     batch = None if given is None else checked(given, "validation")
@@ -47,10 +47,10 @@ def training_batches(work: Shown, epoch: int, batch_size: int) -> Iterator[Batch
 
 
 def view_of(work: Shown, epoch: int) -> View | None:
-    """What training samples look like in an epoch; `None` leaves it to the order's seed and the epoch.
+    """Choose the view of the training samples in an epoch; `None` lets the workload derive it from seed and epoch.
 
-    Where a teacher's outputs are kept, the kept views come in turn; a teacher that runs beside the student sees a new
-    one in each epoch.
+    If the plan keeps the teacher's outputs, the epochs take the kept views in turn. If the teacher runs beside the
+    student, each epoch has a new view.
     """
     if not takes_views(work.workload):
         return None
@@ -63,10 +63,10 @@ def view_of(work: Shown, epoch: int) -> View | None:
 
 
 def checked(given: object, split: str) -> Batch:
-    """A batch of the workload, if it is one.
+    """Give back what the workload gave, if it is a batch of tensors.
 
     Raises:
-        StageError: it is something else, or not of tensors.
+        StageError: it is not a `Batch`, or holds something else than tensors.
     """
     if not isinstance(given, Batch):
         wrong = f"a {type(given).__name__!r}"

@@ -1,4 +1,4 @@
-"""A stage's fit: the one training loop on the site's device, with scoring, progress and resumption."""
+"""A stage's fit: runs the training loop on the site's device, with scoring, progress and resumption."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def fitted(
     read: Callable[[Batch], Batch] = lambda batch: batch,
     hooks: Mapping[str, Callable[..., None]],
 ) -> tuple[EpochRecord, ...]:
-    """Fit `model` on the training split.
+    """Fit `model` on the training split, or resume its unfinished fit.
 
-    The state of an unfinished fit stays in `scratch`. Curves of the second fit of a stage are called `2/train/loss`
-    and so on.
+    KDQ keeps the state of an unfinished fit in `scratch`. The curves of a stage's second fit have names such as
+    `2/train/loss`.
 
     Args:
         work: of the stage.
         model: trained in place, on the device of `where`.
-        loss: what is minimised.
+        loss: the loss to minimise.
         spec: how long and how.
         where: device and precision.
-        scheduled: what it holds at the end of an epoch is added to the curves.
-        read: what of a batch the model reads.
-        hooks: of `FitHooks`, by name.
+        scheduled: values that KDQ adds to the curves at the end of each epoch.
+        read: selects the inputs of a batch that the model reads.
+        hooks: further hooks of `FitHooks`, by name.
     """
     workload, number = work.workload, work.number
     measured = validation(workload, where.device, EVALUATION_BATCH, read)
@@ -86,11 +86,11 @@ def accelerator(site: Site, *, exact: bool = False) -> Accelerator:
     """Device and precision of a site.
 
     Args:
-        site: on the CPU all is computed in float32.
-        exact: in float32 in any case. In bf16 fake quantization would leave its grid.
+        site: on the CPU, KDQ always computes in float32.
+        exact: compute in float32 everywhere, because fake quantization in bf16 would leave its grid.
 
     Raises:
-        StageError: the device is not there.
+        StageError: this machine has no such device.
     """
     check_device(site.device)
     half = site.precision == "bf16" and site.device != "cpu" and not exact
@@ -100,7 +100,7 @@ def accelerator(site: Site, *, exact: bool = False) -> Accelerator:
 
 @contextlib.contextmanager
 def _plain_accelerate() -> Iterator[None]:
-    """Hide the variables that Accelerate reads: they would change results that a key does not tell apart."""
+    """Hide the variables that Accelerate reads: they would change results, and no key holds them."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Sections of a recipe that show a stage what it says it reads, and raise where it reads more."""
+"""Sections of a recipe that show a stage the fields its `reads()` names, and raise on any other."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kdq_core.plugins.contract import Section
 
 
 def guarded(spec: Frozen, sections: Sequence[Section], title: str, path: str = "") -> Frozen:
-    """A section in which only the fields that `sections` name can be read.
+    """Copy a section so that a stage can read only the fields that `sections` name.
 
-    It is of the same class, so that functions take it as they take the whole; properties see no more than it shows.
+    The copy has the same class, so functions accept it. Its properties see the shown fields only.
 
     Args:
         spec: the whole section, or a part of it.
-        sections: what the stage says it reads of it.
-        title: of the stage, for the error.
-        path: of `spec` within the section, dotted and with a dot behind it; empty for the section itself.
+        sections: the declarations in the stage's `reads()` for this section.
+        title: title of the stage, for the error.
+        path: dotted path of `spec` within the section, with a final dot; empty for the section itself.
     """
     shown: dict[str, Any] = {}
     for name in type(spec).model_fields:
@@ -39,7 +39,7 @@ def guarded(spec: Frozen, sections: Sequence[Section], title: str, path: str = "
 
 
 def shown_of(path: str, sections: Sequence[Section]) -> str:
-    """`whole`, `part` or `none`: how much of a field the sections show together."""
+    """How much of a field the sections show together: `whole`, `part` or `none`."""
     found = {_shown_by(section, path) for section in sections}
     return next((how for how in ("whole", "part") if how in found), "none")
 
@@ -58,7 +58,7 @@ def _shown_by(section: Section, path: str) -> str:
 
 @cache
 def _guard(base: type[Frozen], title: str, prefix: str) -> type[Frozen]:
-    """A subclass whose fields that are not there raise."""
+    """Make a subclass that raises when a stage reads a hidden field."""
 
     def missing(_self: Frozen, name: str) -> Any:
         if name in base.model_fields:

@@ -1,4 +1,4 @@
-"""Models of slots: built anew from the recipe, operated on as stages did before, then given their weights."""
+"""Models in slots: KDQ builds a module from the recipe, repeats the surgery of earlier stages, and loads weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ STUDENT = "student"
 
 
 def loaded(work: Shown, port: str) -> nn.Module:
-    """The model whose weights stand at an input of a stage, in eval mode, on the CPU."""
+    """Build and load the model at an input of a stage, in eval mode, on the CPU.
+
+    Raises:
+        PluginError: the input holds a quantized student.
+    """
     record = work.record(port, Checkpoint)
     if record.slot == "quantized":
         raise PluginError(
@@ -42,17 +46,17 @@ def loaded(work: Shown, port: str) -> nn.Module:
 
 
 def new_student(work: Shown) -> nn.Module:
-    """A new student, untrained: the workload's, or that of the recipe's factory."""
+    """Make a new, untrained student: from the recipe's factory, or else the workload's."""
     factory = work.section("student").factory
     return made_by(factory, "student") if factory else work.workload.student()
 
 
 def read_student(work: Shown) -> nn.Module:
-    """The student that the recipe gives as a checkpoint.
+    """Read the trained student that the recipe names as a checkpoint.
 
     Raises:
-        RecipeError: the file is not there.
-        StageError: it does not fit the student.
+        RecipeError: the file does not exist.
+        StageError: its weights do not fit the student.
     """
     spec = work.section("student")
     model = new_student(work)
@@ -86,7 +90,7 @@ def saved(
 
 
 def _surgery_before(work: Shown) -> tuple[Surgery, ...]:
-    """What was done to the model that the stage changes: the one in the slot it gives anew, or the student."""
+    """The surgery on the model that the stage changes: the model in the slot it gives anew, or else the student."""
     ports = {port.slot: name for name, port in work.ports.items() if work.has(name)}
     gives = work.wired.stage.gives
     port = ports.get(gives if gives in ports or gives in _BUILDERS else STUDENT)

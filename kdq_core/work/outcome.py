@@ -1,4 +1,4 @@
-"""A stage's code at work: what it gives, held against what it said, and what it left where it must not."""
+"""Runs a stage's code, and checks that its record has the declared class and its files are in allowed folders."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def outcome(work: StageWork, catalog: Catalog) -> Record:
     """Run a stage and give its record.
 
     Raises:
-        KdqError: as the stage says.
-        PluginError: it gave something else than it said.
-        StageError: it left files outside its draft.
+        KdqError: the stage raised it.
+        PluginError: the record is not of the class that the stage declares.
+        StageError: the stage left files outside its draft.
     """
     allowed = (work.draft, work.scratch, Path(tempfile.gettempdir()))
     others = {*HOUSE, *(_package(entry.target) for entry in catalog.entries)}
@@ -46,7 +46,7 @@ def outcome(work: StageWork, catalog: Catalog) -> Record:
 
 
 def _given(work: StageWork, catalog: Catalog) -> object:
-    """What the stage gives; a mistake in its code gets a note that says whose it is."""
+    """Run the stage; an exception from its code gets a note that names the stage and its distribution."""
     try:
         return work.wired.stage.run(work)
     except KdqError:

@@ -1,6 +1,6 @@
-"""Predictions of a file over a split: computed when an evaluator first asks, kept in the entry, read by all others.
+"""Predictions of a file over a split: KDQ computes them when an evaluator first asks, and keeps them in the entry.
 
-If a stage is killed, its draft is gone with the predictions in it, and the next try computes them anew.
+If a stage is killed, KDQ drops its draft with the predictions in it, and the next try computes them anew.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FOLDER = "predictions"
 
 
 class KeptPredictions:
-    """What `Subject.predict` asks: the predictions of one file over one split."""
+    """The predictions of one file over one split, for `Subject.predict`."""
 
     def __init__(self, subject: Subject, batches: Batches, draft: Path, split: Split = "test") -> None:
-        """Keep the predictions of `subject` over `batches`, those of `split`, below `draft`."""
+        """Keep below `draft` the predictions of `subject` over `batches`, which are the batches of `split`."""
         self.stored: tuple[StoredPredictions, ...] = ()
         self._subject, self._batches, self._draft, self._split = subject, batches, draft, split
         self._outputs: tuple[np.ndarray, ...] = ()

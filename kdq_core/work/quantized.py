@@ -1,4 +1,4 @@
-"""Where quantizers go in a student, and the student with its quantizers in place."""
+"""The places of quantizers in a student, and the student with a fake-quantizer in each place."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 def placement(work: Shown, graph: GraphModule) -> Placement:
-    """Where quantizers go in the captured student under the recipe's rules.
+    """Choose where quantizers go in the captured student, by the recipe's rules.
 
     Raises:
-        RecipeError: a rule matches nothing, or the rules skip all there is.
+        RecipeError: a rule matches nothing, or the rules skip every operator.
         StageError: the quantizer has nothing to quantize.
     """
     return placed(graph, work.target, work.quantizer, work.section("quantize"))
 
 
 def check_student(work: Shown, student: nn.Module) -> GraphModule:
-    """Capture a student and place its quantizers, so that KDQ says what does not fit before hours are spent.
+    """Capture a student and place its quantizers, so that KDQ refuses it before it spends hours on fits.
 
     Returns:
         The graph.
 
     Raises:
-        RecipeError: a rule matches nothing, or the rules skip all there is.
+        RecipeError: a rule matches nothing, or the rules skip every operator.
         StageError: the student cannot be captured, or has nothing to quantize.
     """
     graph = capture(student, two_samples(work.workload).inputs)
@@ -45,14 +45,14 @@ def check_student(work: Shown, student: nn.Module) -> GraphModule:
 
 
 def prepared(work: Shown, graph: GraphModule) -> GraphModule:
-    """The captured student with a fake-quantizer in each place."""
+    """Put a fake-quantizer in each place of the captured student."""
     spec, places = work.section("quantize"), placement(work, graph).places
     low = any(place.bits < 8 for place in places) if spec.round_bias == "auto" else spec.round_bias == "on"
     return prepare(graph, places, work.quantizer, round_bias=low)
 
 
 def prepared_student(work: Shown) -> GraphModule:
-    """The quantized student at the input `quantized`, made of the one at `student`; it rounds, and observes nothing."""
+    """Rebuild the quantized student from the inputs `student` and `quantized`; it rounds, and observes nothing."""
     model = prepared(work, capture(loaded(work, "student"), two_samples(work.workload).inputs))
     entry = work.input("quantized")
     model.load_state_dict(load_file(entry.file(work.record("quantized", Checkpoint).weights)))

@@ -1,4 +1,4 @@
-"""How the stage `quantize` does it: calibration alone, or training with the teacher still teaching."""
+"""The work of the stage `quantize`: calibration alone, or training with the distillation loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdq_core.training.fit import Loss, to_device
 from kdq_core.training.losses import hard_loss, validation
 from kdq_core.work.data import EVALUATION_BATCH
 from kdq_core.work.quantized import prepared
-from kdq_core.work.teaching import float_student, taught_student
+from kdq_core.work.teaching import float_student, student_and_loss_of
 from kdq_core.work.twin import History, with_gains
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def calibrated(work: StageWork) -> Checkpoint:
-    """The student with ranges of calibration data; no weight is trained."""
+    """Quantize the student with ranges from calibration data; no weight is trained."""
     device = work.accelerator(exact=True).device
     _, model = _started(work, device)
     _finished(work, model, device)
@@ -43,9 +43,9 @@ def calibrated(work: StageWork) -> Checkpoint:
 
 
 def trained(work: StageWork) -> Checkpoint:
-    """The student trained with its quantizers in place, by the teacher where there is one, and on hard labels.
+    """Train the student with quantizers in place: on hard labels and, if there is a teacher, on its outputs.
 
-    Where the recipe asks for a control, all of it is done once more without the teacher.
+    If the recipe asks for a control, KDQ trains a second quantized student without the teacher.
     """
     accelerator, spec = work.accelerator(exact=True), work.section("quantize")
     device = accelerator.device
@@ -55,10 +55,10 @@ def trained(work: StageWork) -> Checkpoint:
         work.seeded("quantize/fit")
         history = _fitted(work, model, hard_loss(work.workload), model, accelerator)
         return work.checkpoint(model, history)
-    module, soft = taught_student(
+    module, soft = student_and_loss_of(
         work, model, device, plain=student, teacher=float_student(work, device) if own else None
     )
-    work.seeded("quantize/fit")  # building a teacher beside it drew numbers, reading a kept one did not
+    work.seeded("quantize/fit")  # building a teacher draws random numbers, reading kept outputs does not
 
     def fit() -> History:
         return _fitted(work, module, soft, model, accelerator)
@@ -77,7 +77,7 @@ def trained(work: StageWork) -> Checkpoint:
 
 
 def _started(work: StageWork, device: torch.device) -> tuple[nn.Module, GraphModule]:
-    """The distilled student, and its prepared graph with calibrated ranges on `device`; the same at each call."""
+    """Load the student, and prepare and calibrate its graph on `device`; each call gives the same values."""
     spec = work.section("quantize")
     student = work.model("student")
     work.seeded("quantize")
@@ -104,7 +104,7 @@ def _fitted(
 ) -> tuple[EpochRecord, ...]:
     """Fit `module`, which is `model` or a module around it, through the phases of the recipe.
 
-    The phase, too, follows from the step alone, so that a fit that goes on does so with the same bits.
+    The phase depends on the step alone, so a resumed fit gives the same bits as one that was not interrupted.
     """
     spec = work.section("quantize")
     whole, enter = with_weight_loss(loss, model, spec.weight_loss), phases(spec, model)
@@ -122,7 +122,7 @@ def _fitted(
 
 
 def _finished(work: StageWork, model: GraphModule, device: torch.device) -> None:
-    """Measure batch-norm statistics anew where the recipe asks for it; `model` then rounds, and observes nothing."""
+    """Measure batch-norm statistics anew if the recipe asks for it; then let `model` round, and observe nothing."""
     if work.section("quantize").reestimate_batch_norm:
         set_phase(model, observe=False, quantize=True, freeze_batch_norm=False)
         reestimate_batch_norm(model, _calibration(work, device))
@@ -131,9 +131,9 @@ def _finished(work: StageWork, model: GraphModule, device: torch.device) -> None
 
 
 def with_weight_loss(loss: Loss, model: GraphModule, weight: float) -> Loss:
-    """`loss` with the quantization loss beside it: `weight` * mean (W - W_q)^2 over all quantized weights.
+    """Add the quantization loss to `loss`: `weight` * mean (W - W_q)^2 over all quantized weights.
 
-    W_q is taken as a constant, so that the gradient pulls each weight to its level.
+    W_q counts as a constant, so that the gradient pulls each weight to its level.
     """
     if not weight:
         return loss
@@ -149,7 +149,7 @@ def with_weight_loss(loss: Loss, model: GraphModule, weight: float) -> Loss:
 
 
 def phases(spec: QuantizeSpec, model: GraphModule) -> Callable[[int, int], None]:
-    """Gives what switches `model` before each step: called with the steps done and the steps in all."""
+    """Make a function that sets the phase of `model` before a step, from the steps done and the steps in all."""
     now: list[bool] = []
 
     def enter(done: int, total: int) -> None:
@@ -163,16 +163,16 @@ def phases(spec: QuantizeSpec, model: GraphModule) -> Callable[[int, int], None]
 
 
 def _begin(share: float, epochs: int, total: int) -> float:
-    """The step (of `total`) that a phase begins with: after `share` of them, but with the last epoch at the latest.
+    """The step (of `total`) at which a phase begins: after `share` of the steps, and at the latest with the last epoch.
 
-    A single epoch keeps its last step for it. A share of 1 means never.
+    In a fit of one epoch, the latest is its last step. A share of 1 means never.
     """
     least = total // epochs if epochs > 1 else 1
     return min(share * total, total - least) if share < 1 else math.inf
 
 
 def _calibrate(work: StageWork, model: GraphModule, device: torch.device) -> None:
-    """Let the observers see some training batches in float, so that the first step has ranges."""
+    """Run some training batches in float through the observers, so that the first step has ranges."""
     set_phase(model, observe=True, quantize=False, freeze_batch_norm=True)
     model.eval()
     with torch.no_grad():
@@ -193,10 +193,10 @@ def _calibration(work: StageWork, device: torch.device) -> Iterator[tuple[Tensor
 
 
 def check_finite(batch: Batch, number: int) -> None:
-    """Refuse calibration data that holds NaN or infinity: ranges would follow it.
+    """Refuse calibration data that holds NaN or infinity, because the ranges would follow it.
 
     Raises:
-        StageError: with the batch `number`, the input, and the first such sample.
+        StageError: names the batch `number`, the input, and the first such sample.
     """
     for index, x in enumerate(batch.inputs):
         wrong = ~x.isfinite() if x.is_floating_point() else None

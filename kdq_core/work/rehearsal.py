@@ -1,4 +1,4 @@
-"""A rehearsal: two samples are taught to an untrained student, so that KDQ says early what does not fit."""
+"""A rehearsal: KDQ computes the loss of an untrained student on two samples, and so finds early what does not fit."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 
 def first_samples(work: CheckWork) -> Batch:
-    """Two training samples on the device of the site."""
+    """Read two training samples onto the site's device."""
     batch = next(iter(work.workload.batches("train", batch_size=2)))
     return to_device(batch, work.accelerator().device)
 
 
 def teacher_of(work: CheckWork) -> OnlineTeacher:
-    """The untrained teacher at the input `teacher`, on the device of the site, in float32."""
+    """Build the untrained teacher of the input `teacher`, on the site's device, in float32."""
     model = work.model("teacher").to(work.accelerator().device)
     return OnlineTeacher(model, inputs=work.section("teacher").reads)
 
 
 def rehearse(work: CheckWork, student: nn.Module) -> None:
-    """Teach two samples to `student`.
+    """Compute the distillation loss of `student` on two samples, once.
 
     Raises:
-        RecipeError: a tap fits nothing.
-        StageError: what the two models give does not fit the distillers, or lacks the labels that they need; the loss
-            is not finite.
+        RecipeError: a tap matches no module.
+        StageError: the outputs of the two models do not fit the distillers, the batch lacks labels that they need, or
+            the loss is not finite.
     """
     work.memo["rehearsed"] = True
     teacher, batch = teacher_of(work), first_samples(work)
     student = student.to(batch.inputs[0].device)
     model, loss = student_and_loss(work.workload, parts_of(work.distillers), teacher, student, batch)
-    terms = loss(model.train(), batch)  # with gradients: a tap that carries none is refused
+    terms = loss(model.train(), batch)  # with gradients, so that a tap without one is refused
     check_numbers(loss.parts, outputs_of(student, batch), batch)
     odd = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite().all()}
     if odd:
@@ -65,7 +65,7 @@ def rehearse_in_graph(work: CheckWork, student: nn.Module, teacher: OnlineTeache
     """Read the taps of `student` in its captured graph, as QAT does.
 
     Raises:
-        RecipeError: a tap fits nothing.
+        RecipeError: a tap matches no module.
         StageError: a tap has no operator in the graph.
     """
     batch = first_samples(work)
@@ -81,7 +81,7 @@ def _student_paths(loss: DistillationLoss) -> list[str]:
 
 
 def _check_task_labels(work: CheckWork, answers: Outputs) -> None:
-    """Refuse to let a teacher that is trained here teach a task that it has no labels for."""
+    """Refuse a task whose teacher KDQ would have to train without labels."""
     uses = [use.task for use, _ in work.distillers]
     asked = set(answers.tasks) if None in uses else set(answers.tasks).intersection(filter(None, uses))
     batches = work.batches(0, work.section("teacher").fit.batch_size)

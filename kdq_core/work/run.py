@@ -27,17 +27,17 @@ from kdq_core.work.work import StageWork
 
 
 class StageRequest(Frozen):
-    """What is asked of a stage: which of a recipe, under which key, standing on which entries.
+    """A request to compute one stage of a plan, as KDQ sends it to a worker.
 
     Attributes:
-        title: of the stage in the plan.
-        key: of its entry.
-        parts: what the key was made of.
-        parents: keys of the entries it stands on, by port.
-        recipe: with fitted gates.
+        title: title of the stage in the plan.
+        key: key of its entry.
+        parts: the values that the key is a hash of.
+        parents: keys of the entries that it reads, by port.
+        recipe: the recipe, with default gates that fit it.
         site: where it runs.
-        checks: titles of stages that are checked before: those that will run in the same run.
-        lineage: digests of the entries of all stages before, by title.
+        checks: titles of the stages that KDQ checks first: those that this run will compute.
+        lineage: digests of the entries of all earlier stages, by title.
         tracking_run: MLflow's id of the run.
     """
 
@@ -53,7 +53,7 @@ class StageRequest(Frozen):
 
 
 def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> Entry:
-    """Compute the stage and write its entry; give the existing one where another process was first.
+    """Compute the stage and write its entry; if another process has written it already, give that one.
 
     Args:
         request: the stage.
@@ -61,7 +61,7 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
         catalog: the plug-ins; by default those installed.
 
     Raises:
-        KdqError: the stage failed, or what it is made of was changed since it was planned.
+        KdqError: the stage failed, or its code, files or settings changed since KDQ planned it.
     """
     store, catalog = Store(request.site.store), catalog or Catalog.load()
     existing = store.lookup_or_discard(request.key, lambda text: print(text, file=sys.stderr))
@@ -73,7 +73,7 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
 
 @contextlib.contextmanager
 def _turn(request: StageRequest, emit: Emit) -> Iterator[None]:
-    """Wait until no other process computes the same entry; it may be there afterwards."""
+    """Wait until no other process computes the same entry; afterwards, the entry may exist."""
     path = request.site.home / "locks" / f"{request.key}.lock"
     with explained(path, "write the lock file"):
         lock = try_held(path)
@@ -100,7 +100,7 @@ def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog)
         from kdq_core.training.backend import plain_torch
 
         plain_torch(request.site.threads)
-        tempfile.tempdir = str(scratch / "tmp")  # what libraries write on the way stays in the home
+        tempfile.tempdir = str(scratch / "tmp")  # so that temporary files of libraries stay in the home
         _check(request, before, asked, scratch, emit)
     with store.draft(request.key) as draft:
         work = StageWork(
@@ -128,7 +128,7 @@ def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratc
 
 
 def _check_unchanged(request: StageRequest, wired: Wired, before: dict[str, Wired], parts: KeyParts) -> None:
-    """Refuse to store under a key what was made of something else: another run would take it for what it asked."""
+    """Refuse to store a result whose code, files or settings do not match its key: later runs would reuse it."""
     now: dict[str, JsonValue] = parts.of(wired, before)
     now |= {name: part for name, part in request.parts.items() if name in ("parents", "device")}  # as planned
     changed = sorted(_different(now, request.parts))

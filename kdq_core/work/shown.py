@@ -1,4 +1,4 @@
-"""What a stage is shown: what it says it reads, and nothing else. Importable without torch."""
+"""The part of a run that a stage may see: what its `reads()` and `inputs()` name. Importable without torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 Emit = Callable[[dict[str, Any]], None]
 ATTRIBUTES = {"register": "register_as"}
-"""Sections that are an attribute of another name."""
+"""Sections whose attribute in `Recipe` has another name."""
 PLAIN = {"kdq", "name", "seed", "stages", "retry"}
-"""Fields of a recipe that are no section a stage can read."""
+"""Fields of a recipe that are not sections."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Shown:
     """What a stage may read, and where it writes.
 
     Attributes:
-        wired: the stage, and the titles of the stages it stands on.
+        wired: the stage, and the titles of the stages that it reads from.
         asked: the recipe with its plug-ins.
         parents: verified store entries by port.
-        draft: folder to write files to.
-        scratch: folder that a killed try leaves to the next one.
+        draft: folder for the files of the entry.
+        scratch: folder that the next try finds again after a killed one.
         emit: sends an event to the process of the run.
-        lineage: digests of the entries of all stages before, by title.
+        lineage: digests of the entries of all earlier stages, by title.
         tracking_run: MLflow's id of the run, for a stage that computes nothing.
-        number: of the fit, from 0, in a stage that has several.
+        number: number of the fit, from 0, in a stage that has several.
     """
 
     wired: Wired
@@ -69,7 +69,7 @@ class Shown:
 
     @cached_property
     def reads(self) -> Reads:
-        """What the stage says it reads."""
+        """The stage's own declaration of what it reads."""
         return self.wired.stage.reads(self.asked, self.wired.ports)
 
     @cached_property
@@ -78,7 +78,7 @@ class Shown:
         return self.wired.stage.inputs(self.asked)
 
     def section(self, name: str) -> Any:
-        """A section of the recipe, with those fields that the stage says it reads."""
+        """A section of the recipe, with the fields that the stage's `reads()` names."""
         sections = [section for section in self.reads.sections if section.name == name]
         whole = section_of(self.asked, name)
         if not sections:
@@ -89,7 +89,7 @@ class Shown:
         return guarded(whole, sections, self.title) if isinstance(whole, Frozen) else whole
 
     def may_read(self, name: str, field: str) -> bool:
-        """Whether the stage says that it reads a field of a section; dotted, such as `cache.seed` of `teacher`."""
+        """Whether `reads()` names a field of a section; `field` is dotted, such as `cache.seed` of `teacher`."""
         return shown_of(field, [section for section in self.reads.sections if section.name == name]) == "whole"
 
     @property
@@ -118,7 +118,7 @@ class Shown:
 
     @property
     def distillers(self) -> tuple[tuple[DistillerUse, Distiller], ...]:
-        """The recipe's distillers, each as it is at the start of a fit."""
+        """The recipe's distillers, each with its options at the start of a fit."""
         self._check_plugin("distiller")
         return self.asked.distillers
 
@@ -174,10 +174,10 @@ class Shown:
 
 
 def section_of(asked: Asked, name: str) -> Any:
-    """The whole section of that name.
+    """Give the whole section of that name.
 
     Raises:
-        PluginError: a recipe has none.
+        PluginError: a recipe has no such section.
     """
     names = {field.alias or key for key, field in type(asked.recipe).model_fields.items()} - PLAIN
     if name not in names:

@@ -1,4 +1,4 @@
-"""The slots of KDQ's own chain, and what a stage that is taught reads of its teacher. Importable without torch."""
+"""The slots of KDQ's own chain, and the fields of `teacher` that a distilling stage reads. Importable without torch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ ARTIFACT = Port(slot="artifact", record=Artifact)
 REPORT = Port(slot="report", record=EvaluationReport)
 
 MEMBERS = Section(name="teacher", only=("members", "inputs", "combine"), held={})
-"""How the teachers are built; the key need not hold it, since it stands in the record of the teachers' checkpoint."""
+"""How KDQ builds the teachers; the record of their checkpoint holds it, so the key need not."""
 BESIDE = Section(name="teacher", only=("cache.seed", "precision"))
-"""What the answers of a teacher depend on that runs beside a student."""
+"""The fields that a teacher's answers depend on if it runs beside the student."""
 PLACED = ("use", "options", "weights", "activations", "edges", "rules", "round_bias")
-"""The fields of `quantize` that say where quantizers stand and on which grids."""
+"""The fields of `quantize` that decide the places and the grids of quantizers."""
 
 
 def optional(port: Port) -> Port:
-    """The same port of a stage that runs without it, too."""
+    """The same port, but optional."""
     return port.model_copy(update={"optional": True})
 
 
 def teaching_sections(wired: frozenset[str], *, own: bool = False) -> tuple[Section, ...]:
-    """What a stage reads of the section `teacher` that is taught by it.
+    """The parts of the section `teacher` that a stage with a distillation loss reads.
 
     Args:
         wired: names of its ports that have an input.
-        own: the student teaches itself.
+        own: whether the float student is the teacher.
     """
     beside = own or ("teacher" in wired and "outputs" not in wired)
     return (*((MEMBERS,) if "teacher" in wired else ()), *((BESIDE,) if beside else ()))

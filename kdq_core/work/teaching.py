@@ -1,4 +1,4 @@
-"""Who teaches in a stage, and what a student that is taught is fitted with."""
+"""The teacher of a stage, and the module and loss that KDQ fits a student with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def parts_of(distillers: Iterable[tuple[DistillerUse, Distiller]]) -> tuple[tuple[Part, Taps], ...]:
-    """Distillers of a recipe with their weights and schedules, each with the taps it asks for."""
+    """Give each distiller of a recipe with its weight and schedules, and the taps it asks for."""
     return tuple(
         (
             Part(name=use.title, distiller=distiller, weight=use.weight, options=use.schedules, task=use.task),
@@ -34,7 +34,7 @@ def parts_of(distillers: Iterable[tuple[DistillerUse, Distiller]]) -> tuple[tupl
 
 
 def teacher_source(work: StageWork, device: torch.device) -> TeacherSource:
-    """What answers for the teacher: its kept outputs where the plan has them, or the model itself."""
+    """Choose the source of the teacher's outputs: those that the plan keeps, or else the model itself."""
     if not work.has("outputs"):
         return online_teacher(work, device)
     data, fuse = work.workload.fingerprint(), work.section("distill").fuse_views
@@ -42,56 +42,56 @@ def teacher_source(work: StageWork, device: torch.device) -> TeacherSource:
 
 
 def online_teacher(work: StageWork, device: torch.device, *, half: bool | None = None) -> OnlineTeacher:
-    """The teacher itself, in the precision the recipe asks for, or as `half` says: bf16 or float32."""
+    """Load the teacher, to run beside the student; `half`: in bf16 or float32, by default as the recipe asks."""
     half = answers_in_half(work, device) if half is None else half
     return OnlineTeacher(work.model("teacher").to(device), inputs=work.section("teacher").reads, half=half)
 
 
 def float_student(work: StageWork, device: torch.device) -> OnlineTeacher:
-    """The float student at the input `student`, as the teacher of its quantized self."""
+    """Load the float student of the input `student`, as the teacher of the quantized student."""
     return OnlineTeacher(work.model("student").to(device), half=answers_in_half(work, device))
 
 
 def answers_in_half(work: StageWork, device: torch.device, *, exact: bool = False) -> bool:
-    """Whether a teacher on `device` answers in bf16; by default, and unless `exact`, as suits the device."""
+    """Whether a teacher on `device` answers in bf16; under `auto`, if bf16 suits the device, unless `exact`."""
     asked = work.section("teacher").precision
     return bool(asked == "bf16" or (asked == "auto" and not exact and half_precision(device)))
 
 
-def taught_student(
+def student_and_loss_of(
     work: StageWork,
     student: nn.Module,
     device: torch.device,
     plain: nn.Module | None = None,
     teacher: TeacherSource | None = None,
 ) -> tuple[nn.Module, DistillationLoss]:
-    """What is fitted when a student is taught, and its loss.
+    """Give the module to fit and its distillation loss.
 
     Args:
         work: of the stage.
         student: on `device`; a module, or its captured graph.
         device: of the fit.
-        plain: the module that a graph was captured from.
-        teacher: who teaches; by default the recipe's teachers.
+        plain: for a graph, the module that it was captured from.
+        teacher: the source of soft targets; by default the recipe's teachers.
 
     Returns:
-        The student, or a module around it where a distiller compares features; the distillers' terms, and the hard
-        loss where there are labels. The loss wants `before_step` called.
+        The student, or a module around it if a distiller compares features; and the loss: the distillers' terms, and
+        the hard loss on labelled samples. The fit must call the loss's `before_step`.
     """
     parts = parts_of(work.distillers)
     teacher = teacher or teacher_source(work, device)
     pairing = None
     if isinstance(teacher, CachedTeacher) and any(part.distiller.features != "none" for part, _ in parts):
-        pairing = online_teacher(work, device, half=False)  # only for the shapes of what its modules give
+        pairing = online_teacher(work, device, half=False)  # only for the shapes of its features
     batch = to_device(work.two_samples(), device)
     return student_and_loss(work.workload, parts, teacher, student, batch, plain=plain, pairing=pairing)
 
 
 def tapped_paths(work: StageWork, teacher: OnlineTeacher, device: torch.device) -> tuple[str, ...]:
-    """The teacher's modules that the recipe's distillers compare with modules of the student.
+    """Paths of the teacher's modules that the recipe's distillers compare with modules of the student.
 
-    They follow from the taps, and with `auto` from the shapes that both models give; the key holds these.
+    They follow from the taps; with `auto`, from the shapes of both models' features. The key holds these.
     """
-    parts = parts_of(work.asked.distillers)  # for their taps alone
+    parts = parts_of(work.asked.distillers)  # not through `work`: only their taps matter
     student = new_student(work).to(device)
     return teacher_paths(with_pairs(parts, student, teacher, to_device(work.two_samples(), device)))

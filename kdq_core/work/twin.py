@@ -36,16 +36,16 @@ def with_gains(
     """Train the student, then its twin on hard labels alone, with the same random numbers.
 
     Args:
-        work: of the stage; torch's generators stand where the student's fit begins.
-        student: is trained by `fit`.
-        fit: trains it, and gives its curves.
-        start_twin: gives the twin as the student was before its fit, on `device`.
+        work: of the stage; torch's generators must have the state in which the student's fit begins.
+        student: the model that `fit` trains.
+        fit: trains the student, and gives its curves.
+        start_twin: gives the twin, equal to the student before its fit, on `device`.
         fit_twin: trains the twin with a loss, as the second fit of the stage.
-        batch_size: of the fits.
-        device: of both.
+        batch_size: batch size of the fits.
+        device: device of both models.
 
     Returns:
-        The curves of both, and what the student has over its twin on the test split.
+        The curves of both fits, and the student's gains over its twin on the test split.
     """
     rewind = remembered(device)
     history = fit()

@@ -1,7 +1,7 @@
-"""Which files the code of a stage leaves outside of its draft. Importable without torch.
+"""Finds the files that a stage's code leaves outside of its draft. Importable without torch.
 
-Python tells of every file that it opens for writing, of folders that it makes and of what it renames; who does it is
-read from the stack. What a library writes in C or Rust is not seen.
+Python's audit events report each file opened for writing, each new folder and each rename; the stack tells which
+package caused it. KDQ does not see what a library writes in C or Rust.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 _TARGET = {"os.rename": 1, "os.link": 1, "os.symlink": 1, "os.mkdir": 0, "open": 0}
-"""Which argument of an event is the path that is written."""
+"""The position of the written path among the arguments of an event."""
 _CACHES = re.compile(r"(_HOME|CACHE\w*|DIR)$")
-"""Names of environment variables that say where libraries keep what they want to find again."""
+"""Matches names of environment variables that hold the cache folder of a library."""
 _LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 _watching: list[Watch] = []
@@ -38,7 +38,7 @@ class Watch:
 
         Args:
             package: top-level package of the stage.
-            others: top-level packages that answer for themselves, such as those of other plug-ins.
+            others: top-level packages whose files are not the stage's, such as those of other plug-ins.
             allowed: folders in which the stage may write.
         """
         self._package, self._others = package, frozenset(others) - {package}
@@ -46,12 +46,12 @@ class Watch:
         self.written: dict[str, None] = {}
 
     def left(self) -> list[str]:
-        """What is still there of it; a folder only where nothing in it is named."""
+        """The written paths that still exist; a folder only if the list names nothing inside it."""
         there = [path for path in self.written if os.path.isfile(path) or os.path.isdir(path)]
         return [one for one in there if not any(other.startswith(one + os.sep) for other in there)]
 
     def note(self, event: str, given: Any, frame: FrameType | None) -> None:
-        """Note a path that is written, if the stage answers for it."""
+        """Note a written path, if the stage's code wrote it."""
         path = os.path.realpath(os.fsdecode(given))
         if (path + os.sep).startswith(self._allowed) or f"{os.sep}__pycache__" in path:
             return
@@ -99,7 +99,7 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> None:
     path = arguments[_TARGET[event]]
     if isinstance(path, int) or (event == "open" and not arguments[2] & _WRITING):
         return
-    with contextlib.suppress(Exception):  # a hook that raises would make the call fail that it heard of
+    with contextlib.suppress(Exception):  # an exception here would fail the call that caused the event
         frame = sys._getframe(1)
         for watch in tuple(_watching):
             watch.note(event, path, frame)

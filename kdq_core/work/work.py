@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageWork(Shown):
-    """What `Stage.run` is given."""
+    """The `Work` that KDQ passes to `Stage.run`."""
 
     def model(self, port: str) -> nn.Module:
-        """The model whose weights stand at an input, in eval mode, on the CPU."""
+        """The model at an input, with its weights, in eval mode, on the CPU."""
         from kdq_core.work.models import loaded
 
         return loaded(self, port)
 
     def quantized(self) -> GraphModule:
-        """The quantized student at the input `quantized`, made of the one at `student`; it rounds."""
+        """The quantized student, from the inputs `student` and `quantized`; it rounds."""
         from kdq_core.work.quantized import prepared_student
 
         return prepared_student(self)
@@ -51,7 +51,7 @@ class StageWork(Shown):
         return self.two_samples().inputs
 
     def two_samples(self) -> Batch:
-        """Two validation samples, to learn a model's graph, paths and shapes from; the same in each stage."""
+        """Two validation samples, to find a model's graph, paths and shapes with; each stage gets the same two."""
         from kdq_core.work.data import two_samples
 
         self._check_data()
@@ -65,7 +65,7 @@ class StageWork(Shown):
         return training_batches(self, epoch, batch_size)
 
     def accelerator(self, *, exact: bool = False) -> Accelerator:
-        """Device and precision of this site; `exact`: float32 whatever the site says."""
+        """Device and precision of this site; `exact`: always float32."""
         from kdq_core.work.fitting import accelerator
 
         return accelerator(self.site, exact=exact)

@@ -1,7 +1,7 @@
 """The stage worker: `python -m kdq_core.worker.main`, one heavy stage in a process of its own.
 
 It reads a `StageRequest` as JSON from stdin and writes events as JSON lines to the file descriptor KDQ_EVENTS_FD;
-the last one is `result` or `error`. It dies with the process that started it.
+the last one is `result` or `error`. On Linux, the kernel kills it when the process that started it dies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def die_with_parent() -> None:
 
 
 def main() -> int:
-    """Serve one request; the exit code is 0 for a result and 1 for an error."""
+    """Serve one request; give exit code 0 for a result and 1 for an error."""
     die_with_parent()
     with os.fdopen(int(os.environ["KDQ_EVENTS_FD"]), "w", buffering=1) as events:
 
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def named(error: BaseException) -> KdqError:
-    """`error` as KDQ's own: what the machine or the network did is worth another try, a full disk is the store's."""
+    """Turn `error` into one of KDQ's own: failed memory or network is transient, a full disk a `StoreError`."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, KdqError):
         return error
@@ -69,7 +69,7 @@ def named(error: BaseException) -> KdqError:
 
 
 def _place(error: BaseException) -> str:
-    """` (in file:line)`: the last call of `error` that is neither torch's nor Python's own."""
+    """` (in file:line)`: the innermost frame of `error` outside torch and the standard library; else empty."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = frame.filename
         pythons = file.startswith("<") or (file.startswith(PYTHONS) and "/site-packages/" not in file)

@@ -1,14 +1,14 @@
-"""The warm worker: `python -m kdq_core.worker.warm FD ENTRY [MODULE ...]`, imports once and forks a child a stage.
+"""The warm worker: `python -m kdq_core.worker.warm FD ENTRY [MODULE ...]` imports once and forks a child a stage.
 
-Importing torch and what a stage pulls in behind it takes seconds. This process only imports: it computes nothing and
-starts no thread pool, so that a fork of it is as good as new. FD is a socket of type SOCK_SEQPACKET. A message on it is
-`{"environment": {...}, "after": int}` with five descriptors: stdin, log, events, lease and a status socket, on
-which the child says `pid <n>` and waits for an answer, and this process, when the child is over, `code <n>` (negative
-for a signal). A child that gets no answer, since the other end is closed, leaves. It has a session of its own, sees the
-message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
+The imports of torch and of a stage take seconds. This process only imports: it computes nothing and starts no thread
+pool, so a fork of it behaves like a new process. FD is a socket of type SOCK_SEQPACKET. A message on it is
+`{"environment": {...}, "after": int}` with five descriptors: stdin, log, events, lease and a status socket. On the
+status socket the child sends `pid <n>` and waits for an answer; when the child ends, this process sends `code <n>`
+(negative for a signal). If the other end is closed, the child gets no answer and exits. The child has its own session,
+the message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
 
-MODULEs are imported in turn, between messages; a message waits for the first `after` of them. When the socket is
-closed at the other end this process leaves, and its children die with it.
+This process imports the MODULEs in turn, between messages; before it serves a message, it imports the first `after` of
+them. When the other end closes the socket, this process exits, and its children die with it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from typing import Any
 from kdq_core.worker.main import die_with_parent
 
 EVERY_STAGE = ("kdq_core.work.run", "torch._dynamo")
-"""What every stage needs: the optimizers import the second."""
+"""Modules that every stage needs; the optimizers import the second."""
 CAPTURE = ("torch.export._trace", "torch._functorch.aot_autograd")
-"""What capturing a graph imports when it is first called."""
+"""Modules that the first capture of a graph imports."""
 _LARGEST = 1 << 20
 
 Job = Callable[[], Any]
 
 
 def main() -> int:
-    """Serve until the other end is closed; in a forked child, do its job and give its exit code."""
+    """Serve until the other end closes the socket; in a forked child, run its job and give its exit code."""
     _, descriptor, entry, *modules = sys.argv
     gc.disable()  # a collection would touch, and so copy, the pages that children share
     job = WarmWorker(socket.socket(fileno=int(descriptor)), entry).serve(modules)
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def load(module: str) -> None:
-    """Import a module; one that cannot be imported is left to the stage that needs it."""
+    """Import a module; if that fails, only print why, so that the stage that needs it reports the error."""
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -54,7 +54,7 @@ def load(module: str) -> None:
 
 
 def _wait_for_go(status: socket.socket) -> None:
-    """Say that the child is there, and leave if nobody waits for it any more."""
+    """Send the child's pid, and exit if nobody answers."""
     with suppress(OSError):
         status.send(f"pid {os.getpid()}".encode())
         if status.recv(8):
@@ -75,7 +75,7 @@ class WarmWorker:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
 
     def serve(self, modules: list[str]) -> Job | None:
-        """Import `modules` and serve messages; `None` at the end, and in a child the job it was forked for."""
+        """Import `modules` and serve messages; give `None` at the end, and in a forked child its job."""
         done = 0
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ)
@@ -103,7 +103,9 @@ class WarmWorker:
         *passed, status = descriptors
         gc.freeze()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: OpenBLAS ends its own before a fork
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Python warns of threads, but OpenBLAS ends its own before a fork
             pid = os.fork()
         if pid == 0:
             self._become_child(environment, passed, status)
@@ -115,7 +117,7 @@ class WarmWorker:
         return None
 
     def _become_child(self, environment: dict[str, str], passed: list[int], status: int) -> None:
-        """Be what a process started for this stage alone would be."""
+        """Set up signals, session, environment and descriptors as in a process started for this stage alone."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()

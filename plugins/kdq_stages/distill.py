@@ -75,15 +75,15 @@ class Distill(Stage):
 
         The control never starts from the teacher's parameters, because they are part of what the teacher contributes.
         """
-        from kdq_core.work.teaching import taught_student
+        from kdq_core.work.teaching import student_and_loss_of
         from kdq_core.work.twin import with_gains
 
         accelerator, spec = work.accelerator(), work.section("distill")
         device = accelerator.device
         student = self._started(work).to(device)
         written, hooks = _transferred(work, student)
-        model, loss = taught_student(work, student, device)
-        work.seeded("distill/fit")  # building a live teacher draws random numbers, reading a cached one does not
+        model, loss = student_and_loss_of(work, student, device)
+        work.seeded("distill/fit")  # building a teacher beside it drew numbers, reading a kept one did not
         hooks |= {"before_step": loss.before_step}
 
         def fit() -> tuple[EpochRecord, ...]:
