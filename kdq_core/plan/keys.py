@@ -6,17 +6,19 @@ The digests of its parents' entries join when they are known.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kdq_core.errors import PluginError, RecipeError
 from kdq_core.plan.machine import machine_parts
 from kdq_core.plan.sections import shown
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.code_version import Code
 from kdq_core.plugins.contract import Needs, Reads
-from kdq_core.plugins.kinds import Kind
+from kdq_core.plugins.kinds import Kind, Plugin
 from kdq_core.plugins.named import named_plugins
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import Wired
@@ -57,8 +59,9 @@ class KeyParts:
             "recipe": shown(asked, reads.sections),
             "libraries": imported | {name: self._version(name) for name in reads.libraries},
             "options": stage.model_dump(mode="json"),
-            "files": [sha256_file(Path(name)) for name in reads.files],
+            "files": [_sha256(wired.title, name) for name in reads.files],
             "others": dict(reads.others),
+            "environment": {name: os.environ.get(name) for name in self._variables(stage, reads)},
         }
         parts = {name: part for name, part in parts.items() if part}
         if reads.data:
@@ -78,6 +81,15 @@ class KeyParts:
             if type(one.stage).operate is not Stage.operate:
                 yield "stage", one.use
 
+    def _variables(self, stage: Stage, reads: Reads) -> list[str]:
+        """Environment variables that the stage and its plug-ins say they read."""
+        asked = self._asked
+        plugins: list[Plugin] = [stage]
+        for kind, name, options, _ in named_plugins(asked.recipe):
+            if kind in reads.plugins:
+                plugins.append(asked.plugin(kind, name, options))
+        return sorted({name for plugin in plugins for name in plugin.environment})
+
     def _code_of(self, kind: Kind, name: str, also: tuple[str, ...] = ()) -> Code:
         asked = (kind, name, also)
         if asked not in self._code:
@@ -87,8 +99,29 @@ class KeyParts:
 
     def _version(self, distribution: str) -> str:
         if distribution not in self._versions:
-            self._versions[distribution] = importlib.metadata.version(distribution)
+            try:
+                self._versions[distribution] = importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                raise PluginError(
+                    f"a stage's reads() names the library {distribution!r}, which is not installed; install it, or "
+                    "write the name of its distribution as pip shows it"
+                ) from None
         return self._versions[distribution]
+
+
+def _sha256(title: str, name: str) -> str:
+    """Digest of a file that a stage reads.
+
+    Raises:
+        RecipeError: it is not there.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise RecipeError(
+            f"stage {title!r} reads the file {name!r}, which is not there, seen from {str(Path.cwd())!r}; correct its "
+            "path, or give its whole path"
+        )
+    return sha256_file(path)
 
 
 def _verbs(stage: Stage, reads: Reads) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from kdq_core.errors import PluginError, did_you_mean, listing
+from kdq_core.frozen import Frozen
 from kdq_core.plan.factory import factory_code
 from kdq_core.plan.members import described
 from kdq_core.plugins.asked import Asked
@@ -19,14 +21,40 @@ def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:
     """The values of the recipe that the key of a stage holds if it reads `sections`, by name of the section."""
     found: dict[str, Any] = {}
     for section in sections:
-        whole = SECTIONS[section.name](asked)
-        held = section.held if section.held is not None else projected(whole, section)
+        held = section.held if section.held is not None else projected(_resolved(asked, section), section)
         if isinstance(held, dict):
             if held:
                 found[section.name] = _merged(found.get(section.name, {}), held)
         else:
             found[section.name] = held
     return found
+
+
+def _resolved(asked: Asked, section: Section) -> Any:
+    """The section as keys hold it; of a field that it resolves to others under another name, the value as written.
+
+    Raises:
+        PluginError: a recipe has no such section, or the section no such field.
+    """
+    if section.name not in SECTIONS:
+        raise PluginError(
+            f"a stage's reads() names the section {section.name!r}{did_you_mean(section.name, SECTIONS) or ','} but a "
+            f"recipe has: {listing(SECTIONS)}"
+        )
+    whole, spec = SECTIONS[section.name](asked), getattr(asked.recipe, section.name, None)
+    if not isinstance(spec, Frozen):
+        return whole
+    written = spec.model_dump(mode="json")
+    heads = {path.partition(".")[0] for path in (*(section.only or ()), *section.without)}
+    strange = sorted(heads - written.keys() - {"options"})
+    if strange:
+        near = did_you_mean(strange[0], written) or ","
+        raise PluginError(
+            f"a stage's reads() names the field {strange[0]!r} of the section {section.name!r}{near} but it has: "
+            f"{listing(written)}"
+        )
+    other = heads - whole.keys() if section.name != "student" else set()
+    return whole | {name: written[name] for name in other if name in written}
 
 
 def projected(value: Any, section: Section) -> Any:
@@ -58,9 +86,9 @@ def _student(asked: Asked) -> dict[str, Any]:
     spec = asked.recipe.student
     found: dict[str, Any] = {} if spec.source == "workload" else {"source": spec.source}
     if spec.file is not None:
-        found["sha256"] = sha256_file(given_file(spec.file, "student"))
+        found["file"] = {"sha256": sha256_file(given_file(spec.file, "student"))}
     if spec.factory is not None:
-        found |= {"factory": spec.factory, "factory_code": factory_code(spec.factory, "student")}
+        found["factory"] = {"name": spec.factory, "code": factory_code(spec.factory, "student")}
     return found
 
 

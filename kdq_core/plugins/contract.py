@@ -19,6 +19,7 @@ class Port(Frozen):
 
     slot: str = Field(description="such as `teacher`, `outputs`, `student`, `quantized`, `artifact`, `report`")
     record: type[Record] = Field(default=Record, description="class of the record in the slot; a subclass fits too")
+    made_of: str = Field(default="", description="another port of the stage: what stands here must be made of that")
     optional: bool = Field(default=False, description="true: the stage also runs if no earlier stage gives the slot")
 
 

@@ -36,6 +36,8 @@ class Plugin(Frozen):
     """Base of every plug-in. Fields are options; give each a bound and a description."""
 
     kind: ClassVar[Kind]
+    environment: ClassVar[tuple[str, ...]] = ()
+    """Names of environment variables that its results depend on; keys hold their values."""
     late_imports: ClassVar[tuple[str, ...]] = ()
     """Slow modules that its methods import, such as `torchmetrics`: a run imports them once for all stages."""
 

@@ -88,7 +88,29 @@ def _wired(use: StageUse, giving: Mapping[str, Wired], asked: Asked, catalog: Ca
             parents[name] = giver.title
         elif not port.optional:
             raise RecipeError(_nobody_gives(use.title, port.slot, asked.recipe, catalog))
+    _check_made_of(use.title, stage.inputs(asked), parents, giving)
     return Wired(use.title, use.use, stage, parents)
+
+
+def _check_made_of(
+    title: str, ports: Mapping[str, Port], parents: Mapping[str, str], giving: Mapping[str, Wired]
+) -> None:
+    """Refuse two inputs that do not belong together: one was made of another model than stands at the other.
+
+    Raises:
+        RecipeError: with the stages that gave both.
+    """
+    for name, port in ports.items():
+        other = ports.get(port.made_of)
+        if other is None or name not in parents or port.made_of not in parents:
+            continue
+        source = giving[port.slot].parents.get(port.made_of)
+        if source is not None and source != parents[port.made_of]:
+            raise RecipeError(
+                f"stage {title!r} reads the {other.slot!r} that stage {parents[port.made_of]!r} gives, but stage "
+                f"{parents[name]!r} made its {port.slot!r} of the one that stage {source!r} gave; list "
+                f"{parents[name]!r} behind {parents[port.made_of]!r}"
+            )
 
 
 def listed(recipe: Recipe) -> tuple[StageUse, ...]:

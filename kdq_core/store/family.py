@@ -29,6 +29,10 @@ class Record(Frozen):
 
     type: str
 
+    def files_named(self) -> tuple[str, ...]:
+        """Files that the record points at, relative to the folder of its entry."""
+        return ()
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Add the class to the family under its `type`; a class without a `type` is only a base for others."""

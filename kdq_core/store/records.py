@@ -75,6 +75,10 @@ class Checkpoint(Record):
         default={}, description="for teachers: the settings that make answers of their weights"
     )
 
+    def files_named(self) -> tuple[str, ...]:
+        """The weights."""
+        return (self.weights,)
+
 
 class StoredTensor(Frozen):
     """One flat, memory-mapped file of rows: sample i in view v has row v * samples + i."""
@@ -102,6 +106,10 @@ class TeacherOutputs(Record):
         default={}, description="with several tasks, that length for each task, in the teacher's order"
     )
     tensors: tuple[StoredTensor, ...]
+
+    def files_named(self) -> tuple[str, ...]:
+        """One file a tensor."""
+        return tuple(tensor.path for tensor in self.tensors)
 
 
 class TensorSpec(Frozen):
@@ -149,6 +157,10 @@ class Artifact(Record):
     def file_of(self, model: str) -> str | None:
         """Name of a model's file in the entry."""
         return self.path if model == "int8" else self.baselines.get(model)
+
+    def files_named(self) -> tuple[str, ...]:
+        """The file to ship, its example, and its float companions."""
+        return (self.path, self.example, *self.baselines.values())
 
 
 class Metric(Frozen):

@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from kdq_core.plugins.asked import Asked
-from kdq_core.plugins.contract import Reads
+from kdq_core.plugins.contract import Reads, Section
 from kdq_core.plugins.wiring import Wired
 from kdq_core.store.store import Entry
-from kdq_core.work.shown import section_of
+from kdq_core.work.shown import OPTIONS_IN, section_of
 from kdq_core.work.work import StageWork
 
-EVERYTHING = Reads(plugins=("workload", "distiller", "quantizer", "target", "evaluator"))
+EVERYTHING = Reads(
+    sections=tuple(Section(name=name) for name in OPTIONS_IN.values()),
+    plugins=("workload", "distiller", "quantizer", "target", "evaluator"),
+)
 
 
 @dataclass(frozen=True)

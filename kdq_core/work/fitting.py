@@ -50,7 +50,8 @@ def fitted(
         read: selects the inputs of a batch that the model reads.
         hooks: further hooks of `FitHooks`, by name.
     """
-    workload, number = work.workload, work.number
+    workload, number = work.workload, max(len(work.fits), work.number)
+    work.fits.append(number)
     measured = validation(workload, where.device, EVALUATION_BATCH, read)
 
     def named(record: EpochRecord) -> EpochRecord:

@@ -21,7 +21,7 @@ from kdq_core.training.resume import tensors_of
 if TYPE_CHECKING:
     from kdq_core.work.shown import Shown
 
-STUDENT = "student"
+STUDENT, TEACHER = "student", "teacher"
 
 
 def loaded(work: Shown, port: str) -> nn.Module:
@@ -78,6 +78,8 @@ def saved(
     own = (
         () if surgery is None else (Surgery(use=wired.use, options=wired.stage.model_dump(mode="json"), steps=surgery),)
     )
+    if wired.stage.gives == TEACHER and TEACHER in (before := _ports_by_slot(work)):
+        fields.setdefault("answers", work.record(before[TEACHER], Checkpoint).answers)
     save_file(tensors_of(model), work.draft / "weights.safetensors")
     return of(
         slot=wired.stage.gives,
@@ -91,10 +93,15 @@ def saved(
 
 def _surgery_before(work: Shown) -> tuple[Surgery, ...]:
     """The surgery on the model that the stage changes: the model in the slot it gives anew, or else the student."""
-    ports = {port.slot: name for name, port in work.ports.items() if work.has(name)}
+    ports = _ports_by_slot(work)
     gives = work.wired.stage.gives
     port = ports.get(gives if gives in ports or gives in _BUILDERS else STUDENT)
     return () if port is None else work.record(port, Checkpoint).surgery
+
+
+def _ports_by_slot(work: Shown) -> dict[str, str]:
+    """The ports that have an input, by their slot."""
+    return {port.slot: name for name, port in work.ports.items() if work.has(name)}
 
 
 def _teacher(work: Shown) -> nn.Module:

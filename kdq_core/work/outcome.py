@@ -42,7 +42,23 @@ def outcome(work: StageWork, catalog: Catalog) -> Record:
             f"stage {work.title!r} gave a {type(given).__name__!r}, but says that it gives a {record.__name__!r}; "
             "return that, or correct 'record' in its class"
         )
+    _check_files(work, given)
     return given
+
+
+def _check_files(work: StageWork, record: Record) -> None:
+    """Refuse a record that names files which the stage did not write.
+
+    Raises:
+        PluginError: with the first such file.
+    """
+    for name in record.files_named():
+        path = work.draft / name
+        if not path.is_file() or work.draft.resolve() not in path.resolve().parents:
+            raise PluginError(
+                f"the record of stage {work.title!r} names the file {name!r}, which is not in the stage's draft; write "
+                "it to work.draft, or correct the record"
+            )
 
 
 def _given(work: StageWork, catalog: Catalog) -> object:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdq_core.errors import PluginError
 from kdq_core.frozen import Frozen
+from kdq_core.plan.keys import site_of
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Port, Reads
 from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Quantizer, Target, Workload
@@ -27,6 +28,14 @@ R = TypeVar("R", bound=Record)
 Emit = Callable[[dict[str, Any]], None]
 ATTRIBUTES = {"register": "register_as"}
 """Sections whose attribute in `Recipe` has another name."""
+OPTIONS_IN = {
+    "workload": "workload",
+    "distiller": "distill",
+    "quantizer": "quantize",
+    "target": "target",
+    "evaluator": "evaluate",
+}
+"""The section that holds the options of each kind of plug-in."""
 PLAIN = {"kdq", "name", "seed", "stages", "retry"}
 """Fields of a recipe that are not sections."""
 
@@ -56,6 +65,7 @@ class Shown:
     lineage: Mapping[str, str] = field(default_factory=dict)
     tracking_run: str | None = None
     number: int = 0
+    fits: list[int] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -65,7 +75,7 @@ class Shown:
     @property
     def site(self) -> Site:
         """Device and threads."""
-        return self.asked.site
+        return site_of(self.wired.stage.needs, self.asked.site)
 
     @cached_property
     def reads(self) -> Reads:
@@ -128,6 +138,12 @@ class Shown:
                 f"stage {self.title!r} uses the recipe's {kind}, which its reads() does not name in 'plugins'; name it "
                 "there, so that the stage's key holds its code"
             )
+        section = OPTIONS_IN[kind]
+        if all(one.name != section for one in self.reads.sections):
+            raise PluginError(
+                f"stage {self.title!r} uses the recipe's {kind}, whose options are in the section {section!r}, which "
+                "its reads() does not name; name it there, so that the stage's key holds them"
+            )
 
     def _check_data(self) -> None:
         if not self.reads.data:
@@ -146,6 +162,11 @@ class Shown:
             raise PluginError(
                 f"stage {self.title!r} reads the input {port!r}, which its inputs() does not name; it names: "
                 f"{', '.join(self.ports) or 'none'}"
+            )
+        if port not in self.parents:
+            raise PluginError(
+                f"stage {self.title!r} reads its optional input {port!r}, which no stage of this recipe gives; ask "
+                f"work.has({port!r}) first"
             )
         return self.parents[port]
 

@@ -8,7 +8,7 @@ from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Teach
 TEACHER = Port(slot="teacher", record=Checkpoint)
 OUTPUTS = Port(slot="outputs", record=TeacherOutputs, optional=True)
 STUDENT = Port(slot="student", record=Checkpoint)
-QUANTIZED = Port(slot="quantized", record=Checkpoint)
+QUANTIZED = Port(slot="quantized", record=Checkpoint, made_of="student")
 ARTIFACT = Port(slot="artifact", record=Artifact)
 REPORT = Port(slot="report", record=EvaluationReport)
 
