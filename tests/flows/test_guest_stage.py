@@ -107,7 +107,7 @@ def test_its_section_stands_in_the_schema_and_in_its_method_card(tmp_path: Path)
     assert section["properties"]["share"]["description"] == "share of each layer's channels that the stage removes"
     card = json.loads(kdq(tmp_path / "home", "plugins", "show", "prune-channels", "--json").stdout)
     assert [option["option"] for option in card["options"]] == ["share", "epochs", "learning_rate"]
-    assert "Limits: a convolution is pruned if what it gives goes to one convolution" in card["card"]
+    assert "Limits: prunes a convolution if its output goes to one convolution or linear layer" in card["card"]
 
 
 @pytest.mark.parametrize(
