@@ -78,7 +78,8 @@ def test_validate_says_what_the_recipe_names(call) -> None:
     assert call("validate", "r.yaml") == (
         0,
         "r.yaml is valid: workload digits; distiller logit-kd; quantizer minmax-qat; target onnxruntime-cpu; "
-        "evaluators quality, size, latency, coverage, parity\n",
+        "evaluators quality, size, latency, coverage, parity; stages train_teacher, cache_teacher, distill, quantize, "
+        "export, evaluate, register\n",
         "",
     )
     code, out, _ = call("validate", "r.yaml", "--json")
@@ -91,7 +92,7 @@ def test_validate_says_what_the_recipe_names(call) -> None:
     ("text", "message"),
     [
         (RECIPE + "quantise: {}", "error: r.yaml:3: unknown key 'quantise'; did you mean 'quantize'? allowed: distill, "
-         "evaluate, gates, kdq, name, quantize, register, retry, seed, target, teacher, workload\n"),
+         "evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, workload\n"),
         (RECIPE + "distill:\n  options: {alpha: 2}",
          "error: r.yaml:4: option 'alpha' of distiller 'logit-kd' is 2; allowed: a number, 0 to 1\n"),
         (RECIPE + "distill: {use: logit_kd}",
@@ -197,7 +198,7 @@ def test_plugins_list_filters_by_kind(call) -> None:
         2,
         "",
         "error: no kind of plug-in named 'quantiser'; did you mean 'quantizer'? "
-        "Kinds: distiller, evaluator, quantizer, target, workload.\n",
+        "Kinds: distiller, evaluator, quantizer, stage, target, workload.\n",
     )
 
 

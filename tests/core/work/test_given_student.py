@@ -117,14 +117,15 @@ def test_a_control_of_quantization_needs_a_teacher(
 def test_the_code_of_a_students_factory_and_the_bytes_of_its_file_are_in_the_key(
     stages_of: Any, tiny: Catalog, tmp_path: Path, given: dict[str, Any]
 ) -> None:
-    def key() -> str:
+    def key(stage: str = "read_student") -> str:
         run = stages_of(tmp_path / "home", tiny, workload="digits", student=given, stages=["quantize"])
-        return str(run.plan.node("read_student").key({}))
+        return str(run.plan.node(stage).key({"read_student": "0" * 64}))
 
-    first = key()
+    first, quantized = key(), key("quantize")  # the weights may stay the same, and the module not
     module = Path(f"{given['factory'].partition(':')[0]}.py")
     module.write_text(FACTORY.replace("nn.ReLU()", "nn.ReLU6()"))
     second = key()
+    assert key("quantize") != quantized
     module.write_text(FACTORY)
     assert key() == first != second
     shutil.move("net.safetensors", "moved.safetensors")
@@ -144,7 +145,8 @@ FITS_NOT = "the weights in 'net.safetensors' do not fit the module of {factory}:
          "'student' that makes the file's own module, or another file"),
         ("other shape", FITS_NOT + "1 key of another shape (head.bias (4,) where the module has (3,)); name the "
          "'factory' in 'student' that makes the file's own module, or another file"),
-        ("torch.save", "the student's file 'net.safetensors' is one of torch.save, no safetensors file: Error while "
+        ("torch.save", "the student's file 'net.safetensors' was written by torch.save and is no safetensors "
+             "file: Error while "
          "deserializing header: header too large; write one where the model is, with "
          "safetensors.torch.save_file(model.state_dict(), 'net.safetensors')"),
         ("text", "the student's file 'net.safetensors' is no safetensors file: Error while deserializing header: "
