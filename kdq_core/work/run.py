@@ -96,28 +96,43 @@ def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog)
     parents = {port: store.get(key) for port, key in request.parents.items()}
     scratch = request.site.home / "scratch" / request.key
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
-    if wired.stage.needs.device != "none":
-        from kdq_core.training.backend import plain_torch
-
-        plain_torch(request.site.threads)
-        tempfile.tempdir = str(scratch / "tmp")  # so that temporary files of libraries stay in the home
+    with _own_process(wired, request.site, scratch):
         _check(request, before, asked, scratch, emit)
-    with store.draft(request.key) as draft:
-        work = StageWork(
-            wired=wired,
-            asked=asked,
-            parents=parents,
-            draft=draft,
-            scratch=scratch,
-            emit=emit,
-            lineage=request.lineage,
-            tracking_run=request.tracking_run,
-        )
-        record = outcome(work, catalog)
-        _check_unchanged(request, wired, before, KeyParts(asked, catalog))
-        entry = store.commit(draft, stage=wired.use, key=request.key, parts=request.parts, record=record)
+        with store.draft(request.key) as draft:
+            work = StageWork(
+                wired=wired,
+                asked=asked,
+                parents=parents,
+                draft=draft,
+                scratch=scratch,
+                emit=emit,
+                lineage=request.lineage,
+                tracking_run=request.tracking_run,
+            )
+            record = outcome(work, catalog)
+            _check_unchanged(request, wired, before, KeyParts(asked, catalog))
+            entry = store.commit(draft, stage=wired.use, key=request.key, parts=request.parts, record=record)
     shutil.rmtree(scratch, ignore_errors=True)
     return entry
+
+
+@contextlib.contextmanager
+def _own_process(wired: Wired, site: Site, scratch: Path) -> Iterator[None]:
+    """Set what belongs to a process: torch's switches, and a folder in the home for temporary files of libraries.
+
+    A stage that computes nothing runs in the process of the run, and leaves both as they are.
+    """
+    if wired.stage.needs.device == "none":
+        yield
+        return
+    from kdq_core.training.backend import plain_torch
+
+    plain_torch(site.threads)
+    before, tempfile.tempdir = tempfile.tempdir, str(scratch / "tmp")
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratch: Path, emit: Emit) -> None:

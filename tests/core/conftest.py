@@ -66,7 +66,11 @@ class Run:
             checks=tuple(ahead),
             lineage=digests,
         )
-        self.entries[name] = run_stage(request, self.events.append, self.catalog)
+        mode = torch.get_deterministic_debug_mode()
+        try:
+            self.entries[name] = run_stage(request, self.events.append, self.catalog)
+        finally:
+            torch.set_deterministic_debug_mode(mode)  # a stage has a process of its own elsewhere
         self.checked = True
         return self.entries[name]
 

@@ -99,8 +99,8 @@ def rows(run: Any) -> dict[str, Tensor]:
 
 def expected(run: Any, scratch: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """What the run's teacher says in fp32 of each training sample, and the most that bf16 can be off."""
-    context = run.context("distill", scratch)
-    model = context.load_into(context.workload.teacher(), "train_teacher").eval()
+    context = run.work("distill", scratch)
+    model = context.model("teacher")
     (batch,) = context.workload.batches("train", batch_size=96)
     with torch.no_grad():
         return bounded(model, batch.inputs[0][batch.ids.argsort()])
@@ -132,8 +132,8 @@ def test_fp16_keeps_what_bf16_said_bit_by_bit(runs: dict[str, Any]) -> None:
 def test_kept_answers_of_bf16_are_those_of_the_teacher_beside_the_student(runs: dict[str, Any], tmp_path: Path) -> None:
     """Batches of another size may round a sum the other way, so both are within the bound of what fp32 says."""
     found = expected(runs["kept"], tmp_path)
-    context = runs["kept"].context("distill", tmp_path)
-    kept, beside = teacher_source(context, CPU), online_teacher(context, CPU)
+    context = runs["kept"].work("distill", tmp_path)
+    kept, beside = teacher_source(context, CPU), online_teacher(context, CPU, half=True)
     for batch in context.batches(1, 32):
         one, other = (source(batch, ("relu",)) for source in (kept, beside))
         for name, given, asked in (

@@ -132,7 +132,10 @@ def test_students_ask_the_teacher_for_two_samples_to_find_their_pairs_and_for_no
 
     monkeypatch.setattr(OnlineTeacher, "__call__", counted)
     for stage in ("distill", "quantize"):
-        kept.stage(stage)
+        draft = tmp_path / stage
+        draft.mkdir()
+        work = kept.work(stage, draft)
+        work.wired.stage.run(work)
     assert set(sizes) == {2}
 
 

@@ -97,5 +97,5 @@ def test_a_tap_on_a_frozen_layer(stages_of: Any, tiny: Catalog, installed: Any, 
     losses = [{"use": "fitnet", "taps": [["relu", "relu"]]}]
     distill = {"fit": FIT, "losses": losses}
     run = stages_of(tmp_path, installed(Half), workload="digits", teacher=TEACHER, distill=distill)
-    with pytest.raises(StageError, match=r"^tap 'relu' of the student carries no gradient, so that comparing it would"):
+    with pytest.raises(StageError, match=r"^tap 'relu' of the student carries no gradient, so comparing it would"):
         run.stage("train_teacher")
