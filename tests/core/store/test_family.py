@@ -26,7 +26,7 @@ class Ranks(Record):
 
 
 class PrunedStudent(Checkpoint):
-    type: Literal["pruned-student"] = "pruned-student"
+    type: Literal["thinned-student"] = "thinned-student"
     kept: dict[str, tuple[int, ...]]
 
 
