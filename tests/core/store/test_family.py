@@ -32,7 +32,7 @@ class PrunedStudent(Checkpoint):
 
 RANKS = Ranks(by_layer={"body": (1, 2)}, share=1e-7)
 PRUNED = PrunedStudent(
-    role="student",
+    slot="student",
     weights="weights.bin",
     parameters=3,
     history=(EpochRecord(epoch=1, values={"validation/loss": math.inf}),),
@@ -147,7 +147,7 @@ def test_a_class_may_be_defined_again_and_a_base_without_a_type_is_none_of_the_f
 
 def test_a_record_has_the_type_of_its_class() -> None:
     with pytest.raises(ValidationError, match=r"the type of kdq_core\.store\.records\.Checkpoint is 'checkpoint', not"):
-        Checkpoint(type="report", role="student", weights="w", parameters=1)
+        Checkpoint(type="report", slot="student", weights="w", parameters=1)
 
 
 @pytest.mark.parametrize(("value", "text"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])
