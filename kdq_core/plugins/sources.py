@@ -86,9 +86,9 @@ def module_file(module: str) -> str | None:
 
 def _spec(top: str) -> ModuleSpec | None:
     if top == "__main__":
-        return None  # the script that runs, whichever it is
+        return None  # the script that runs, which differs from process to process
     try:
-        return importlib.util.find_spec(top) if top != "__main__" else None  # which differs from process to process
+        return importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
 

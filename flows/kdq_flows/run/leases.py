@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kdq_core.errors import LockedError, TransientError
 from kdq_core.locks import held, try_held
+from kdq_core.plan.machine import visible_gpu
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
 from kdq_flows.owner import is_alive, owner_tag
@@ -27,9 +28,7 @@ def physical_device(device: str) -> str:
     """
     if device == "cpu":
         return device
-    index = int(device.partition(":")[2] or 0)
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return f"cuda-{visible[index] if index < len(visible) else index}"
+    return f"cuda-{visible_gpu(device)}"
 
 
 def holder(site: Site, device: str) -> str | None:
