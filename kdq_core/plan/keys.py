@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from kdq_core.errors import PluginError, RecipeError
 from kdq_core.plan.machine import machine_parts
@@ -52,6 +53,8 @@ class KeyParts:
         stage, asked = wired.stage, self._asked
         reads = stage.reads(asked, wired.ports)
         code = {f"stage {wired.use}": self._code_of("stage", wired.use, _verbs(stage, reads))}
+        if stage.needs.device == "none":
+            _check_imported(wired, code[f"stage {wired.use}"])
         code |= {f"{kind} {name}": self._code_of(kind, name) for kind, name in self._named(wired, reads, before)}
         imported = {name: version for one in code.values() for name, version in one.libraries.items()}
         parts: dict[str, Any] = {
@@ -107,6 +110,23 @@ class KeyParts:
                     "write the name of its distribution as pip shows it"
                 ) from None
         return self._versions[distribution]
+
+
+_imported: WeakKeyDictionary[type[Stage], Code] = WeakKeyDictionary()
+"""The code of stages that run in this process, as it was when KDQ first planned with the class."""
+
+
+def _check_imported(wired: Wired, code: Code) -> None:
+    """Refuse a stage whose code was edited after this process imported it.
+
+    Raises:
+        PluginError: this process would run the old code, and store its result under the key of the new code.
+    """
+    if _imported.setdefault(type(wired.stage), code) != code:
+        raise PluginError(
+            f"stage {wired.title!r} runs in this process, which imported its code before that was edited; start KDQ "
+            "in a new process"
+        )
 
 
 def _sha256(title: str, name: str) -> str:

@@ -32,24 +32,38 @@ def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
     if recipe.gates and not measured_of(wired, asked):
         yield "'gates' do nothing, since no stage of the recipe measures a model; 'evaluate' would"
     if "teacher" in read:
-        yield from _of_cache(recipe.teacher.cache, [use.title for use in asked.tapping])
-        yield from _of_teacher(recipe.teacher)
+        yield from _of_cache(recipe.teacher.cache, [use.title for use in asked.tapping], kept=_kept(recipe))
+        yield from _of_teacher(recipe)
     if "distill" in read:
         yield from _of_distill(recipe)
 
 
+NOT_LISTED = "the recipe does not list the stage 'cache_teacher'"
+
+
+def _kept(recipe: Recipe) -> bool:
+    """Whether the recipe lists the stage that keeps the teacher's outputs."""
+    return any(use.stage_name == "cache_teacher" for use in recipe.stages)
+
+
 def _of_distill(recipe: Recipe) -> Iterator[str]:
     yield from _of_transfer(recipe.distill)
-    if recipe.distill.fuse_views and recipe.teacher.cache.views == 1:
+    if recipe.distill.fuse_views and not _kept(recipe):
+        yield f"'distill.fuse_views' does nothing, since {NOT_LISTED}"
+    elif recipe.distill.fuse_views and recipe.teacher.cache.views == 1:
         yield (
             "'distill.fuse_views' does nothing, since one view of each sample is kept; more come by teacher: {cache: "
             f"{{views: {CacheSpec().views}}}}}"
         )
 
 
-def _of_cache(cache: CacheSpec, tapping: Sequence[str]) -> Iterator[str]:
+def _of_cache(cache: CacheSpec, tapping: Sequence[str], *, kept: bool) -> Iterator[str]:
     said = ("form", "top_k", "limit_gb", "views")
     asked = [name for name in said if getattr(cache, name) != getattr(CacheSpec(), name)]
+    if not kept:
+        if asked or cache.features:
+            yield f"'teacher.cache' does nothing, since {NOT_LISTED}"
+        return
     listed = ", ".join(map(repr, asked if not cache.enabled else tapping))
     if cache.features and not tapping:
         yield "'teacher.cache.features' keeps nothing, since no distiller compares features"
@@ -64,8 +78,9 @@ def _of_cache(cache: CacheSpec, tapping: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _of_teacher(spec: TeacherSpec) -> Iterator[str]:
-    if spec.precision != "auto" and all_onnx(spec):
+def _of_teacher(recipe: Recipe) -> Iterator[str]:
+    spec = recipe.teacher
+    if spec.precision != "auto" and all_onnx(spec) and recipe.quantize.taught_by != "student":
         yield "'teacher.precision' does nothing, since an ONNX model answers in the precision of its file"
     if spec.fit != FitSpec() and not any(member.trained for member in spec.members):
         yield "'teacher.fit' does nothing, since no teacher is trained here"

@@ -43,6 +43,11 @@ def _resolved(asked: Asked, section: Section) -> Any:
         )
     whole, spec = SECTIONS[section.name](asked), getattr(asked.recipe, section.name, None)
     if not isinstance(spec, Frozen):
+        if section.name in LISTS and (section.only is not None or section.without):
+            raise PluginError(
+                f"a stage's reads() names fields of the section {section.name!r}, which is a list; name the whole "
+                f"section: Section(name={section.name!r})"
+            )
         return whole
     written = spec.model_dump(mode="json")
     heads = {path.partition(".")[0] for path in (*(section.only or ()), *section.without)}
@@ -134,6 +139,10 @@ SECTIONS: dict[str, Callable[[Asked], Any]] = {
     "register": lambda asked: {"name": asked.recipe.model_name},
 }
 """Resolves each section. A stage's own options are not here, because they are always a part of its key."""
+
+
+LISTS = frozenset({"evaluate", "gates"})
+"""Sections that are lists; a stage reads all of one, or nothing."""
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -115,6 +115,13 @@ class Catalog:
         if inspect.isabstract(found):
             missing = ", ".join(sorted(found.__abstractmethods__))
             raise PluginError(f"{_title(entry)} is incomplete: {entry.target!r} lacks {missing}")
+        taken = sorted(found.model_fields.keys() & declared(base))
+        if taken:
+            name = taken[0]
+            raise PluginError(
+                f"{_title(entry)} is broken: {entry.target!r} makes {name!r} an option; write `{name} = ...` or "
+                f"`{name}: ClassVar[...] = ...`"
+            )
         return found
 
     def options_schema(self, entry: CatalogEntry) -> dict[str, Any]:
@@ -191,6 +198,11 @@ class Catalog:
                 if hook_name == "kdq_before_promotion":
                     answers.append([reason])
         return answers
+
+
+def declared(base: type[Plugin]) -> set[str]:
+    """Names that a plug-in declares for its class, and that are no options."""
+    return {name for one in base.__mro__ if issubclass(one, Plugin) for name in one.__class_vars__}
 
 
 def _title(entry: CatalogEntry) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from kdq_core.frozen import Frozen
 from kdq_core.recipe.schedule import Schedule, schedules_in
 from kdq_core.recipe.site import Site as Site  # noqa: PLC0414 - callers import the site from here too
-from kdq_core.recipe.stages import DEFAULT_STAGES, Name, RetrySpec, StageUse
+from kdq_core.recipe.stages import DEFAULT_STAGES, Name, PluginName, RetrySpec, StageUse
 from kdq_core.recipe.student import StudentSpec
 from kdq_core.recipe.teacher import CacheSpec, MemberSpec
 
@@ -20,7 +20,7 @@ from kdq_core.recipe.teacher import CacheSpec, MemberSpec
 class Use(Frozen):
     """One plug-in by name, with its options. A bare string in YAML means the plug-in with its defaults."""
 
-    use: str = Field(description="name of the plug-in, as `kdq plugins list` shows it")
+    use: PluginName = Field(description="name of the plug-in, as `kdq plugins list` shows it")
     options: dict[str, JsonValue] = Field(default={}, description="the plug-in's own fields")
 
     @model_validator(mode="before")
@@ -105,7 +105,7 @@ def _tap_pairs(value: Any) -> Any:
 class DistillerUse(Frozen):
     """One distiller among several, with its weight. A bare string in YAML means the distiller with its defaults."""
 
-    use: str = Field(description="name of the distiller")
+    use: PluginName = Field(description="name of the distiller")
     name: Name | None = Field(
         default=None, description="name of its curves; two uses of one distiller need two names; default: `use`"
     )
@@ -188,7 +188,7 @@ class TransferSpec(Frozen):
 class DistillSpec(Frozen):
     """Training of the float student on the teacher's outputs, by one distiller (`use`) or several (`losses`)."""
 
-    use: str = Field(default="logit-kd", description="name of the distiller")
+    use: PluginName = Field(default="logit-kd", description="name of the distiller")
     options: dict[str, JsonValue] = Field(default={}, description="the distiller's own fields")
     losses: tuple[DistillerUse, ...] = Field(
         default=(), description="several distillers, in place of `use` and `options`"
@@ -258,7 +258,7 @@ class Rule(Frozen):
 class QuantizeSpec(Frozen):
     """Quantization of the student. A quantizer that trains uses the distillation loss."""
 
-    use: str = Field(default="minmax-qat", description="name of the quantizer")
+    use: PluginName = Field(default="minmax-qat", description="name of the quantizer")
     options: dict[str, JsonValue] = Field(default={}, description="the quantizer's own fields")
     weights: Bits = Field(default=8, description="bits of the weights, 2 to 8")
     activations: Bits = Field(default=8, description="bits of the activations, 2 to 8")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from kdq_core.errors import RecipeError
 from kdq_core.frozen import Frozen
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+PluginName = Annotated[str, AfterValidator(lambda name: name.removeprefix("kdq/"))]
+"""A plug-in's name in a recipe. One of KDQ's own has the same key whether its distribution is written or not."""
 
 DEFAULT_STAGES = ("train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register")
 
@@ -27,7 +30,7 @@ class RetrySpec(Frozen):
 class StageUse(Frozen):
     """One stage of the list. A bare string in YAML means the stage with its defaults."""
 
-    use: str = Field(description="name of the stage, as `kdq plugins list --kind stage` shows it")
+    use: PluginName = Field(description="name of the stage, as `kdq plugins list --kind stage` shows it")
     name: Name | None = Field(
         default=None,
         description="name of this use in plans, tables and logs, if a stage is listed twice; default: `use`",

@@ -194,7 +194,7 @@ class Bench:
                 raise KilledError
 
         work = StageWork(
-            wired=self.wired, asked=self.asked, parents=self.parents, draft=draft, scratch=scratch, emit=emit
+            wired=self.wired, _asked=self.asked, parents=self.parents, draft=draft, scratch=scratch, emit=emit
         )
         tempfile.tempdir = str(scratch / "tmp")
         torch.seed()  # so that unseeded random numbers differ from try to try
@@ -211,7 +211,7 @@ class Bench:
         inputs = {**self.stage.inputs(self.asked), gives: Port(slot=gives)}
         reader = Reader(
             wired=self.wired,
-            asked=self.asked,
+            _asked=self.asked,
             parents={**self.parents, gives: Entry(tried.draft, manifest)},
             draft=tried.draft,
             scratch=tried.draft,

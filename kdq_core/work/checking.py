@@ -43,7 +43,7 @@ class CheckWork(StageWork):
 
     def section(self, name: str) -> Any:
         """A whole section of the recipe."""
-        return section_of(self.asked, name)
+        return section_of(self._asked, name)
 
     def may_read(self, name: str, field: str) -> bool:  # noqa: ARG002
         """A check may read every field."""
@@ -99,7 +99,7 @@ def check_works(
         nothing: dict[str, Entry] = {}
         works[one.title] = CheckWork(
             wired=one,
-            asked=asked,
+            _asked=asked,
             parents=nothing,
             draft=scratch,
             scratch=scratch,

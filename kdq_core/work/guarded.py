@@ -1,14 +1,15 @@
-"""Sections of a recipe that show a stage the fields its `reads()` names, and raise on any other."""
+"""Copies of sections and workloads that show a stage what its `reads()` names, and raise on anything else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from kdq_core.errors import PluginError
 from kdq_core.frozen import Frozen
 from kdq_core.plugins.contract import Section
+from kdq_core.plugins.kinds import Workload
 
 
 def guarded(spec: Frozen, sections: Sequence[Section], title: str, path: str = "") -> Frozen:
@@ -36,6 +37,19 @@ def guarded(spec: Frozen, sections: Sequence[Section], title: str, path: str = "
     for name in type(spec).model_fields.keys() - shown.keys():
         made.__dict__.pop(name, None)
     return made
+
+
+def without_data(workload: Workload, title: str) -> Workload:
+    """Copy a workload for a stage that reads no data: it makes models and losses, and raises if asked for batches."""
+    return _without_data(type(workload), title).model_construct(**dict(workload))
+
+
+def reads_data(title: str) -> PluginError:
+    """The error for a stage that reads data although its `reads()` denies it."""
+    return PluginError(
+        f"stage {title!r} reads the workload's data, but its reads() says data=False; drop that, so that the stage's "
+        "key holds the data's fingerprint"
+    )
 
 
 def shown_of(path: str, sections: Sequence[Section]) -> str:
@@ -69,3 +83,12 @@ def _guard(base: type[Frozen], title: str, prefix: str) -> type[Frozen]:
         raise AttributeError(f"{base.__name__!r} object has no attribute {name!r}")
 
     return type(base.__name__, (base,), {"__getattr__": missing, "__module__": base.__module__})
+
+
+@cache
+def _without_data(base: type[Workload], title: str) -> type[Workload]:
+    def refuse(*_args: Any, **_options: Any) -> NoReturn:
+        raise reads_data(title)
+
+    own = dict.fromkeys(("batches", "samples", "fingerprint"), refuse)
+    return type(base.__name__, (base,), {**own, "__module__": base.__module__})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
@@ -17,9 +17,7 @@ from kdq_core.teachers.checkpoint import load_checkpoint
 from kdq_core.teachers.factory import made_by
 from kdq_core.teachers.members import empty_member, whole
 from kdq_core.training.resume import tensors_of
-
-if TYPE_CHECKING:
-    from kdq_core.work.shown import Shown
+from kdq_core.work.shown import Shown, request_of
 
 STUDENT, TEACHER = "student", "teacher"
 
@@ -38,7 +36,7 @@ def loaded(work: Shown, port: str) -> nn.Module:
         )
     model = _BUILDERS.get(work.ports[port].slot, new_student)(work)
     for surgery in record.surgery:
-        stage = work.asked.plugin("stage", surgery.use, surgery.options)
+        stage = request_of(work).plugin("stage", surgery.use, surgery.options)
         assert isinstance(stage, Stage)
         model = stage.operate(model, surgery.steps)
     model.load_state_dict(load_file(work.input(port).file(record.weights)))

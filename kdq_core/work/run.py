@@ -101,7 +101,7 @@ def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog)
         with store.draft(request.key) as draft:
             work = StageWork(
                 wired=wired,
-                asked=asked,
+                _asked=asked,
                 parents=parents,
                 draft=draft,
                 scratch=scratch,

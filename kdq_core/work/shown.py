@@ -19,7 +19,7 @@ from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
 from kdq_core.store.family import Record
 from kdq_core.store.store import Entry
-from kdq_core.work.guarded import guarded, shown_of
+from kdq_core.work.guarded import guarded, reads_data, shown_of, without_data
 
 if TYPE_CHECKING:
     from kdq_core.recipe.spec import DistillerUse
@@ -46,7 +46,6 @@ class Shown:
 
     Attributes:
         wired: the stage, and the titles of the stages that it reads from.
-        asked: the recipe with its plug-ins.
         parents: verified store entries by port.
         draft: folder for the files of the entry.
         scratch: folder that the next try finds again after a killed one.
@@ -57,7 +56,7 @@ class Shown:
     """
 
     wired: Wired
-    asked: Asked
+    _asked: Asked
     parents: Mapping[str, Entry]
     draft: Path
     scratch: Path
@@ -75,22 +74,27 @@ class Shown:
     @property
     def site(self) -> Site:
         """Device and threads."""
-        return site_of(self.wired.stage.needs, self.asked.site)
+        if not self.reads.device:
+            raise PluginError(
+                f"stage {self.title!r} reads the site, but its reads() says device=False; drop that, so that the "
+                "stage's key holds device and threads"
+            )
+        return site_of(self.wired.stage.needs, self._asked.site)
 
     @cached_property
     def reads(self) -> Reads:
         """The stage's own declaration of what it reads."""
-        return self.wired.stage.reads(self.asked, self.wired.ports)
+        return self.wired.stage.reads(self._asked, self.wired.ports)
 
     @cached_property
     def ports(self) -> Mapping[str, Port]:
         """The stage's inputs."""
-        return self.wired.stage.inputs(self.asked)
+        return self.wired.stage.inputs(self._asked)
 
     def section(self, name: str) -> Any:
         """A section of the recipe, with the fields that the stage's `reads()` names."""
         sections = [section for section in self.reads.sections if section.name == name]
-        whole = section_of(self.asked, name)
+        whole = section_of(self._asked, name)
         if not sections:
             raise PluginError(
                 f"stage {self.title!r} reads the section {name!r}, which its reads() does not name; name it there, so "
@@ -106,31 +110,31 @@ class Shown:
     def workload(self) -> Workload:
         """The recipe's workload."""
         self._check_plugin("workload")
-        return self.asked.workload
+        return self._asked.workload if self.reads.data else without_data(self._asked.workload, self.title)
 
     @property
     def quantizer(self) -> Quantizer:
         """The recipe's quantizer."""
         self._check_plugin("quantizer")
-        return self.asked.quantizer
+        return self._asked.quantizer
 
     @property
     def target(self) -> Target:
         """The recipe's target."""
         self._check_plugin("target")
-        return self.asked.target
+        return self._asked.target
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
         """The recipe's evaluators, in order."""
         self._check_plugin("evaluator")
-        return self.asked.evaluators
+        return self._asked.evaluators
 
     @property
     def distillers(self) -> tuple[tuple[DistillerUse, Distiller], ...]:
         """The recipe's distillers, each with its options at the start of a fit."""
         self._check_plugin("distiller")
-        return self.asked.distillers
+        return self._asked.distillers
 
     def _check_plugin(self, kind: Kind) -> None:
         if kind not in self.reads.plugins:
@@ -147,10 +151,7 @@ class Shown:
 
     def _check_data(self) -> None:
         if not self.reads.data:
-            raise PluginError(
-                f"stage {self.title!r} reads the workload's data, but its reads() says data=False; drop that, so that "
-                "the stage's key holds the data's fingerprint"
-            )
+            raise reads_data(self.title)
 
     def has(self, port: str) -> bool:
         """Whether an optional input is there."""
@@ -187,11 +188,16 @@ class Shown:
                 f"stage {self.title!r} draws random numbers, but its reads() says seeded=False; drop that, so that the "
                 "stage's key holds the seed"
             )
-        return int.from_bytes(hashlib.sha256(f"{self.asked.recipe.seed}/{purpose}".encode()).digest()[:4], "big") >> 1
+        return int.from_bytes(hashlib.sha256(f"{self._asked.recipe.seed}/{purpose}".encode()).digest()[:4], "big") >> 1
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Show how far the stage is."""
         self.emit({"event": "progress", "stage": self.title, "done": done, "total": total, "note": note})
+
+
+def request_of(work: Shown) -> Asked:
+    """Give KDQ's own code the whole request, past the guards; what it reads there must be in the stage's key."""
+    return work._asked
 
 
 def section_of(asked: Asked, name: str) -> Any:

@@ -15,6 +15,7 @@ from kdq_core.distillation.parts import Part, teacher_paths, with_pairs
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource, half_precision
 from kdq_core.training.fit import to_device
 from kdq_core.work.models import new_student
+from kdq_core.work.shown import request_of
 
 if TYPE_CHECKING:
     from kdq_core.plugins.kinds import Distiller
@@ -92,6 +93,6 @@ def tapped_paths(work: StageWork, teacher: OnlineTeacher, device: torch.device) 
 
     They follow from the taps; with `auto`, from the shapes of both models' features. The key holds these.
     """
-    parts = parts_of(work.asked.distillers)  # not through `work`: only their taps matter
+    parts = parts_of(request_of(work).distillers)  # past the guards: only their taps matter
     student = new_student(work).to(device)
     return teacher_paths(with_pairs(parts, student, teacher, to_device(work.two_samples(), device)))

@@ -18,6 +18,7 @@ from kdq_core.api import Asked, PluginError, Port, Reads, Record, Section, Stage
 from kdq_core.plan.sections import taps_of
 from kdq_core.plugins.kinds import takes_views
 from kdq_core.reading.teachers import check_fused
+from kdq_core.work.shown import request_of
 from kdq_core.work.slots import MEMBERS, TEACHER
 from kdq_stages.train_teacher import workload_of_teachers
 
@@ -90,7 +91,7 @@ class CacheTeacher(Stage):
         spec, workload, device = work.section("teacher").cache, work.workload, work.accelerator().device
         half = answers_in_half(work, device, exact=spec.form == "fp32")
         teacher = online_teacher(work, device, half=half)
-        paths = tapped_paths(work, teacher, device) if work.asked.tapping else ()
+        paths = tapped_paths(work, teacher, device) if request_of(work).tapping else ()
         samples, folder = workload.samples("train"), work.scratch / "outputs"
 
         def batches(number: int) -> Iterable[Batch]:

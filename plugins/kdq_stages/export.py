@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdq_core.api import Artifact, Asked, Model, Needs, Port, Reads, Record, Section, Stage
+from kdq_core.work.shown import request_of
 from kdq_core.work.slots import MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Export(Stage):
         target, example = work.target, work.example()
         student = work.model("student")
         converted = convert(work.quantized())
-        slots = [model.slot for model in self.models(work.asked, work.wired.ports)]
+        slots = [model.slot for model in self.models(request_of(work), work.wired.ports)]
         models: dict[str, nn.Module] = {"student": student, "int8": converted}
         if "teacher" in slots:
             models["teacher"] = work.model("teacher")

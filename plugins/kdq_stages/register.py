@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from kdq_core.api import Artifact, Asked, EvaluationReport, Needs, Port, Reads, Record, Section, Stage
 from kdq_core.store.hashing import canonical, sha256_of
 from kdq_core.store.records import ModelVersion
+from kdq_core.work.shown import request_of
 from kdq_core.work.slots import ARTIFACT, REPORT
 
 if TYPE_CHECKING:
@@ -56,15 +57,15 @@ class Register(Stage):
         from kdq_registry.registering import register
 
         exported, artifact = work.input("artifact"), work.record("artifact", Artifact)
-        report, recipe = work.record("report", EvaluationReport), work.asked.recipe
+        report, recipe = work.record("report", EvaluationReport), request_of(work).recipe
         check_required(work.section("gates"), report, artifact.operators)
         lineage = {
             **work.lineage,
-            "data": work.asked.workload.fingerprint(),
+            "data": request_of(work).workload.fingerprint(),
             "recipe": sha256_of(canonical(recipe.model_dump(mode="json"))),
         }
         return register(
-            work.site,
+            request_of(work).site,
             recipe=recipe,
             artifact_file=exported.file(artifact.path),
             artifact=artifact,

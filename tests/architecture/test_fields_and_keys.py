@@ -9,13 +9,15 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from kdq_core.plan.plan import Plan, make_plan
+from kdq_core.plan.plan import Plan, asked_of, make_plan
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.wiring import wire
 from kdq_core.recipe.schedule import Schedule
 from kdq_core.recipe.spec import DistillerUse, Gate, Recipe, Rule, Site, TransferSpec
 from kdq_core.recipe.stages import StageUse
 from kdq_core.recipe.student import StudentSpec
 from kdq_core.recipe.teacher import MemberSpec, NormalizeSpec
+from kdq_core.work.guarded import shown_of
 
 WITHOUT_EFFECT = {
     "kdq": "version of the format; there is one",
@@ -158,6 +160,26 @@ def keys(recipe: dict[str, Any], catalog: Catalog, home: Path) -> dict[str, str]
     return {node.name: node.key(digests) for node in made.nodes}
 
 
+def parts(recipe: dict[str, Any], catalog: Catalog, home: Path) -> dict[str, Any]:
+    made = make_plan(Recipe.model_validate(recipe), Site(home=home), catalog)
+    return {node.name: node.parts for node in made.nodes}
+
+
+def readers_of(path: str, catalog: Catalog, home: Path) -> set[str]:
+    """The stages of the base recipe whose `reads()` names the field, and does not hold something else in its place."""
+    head, _, rest = path.partition(".")
+    asked = asked_of(Recipe.model_validate(BASE), Site(home=home), catalog)
+    found = set()
+    for one in wire(asked, catalog):
+        sections = [
+            section for section in one.stage.reads(asked, one.ports).sections
+            if section.name == head and section.held is None
+        ]  # fmt: skip
+        if sections and (not rest or shown_of(rest, sections) == "whole"):
+            found.add(one.title)
+    return found
+
+
 SECTIONS_ALONE = {
     path for path, field in FIELDS.items()
     if any(models_in(field.annotation)) and path not in {"workload", "target", "evaluate", "stages"}
@@ -171,12 +193,17 @@ TESTED = [
 
 
 @pytest.mark.parametrize("path", TESTED)
-def test_another_value_of_a_field_changes_a_key(path: str, catalog: Catalog, tmp_path: Path) -> None:
+def test_another_value_of_a_field_changes_the_key_of_each_stage_that_reads_it(
+    path: str, catalog: Catalog, tmp_path: Path
+) -> None:
     whole = Recipe.model_validate(BASE).model_dump(mode="json", by_alias=True)
     changed = put(BASE, path.split("."), path, FIELDS[path], whole)
     if path.startswith("distill.transfer") or path.startswith("teacher.members.normalize"):
         assert changed != BASE
     assert keys(changed, catalog, tmp_path) != keys(BASE, catalog, tmp_path), path
+    readers = readers_of(path, catalog, tmp_path)
+    before, after = (parts(one, catalog, tmp_path) for one in (BASE, changed))
+    assert [title for title in sorted(readers & after.keys()) if before[title] == after[title]] == [], path
 
 
 @pytest.mark.parametrize(

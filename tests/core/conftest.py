@@ -44,7 +44,7 @@ class Run:
         asked = asked_of(self.recipe, self.site, self.catalog)
         return StageWork(
             wired=next(one for one in wire(asked, self.catalog) if one.title == name),
-            asked=asked,
+            _asked=asked,
             parents={port: self.entries[title] for port, title in node.parents.items()},
             draft=draft,
             scratch=scratch,

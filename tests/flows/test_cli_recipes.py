@@ -73,6 +73,12 @@ def test_validate_looks_for_the_teachers_files(call, tmp_path) -> None:
     )
 
 
+def test_validate_names_the_stage_that_reads_a_given_student(call) -> None:
+    Path("net.safetensors").touch()
+    Path("r.yaml").write_text(RECIPE + "student: {source: checkpoint, file: net.safetensors}\nstages: [quantize]\n")
+    assert "; stages read_student, quantize\n" in call("validate", "r.yaml")[1]
+
+
 def test_validate_says_what_the_recipe_names(call) -> None:
     Path("r.yaml").write_text(RECIPE)
     assert call("validate", "r.yaml") == (

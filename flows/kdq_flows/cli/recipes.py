@@ -33,9 +33,11 @@ def register_commands(app: typer.Typer) -> None:
 def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
     """Check a recipe, the options of every plug-in it names, and that the files and factories it names are there."""
     from kdq_core.plugins.named import named_plugins
+    from kdq_core.plugins.wiring import listed
 
     recipe = load_recipe(file, files=True)
     named: dict[str, list[str]] = {}
+    recipe = recipe.model_copy(update={"stages": listed(recipe)})
     for kind, name, _, _ in named_plugins(recipe):
         if name not in named.setdefault(kind, []):
             named[kind].append(name)

@@ -238,9 +238,15 @@ def test_a_precision_that_no_teacher_takes_is_told(tmp_path: Path) -> None:
     onnx.write_bytes(b"")
     members = [{"source": "onnx", "file": str(onnx)}]
     mixed = [*members, {}]
-    for precision, several, told in (("bf16", members, True), ("auto", members, False), ("bf16", mixed, False)):
+    for precision, several, by, told in (
+        ("bf16", members, "teachers", True),
+        ("auto", members, "teachers", False),
+        ("bf16", mixed, "teachers", False),
+        ("bf16", members, "student", False),
+    ):
         teacher = {"precision": precision, "members": several}
-        recipe = Recipe.model_validate({"name": "x", "workload": "digits", "teacher": teacher})
+        sections = {"teacher": teacher, "quantize": {"taught_by": by}}
+        recipe = Recipe.model_validate({"name": "x", "workload": "digits", **sections})
         note = make_plan(recipe, Site(home=tmp_path), Catalog.load()).note
         wanted = "'teacher.precision' does nothing, since an ONNX model answers in the precision of its file"
         assert (wanted in note) is told
@@ -322,6 +328,10 @@ NO_TEACHER = "no teacher is measured beside the int8 file, so the default gates 
     ("sections", "note"),
     [
         ({"stages": ["train_teacher"]}, ""),
+        ({"stages": ["train_teacher", "distill"], "teacher": {"cache": {"top_k": 3}}},
+         "'teacher.cache' does nothing, since the recipe does not list the stage 'cache_teacher'"),
+        ({"stages": ["train_teacher", "distill"], "distill": {"fuse_views": True}},
+         "'distill.fuse_views' does nothing, since the recipe does not list the stage 'cache_teacher'"),
         ({"stages": ["train_teacher", "distill"], "quantize": {"bias_correction": True}},
          "'quantize' does nothing, since no stage of the recipe reads it"),
         ({"stages": ["train_teacher"], "register": {"name": "other"}, "target": {"use": "onnxruntime-cpu", "options":

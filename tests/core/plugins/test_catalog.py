@@ -249,6 +249,16 @@ def test_a_target_that_is_no_plugin_is_refused_in_one_paragraph(
     assert str(caught.value) == message
 
 
+@pytest.mark.filterwarnings("ignore:Field name")  # pydantic's own word on it
+def test_a_class_that_makes_an_option_of_what_it_should_declare_is_refused(install: Install, load: Load) -> None:
+    install("guest-a", BROUGHT.replace('mode: str = "a"', 'reads: str = "labels"'))
+    with pytest.raises(PluginError) as caught:
+        load().build("distiller", "soft", {})
+    assert str(caught.value).endswith(
+        ":Soft' makes 'reads' an option; write `reads = ...` or `reads: ClassVar[...] = ...`"
+    )
+
+
 WATCHING = (
     HEAD
     + """

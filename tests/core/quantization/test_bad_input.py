@@ -143,7 +143,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ports = by_title["quantize"].parents
         work = StageWork(
             wired=by_title["quantize"],
-            asked=asked,
+            _asked=asked,
             parents=dict.fromkeys(ports, entry),
             draft=tmp_path,
             scratch=tmp_path,

@@ -27,7 +27,8 @@ class Toy(Stage):
     where: str = Field(default="", description="where it writes what it should not")
 
     def reads(self, asked: Any, wired: Any) -> Reads:
-        return Reads(sections=(Section(name="quantize", only=("weights",)),), seeded=False, data=False)
+        sections = (Section(name="quantize", only=("weights",)), Section(name="workload"))
+        return Reads(sections=sections, plugins=("workload",), seeded=False, data=False, device=False)
 
     def run(self, work: Any) -> Record:
         body: Body = type(self).body  # type: ignore[attr-defined]
@@ -89,10 +90,27 @@ def reads_data(work: Any) -> None:
     work.batches(0, 8)
 
 
+def reads_data_by_the_workload(work: Any) -> None:
+    assert work.workload.student() is not None
+    work.workload.batches("train", batch_size=8)
+
+
+def counts_samples(work: Any) -> None:
+    work.workload.samples("train")
+
+
+def reads_the_site(work: Any) -> None:
+    assert work.site.threads
+
+
 def gives_another(_work: Any) -> Record:
     return EvaluationReport(models={})
 
 
+NO_DATA = (
+    "stage 't' reads the workload's data, but its reads() says data=False; drop that, so that the stage's key holds "
+    "the data's fingerprint"
+)
 NAME_IT = "name it there, so that the stage's key holds it"
 
 
@@ -117,10 +135,13 @@ NAME_IT = "name it there, so that the stage's key holds it"
             "stage 't' draws random numbers, but its reads() says seeded=False; drop that, so that the stage's key "
             "holds the seed",
         ),
+        (reads_data, NO_DATA),
+        (reads_data_by_the_workload, NO_DATA),
+        (counts_samples, NO_DATA),
         (
-            reads_data,
-            "stage 't' reads the workload's data, but its reads() says data=False; drop that, so that the stage's key "
-            "holds the data's fingerprint",
+            reads_the_site,
+            "stage 't' reads the site, but its reads() says device=False; drop that, so that the stage's key holds "
+            "device and threads",
         ),
         (
             gives_another,

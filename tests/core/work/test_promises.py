@@ -11,6 +11,7 @@ import pytest
 from kdq_core.api import Checkpoint, FitSpec, Needs, PluginError, Port, Reads, RecipeError, Record, Section, Stage
 from kdq_core.plan.plan import make_plan
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.code_version import Code
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.training.losses import hard_loss
 
@@ -119,6 +120,39 @@ def test_a_variable_that_a_plugin_reads_is_in_the_key(
     assert len(set(keys)) == 3
 
 
+class ComputesNothing(Toy):
+    needs = Needs(device="none")
+
+
+def test_code_that_was_edited_since_this_process_imported_it_is_refused(
+    tiny: Catalog, with_stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, whole = with_stages(tiny, toy=Toy, less=ComputesNothing), type(tiny).code_of
+
+    def plan(version: str) -> Any:
+        def code_of(self: Catalog, entry: Any, **given: Any) -> Code:
+            return Code(text=version, libraries={}) if entry.name in ("toy", "less") else whole(self, entry, **given)
+
+        monkeypatch.setattr(type(catalog), "code_of", code_of)
+        return planned(catalog, tmp_path, stages=["toy", "less"])
+
+    assert plan("1").node("less").parts["code"]["stage less"] == "1"
+    with pytest.raises(PluginError) as caught:
+        plan("2")
+    assert str(caught.value) == (
+        "stage 'less' runs in this process, which imported its code before that was edited; start KDQ in a new process"
+    )
+
+
+def test_a_house_plugin_has_one_key_with_and_without_its_distribution(toys: Catalog, tmp_path: Path) -> None:
+    plans = [
+        planned(toys, tmp_path, stages=[f"{kdq}train_teacher"], quantize={"use": f"{kdq}lsq"}, target=f"{kdq}openvino")
+        for kdq in ("", "kdq/")
+    ]
+    assert plans[0].node("train_teacher").parts == plans[1].node("train_teacher").parts
+    assert plans[0].recipe == plans[1].recipe
+
+
 @pytest.mark.parametrize(
     ("reads", "error", "text"),
     [
@@ -127,6 +161,9 @@ def test_a_variable_that_a_plugin_reads_is_in_the_key(
          "student, target, teacher, workload"),
         ({"sections": (Section(name="quantize", only=("wieghts",)),)}, PluginError,
          "a stage's reads() names the field 'wieghts' of the section 'quantize'; did you mean 'weights'? but it has: "),
+        ({"sections": (Section(name="gates", only=("metric",)),)}, PluginError,
+         "a stage's reads() names fields of the section 'gates', which is a list; name the whole section: "
+         "Section(name='gates')"),
         ({"libraries": ("no-such-library",)}, PluginError,
          "a stage's reads() names the library 'no-such-library', which is not installed; install it, or write the name "
          "of its distribution as pip shows it"),
