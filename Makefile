@@ -6,13 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-isa lint format clean
+.PHONY: help demo test test-all test-isa lint format clean
 
 help:
 	@echo "make demo      turn the digits into a registered int8 model"
-	@echo "make test      lint, types and the whole test suite"
+	@echo "make test      lint, types and the tests"
+	@echo "make test-all  the same with the tests that take longest, then make test-isa"
 	@echo "make test-isa  tests that compare numbers, as on CPUs with fewer instructions"
 	@echo "make lint      lint, types and import contracts only"
 	@echo "make format    format the code"
@@ -22,7 +24,11 @@ demo: $(INSTALLED)
 	$(BIN)/kdq run recipes/digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST) -m "not rare"
+
+test-all: lint
+	$(PYTEST)
+	$(BIN)/python tests/isa.py
 
 test-isa: $(INSTALLED)
 	$(BIN)/python tests/isa.py

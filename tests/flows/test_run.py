@@ -166,6 +166,7 @@ def test_the_registered_model_and_the_file_give_the_same_numbers(
     assert np.array_equal(np.load(home / "y.npy"), bare)
 
 
+@pytest.mark.rare
 def test_gates_that_change_and_change_back_are_the_versions_gates(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_wrong_request_is_exit_code_2_where_nothing_ran_and_1_where_a_stage_be
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.rare
 def test_the_guests_quantizer_is_used_by_a_recipe(
     finished: tuple[Path, Path, dict[str, Any]], guests: Path, tmp_path: Path
 ) -> None:
@@ -321,6 +323,7 @@ def running_in_mlflow(home: Path) -> int:
         return int(database.execute("select count(*) from runs where status = 'RUNNING'").fetchone()[0])
 
 
+@pytest.mark.rare
 def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -365,6 +368,7 @@ def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
         kdq(home, "down")
 
 
+@pytest.mark.rare
 def test_a_deployed_recipe_fires_twice_by_itself_and_says_no_news(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, recipe, _ = finished
     before = versions(home)
