@@ -28,6 +28,7 @@ from kdq_core.plugins.loading import (
     names_of,
     usable_names,
 )
+from kdq_core.plugins.user_code import module_of
 from kdq_core.recipe.explain import Where, problems, summary
 
 if TYPE_CHECKING:
@@ -70,11 +71,16 @@ class Catalog:
         return usable_names(self.of_kind(kind))
 
     def find(self, kind: Kind, name: str) -> CatalogEntry:
-        """The entry a recipe means by `name`, which may be `distribution/name`.
+        """The entry a recipe means by `name`, which may be `distribution/name`, or `path/to/file.py:Class`.
 
         Raises:
             PluginError: there is none, or several distributions bring one.
+            RecipeError: the file does not exist.
         """
+        if ".py:" in name:
+            module, path = module_of(name), name.rpartition(":")[0]
+            target = f"{module}:{name.rpartition(':')[2]}"
+            return CatalogEntry(kind=kind, name=name, target=target, distribution=path, version="", house=False)
         entries = self.of_kind(kind)
         fitting = [entry for entry in entries if name in (entry.name, entry.full_name)]
         house = [entry for entry in fitting if entry.house]
@@ -206,7 +212,8 @@ def declared(base: type[Plugin]) -> set[str]:
 
 
 def _title(entry: CatalogEntry) -> str:
-    return f"{entry.kind} {entry.name!r} of {entry.distribution} {entry.version}"
+    of = f" of {entry.distribution} {entry.version}" if entry.version else ""
+    return f"{entry.kind} {entry.name!r}{of}"
 
 
 def _order(entry: CatalogEntry) -> tuple[str, str, str]:

@@ -41,6 +41,10 @@ class Plugin(Frozen):
     late_imports: ClassVar[tuple[str, ...]] = ()
     """Slow modules that its methods import, such as `torchmetrics`: a run imports them once for all stages."""
 
+    def runs(self) -> tuple[str, ...]:
+        """Give code outside of its package that it runs: `module:name` or `file.py:name`; keys hold that code."""
+        return ()
+
 
 class Workload(Plugin, abc.ABC):
     """Data, models and hard loss of a learning problem.

@@ -34,8 +34,10 @@ def check_files(recipe: Recipe, lines: Document | None = None) -> None:
 def _check(file: str | None, factory: str | None, whose: str, loc: Loc, lines: Document | None) -> None:
     if file is not None:
         given_file(file, whose, where(lines, (*loc, "file")))
-    module = (factory or "").partition(":")[0]
-    if module and not _found(module.partition(".")[0]):
+    module = (factory or "").rpartition(":")[0]
+    if module.endswith(".py"):
+        given_file(module, whose, where(lines, (*loc, "factory")))
+    elif module and not _found(module.partition(".")[0]):
         raise RecipeError(where(lines, (*loc, "factory")) + no_factory(module, whose))
 
 
