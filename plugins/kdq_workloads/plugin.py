@@ -35,3 +35,8 @@ def kdq_workloads() -> Iterator[PluginSpec]:
         target="kdq_workloads.image_folder:ImageFolder",
         summary="your model on a folder of images, one subfolder for each class",
     )
+    yield PluginSpec(
+        name="in-hand",
+        target="kdq_workloads.in_hand:InHand",
+        summary="models and data that Python code passes to `kdq.quantize` or `kdq.compress`",
+    )
