@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -74,7 +75,9 @@ def _source(given: Any, what: str) -> Any:
     stream = isinstance(given, DataLoader | IterableDataset) and isinstance(
         getattr(given, "dataset", given), IterableDataset
     )
-    if not stream and (isinstance(given, DataLoader | Mapping | tuple | list) or hasattr(given, "__getitem__")):
+    if isinstance(given, DataLoader) and not stream:
+        return DataLoader(given.dataset, collate_fn=given.collate_fn)  # KDQ has its own order and batch size
+    if not stream and (isinstance(given, Mapping | tuple | list) or hasattr(given, "__getitem__")):
         return given
     if not hasattr(given, "__iter__"):
         raise RecipeError(
@@ -104,10 +107,8 @@ def _written(given: Any, site: Site, what: str) -> str:
     Raises:
         RecipeError: it cannot be pickled.
     """
-    import cloudpickle
-
     try:
-        data = cloudpickle.dumps(given)
+        data = pickled(given)
     except Exception as error:
         raise RecipeError(
             f"{what} cannot be passed to another process: {type(error).__name__}: {error}; use a recipe, where a "
@@ -122,6 +123,28 @@ def _written(given: Any, site: Site, what: str) -> str:
             part.write_bytes(data)
             part.replace(path)
     return name
+
+
+def pickled(given: Any) -> bytes:
+    """Pickle an object; equal tensors give equal bytes, which torch's own pickling does not promise.
+
+    Raises:
+        Exception: of any class, if it cannot be pickled.
+    """
+    import cloudpickle
+    import torch
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is torch.nn.Parameter:
+                return torch.nn.Parameter, (obj.detach(), obj.requires_grad)
+            if type(obj) is torch.Tensor and obj.layout == torch.strided and obj.dtype != torch.bfloat16:
+                return torch.from_numpy, (obj.detach().cpu().numpy(),)
+            return super().reducer_override(obj)
+
+    with io.BytesIO() as file:
+        Pickler(file).dump(given)
+        return file.getvalue()
 
 
 def _code(given: Any) -> Iterator[str]:
