@@ -131,7 +131,7 @@ def _read(path: str, _changed: int, _size: int) -> dict[str, Any]:
 
             arrays = load_file(path)
         else:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
     except Exception as error:
         raise RecipeError(

@@ -95,11 +95,13 @@ def made(target: str, option: str, names: tuple[str, ...] = ()) -> nn.Module:
     Raises:
         StageError: it is or gives no `nn.Module`.
     """
+    import torch
     from torch import nn
 
     from kdq_workloads.plain import plain
 
-    found = user_object(target)
+    with torch.random.fork_rng(devices=[]):  # importing the file must not change the weights of what it makes
+        found = user_object(target)
     given: Any = copy.deepcopy(found) if isinstance(found, nn.Module) else _called(found, target, option)
     if not isinstance(given, nn.Module):
         raise StageError(
