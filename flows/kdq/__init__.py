@@ -19,7 +19,7 @@ from kdq_core.errors import KdqError as KdqError
 
 if TYPE_CHECKING:
     from kdq.result import Result
-    from kdq_core.recipe.spec import Site
+    from kdq_core.recipe.spec import Recipe, Site
 
 __all__ = ["KdqError", "compress", "quantize", "run"]
 
@@ -135,8 +135,8 @@ def compress(
     return run(recipe, site=there)
 
 
-def run(recipe: Mapping[str, Any] | str | Path, *, site: Site | None = None, server: bool = False) -> Result:
-    """Run a recipe, given as a dict or as the path of a file.
+def run(recipe: Recipe | Mapping[str, Any] | str | Path, *, site: Site | None = None, server: bool = False) -> Result:
+    """Run a recipe, given as a dict, as the path of a file, or as `Result.recipe`.
 
     Args:
         recipe: the recipe.
@@ -151,7 +151,10 @@ def run(recipe: Mapping[str, Any] | str | Path, *, site: Site | None = None, ser
     from kdq_flows import compress as run_recipe
     from kdq_flows.own import checked
 
-    found = checked(recipe) if isinstance(recipe, Mapping) else load_recipe(Path(recipe))
+    if isinstance(recipe, str | Path):
+        found = load_recipe(Path(recipe))
+    else:
+        found = checked(recipe) if isinstance(recipe, Mapping) else recipe
     there = _site(site)
     return Result(found, run_recipe(found, there, server=server), there)
 
