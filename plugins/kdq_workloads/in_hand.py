@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdq_core.api import Batch, Field, Outputs, RecipeError, StageError, user_module
 from kdq_workloads.arrays import digest
 from kdq_workloads.losses import LOSSES
-from kdq_workloads.plain import plain
 from kdq_workloads.python import Python
 from kdq_workloads.samples import Samples
 from kdq_workloads.sources import samples_of
@@ -42,7 +41,7 @@ class InHand(Python):
     model: str = Field(description="name of the file with the model")
     teacher_model: str | None = Field(default=None, alias="teacher", description="the same for the teacher")
     loss_name: str = Field(default="auto", alias="loss", description="name of a loss, or of the file with a function")
-    data: str = ""
+    data: str = Field(default="", description="unused; `parts` has the data")
     parts: tuple[tuple[str, str], ...] = Field(description="splits, each with the name of its file")
     code: tuple[str, ...] = Field(default=(), description="files with the code of classes and functions")
 
@@ -56,12 +55,16 @@ class InHand(Python):
 
     def student(self) -> nn.Module:
         """Read the model."""
+        from kdq_workloads.plain import plain
+
         return plain(copy.deepcopy(self.read(self.model)), self.input_names())
 
     def teacher(self) -> nn.Module:
         """Read the teacher."""
         if self.teacher_model is None:
             raise RecipeError("no teacher was passed; give `teacher=` a torch.nn.Module")
+        from kdq_workloads.plain import plain
+
         return plain(copy.deepcopy(self.read(self.teacher_model)), self.input_names())
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
