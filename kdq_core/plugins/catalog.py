@@ -112,9 +112,8 @@ class Catalog:
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:
-            raise PluginError(
-                f"{_title(entry)} cannot be loaded: {describe(error)}; reinstall or upgrade {entry.distribution!r}"
-            ) from error
+            remedy = f"reinstall or upgrade {entry.distribution!r}" if entry.version else "correct the file or the name"
+            raise PluginError(f"{_title(entry)} cannot be loaded: {describe(error)}; {remedy}") from error
         base = BASES[entry.kind]
         if not (isinstance(found, type) and issubclass(found, base)):
             raise PluginError(f"{_title(entry)} is broken: {entry.target!r} is no subclass of {base.__name__}")
