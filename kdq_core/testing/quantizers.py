@@ -18,6 +18,7 @@ from kdq_core.quantization.convert import convert, output_scales
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.recipe.spec import QuantizeSpec
+from kdq_core.testing.declared import Tell, described, silent
 from kdq_core.testing.toys import CONV_NET, Toy
 
 if TYPE_CHECKING:
@@ -37,11 +38,19 @@ COMPUTING = ("conv", "linear", "lstm", "gru")
 
 
 def check_quantizer(
-    quantizer: Quantizer, *, target: Target, bits: tuple[int, int] = (8, 8), toys: Sequence[Toy] = (CONV_NET,)
+    quantizer: Quantizer,
+    *,
+    target: Target,
+    bits: tuple[int, int] = (8, 8),
+    toys: Sequence[Toy] = (CONV_NET,),
+    tell: Tell = silent,
 ) -> None:
     """Check the promises of a quantizer on small networks, through to `target`'s runtime.
 
+    - Each option has a description.
     - The prepared model trains, with finite gradients that are not all zero.
+    - Zero points are whole numbers, in a tensor of integers.
+    - In eval mode, the same samples give the same outputs.
     - The same seed gives the same model, and safetensors save and load its state bit for bit.
     - Scoring changes nothing.
     - Rounding a second time changes nothing, unless the class says `idempotent: ClassVar[bool] = False`.
@@ -56,27 +65,44 @@ def check_quantizer(
         target: the target that exports and runs the networks.
         bits: bits of weights and of activations, as in a recipe; first and last layer keep 8.
         toys: the networks, such as `kdq_core.testing.TOYS`, which cover all families of operators.
+        tell: hears of each promise that is kept.
 
     Raises:
         AssertionError: a promise is broken; the text says which.
         StageError: a stage refused the model.
     """
+    described(quantizer)
+    tell("each option has a description")
     spec = QuantizeSpec(weights=bits[0], activations=bits[1])
     for toy in toys:
         try:
-            _check(quantizer, target, spec, toy)
+            _check(quantizer, target, spec, toy, tell)
         except AssertionError as error:
             raise AssertionError(f"{toy.name}: {error}" if len(toys) > 1 else str(error)) from error
 
 
-def _check(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -> None:
-    prepared = _trained(quantizer, target, spec, toy)
+def _check(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy, tell: Tell) -> None:
     x = toy.inputs(SAMPLES, torch.Generator().manual_seed(7))
+    prepared = _trained(quantizer, target, spec, toy)
+    tell(f"the {toy.name} trains with its fake-quantizers")
+    _check_zero_points(prepared)
+    tell("zero points are integers")
+    _check_scoring(prepared, x)
+    tell("scoring changes nothing")
+    _check_repeats(prepared, x)
+    tell("eval mode gives the same outputs at each call")
     _check_determinism(prepared, _trained(quantizer, target, spec, toy))
     _check_reload(prepared, _prepared(quantizer, target, spec, toy), x)
-    _check_scoring(prepared, x)
+    tell("the same seed gives the same model, and its file too")
     if type(quantizer).idempotent:
         _check_idempotence(prepared, x)
+        tell("rounding twice is rounding once")
+    _check_conversion(quantizer, target, toy, prepared, x, tell)
+
+
+def _check_conversion(
+    quantizer: Quantizer, target: Target, toy: Toy, prepared: GraphModule, x: tuple[Tensor, ...], tell: Tell
+) -> None:
     converted = convert(prepared)
     (scale,) = output_scales(converted)
     static = quantizer.activations == "static"
@@ -85,12 +111,15 @@ def _check(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy) -
         simulated, integers = prepared(*x), converted(*x)
     lsb = float(integers.abs().max()) / 127 if scale is None else scale
     _check_close(simulated, integers, lsb, quantizer.tolerance_lsb, "the converted model", "the prepared one")
+    tell("the integers give what the training saw")
     rows = _check_file(converted, target, toy, x, integers, lsb)
+    tell("the file gives what the integers give")
     computing = {"static": COMPUTING, "dynamic": ("linear",), "none": ()}[quantizer.activations]
     slow = [f"{row.path} ({row.reason})" for row in rows if row.operator in computing and not row.int8]
     assert not slow, f"every conv and linear should run in an int8 kernel, but these do not: {', '.join(slow)}"
     mute = [row.path for row in rows if row.operator in COMPUTING and not row.int8 and not row.reason]
     assert not mute, f"every conv and linear in float should say why, but these do not: {', '.join(mute)}"
+    tell("the runtime computes layers in int8, or says why not")
 
 
 @functools.lru_cache(maxsize=16)
@@ -119,16 +148,73 @@ def _trained(quantizer: Quantizer, target: Target, spec: QuantizeSpec, toy: Toy)
         optimizer.zero_grad()
         torch.autograd.backward(F.cross_entropy(prepared(*x), y))
         for name, parameter in prepared.named_parameters():
-            assert parameter.grad is not None, f"parameter {name!r} should get a gradient, but got none"
+            assert parameter.grad is not None, (
+                f"{_blocked(prepared, x)}parameter {name!r} should get a gradient, but got none"
+            )
             norm = float(parameter.grad.norm())
             assert norm < float("inf"), f"the gradient of {name!r} should be finite, but its norm is {norm}"
             seen[name] = seen.get(name, 0.0) + norm
         optimizer.step()
     dead = sorted(name for name, total in seen.items() if total == 0)
-    assert not dead, f"every parameter should get a gradient, but these got zero in 8 steps: {', '.join(dead)}"
+    assert not dead, (
+        f"{_blocked(prepared, toy.inputs(32, data))}every parameter should get a gradient, but these got zero in 8 "
+        f"steps: {', '.join(dead)}"
+    )
     set_phase(prepared, observe=False, quantize=True, freeze_batch_norm=True)
     prepared.eval()
     return prepared
+
+
+def _blocked(prepared: GraphModule, x: tuple[Tensor, ...]) -> str:
+    """Word which fake-quantizer gives its input no gradient; empty if all give one."""
+    for module, seen in _seen(prepared, x).items():
+        leaf = seen.detach().clone().requires_grad_()
+        y = module(leaf)
+        if y.requires_grad:
+            torch.autograd.backward(y.sum())
+        if leaf.grad is None or not leaf.grad.any():
+            return (
+                f"no straight-through gradient: `round` has none; the fake-quantizer of {module.place.name!r} gives "
+                "its input no gradient: return x + (rounded - x).detach() inside the range; "
+            )
+    return ""
+
+
+def _seen(prepared: GraphModule, x: tuple[Tensor, ...]) -> dict[FakeQuantize, Tensor]:
+    """Give the input of each fake-quantizer."""
+    seen: dict[FakeQuantize, Tensor] = {}
+
+    def keep(module: Module, given: tuple[Tensor, ...]) -> None:
+        seen[cast(FakeQuantize, module)] = given[0]
+
+    hooks = [m.register_forward_pre_hook(keep) for m in prepared.modules() if isinstance(m, FakeQuantize)]
+    with torch.no_grad():
+        prepared(*x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _check_zero_points(prepared: GraphModule) -> None:
+    for module in prepared.modules():
+        if isinstance(module, FakeQuantize):
+            zero = module.grid().zero_point
+            assert not zero.is_floating_point(), (
+                f"the zero point of {module.place.name!r} should be a tensor of integers, but it is {zero.dtype}; give "
+                "Grid(scale, zero.round().to(torch.int32), ...)"
+            )
+
+
+@torch.no_grad()
+def _check_repeats(prepared: GraphModule, x: tuple[Tensor, ...]) -> None:
+    if torch.equal(prepared(*x), prepared(*x)):
+        return
+    odd = [module for module, seen in _seen(prepared, x).items() if not torch.equal(module(seen), module(seen))]
+    where = f"the fake-quantizer of {odd[0].place.name!r}" if odd else "the quantized model"
+    raise AssertionError(
+        f"random in eval mode: {where} gives other outputs for the same samples at each call; draw random numbers only "
+        "while `training` is set"
+    )
 
 
 def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:

@@ -18,12 +18,19 @@ from kdq_core.plugins.stage import Stage
 from kdq_core.store.family import Record, type_of
 from kdq_core.store.records import Checkpoint, Manifest
 from kdq_core.testing.bench import Bench, KilledError, Tried, elsewhere
+from kdq_core.testing.declared import Tell, described, promise, silent
 from kdq_core.training.resume import tensors_of
 
 CARD = ("What", "Source|Defaults", "Limits")
 
 
-def check_stage(stage: Stage, recipe: Mapping[str, Any], *, others: Mapping[str, JsonValue] | None = None) -> None:
+def check_stage(
+    stage: Stage,
+    recipe: Mapping[str, Any],
+    *,
+    others: Mapping[str, JsonValue] | None = None,
+    tell: Tell = silent,
+) -> None:
     """Check the promises of a stage.
 
     The stage declares the slot it gives, and a class of records with its own `type`. Its module has a method card, its
@@ -41,26 +48,35 @@ def check_stage(stage: Stage, recipe: Mapping[str, Any], *, others: Mapping[str,
         stage: the plug-in, with the options to check.
         recipe: fields of a recipe; its `stages` lists the stages that run before this one.
         others: another value for each option for which the kit finds none by itself.
+        tell: hears of each promise that is kept.
 
     Raises:
         AssertionError: the stage breaks a promise, which the text names.
         KdqError: the recipe does not fit together, or an earlier stage fails.
     """
     declared(stage)
+    tell(promise(declared))
     with elsewhere() as folder:
         bench = Bench(stage, recipe, folder)
         gives_ports(bench)
         bench.wire()
         says_what_it_reads(bench)
+        tell("`inputs` and `reads` say what it reads")
         bench.run_before()
         options_change_the_key(bench, others or {})
+        tell(promise(options_change_the_key))
         passes_its_own_check(bench)
+        tell(promise(passes_its_own_check))
         first = tried(bench, bench.folder("scratch"))
         gives_its_record(bench, first)
+        tell(promise(gives_its_record))
         fits_its_architecture(bench, first)
+        tell(promise(fits_its_architecture))
         if not stage.needs.alone:
             same(bench, first, tried(bench, bench.folder("scratch")), "run twice")
+            tell("a second run gives the same record and files")
             resumes(bench, first)
+            tell(promise(resumes))
 
 
 def declared(stage: Stage) -> None:
@@ -79,8 +95,7 @@ def declared(stage: Stage) -> None:
     card = sys.modules[of.__module__].__doc__ or ""
     missing = [heading for heading in CARD if not re.search(rf"^({heading})\b", card, re.MULTILINE)]
     assert not missing, f"the module of {name} should have a method card, but its docstring lacks {missing}"
-    bare = [option for option, field in of.model_fields.items() if not field.description]
-    assert not bare, f"every option of {name} should have a description, but {bare} have none"
+    described(stage)
 
 
 def gives_ports(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from kdq_core.plugins.kinds import Workload, takes_views
 from kdq_core.recipe.spec import STUDENTS
 from kdq_core.teachers.source import reading
 from kdq_core.tensors import Batch, Outputs, Split, View
+from kdq_core.testing.declared import Tell, described, promise, silent
 from kdq_core.training.losses import check_names, outputs_of
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 BATCH = 16
 
 
-def check_workload(workload: Workload, *, teacher_inputs: Sequence[str] = ()) -> None:
+def check_workload(workload: Workload, *, teacher_inputs: Sequence[str] = (), tell: Tell = silent) -> None:
     """Check the promises of a workload.
 
+    - Each option has a description.
     - The fingerprint is a stable sha256.
     - Each pass gives every sample number 0..N-1 once.
     - The same seed and epoch give the same batches, whatever the state of torch's global generator. A sample looks the
@@ -34,7 +36,7 @@ def check_workload(workload: Workload, *, teacher_inputs: Sequence[str] = ()) ->
     - `validation` and `test` ignore seed, epoch and view.
     - No sample of one split is in another (as far as inputs are unaugmented).
     - Teacher and student give finite logits of one shape `[B, C]`, or a dict of such logits by task. The same seed
-      gives them the same weights, and they can be exported.
+      gives them the same weights, and they can be exported. In eval mode, a call gives what the last one gave.
     - The loss is a finite scalar with a gradient.
     - With several tasks, labels have names of outputs, and the loss of a batch is the sum of its losses with the labels
       of one task alone.
@@ -45,13 +47,18 @@ def check_workload(workload: Workload, *, teacher_inputs: Sequence[str] = ()) ->
         workload: the plug-in, with the options to check.
         teacher_inputs: names of the inputs that the teacher reads (`Batch.extra`), as in a recipe's 'teacher.inputs';
             empty if it reads the student's inputs.
+        tell: hears of each promise that is kept.
 
     Raises:
         AssertionError: a promise is broken; the text says which.
     """
+    described(workload)
+    tell("each option has a description")
     for check in CHECKS:
         check(workload)
+        tell(promise(check))
     usable_models(workload, teacher_inputs)
+    tell(promise(usable_models))
 
 
 def collect(
@@ -190,9 +197,22 @@ def usable_models(workload: Workload, teacher_inputs: Sequence[str] = ()) -> Non
                 workload.loss(outputs_of(model, other), other).backward()  # type: ignore[no-untyped-call]
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, f"every parameter of the {name} should get a gradient, but {without} get none"
-        torch.export.export(model.eval(), batch.inputs, strict=False)
+        repeats(name, model.eval(), batch)
+        torch.export.export(model, batch.inputs, strict=False)
     said = {name: given.get("", given) for name, given in shapes.items()}
     assert shapes["teacher"] == shapes["student"], f"teacher and student should give one shape, but give {said}"
+
+
+@torch.no_grad()
+def repeats(name: str, model: nn.Module, batch: Batch) -> None:
+    """Check that a model in eval mode gives the same logits at each call."""
+    once, again = (outputs_of(model, batch) for _ in range(2))
+    tasks = once.tasks or {"": once.logits}
+    same = all(torch.equal(logits, (again.tasks or {"": again.logits})[task]) for task, logits in tasks.items())
+    assert same, (
+        f"random in eval mode: the {name} gives other logits for the same samples at each call; draw random numbers "
+        "only while `training` is set"
+    )
 
 
 def answered(name: str, model: nn.Module, batch: Batch, reads: Sequence[str]) -> Outputs:

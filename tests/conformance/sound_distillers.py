@@ -10,7 +10,7 @@ from kdq_core.api import Distiller, Field, LossTerms
 class Kl(Distiller):
     """Of outputs."""
 
-    alpha: float = Field(default=0.5, ge=0, le=1)
+    alpha: float = Field(default=0.5, ge=0, le=1, description="a weight")
 
     def takes_top_k(self):
         return True

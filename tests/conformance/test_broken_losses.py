@@ -133,3 +133,42 @@ def test_a_missing_factor_of_the_temperature_is_named(alpha):
         r"the soft terms falls to 0\.06\d of itself; multiply them by temperature\^2 \(Hinton et al\. 2015\)",
         str(caught.value),
     )
+
+
+class SoftenedLittle(Softened):
+    temperature: float = Field(default=4.0, ge=1, le=20, description="softens both")
+
+
+class SoftenedBelow(Softened):
+    temperature: float = Field(default=4.0, gt=0, lt=20, description="softens both")
+
+
+class SoftenedLittleRight(SoftenedRight):
+    temperature: float = Field(default=4.0, ge=1, lt=20, description="softens both")
+
+
+class HardlySoftened(Softened):
+    temperature: float = Field(default=1.0, ge=1, le=4, description="softens both")
+
+
+@pytest.mark.parametrize(("broken", "tried"), [(SoftenedLittle, "5 to 20"), (SoftenedBelow, "4.95 to 19.8")])
+def test_the_kit_tries_temperatures_within_the_bounds_of_the_option(broken, tried):
+    check_distiller(SoftenedLittleRight())
+    check_distiller(HardlySoftened())  # too narrow to see a factor
+    with pytest.raises(AssertionError) as caught:
+        check_distiller(broken())
+    assert re.fullmatch(
+        rf"a temperature should soften without taking the teacher away, but from temperature {tried} the gradient of "
+        r"the soft terms falls to 0\.0\d\d of itself; multiply them by temperature\^2 \(Hinton et al\. 2015\)",
+        str(caught.value),
+    )
+
+
+class Undescribed(Kl):
+    strength: float = Field(default=1.0, ge=0, le=2)
+
+
+def test_an_option_without_a_description_is_named():
+    with pytest.raises(AssertionError) as caught:
+        check_distiller(Undescribed())
+    assert str(caught.value) == "every option of Undescribed should have a description, but ['strength'] have none"

@@ -321,7 +321,7 @@ def test_a_loss_that_cannot_be_gone_through_backwards_is_named():
 
 class Unwritable(Kl):
     model_config: ClassVar[dict] = {"arbitrary_types_allowed": True}
-    through: type | torch.nn.Module = torch.nn.Identity
+    through: type | torch.nn.Module = Field(default=torch.nn.Identity, description="a layer")
 
 
 def test_options_that_cannot_stand_in_a_recipe_are_named():
@@ -332,7 +332,7 @@ def test_options_that_cannot_stand_in_a_recipe_are_named():
 class OneOfTwo(Kl):
     """Not broken: a weight of 0 that cannot be lifted alone, and a loss that is wrapped."""
 
-    beta: float = Field(default=0.5, ge=0, le=1)
+    beta: float = Field(default=0.5, ge=0, le=1, description="a weight")
 
     def model_post_init(self, _):
         if self.alpha + self.beta != 1:

@@ -61,7 +61,7 @@ def test_the_distillers_that_are_checked_are_those_the_catalog_names():
 class Squared(Distiller):
     """A correct distiller that the broken ones below differ from in one thing."""
 
-    alpha: float = Field(default=0.5, ge=0, le=1)
+    alpha: float = Field(default=0.5, ge=0, le=1, description="a weight")
 
     def loss(self, student, teacher, batch):
         return self.terms(student.logits.float(), teacher.logits.detach().float())
@@ -118,21 +118,21 @@ class Jumps(Squared):
 
 
 class JumpsAtZero(Squared):
-    beta: float = Field(default=1.0, ge=0, le=50)
+    beta: float = Field(default=1.0, ge=0, le=50, description="a weight")
 
     def terms(self, student, teacher):
         return LossTerms({"soft": (self.beta > 0) * (student - teacher).square().mean()}, 1.0)
 
 
 class JumpsAtTheTop(Squared):
-    beta: float = Field(default=1.0, ge=0, le=1000)
+    beta: float = Field(default=1.0, ge=0, le=1000, description="a weight")
 
     def terms(self, student, teacher):
         return LossTerms({"soft": (self.beta if self.beta < 1000 else 0) * (student - teacher).square().mean()}, 1.0)
 
 
 class JumpsAtTheBottom(Squared):
-    temperature: float | None = Field(default=None, ge=0.5, le=8)
+    temperature: float | None = Field(default=None, ge=0.5, le=8, description="softens")
 
     def terms(self, student, teacher):
         return LossTerms({"soft": (self.temperature != 0.5) * (student - teacher).square().mean()}, 1.0)
@@ -141,7 +141,7 @@ class JumpsAtTheBottom(Squared):
 class OneOrTheOther(Squared):
     """Not broken: each weight has an end that the other does not let it reach."""
 
-    beta: float = Field(default=0.5, ge=0, le=1)
+    beta: float = Field(default=0.5, ge=0, le=1, description="a weight")
 
     @model_validator(mode="after")
     def _a_whole(self):
@@ -286,9 +286,9 @@ def test_the_distiller_kit_lets_unusual_distillers_pass(sound):
 class Small(Digits):
     """The first 40 samples of each split, with the smallest models."""
 
-    teacher_width: int = 4
-    student_width: int = 4
-    augment: bool = False
+    teacher_width: int = Field(default=4, description="channels")
+    student_width: int = Field(default=4, description="channels")
+    augment: bool = Field(default=False, description="shift images")
 
     def batches(self, split, *, batch_size, seed=0, epoch=0, view=None):
         (batch,) = super().batches(split, batch_size=2000)
@@ -368,9 +368,31 @@ class Unseeded(Small):
         return super().student()
 
 
+class Noisy(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + torch.rand(1)
+
+
+class RandomInEval(Small):
+    def student(self):
+        return Noisy(super().student())
+
+
+class Undescribed(Small):
+    strength: float = 1.0
+
+
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
+        (RandomInEval,
+         "random in eval mode: the student gives other logits for the same samples at each call; draw random numbers "
+         "only while `training` is set"),
+        (Undescribed, "every option of Undescribed should have a description, but ['strength'] have none"),
         (Unstable, "the fingerprint of an equal workload should be the same, but it is another one"),
         (Unshuffled, "another seed should shuffle train anew"),
         (Twice, "split 'train' should give each sample number from 0 to N-1 once, but it does not"),
@@ -382,7 +404,7 @@ class Unseeded(Small):
         (Leaky, "splits should be disjoint, but 40 samples of 'validation' are in 'test' too"),
         (Unseeded, "the same seed should give the same student: 'conv.weight'"),
     ],
-)
+)  # fmt: skip
 def test_the_workload_kit_names_the_broken_promise(broken, sentence):
     with pytest.raises(AssertionError) as caught:
         check_workload(broken())
@@ -396,7 +418,7 @@ def test_the_small_workload_itself_is_not_broken():
 class Partly(Small):
     """Training samples with and without labels in batches of their own, with a short one at the end of each sort."""
 
-    unlabelled: bool = True
+    unlabelled: bool = Field(default=True, description="leave labels out")
 
     def batches(self, split, *, batch_size, seed=0, epoch=0, view=None):
         if split != "train":

@@ -5,14 +5,14 @@ from typing import Literal
 import pytest
 import torch
 
-from kdq_core.api import Batch, Workload
+from kdq_core.api import Batch, Field, Workload
 from kdq_core.testing import check_workload
 
 
 class Sounds(Workload):
     """40 samples a split of 4 numbers for the student and 6 others, `sound`, for the teacher."""
 
-    broken: Literal["", "student", "answer"] = ""
+    broken: Literal["", "student", "answer"] = Field(default="", description="what is wrong with it")
 
     def fingerprint(self):
         return "0" * 64

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kdq_core.plugins.kinds import Distiller
+from kdq_core.testing.declared import Tell, described, promise, silent
 from kdq_core.testing.distillers import gradients, projectors, values
 from kdq_core.testing.distillers.models import Subject
 
 
-def check_distiller(distiller: Distiller, *, places: int = 0) -> None:
+def check_distiller(distiller: Distiller, *, places: int = 0, tell: Tell = silent) -> None:
     """Check the promises of a distiller.
 
+    - Each option has a description.
     - The soft loss is zero for equal models, and at least zero for others: its terms are distances.
     - For unequal models, the soft terms alone, without the loss on hard labels, give the student's logits a gradient
       that is not zero. For a distiller of features, they give one to the student's features.
@@ -34,18 +36,23 @@ def check_distiller(distiller: Distiller, *, places: int = 0) -> None:
     An exception from the plug-in is a broken promise too. The text then names the class, the case that was tried, the
     exception, and the line of the plug-in that raised it.
 
-    A distiller of outputs with an option `temperature` must multiply by T^2: from T = 10 to 40, the gradient of its
-    soft terms must not fall below a third. It may grow, as with `dist`, whose correlations do not shrink with T.
+    A distiller of outputs with an option `temperature` must multiply by T^2: from T = 10 to 40, or from a quarter of
+    the option's upper bound to that bound if it is lower, the gradient of its soft terms must not fall below a third.
+    It may grow, as with `dist`, whose correlations do not shrink with T.
 
     Args:
         distiller: the plug-in, with the options to check.
         places: positions of a sequence; 0 means logits `[B, C]`.
+        tell: hears of each promise that is kept.
 
     Raises:
         AssertionError: a promise is broken; the text says which.
     """
+    described(distiller)
+    tell("each option has a description")
     for check in CHECKS:
         check(Subject(distiller, places))
+        tell(promise(check))
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (

@@ -9,10 +9,12 @@ import torch
 from kdq_core.tensors import Outputs
 from kdq_core.testing.distillers.calls import backward, soft, summed, total
 from kdq_core.testing.distillers.models import Subject, changed, learning, leaves, made, moved, targets
-from kdq_core.testing.distillers.options import lifted, numbers, with_fields
+from kdq_core.testing.distillers.options import lifted, with_fields, within
 
 EXTREME = 1e4
-SOFT, SOFTER = 10.0, 40.0
+SOFTER, TIMES, LEAST = 40.0, 4.0, 8.0
+"""The kit compares the gradients at a temperature of at most `SOFTER` and at a part of it: below `LEAST`, a softmax of
+the kit's logits is not yet flat, so that its gradient says little."""
 DTYPES = (
     (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.float16),
     (torch.float64, torch.float64),
@@ -53,15 +55,16 @@ def not_lost_with_temperature(subject: Subject) -> None:
     With that factor, the gradient of a divergence is the same for all large T (Hinton et al. 2015). Without it, the
     gradient falls to a sixteenth from T = 10 to 40. It may grow: correlations do not shrink with T.
     """
-    low, high = numbers(subject).get("temperature", (math.inf, 0.0))
-    if subject.distiller.features != "none" or low > SOFT or high < SOFTER:
+    low, high = within(subject, "temperature") or (math.inf, 0.0)
+    top = min(SOFTER, high)
+    if subject.distiller.features != "none" or top < max(LEAST, TIMES * low):
         return
     for one in lifted(subject):
-        warm, hot = (_size_at(one, temperature) for temperature in (SOFT, SOFTER))
+        warm, hot = (_size_at(one, temperature) for temperature in (top / TIMES, top))
         assert hot >= warm / 3, (
-            f"a temperature should soften without taking the teacher away, but from temperature {SOFT:g} to {SOFTER:g} "
-            f"the gradient of the soft terms falls to {hot / warm:.3f} of itself; multiply them by temperature^2 "
-            "(Hinton et al. 2015)"
+            f"a temperature should soften without taking the teacher away, but from temperature {top / TIMES:g} to "
+            f"{top:g} the gradient of the soft terms falls to {hot / warm:.3f} of itself; multiply them by "
+            "temperature^2 (Hinton et al. 2015)"
         )
 
 

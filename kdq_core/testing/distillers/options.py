@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -38,14 +39,36 @@ def ends(subject: Subject) -> Iterator[tuple[str, float, float]]:
 
 def numbers(subject: Subject) -> dict[str, tuple[float, float]]:
     """Give the smallest and largest value of each field that is a number; infinite if the bound itself is excluded."""
-    with asked(subject, f"the options of {subject.name} should have a JSON schema", ""):
-        fields = type(subject.distiller).model_json_schema(by_alias=False).get("properties", {})
     found = {}
-    for name, field in fields.items():
-        forms = [form for form in (field, *field.get("anyOf", ())) if form.get("type") == "number"]
-        if forms:
-            found[name] = (forms[0].get("minimum", -math.inf), forms[0].get("maximum", math.inf))
+    for name, field in _fields(subject).items():
+        form = _number(field)
+        if form is not None:
+            found[name] = (form.get("minimum", -math.inf), form.get("maximum", math.inf))
     return found
+
+
+def within(subject: Subject, name: str) -> tuple[float, float] | None:
+    """Give two values of a field that is a number, near its bounds and inside them; `None` if there is no such field.
+
+    A bound that is excluded counts as 1 % inside.
+    """
+    form = _number(_fields(subject).get(name, {}))
+    if form is None:
+        return None
+    low = form.get("minimum", form.get("exclusiveMinimum", -math.inf) + abs(form.get("exclusiveMinimum", 0.0)) / 100)
+    high = form.get("maximum", form.get("exclusiveMaximum", math.inf) - abs(form.get("exclusiveMaximum", 0.0)) / 100)
+    return low, high
+
+
+def _fields(subject: Subject) -> dict[str, Any]:
+    with asked(subject, f"the options of {subject.name} should have a JSON schema", ""):
+        fields: dict[str, Any] = type(subject.distiller).model_json_schema(by_alias=False).get("properties", {})
+    return fields
+
+
+def _number(field: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    forms = [form for form in (field, *field.get("anyOf", ())) if form.get("type") == "number"]
+    return forms[0] if forms else None
 
 
 def with_fields(subject: Subject, values: Mapping[str, float]) -> Subject | None:

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from torch import nn
 
-from kdq_core.api import Evaluator, Metric, OperatorCoverage
+from kdq_core.api import Evaluator, Field, Metric, OperatorCoverage
 from kdq_core.testing import check_evaluator
 from kdq_evaluators.coverage import Coverage
 from kdq_evaluators.latency import Latency
@@ -66,12 +67,14 @@ def test_the_modules_import_nothing_heavy():
 
 
 class Broken(Evaluator):
-    name: str = "fine"
-    unit: str = "count"
-    value: float = 1.0
-    low: float | None = None
-    drifts: bool = False
-    writes: bool = False
+    metrics: ClassVar[tuple[str, ...]] = ("fine", "Top-1")
+    name: str = Field(default="fine", description="of the metric")
+    unit: str = Field(default="count", description="of the metric")
+    value: float = Field(default=1.0, description="of the metric")
+    low: float | None = Field(default=None, description="lower end of the interval")
+    drifts: bool = Field(default=False, description="give another value at each call")
+    writes: bool = Field(default=False, description="change the file")
+    gives: Literal["tuple", "list", "numbers"] = Field(default="tuple", description="what it returns")
 
     def evaluate(self, candidate, baseline, batches):
         value = self.value
@@ -80,7 +83,8 @@ class Broken(Evaluator):
             (candidate.path.parent / f"drift{value}").touch()
         if self.writes:
             candidate.path.write_bytes(b"changed")
-        return (Metric(name=self.name, value=value, unit=self.unit, direction="lower", low=self.low),)
+        metric = Metric(name=self.name, value=value, unit=self.unit, direction="lower", low=self.low)
+        return {"tuple": (metric,), "list": [metric], "numbers": (value,)}[self.gives]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +96,15 @@ class Broken(Evaluator):
         ({"low": 2.0}, "metric 'fine' should lie in its interval, but 1.0 does not"),
         ({"drifts": True}, "a second evaluation should give the same 'fine', but 0.0 became 1.0"),
         ({"writes": True}, "an evaluator should not change a file, but it did"),
+        ({"gives": "list"},
+         "Broken.evaluate should return a tuple of metrics, or () if it does not apply, but it returned a value of "
+         "type list"),
+        ({"gives": "numbers"},
+         "Broken.evaluate should return a tuple of metrics, but one of them is of type float"),
+        ({"name": "other"},
+         "Broken should give only the metrics that its class names, but it gives 'other'; add it to `metrics`"),
     ],
-)
+)  # fmt: skip
 def test_the_kit_names_the_broken_promise(options, sentence, subjects, batches):
     check_evaluator(Broken(), *subjects, batches)
     with pytest.raises(AssertionError) as caught:
