@@ -62,6 +62,10 @@ def view_of(work: Shown, epoch: int) -> View | None:
     return View(work.section("teacher").cache.seed, epoch)
 
 
+def _labels(batch: Batch) -> tuple[Tensor, ...]:
+    return tuple(x for x in (batch.targets, *batch.tasks.values()) if isinstance(x, Tensor))
+
+
 def checked(given: object, split: str) -> Batch:
     """Give back what the workload gave, if it is a batch of tensors.
 
@@ -74,6 +78,8 @@ def checked(given: object, split: str) -> Batch:
         wrong = f"a batch whose inputs are a {type(given.inputs).__name__!r}, not a tuple of tensors"
     elif not isinstance(given.ids, Tensor):
         wrong = f"a batch whose ids are a {type(given.ids).__name__!r}, not a tensor"
+    elif away := [x.device for x in (*given.inputs, *_labels(given)) if x.device.type != "cpu"]:
+        wrong = f"a batch with tensors on {str(away[0])!r}, not on the CPU"
     else:
         return given
     raise StageError(

@@ -189,8 +189,23 @@ def tensor_of(given: Any, what: str) -> Tensor:
             f"{what} of the data is {kind} ({str(first)[:40]!r}); KDQ needs numbers: turn it into a tensor in the "
             "data's own code"
         ) from None
-    found = found.detach().cpu()
+    found = on_cpu(found, what)
     return found.float() if found.is_floating_point() and found.dtype != torch.float32 else found
+
+
+def on_cpu(tensor: Tensor, what: str) -> Tensor:
+    """The same tensor on the CPU, without a gradient.
+
+    Raises:
+        StageError: it cannot be copied there.
+    """
+    try:
+        return tensor.detach().cpu()
+    except (NotImplementedError, RuntimeError) as error:
+        raise StageError(
+            f"{what} of the data is on the device {str(tensor.device)!r} and cannot be copied to the CPU: "
+            f"{str(error).splitlines()[0]}; give tensors on the CPU, KDQ moves them to the device of the site"
+        ) from None
 
 
 def label_of(given: Any) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.api import Batch, StageError, View
-from kdq_workloads.samples import LABELS, ArraySamples, DatasetSamples, Samples, input_names, parted
+from kdq_workloads.samples import LABELS, ArraySamples, DatasetSamples, Samples, input_names, on_cpu, parted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,7 @@ def _dataset(dataset: Any, collate: Any, what: str) -> DatasetSamples:
 
 def _array(given: Any) -> Any:
     """A tensor as an array, which batches index."""
-    return given.detach().cpu().numpy() if hasattr(given, "detach") else given
+    return on_cpu(given, "an array").numpy() if hasattr(given, "detach") else given
 
 
 def _length(given: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdq_flows.cli import common, models, own, recipes, run, servers
+from kdq_flows.cli import authoring, common, models, own, recipes, run, servers, start
 
 app = typer.Typer(
     name="kdq",
@@ -39,7 +39,7 @@ def _root(
     common.debug = debug
 
 
-for _module in (run, own, recipes, models, servers):
+for _module in (start, run, own, recipes, models, servers, authoring):
     _module.register_commands(app)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import Field
 
 from kdq_core.frozen import Frozen
 from kdq_core.plan.view import RunView
-from kdq_core.store.records import Artifact
+from kdq_core.store.records import Artifact, OperatorCoverage
 
 
 class OperatorFacts(Frozen):
@@ -26,7 +26,11 @@ class OperatorFacts(Frozen):
 def coverage_of(view: RunView) -> tuple[OperatorFacts, ...]:
     """The operators of the int8 file; none before it is exported."""
     artifact = view.record("artifact", Artifact)
-    operators = () if artifact is None else artifact.operators
+    return facts_of(() if artifact is None else artifact.operators)
+
+
+def facts_of(operators: Sequence[OperatorCoverage]) -> tuple[OperatorFacts, ...]:
+    """Each operator with its shares of the whole."""
     macs, weights = sum(o.macs for o in operators) or 1, sum(o.weight_bytes for o in operators) or 1
     return tuple(
         OperatorFacts(

@@ -1,0 +1,1 @@
+"""The preflight of a recipe, which `kdq check` runs: everything that can be known in seconds, without training."""
