@@ -15,6 +15,7 @@ from kdq_core.testing.distillers import check_distiller
 from kdq_core.testing.evaluators import check_evaluator
 from kdq_core.testing.quantizers import check_quantizer
 from kdq_core.testing.stages import check_stage
+from kdq_core.testing.subjects import toy_subjects
 from kdq_core.testing.targets import check_target
 from kdq_core.testing.toys import TOYS, Toy, ToyNet
 from kdq_core.testing.workloads import check_workload
@@ -29,4 +30,5 @@ __all__ = [
     "check_stage",
     "check_target",
     "check_workload",
+    "toy_subjects",
 ]

@@ -92,7 +92,7 @@ def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
         found = Named([_array(given[name]) for name in names], labels)
         object.__setattr__(found, "names", names)
         return found
-    if isinstance(given, tuple | list) and len(given) > 1 and all(hasattr(one, "shape") for one in given):
+    if _are_arrays(given):
         *inputs, last = map(_array, given)
         return ArraySamples(inputs, last)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, tuple | list):
@@ -112,8 +112,22 @@ def _dataset(dataset: Any, collate: Any, what: str) -> DatasetSamples:
     return DatasetSamples(dataset, collate, input_names(dataset[0]))
 
 
+def _are_arrays(given: Any) -> bool:
+    """Whether these are arrays (inputs, labels); labels may also be a list of one value for each sample."""
+    if not isinstance(given, tuple | list) or len(given) < 2 or not all(hasattr(one, "shape") for one in given[:-1]):
+        return False
+    last = given[-1]
+    return hasattr(last, "shape") or (
+        isinstance(last, list) and len(last) == len(given[0]) and isinstance(last[0], str | int | float)
+    )
+
+
 def _array(given: Any) -> Any:
     """A tensor as an array, which batches index."""
+    import numpy as np
+
+    if isinstance(given, list):
+        return np.asarray(given)
     return on_cpu(given, "an array").numpy() if hasattr(given, "detach") else given
 
 

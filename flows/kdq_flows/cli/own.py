@@ -66,7 +66,7 @@ def quantize(
     from kdq_flows.own import quantizing
 
     made = quantizing(
-        model, data, common.site(), weights=weights, targets=target or (), options=_options(settings), loss=loss,
+        model, data, common.site(), weights=weights, targets=target or (), options=options_of(settings), loss=loss,
         bits=bits, quantizer=quantizer, qat=qat, epochs=epochs, register=register, name=name,
     )  # fmt: skip
     _run(made, output, recipe, as_json=as_json)
@@ -93,7 +93,7 @@ def compress(
     _run(made, output, recipe, as_json=as_json)
 
 
-def _options(settings: list[str] | None) -> dict[str, Any]:
+def options_of(settings: list[str] | None) -> dict[str, Any]:
     """The options of `--set`; values are YAML.
 
     Raises:

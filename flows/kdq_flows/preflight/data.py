@@ -46,7 +46,7 @@ class Read:
         self.batches.setdefault("first", batch)
         if batch.targets is None or batch.targets.ndim != 1 or batch.targets.is_floating_point():
             return
-        numbers = {int(number) for number in batch.targets.unique()} - {-100}
+        numbers = set(batch.targets.tolist()) - {-100}
         if numbers and min(numbers) < min(self.classes, default=min(numbers) + 1):
             self.batches["least"] = batch
         if numbers and max(numbers) > max(self.classes, default=max(numbers) - 1):
@@ -60,9 +60,9 @@ def read(workload: Workload) -> dict[str, Read]:
     Raises:
         StageError: a split is empty, gives something else than batches, or numbers that are not finite.
     """
-    found = {split: Read() for split in SPLITS}
-    for split, one in found.items():
-        began = time.monotonic()
+    found: dict[str, Read] = {}
+    for split in SPLITS:
+        one, began = found.setdefault(split, Read()), time.monotonic()
         for number, batch in enumerate(workload.batches(split, batch_size=EVALUATION_BATCH), start=1):
             one.take(checked(batch, split))
             if split == "train" and number <= FINITE:

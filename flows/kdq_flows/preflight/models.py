@@ -84,7 +84,7 @@ class Rehearsal:
         """Compute the hard loss on the first samples, and on those with the least and the greatest class."""
         role, model = list(self._models.items())[-1]
         values = [self._loss(role, model, batch) for batch in data.probes(self._splits) if batch.labelled]
-        return f"finite, {values[0]:.3g} for the untrained {role}" if values else "the data has no labels"
+        return f"finite, {values[0]:.3g} for the {role} as it starts" if values else "the data has no labels"
 
     def _loss(self, role: str, model: nn.Module, batch: Batch) -> float:
         outputs = answer(role, model, self._read_by(role, batch))
@@ -96,7 +96,7 @@ class Rehearsal:
             raise StageError(f"the loss of the {role} fails: {_first(error)}; {_mismatch(outputs, batch)}") from error
         if value != value or abs(value) == float("inf"):
             raise StageError(
-                f"the loss of the untrained {role} is {value}; look for NaN in the data, and for a division by zero or "
+                f"the loss of the {role} as it starts is {value}; look for NaN in the data, and for a division by zero or "
                 "a logarithm of zero in model and loss"
             )
         return value
@@ -116,7 +116,7 @@ class Rehearsal:
         """Run the check of each stage, as a run does before its first fit."""
         titles = [one.title for one in self._wired]
         check_all(self._wired, self._asked, self._scratch, lambda _event: None, titles=titles)
-        return f"{len(titles)} accept the recipe, the data and the models"
+        return f"all {len(titles)} accept the recipe, the data and the models"
 
     @torch.no_grad()
     def export(self) -> str:
@@ -134,7 +134,8 @@ class Rehearsal:
         rows = target.coverage(file, self._graph, keep_float=placement(work, self._graph).keep_float)
         self.float_lines = float_lines(facts_of(rows))
         int8 = sum(row.int8 for row in rows)
-        return f"{file.stat().st_size:,} bytes for {self._asked.recipe.target.use!r}; {int8} of {len(rows)} operators in int8"
+        size, use = file.stat().st_size, self._asked.recipe.target.use
+        return f"{size:,} bytes for {use!r}; {int8} of {len(rows)} operators in int8"
 
     @functools.cached_property
     def _models(self) -> dict[str, nn.Module]:

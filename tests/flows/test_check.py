@@ -1,0 +1,208 @@
+"""`kdq check`: what would go wrong in a run is found without a run, in KDQ's own words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdq_core.reading.checks import load_recipe
+from kdq_core.recipe.spec import Site
+from kdq_flows.preflight import findings as module
+from kdq_flows.preflight.findings import Finding, findings
+
+MODULE = """
+import numpy as np
+import torch
+from torch import nn
+
+def data(split):
+    x = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(len(split)))
+    y = torch.arange(40) % 3
+    return x, y
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean((2, 3))
+        return self.head(x)
+
+def net():
+    return Net()
+"""
+
+RECIPE = """
+name: own
+workload: {{use: python, options: {{model: "{file}:net", data: "{file}:data", limit: 1000}}}}
+student: {{source: checkpoint, file: net.safetensors}}
+quantize: {{use: static}}
+stages: [quantize, export, evaluate]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of the user, which Python forgets."""
+    path, modules = list(sys.path), set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+
+
+def recipe_of(name: str, old: str = "", new: str = "", *, more: str = "") -> Path:
+    """Write a module with one change, its weights, and a recipe."""
+    import torch
+    from safetensors.torch import save_file
+
+    assert old in MODULE
+    Path(f"{name}.py").write_text(MODULE.replace(old, new) if old else MODULE)
+    net = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(1, 4, 3, padding=1), "head": torch.nn.Linear(4, 3)})
+    save_file(net.state_dict(), "net.safetensors")
+    Path("recipe.yaml").write_text(RECIPE.format(file=f"{name}.py") + more)
+    return Path("recipe.yaml")
+
+
+def found(file: Path, site: Site) -> list[Finding]:
+    return list(findings(lambda: load_recipe(file, files=True), site))
+
+
+def broken(file: Path, site: Site) -> tuple[str, str]:
+    """The only finding that is not ok; it is the last one."""
+    (*fine, last) = found(file, site)
+    assert all(one.ok for one in fine), fine
+    assert not last.ok, last
+    return last.check, last.says
+
+
+def test_a_sound_recipe_is_checked_through_to_the_file(site: Site) -> None:
+    rows = found(recipe_of("sound_net"), site)
+    assert [(one.check, one.says) for one in rows if one.check not in ("home", "loss", "export")] == [
+        ("recipe", "'own' with the stages read_student, quantize, export, evaluate"),
+        ("device", "cpu, 1 threads"),
+        ("plan", "4 stages, 0 of them cached"),
+        ("data",
+         "train 40 samples, validation 40 samples, test 40 samples; inputs float32 [1, 8, 8]; labels int64, 3 classes "
+         "from 0 to 2"),
+        ("models", "student with 55 parameters"),
+        ("forward", "student gives [3]"),
+        ("trace", "the student is a graph of 4 calls"),
+        ("quantizers", "'static' for 2 weights and 4 activations"),
+        ("stages", "all 4 accept the recipe, the data and the models"),
+    ]  # fmt: skip
+    assert all(one.ok for one in rows)
+    (export,) = [one.says for one in rows if one.check == "export"]
+    assert export.endswith(" bytes for 'onnxruntime-cpu'; 3 of 3 operators in int8")
+    assert list((site.home / "store").iterdir()) == []  # nothing ran
+
+
+def test_operators_that_stay_in_float_are_told_with_the_reason(site: Site) -> None:
+    rows = found(recipe_of("float_net", "return self.head(x)", "return self.head(x).softmax(1)"), site)
+    assert [one.says for one in rows if one.check == "in float"] == [
+        "1 softmax, 0.0% of the MACs: ONNX Runtime has no int8 kernel for softmax"
+    ]
+
+
+NO_CPU = "Cannot copy out of meta tensor; no data!"
+
+MISTAKES = [
+    ("wrong_shape", "return x, y", "return x.repeat(1, 3, 1, 1), y", "forward",
+     "the student cannot answer for inputs of shape (2, 3, 8, 8): RuntimeError: Given groups=1, weight of size "
+     "[4, 1, 3, 3], expected input[2, 3, 8, 8] to have 1 channels, but got 3 channels instead; give the data the shape "
+     "that the student reads, or change the student"),
+    ("text_array", "return x, y", "return x, np.array(['cat', 'dog'] * 20)", "data",
+     "the label of the data is text ('cat'); KDQ needs numbers: turn it into a tensor in the data's own code"),
+    ("text_list", "return x, y", "return x, ['cat', 'dog'] * 20", "data",
+     "the label of the data is text ('cat'); KDQ needs numbers: turn it into a tensor in the data's own code"),
+    ("text_items", "return x, y", "return [(one, 'cat') for one in x]", "data",
+     "the label of the data is text ('cat'); KDQ needs numbers: turn it into a tensor in the data's own code"),
+    ("other_device", "return x, y", "return x.to('meta'), y", "data",
+     "an array of the data is on the device 'meta' and cannot be copied to the CPU: Cannot copy out of meta tensor; no "
+     "data!; give tensors on the CPU, KDQ moves them to the device of the site"),
+    ("other_device_items", "return x, y",
+     "return torch.utils.data.TensorDataset(x.to('meta'), y.to('meta'))", "data",
+     "input 0 of the data is on the device 'meta' and cannot be copied to the CPU: Cannot copy out of meta tensor; no "
+     "data!; give tensors on the CPU, KDQ moves them to the device of the site"),
+    ("endless", "return x, y", "return ((x, y) for _ in iter(int, 1))", "data",
+     "endless.py:data('train') gave more than 1,000 samples and did not end; let it end, or raise 'limit' in the "
+     "options of the workload"),
+    ("tuples", "return self.head(x)", "return (self.head(x), x), x.mean()", "forward",
+     "the model gave 'tuple' where a tensor of logits is needed, or for several tasks a dict of tensors by task; return "
+     "the logits alone"),
+    ("out_of_range", "y = torch.arange(40) % 3", "y = torch.arange(40) % 4", "loss",
+     "the loss of the student fails: IndexError: Target 3 is out of bounds.; a label is 3, and the model gives 3 "
+     "classes, 0 to 2; correct the labels, or let the model give a number for each class"),
+    ("below_range", "y = torch.arange(40) % 3", "y = torch.arange(40) % 3 - 1", "loss",
+     "the loss of the student fails: IndexError: Target -1 is out of bounds.; a label is -1, and the model gives 3 "
+     "classes, 0 to 2; correct the labels, or let the model give a number for each class"),
+    ("not_finite", "return x, y", "return x.index_fill(0, torch.tensor([7]), float('nan')), y", "data",
+     "training batch 1 of the calibration is not finite: its input holds nan in 1 of 40 samples, first in sample 7; "
+     "mend or drop these samples in the workload"),
+    ("nan_loss", "return self.head(x)", "return self.head(x) / 0", "loss",
+     "the loss of the student as it starts is nan; look for NaN in the data, and for a division by zero or a logarithm "
+     "of zero in model and loss"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new", "check", "says"), MISTAKES, ids=[one[0] for one in MISTAKES])
+def test_a_mistake_of_the_user_is_told_in_kdqs_words(
+    name: str, old: str, new: str, check: str, says: str, site: Site
+) -> None:
+    assert broken(recipe_of(name, old, new), site) == (check, says)
+
+
+def test_a_model_that_cannot_be_traced_is_told(site: Site) -> None:
+    old = "x = self.conv(x).relu().mean((2, 3))"
+    check, says = broken(recipe_of("branches", old, f"{old}\n        x = x + 1 if x.sum() > 0 else x"), site)
+    assert check == "trace"
+    assert says.startswith("model 'Net' cannot be captured as a graph: ")
+    assert "branches.py" in says
+
+
+def test_a_missing_column_of_a_table_is_told(site: Site) -> None:
+    file = recipe_of("column")
+    Path("rows.csv").write_text("a,b\n" + "1,2\n" * 30)
+    options = 'use: table, options: {model: "column.py:net", file: rows.csv, target: label}'
+    text = file.read_text()
+    file.write_text(text.replace(text[text.index("use: python") : text.index("}}\nstudent") + 1], options))
+    assert broken(file, site) == ("data", "'rows.csv' has no column 'label'; it has: a, b")
+
+
+def test_a_recipe_that_is_wrong_ends_the_check(site: Site) -> None:
+    (only,) = found(recipe_of("wrong", more="gates: [{metric: top1}]\n"), site)
+    assert (only.check, only.ok) == ("recipe", False)
+    assert only.says.startswith("recipe.yaml:")
+
+
+def test_home_device_and_tracking_server_are_looked_at_beside_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("home").write_text("a file")
+    file = recipe_of("elsewhere")
+    file.write_text(file.read_text().replace("evaluate]", "evaluate, register]"))
+    site = Site(home=tmp_path / "home", device="cuda:99", tracking_uri="http://127.0.0.1:9", threads=1)
+    monkeypatch.setattr(module, "plan", lambda *_: "planned")
+    monkeypatch.setattr(module, "rehearsed", lambda *_: iter(()))
+    rows = {one.check: one for one in found(file, site)}
+    assert [check for check, one in rows.items() if not one.ok] == ["home", "device", "tracking"]
+    assert rows["home"].says.startswith(f"cannot write to KDQ_HOME {str(tmp_path / 'home')!r}: ")
+    assert "'cuda:99'" in rows["device"].says
+    assert rows["tracking"].says.startswith("the tracking server 'http://127.0.0.1:9' cannot be reached")
+
+
+def test_a_full_disk_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e8})())
+    (home,) = [one for one in found(recipe_of("wrong", more="gates: [{metric: top1}]\n"), site) if one.check == "home"] or [
+        module.tried("home", lambda: module.home(site))
+    ]
+    assert (home.ok, home.says) == (
+        False, f"the home {str(site.home)!r} has 0.50 GB of free space; {module.MAKE_ROOM}"
+    )  # fmt: skip
