@@ -183,7 +183,8 @@ def tensor_of(given: Any, what: str) -> Tensor:
     try:
         found = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
-        first = given[0] if isinstance(given, list | tuple) and given else given
+        several = isinstance(given, list | tuple) or getattr(given, "ndim", 0)
+        first = given[0] if several and len(given) else given
         kind = "text" if isinstance(first, str) or getattr(given, "dtype", None) is not None else type(first).__name__
         raise StageError(
             f"{what} of the data is {kind} ({str(first)[:40]!r}); KDQ needs numbers: turn it into a tensor in the "

@@ -77,6 +77,12 @@ class Rehearsal:
             outputs = answer(role, model, self._read_by(role, batch))
             check_names(outputs, batch)
             logits = outputs.tasks or {"": outputs.logits}
+            for one in logits.values():
+                if one.ndim < 2 or len(one) != len(batch.ids):
+                    raise StageError(
+                        f"the {role} gives a tensor of shape {tuple(one.shape)} for {len(batch.ids)} samples; let it "
+                        "give logits of shape (samples, classes), or (samples, 1) for a number"
+                    )
             words.append(f"{role} gives " + ", ".join(f"{n} {list(x.shape[1:])}".strip() for n, x in logits.items()))
         return "; ".join(words)
 
