@@ -64,7 +64,10 @@ def check_evaluator(
     assert names == [metric.name for metric in again], "a second evaluation should give the same metrics"
     for one, other in zip(first, again, strict=True):
         same = one.name in timed or one == other
-        assert same, f"a second evaluation should give the same {one.name!r}, but {one.value} became {other.value}"
+        assert same, (
+            f"a second evaluation should give the same {one.name!r}, but {one.value} became {other.value}; if it "
+            "measures time, name it as `timed`"
+        )
     tell("a second evaluation gives the same")
 
 

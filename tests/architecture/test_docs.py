@@ -158,6 +158,11 @@ def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(gu
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
     run(*pip, "--no-build-isolation", "--target", site, ".")
     kdq = Path(sys.executable).with_name("kdq")
+    rounding = titled(page, "file")["tests/guest/kdq-guest-rounding/src/kdq_guest_rounding/rounding.py"]
+    assert len(rounding.splitlines()) < 40
+    (package / "rounding.py").write_text(rounding, encoding="utf-8")
+    checked = run(kdq, "plugins", "check", "./rounding.py:GuestRounding")
+    assert "quantizer './rounding.py:GuestRounding' keeps its promises: " in checked
     states = {row["name"]: row["state"] for row in json.loads(run(kdq, "plugins", "list", "--json"))}
     assert states["logit-mse"] == states["pooled-hint"] == states["calibration"] == states["guest-rounding"] == "ok"
     for number, text in enumerate(blocks(page, "yaml")):
@@ -170,7 +175,9 @@ def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(gu
 def test_the_documents_name_kits_that_exist() -> None:
     named = {kit for page in PAGES for kit in re.findall(r"\bcheck_[a-z]+\b", page.read_text(encoding="utf-8"))}
     assert (
-        {"check_distiller", "check_evaluator", "check_quantizer", "check_stage", "check_workload"} <= named <= set(kits)
+        {f"check_{kind}" for kind in ("distiller", "evaluator", "quantizer", "stage", "target", "workload")}
+        <= named
+        <= set(kits)
     )
 
 

@@ -48,3 +48,6 @@ def test_the_wheel_works_in_a_venv_of_its_own_outside_the_checkout(tmp_path: Pat
     states = {row["name"]: row["state"] for row in json.loads(run(kdq, "plugins", "list", "--json", cwd=tmp_path))}
     assert states["digits"] == states["minmax-qat"] == states["onnxruntime-cpu"] == states["openvino"] == "ok"
     assert json.loads(run(kdq, "schema", cwd=tmp_path))["title"] == "Recipe"
+    assert "wrote  start/my_model.py" in run(kdq, "init", "--from", "text", "start", cwd=tmp_path)
+    assert run(kdq, "validate", "recipe.yaml", cwd=tmp_path / "start").startswith("recipe.yaml is valid: ")
+    assert "wrote  kdq-mine/README.md" in run(kdq, "plugins", "new", "stage", "mine", cwd=tmp_path)

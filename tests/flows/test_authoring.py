@@ -150,7 +150,7 @@ class Nothing:
         ("Raises", ["each option has a description"],
          "broken  AttributeError: 'Subject' object has no attribute 'nothing' (in "),
         ("Hard", ["each option has a description"],
-         "broken  no straight-through gradient: `round` has none; the fake-quantizer of 'stem.weight' gives its input "),
+         "broken  no straight-through gradient: `round` has none; the fake-quantizer of 'stem.weight' gives "),
     ],
 )  # fmt: skip
 def test_the_first_broken_promise_of_a_file_is_told(name: str, kept: list[str], last: str) -> None:

@@ -20,8 +20,8 @@ WEIGHTS = "weights.safetensors"
 
 def register_commands(app: typer.Typer) -> None:
     """Add `init` and `check`."""
-    app.command("init")(init)
-    app.command("check")(check)
+    app.command("init", rich_help_panel="Run")(init)
+    app.command("check", rich_help_panel="Inspect")(check)
 
 
 def init(
