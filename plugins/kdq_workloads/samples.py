@@ -183,7 +183,7 @@ def tensor_of(given: Any, what: str) -> Tensor:
     try:
         found = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
-        several = isinstance(given, list | tuple) or getattr(given, "ndim", 0)
+        several = isinstance(given, list | tuple) or bool(getattr(given, "ndim", 0))
         first = given[0] if several and len(given) else given
         kind = "text" if isinstance(first, str) or getattr(given, "dtype", None) is not None else type(first).__name__
         raise StageError(

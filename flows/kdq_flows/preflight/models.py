@@ -102,8 +102,8 @@ class Rehearsal:
             raise StageError(f"the loss of the {role} fails: {_first(error)}; {_mismatch(outputs, batch)}") from error
         if value != value or abs(value) == float("inf"):
             raise StageError(
-                f"the loss of the {role} as it starts is {value}; look for NaN in the data, and for a division by zero or "
-                "a logarithm of zero in model and loss"
+                f"the loss of the {role} as it starts is {value}; look for NaN in the data, and for a division by "
+                "zero or a logarithm of zero in model and loss"
             )
         return value
 
