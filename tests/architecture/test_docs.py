@@ -147,7 +147,7 @@ def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(gu
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text, encoding="utf-8")
     (package / "src" / "my_kdq_plugins" / "__init__.py").touch()
-    paths = os.pathsep.join((str(site), str(guests)))
+    paths = os.pathsep.join((str(site), str(guests), *filter(None, [os.environ.get("PYTHONPATH")])))
     environment = {**os.environ, "PYTHONPATH": paths, "ORT_DISABLE_TELEMETRY": "1", "PIP_NO_CACHE_DIR": "1"}
 
     def run(*words: str | Path) -> str:
