@@ -26,6 +26,7 @@ from kdq_core.plugins.loading import (
     describe,
     load_entry_point,
     names_of,
+    own_stdout,
     usable_names,
 )
 from kdq_core.recipe.explain import Where, problems, summary
@@ -102,7 +103,8 @@ class Catalog:
         """
         module_name, _, class_name = entry.target.partition(":")
         try:
-            found = getattr(importlib.import_module(module_name), class_name)
+            with own_stdout():
+                found = getattr(importlib.import_module(module_name), class_name)
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:
