@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from kdq_core.errors import StageError
-from kdq_flows.cli import app, common, main
+from kdq_flows.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "prefect", "mlflow", "pandas", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib"}
@@ -26,22 +26,6 @@ def kdq(*arguments: str, code: int = 0, path: Path | None = None, cwd: Path | No
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, cwd=cwd)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Run the command in this process; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KDQ_HOME", str(tmp_path / "home"))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kdq", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return call
 
 
 @pytest.mark.parametrize(
@@ -180,58 +164,9 @@ def test_a_home_that_cannot_be_written_hides_no_error(call, raising: list[BaseEx
     )
 
 
-def test_a_table_shows_text_as_it_is_and_json_is_an_array(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"name": "[bold]x", "value": 0.123456}, {"name": "y", "unit": "ms"}]
-    common.show(rows, title="things", as_json=False)
-    table = capsys.readouterr().out
-    assert "[bold]x" in table
-    assert "0.1235" in table
-    assert "nan" not in table
-    common.show(rows, title="things", as_json=True)
-    assert json.loads(capsys.readouterr().out) == rows
-
-
 def test_a_wrong_environment_variable_is_one_line_and_exit_code_2(call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDQ_THREADS", "many")
     assert call("models") == (2, "", "error: KDQ_THREADS is 'many'; allowed: a whole number, 1 to 1024\n")
-
-
-def test_plugins_list_filters_by_kind(call) -> None:
-    code, out, _ = call("plugins", "list", "--kind", "workload", "--json")
-    assert code == 0
-    assert [row["name"] for row in json.loads(out)] == ["digits"]
-    assert call("plugins", "list", "--kind", "quantiser") == (
-        2,
-        "",
-        "error: no kind of plug-in named 'quantiser'; did you mean 'quantizer'? "
-        "Kinds: distiller, evaluator, quantizer, stage, target, workload.\n",
-    )
-
-
-def test_plugins_show_gives_the_method_card_and_the_options(call) -> None:
-    code, out, _ = call("plugins", "show", "logit-kd")
-    assert code == 0
-    assert "Source: Hinton" in out
-    code, out, _ = call("plugins", "show", "logit-kd", "--kind", "distiller", "--json")
-    alpha, *others = json.loads(out)["options"]
-    assert alpha["bounds"] == "0 to 1"
-    assert [one["option"] for one in others] == ["temperature", "standardize"]
-    assert call("plugins", "show", "logit")[::2] == (
-        2,
-        "error: no plug-in named 'logit'; did you mean 'logit-kd'? Installed: "
-        + ", ".join(sorted(row["name"] for row in json.loads(call("plugins", "list", "--json")[1])))
-        + ".\n",
-    )
-
-
-def test_schema_writes_what_it_prints(call, tmp_path: Path) -> None:
-    code, printed, _ = call("schema")
-    assert code == 0
-    assert call("schema", "--output", "s.json") == (0, "", "")
-    assert Path("s.json").read_text() == printed
-    assert call("schema", "--output", "no/s.json") == (
-        2, "", "error: 'no/s.json' cannot be written: no such file or directory\n",
-    )  # fmt: skip
 
 
 def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Helpers of all commands: the site, a checked recipe, tables, and errors as one paragraph.
 
-The module imports neither pydantic nor pandas nor rich at its top, so that `kdq --help` answers at once.
+The module imports neither pydantic nor rich at its top, so that `kdq --help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kdq_core.recipe.spec import Recipe, Site
 
+RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 debug = False
@@ -49,24 +50,9 @@ def show(rows: list[dict[str, object]], *, title: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
-    import pandas as pd
-    from rich.table import Table
-    from rich.text import Text
+    from kdq_flows.cli.tables import print_table
 
-    frame = pd.DataFrame(rows, dtype=object)
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in frame.columns:
-        numbers = all(isinstance(value, int | float) for value in frame[column].dropna())
-        table.add_column(str(column), justify="right" if numbers else "left", overflow="fold")
-    for values in frame.itertuples(index=False, name=None):
-        table.add_row(*(Text(_cell(value)) for value in values))
-    console().print(table)
-
-
-def _cell(value: object) -> str:
-    if value is None or value != value:  # NaN: the row lacks this column
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    print_table(console(), rows, title)
 
 
 def site(**overrides: Any) -> Site:

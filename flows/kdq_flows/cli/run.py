@@ -1,4 +1,4 @@
-"""`kdq run` and `kdq plan`."""
+"""`kdq run`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdq_flows.cli import common
-from kdq_flows.cli.common import JsonFlag
+from kdq_flows.cli.common import RecipeFile
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from kdq_flows.facts.result import RunResult
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
 
 
 class Progressing:
@@ -83,9 +81,9 @@ class Progressing:
 
 
 def register_commands(app: typer.Typer) -> None:
-    """Add `run` and `plan`."""
+    """Add `run`."""
 
-    @app.command()
+    @app.command(rich_help_panel="Run")
     def run(
         file: RecipeFile,
         no_server: Annotated[bool, typer.Option("--no-server", help="Run inline, without Prefect.")] = False,
@@ -98,7 +96,7 @@ def register_commands(app: typer.Typer) -> None:
             from kdq_flows.running import run_recipe
 
             observer = Progressing(bars=sys.stderr.isatty())
-            with observer.live():
+            with observer.live(), contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
                 result, error = run_recipe(recipe, site, server=not no_server, observer=observer)
         except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
             if as_json:
@@ -111,34 +109,6 @@ def register_commands(app: typer.Typer) -> None:
         if error is not None:
             error.exit_code = 1  # a stage started, and exit code 2 would mean that nothing ran
             raise error
-
-    @app.command()
-    def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
-        """Show the stages of a recipe: what is cached, what will run, and why."""
-        recipe, site = common.load_recipe(file), common.site()
-        from kdq_core.plan.forecast import forecast
-        from kdq_core.plan.plan import make_plan
-        from kdq_core.plugins.catalog import Catalog
-        from kdq_core.store.store import Store
-        from kdq_flows.run.teachers import resolved
-
-        def tell(model: str, found: str) -> None:
-            typer.echo(f"teacher {model} is {found}", err=True)
-
-        made = make_plan(resolved(recipe, site, tell), site, Catalog.load())
-        rows: list[dict[str, object]] = [
-            {
-                "stage": line.stage,
-                "after": ", ".join(made.node(line.stage).parents.values()),
-                "state": line.state,
-                "key": line.key if as_json or line.key is None else line.key[:12],
-                "why": line.why,
-            }
-            for line in forecast(made, Store(site.store))
-        ]
-        common.show(rows, title=f"Plan of {recipe.name!r}", as_json=as_json)
-        if made.note:
-            typer.echo(made.note, err=True)
 
 
 def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:

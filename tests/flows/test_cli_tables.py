@@ -1,0 +1,109 @@
+"""Tables fit the terminal: nothing is broken within a word, and no column is empty."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdq_flows.cli import common
+from kdq_flows.cli.common import console
+from kdq_flows.cli.tables import print_lists
+
+ROWS: list[dict[str, object]] = [
+    {"stage": "train_teacher", "after": "", "state": "run", "why": "never run before, so there is nothing to compare"},
+    {"stage": "distill", "after": "", "state": "run", "why": "code.kdq_core.training.fit changed", "seconds": None},
+]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Show rows at a width; gives the lines."""
+
+    def shown(rows: list[dict[str, object]], width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        common.show(rows, title="Plan of 'x'", as_json=False)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return shown
+
+
+def test_a_table_that_fits_has_its_natural_width_and_no_column_of_empty_cells(shown) -> None:
+    assert shown(ROWS, 160) == [
+        "Plan of 'x'",
+        "┏━━━━━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓",
+        "┃ stage         ┃ state ┃ why                                              ┃",
+        "┡━━━━━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩",
+        "│ train_teacher │ run   │ never run before, so there is nothing to compare │",
+        "│ distill       │ run   │ code.kdq_core.training.fit changed               │",
+        "└───────────────┴───────┴──────────────────────────────────────────────────┘",
+    ]
+
+
+def test_a_table_that_is_too_wide_wraps_the_longest_texts_between_words(shown) -> None:
+    assert shown(ROWS, 60) == [
+        "Plan of 'x'",
+        "┏━━━━━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓",
+        "┃ stage         ┃ state ┃ why                              ┃",
+        "┡━━━━━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩",
+        "│ train_teacher │ run   │ never run before, so there is    │",
+        "│               │       │ nothing to compare               │",
+        "│ distill       │ run   │ code.kdq_core.training.fit       │",
+        "│               │       │ changed                          │",
+        "└───────────────┴───────┴──────────────────────────────────┘",
+    ]
+
+
+def test_a_table_whose_longest_words_do_not_fit_becomes_a_list(shown) -> None:
+    assert shown(ROWS, 50) == [
+        "Plan of 'x'",
+        "train_teacher",
+        "  state  run",
+        "  why    never run before, so there is nothing to",
+        "         compare",
+        "distill",
+        "  state  run",
+        "  why    code.kdq_core.training.fit changed",
+    ]
+
+
+def test_a_word_longer_than_the_terminal_stays_whole(shown) -> None:
+    page = "http://127.0.0.1:4200/" + "deployments/" * 6
+    assert shown([{"fact": "url", "value": page}, {"fact": "pool", "value": "kdq"}], 40) == [
+        "Plan of 'x'",
+        f"  url   {page}",
+        "  pool  kdq",
+    ]
+
+
+def test_numbers_stand_right_and_text_left(shown) -> None:
+    rows: list[dict[str, object]] = [{"name": "a", "ms": 0.123456}, {"name": "b", "ms": 12}, {"name": "c"}]
+    assert [line for line in shown(rows, 80) if "│" in line] == [
+        "│ a    │ 0.1235 │",
+        "│ b    │     12 │",
+        "│ c    │        │",
+    ]
+
+
+def test_a_list_gives_a_long_name_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_lists(console(), [("[things]", [("short", "a text in words that wrap at the end"), ("n" * 30, "text")])])
+    assert capsys.readouterr().out.splitlines() == [
+        "[things]",
+        "  short  a text in words that wrap at",
+        "         the end",
+        "  nnnnnnnnnnnnnnnnnnnnnnnnnnnnnn",
+        "         text",
+    ]
+
+
+def test_a_table_shows_text_as_it_is_and_json_is_an_array(capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, object]] = [{"name": "[bold]x", "value": float("nan")}, {"name": "y", "unit": "ms"}]
+    common.show(rows, title="things", as_json=False)
+    table = capsys.readouterr().out
+    assert "[bold]x" in table
+    assert "nan" not in table
+    common.show(rows[1:], title="things", as_json=True)
+    assert json.loads(capsys.readouterr().out) == rows[1:]
