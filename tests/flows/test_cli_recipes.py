@@ -21,7 +21,8 @@ RECIPE = "name: x\nworkload: digits\n"
 
 def kdq(*arguments: str, code: int = 0, path: Path | None = None, cwd: Path | None = None) -> str:
     """Run the command in a child; gives stdout, or stderr where a failure is expected."""
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    paths = filter(None, (path and str(path), os.environ.get("PYTHONPATH")))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", "from kdq_flows.cli import main; main()", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, cwd=cwd)
     assert done.returncode == code, done.stderr
