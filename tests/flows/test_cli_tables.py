@@ -8,7 +8,7 @@ import pytest
 
 from kdq_flows.cli import common
 from kdq_flows.cli.common import console
-from kdq_flows.cli.tables import print_lists
+from kdq_flows.cli.tables import print_docstring, print_lists
 
 ROWS: list[dict[str, object]] = [
     {"stage": "train_teacher", "after": "", "state": "run", "why": "never run before, so there is nothing to compare"},
@@ -96,6 +96,24 @@ def test_a_list_gives_a_long_name_a_line_of_its_own(
         "         the end",
         "  nnnnnnnnnnnnnnnnnnnnnnnnnnnnnn",
         "         text",
+    ]
+
+
+def test_a_docstring_is_wrapped_anew_but_keeps_breaks_that_its_author_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    long = "What: " + "word " * 19 + "that"
+    print_docstring(console(), f"{long}\n    continues [here].\nFormula\n    y = x\n    z = y\n\nLast.")
+    assert capsys.readouterr().out.splitlines() == [
+        "What: word word word word word word word word word word word",
+        "    word word word word word word word word that continues",
+        "    [here].",
+        "Formula",
+        "    y = x",
+        "    z = y",
+        "",
+        "Last.",
     ]
 
 

@@ -82,13 +82,17 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
 
 
 def print_error(message: str) -> None:
-    """Print `error: <message>` on stderr; KDQ wraps it on a terminal, and keeps it on one line elsewhere."""
-    text = f"error: {message}"
-    if sys.stderr.isatty():
+    """Print `error: <message>` on stderr as `say` prints."""
+    say(f"error: {message}", err=True)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text on stdout, or stderr; KDQ wraps it between words on a terminal, and leaves its lines elsewhere."""
+    if (sys.stderr if err else sys.stdout).isatty():
         width = max(40, min(shutil.get_terminal_size().columns, 100))
         wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
         text = "\n".join(wrap.fill(line) for line in text.splitlines())
-    typer.echo(text, err=True)
+    typer.echo(text, err=err)
 
 
 def write_crash_log(error: BaseException) -> Path | None:

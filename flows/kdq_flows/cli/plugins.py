@@ -144,9 +144,11 @@ def show_plugin(
     if as_json:
         typer.echo(json.dumps({**entry.model_dump(), "card": card, "options": rows}, indent=2, ensure_ascii=False))
         return
+    from kdq_flows.cli.tables import print_docstring
+
     out = console()
     out.print(f"{entry.kind} {entry.name}, {entry.distribution} {entry.version}\n", style="bold", markup=False)
-    out.print(card + "\n", markup=False)
+    print_docstring(out, card + "\n\n")
     if rows:
         show(rows, title="options", as_json=False)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from kdq_flows.cli.common import JsonFlag, RecipeFile, load_recipe, show, site
+from kdq_flows.cli.common import JsonFlag, RecipeFile, load_recipe, say, show, site
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
         show([{"file": str(file), "recipe": recipe.name, "valid": True, **named}], title="", as_json=True)
         return
     words = "; ".join(f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}" for kind, names in named.items())
-    typer.echo(f"{file} is valid: {words}")
+    say(f"{file} is valid: {words}")
 
 
 def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
@@ -41,7 +41,7 @@ def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
     from kdq_flows.run.teachers import resolved
 
     def tell(model: str, found: str) -> None:
-        typer.echo(f"teacher {model} is {found}", err=True)
+        say(f"teacher {model} is {found}", err=True)
 
     made = make_plan(resolved(recipe, here, tell), here, Catalog.load())
     rows: list[dict[str, object]] = [
@@ -56,4 +56,4 @@ def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
     ]
     show(rows, title=f"Plan of {recipe.name!r}", as_json=as_json)
     if made.note:
-        typer.echo(made.note, err=True)
+        say(made.note, err=True)

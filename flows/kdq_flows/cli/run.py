@@ -132,9 +132,9 @@ def _closing(result: RunResult) -> None:
     else:
         typer.echo(f"{title}; no stage of the recipe measures a model, so there is no table")
     for gain in result.gains:
-        typer.echo(line_of(gain))
+        common.say(line_of(gain))
     for note in result.notes:
-        typer.echo(note)
+        common.say(note)
     if result.status == "no-news":
         typer.echo("no news: every stage was cached, nothing ran and nothing was registered")
     for slot, path in result.weights.items() if result.artifact is None else ():
@@ -143,7 +143,7 @@ def _closing(result: RunResult) -> None:
         typer.echo(f"file      {result.artifact.path}")
         typer.echo(f"          {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")
     for line in float_lines(result.coverage):
-        typer.echo(f"in float  {line}")
+        common.say(f"in float  {line}")
     _gates(result)
     if result.version:
         typer.echo(f"version   {result.version.name} {result.version.version}")
@@ -161,4 +161,4 @@ def _gates(result: RunResult) -> None:
     for verdict in unmet:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
         against = f"; {verdict.note}" if verdict.bound is None and verdict.note else ""
-        typer.echo(f"gates     not met: {verdict.rule} (it is {value}{against})")
+        common.say(f"gates     not met: {verdict.rule} (it is {value}{against})")

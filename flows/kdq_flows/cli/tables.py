@@ -14,6 +14,8 @@ FRAME = 3
 """Characters that each column takes beside its text: a line and two spaces; the table takes one more."""
 LONGEST_NAME = 24
 """A longer name of a list has a line of its own."""
+FULL_LINE = 100
+"""A docstring's line was wrapped, if the next word would have made it longer than this."""
 
 
 def print_table(console: Console, rows: Sequence[dict[str, object]], title: str) -> None:
@@ -66,6 +68,25 @@ def print_lists(console: Console, groups: Iterable[tuple[str, Pairs]]) -> None:
         for name, text in pairs:
             for line in _entry(name, text, hang, console.width):
                 console.print(line, markup=False, soft_wrap=True)
+
+
+def print_docstring(console: Console, text: str) -> None:
+    """Print a docstring, its paragraphs wrapped anew at the console's width with their own indentation."""
+    paragraphs: list[list[str]] = []
+    before = ""
+    for line in text.splitlines():
+        goes_on = line.startswith(" ") and line.strip() and before.strip()
+        if goes_on and len(f"{before} {line.split()[0]}") > FULL_LINE:
+            paragraphs[-1].append(line)
+        else:
+            paragraphs.append([line])
+        before = line
+    for lines in paragraphs:
+        indents = [line[: len(line) - len(line.lstrip())] for line in lines]
+        words = " ".join(line.strip() for line in lines)
+        wrap = textwrap.TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
+        wrap.initial_indent, wrap.subsequent_indent = indents[0], indents[-1]
+        console.print(wrap.fill(words), markup=False, soft_wrap=True)
 
 
 def _entry(name: str, text: str, hang: int, width: int) -> list[str]:
