@@ -213,3 +213,24 @@ def test_a_run_that_is_broken_off_still_ends_with_its_json(
     found, out, _ = call("run", "r.yaml", "--json")
     told = json.loads(out)
     assert (found, told["status"], told["error"]) == (code, "failed", text)
+
+
+def test_a_plan_refuses_a_device_and_a_home_that_a_run_could_not_use(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("r.yaml").write_text(RECIPE)
+    Path("file").touch()
+    monkeypatch.setenv("KDQ_HOME", "file/home")
+    for command in (["plan", "r.yaml"], ["run", "r.yaml", "--no-server"]):
+        code, out, err = call(*command)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: cannot write to KDQ_HOME {str(Path('file/home').resolve())!r}: ")
+    monkeypatch.setenv("KDQ_HOME", "home")
+    monkeypatch.setattr("kdq_core.plan.machine.version_of", lambda _: "2.9.1+cpu")
+    monkeypatch.setenv("KDQ_DEVICE", "cuda:0")
+    for command in (["plan", "r.yaml"], ["run", "r.yaml", "--no-server"]):
+        assert call(*command) == (
+            2,
+            "",
+            "error: the device 'cuda:0' was asked for, but torch 2.9.1+cpu is a build for CPUs; set KDQ_DEVICE=cpu, or "
+            "install a CUDA build\n",
+        )
+    assert not Path("home").exists()

@@ -35,10 +35,14 @@ def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
     """Show the stages of a recipe: what is cached, what will run, and why."""
     recipe, here = load_recipe(file), site()
     from kdq_core.plan.forecast import forecast
+    from kdq_core.plan.machine import check_gpu
     from kdq_core.plan.plan import make_plan
     from kdq_core.plugins.catalog import Catalog
-    from kdq_core.store.store import Store
+    from kdq_core.store.store import Store, check_writable
     from kdq_flows.run.teachers import resolved
+
+    check_gpu(here.device)
+    check_writable(here.home)
 
     def tell(model: str, found: str) -> None:
         say(f"teacher {model} is {found}", err=True)
