@@ -137,3 +137,11 @@ def test_a_terminal_shows_colour_or_bold_and_no_color_and_a_pipe_do_not(argument
     assert not COLOUR.search(on_terminal(*arguments, NO_COLOR="1"))
     piped = child(*arguments)
     assert ESCAPE not in piped.stdout + piped.stderr
+
+
+def test_completion_is_installed_in_colour_unless_no_color_is_set(tmp_path: Path) -> None:
+    given = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    assert COLOUR.search(on_terminal("--install-completion", "bash", **given))
+    told = on_terminal("--install-completion", "bash", NO_COLOR="1", **given)
+    assert told.splitlines()[0].startswith("bash completion installed in ")
+    assert "kdq" in (tmp_path / ".bashrc").read_text()

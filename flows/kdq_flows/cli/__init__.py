@@ -48,7 +48,7 @@ def main() -> None:
     0 is success, 1 a failed run or an unexpected error, 2 a wrong request before anything ran, 130 an interrupt.
     """
     try:
-        app(prog_name="kdq")
+        app(prog_name="kdq", color=False if os.environ.get("NO_COLOR") else None)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
