@@ -13,6 +13,7 @@ import typer
 
 from kdq_core.errors import StageError
 from kdq_flows.cli import app
+from kdq_flows.facts.result import RunResult
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "prefect", "mlflow", "pandas", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib"}
@@ -215,6 +216,18 @@ def test_a_run_that_is_broken_off_still_ends_with_its_json(
     found, out, _ = call("run", "r.yaml", "--json")
     told = json.loads(out)
     assert (found, told["status"], told["error"]) == (code, "failed", text)
+
+
+def test_what_a_plugin_prints_while_a_recipe_runs_corrupts_no_json(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = RunResult(run="r", status="completed", seconds=1, stages=(), models={})
+
+    def run(*_: object, **__: object) -> tuple[RunResult, None]:
+        print("hello")
+        return facts, None
+
+    monkeypatch.setattr("kdq_flows.running.run_recipe", run)
+    Path("r.yaml").write_text(RECIPE)
+    assert call("run", "r.yaml", "--json") == (0, facts.model_dump_json() + "\n", "hello\n")
 
 
 def test_a_plan_refuses_a_device_and_a_home_that_a_run_could_not_use(call, monkeypatch: pytest.MonkeyPatch) -> None:
