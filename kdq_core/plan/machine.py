@@ -90,7 +90,8 @@ def check_gpu(device: str, *, proc: Path = Path("/proc"), dev: Path = Path("/dev
         dev: the folder of the machine's devices.
 
     Raises:
-        RecipeError: torch is a build for CPUs, the driver lists fewer GPUs, or there is no driver and no device file.
+        RecipeError: torch is a build for CPUs, the environment hides the GPU, the driver lists fewer, or there is no
+            driver and no device file.
     """
     if device == "cpu":
         return
@@ -99,6 +100,10 @@ def check_gpu(device: str, *, proc: Path = Path("/proc"), dev: Path = Path("/dev
         raise RecipeError(f"{asked} torch {torch} is a build for CPUs; set KDQ_DEVICE=cpu, or install a CUDA build")
     _, gpus = _described(proc)
     number = visible_gpu(device)
+    if number.startswith("-"):
+        raise RecipeError(
+            f"{asked} CUDA_VISIBLE_DEVICES is {number!r}, which hides all; set KDQ_DEVICE=cpu, or unset it"
+        )
     if gpus and number.isdigit() and int(number) >= len(gpus):
         there = "1 GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
         raise RecipeError(f"{asked} the driver lists {there}; set KDQ_DEVICE=cpu, or a number below {len(gpus)}")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from kdq_flows.cli import common
 from kdq_flows.cli.common import console
-from kdq_flows.cli.tables import print_docstring, print_lists
+from kdq_flows.cli.tables import print_docstring, print_lists, print_table
 
 ROWS: list[dict[str, object]] = [
     {"stage": "train_teacher", "after": "", "state": "run", "why": "never run before, so there is nothing to compare"},
@@ -85,6 +91,11 @@ def test_numbers_stand_right_and_text_left(shown) -> None:
     ]
 
 
+def test_a_title_may_be_wider_than_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    common.show([{"a": 1}], title="a title of several words", as_json=False)
+    assert capsys.readouterr().out.splitlines()[:2] == ["a title of several words", "┏━━━┓"]
+
+
 def test_a_list_gives_a_long_name_a_line_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,3 +136,36 @@ def test_a_table_shows_text_as_it_is_and_json_is_an_array(capsys: pytest.Capture
     assert "nan" not in table
     common.show(rows[1:], title="things", as_json=True)
     assert json.loads(capsys.readouterr().out) == rows[1:]
+
+
+WORD = st.text(alphabet="abc-/.:_", min_size=1, max_size=14)
+CELL = st.lists(WORD, max_size=12).map(" ".join)
+
+
+@given(st.lists(st.lists(CELL, min_size=4, max_size=4), min_size=1, max_size=4), st.integers(40, 160))
+def test_no_table_breaks_a_word_or_is_wider_than_the_terminal(cells: list[list[str]], width: int) -> None:
+    rows: list[dict[str, object]] = [dict(zip(("name", "state", "key", "why"), row)) for row in cells]
+    out = io.StringIO()
+    print_table(Console(width=width, file=out), rows, "title")
+    told = out.getvalue()
+    assert max(len(line) for line in told.splitlines()) <= width
+    assert sorted(word for row in cells for text in row for word in text.split()) == sorted(
+        word
+        for word in re.split(r"[\s┃│┏━┳┓┡╇┩└─┴┘]+", told)
+        if word not in ("", "title", "name", "state", "key", "why")
+    )
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_tables_of_the_commands_fit_80_and_160_columns(call, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    Path("r.yaml").write_text("name: x\nworkload: digits\n")
+    kept = {"plan": ["plan", "r.yaml"], "list": ["plugins", "list"], "show": ["plugins", "show", "static"]}
+    for command in kept.values():
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = call(*command)[1].splitlines()
+        assert max(map(len, lines)) <= width
+    monkeypatch.setenv("COLUMNS", str(width))
+    told = call("plan", "r.yaml")[1]
+    for stage in json.loads(call("plan", "r.yaml", "--json")[1]):
+        assert f"│ {stage['stage']} " in told
+        assert stage["why"] in " ".join(told.replace("│", " ").split())

@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from kdq_flows.cli.tables import print_table, wrap
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,8 +51,6 @@ def show(rows: list[dict[str, object]], *, title: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
-    from kdq_flows.cli.tables import print_table
-
     print_table(console(), rows, title)
 
 
@@ -90,8 +89,7 @@ def say(text: str, *, err: bool = False) -> None:
     """Print text on stdout, or stderr; KDQ wraps it between words on a terminal, and leaves its lines elsewhere."""
     if (sys.stderr if err else sys.stdout).isatty():
         width = max(40, min(shutil.get_terminal_size().columns, 100))
-        wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
-        text = "\n".join(wrap.fill(line) for line in text.splitlines())
+        text = "\n".join("\n".join(wrap(line, width)) for line in text.splitlines())
     typer.echo(text, err=err)
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdq_flows.cli.common import JsonFlag, console, show
+from kdq_flows.cli.tables import Pairs, print_docstring, print_lists
 
 if TYPE_CHECKING:
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.plugins.kinds import Kind
     from kdq_core.plugins.loading import CatalogEntry
-    from kdq_flows.cli.tables import Pairs
 
 
 def _complete_kind(incomplete: str) -> list[str]:
@@ -78,8 +78,6 @@ def list_plugins(kind: KindOption = None, as_json: JsonFlag = False) -> None:
     if as_json:
         show([*_rows(catalog, wanted)], title="", as_json=True)
         return
-    from kdq_flows.cli.tables import print_lists
-
     print_lists(console(), _lists(catalog, wanted))
 
 
@@ -144,8 +142,6 @@ def show_plugin(
     if as_json:
         typer.echo(json.dumps({**entry.model_dump(), "card": card, "options": rows}, indent=2, ensure_ascii=False))
         return
-    from kdq_flows.cli.tables import print_docstring
-
     out = console()
     out.print(f"{entry.kind} {entry.name}, {entry.distribution} {entry.version}\n", style="bold", markup=False)
     print_docstring(out, card + "\n\n")

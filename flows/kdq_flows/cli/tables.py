@@ -36,7 +36,8 @@ def print_table(console: Console, rows: Sequence[dict[str, object]], title: str)
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    _print_heading(console, title)
+    table = Table()
     for name, width in zip(names, widths):
         numbers = all(isinstance(row[name], int | float) for row in rows if _cell(row.get(name)))
         table.add_column(Text(name), justify="right" if numbers else "left", width=width)
@@ -64,10 +65,15 @@ def print_lists(console: Console, groups: Iterable[tuple[str, Pairs]]) -> None:
     names = [name for _, pairs in groups for name, _ in pairs]
     hang = 4 + max((len(name) for name in names if len(name) <= LONGEST_NAME), default=0)
     for heading, pairs in groups:
-        console.print(heading, style="bold", markup=False, soft_wrap=True)
+        _print_heading(console, heading)
         for name, text in pairs:
             for line in _entry(name, text, hang, console.width):
                 console.print(line, markup=False, soft_wrap=True)
+
+
+def _print_heading(console: Console, text: str) -> None:
+    for line in wrap(text, console.width):
+        console.print(line, style="bold", markup=False, soft_wrap=True)
 
 
 def print_docstring(console: Console, text: str) -> None:
@@ -84,14 +90,19 @@ def print_docstring(console: Console, text: str) -> None:
     for lines in paragraphs:
         indents = [line[: len(line) - len(line.lstrip())] for line in lines]
         words = " ".join(line.strip() for line in lines)
-        wrap = textwrap.TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
-        wrap.initial_indent, wrap.subsequent_indent = indents[0], indents[-1]
-        console.print(wrap.fill(words), markup=False, soft_wrap=True)
+        for line in wrap(words, console.width, indents[0], indents[-1]) or [""]:
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def wrap(text: str, width: int, first: str = "", indent: str = "") -> list[str]:
+    """The lines of a text, broken between words only; `first` and `indent` begin the first and the other lines."""
+    wrapper = textwrap.TextWrapper(width, first, indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text)
 
 
 def _entry(name: str, text: str, hang: int, width: int) -> list[str]:
     """The lines of one name and its text, which begins at column `hang`."""
-    lines = textwrap.wrap(text, max(20, width - hang), break_long_words=False, break_on_hyphens=False)
+    lines = wrap(text, max(20, width - hang))
     head = f"  {name}".ljust(hang)
     if len(head) > hang:
         return [head, *(" " * hang + line for line in lines)]

@@ -190,6 +190,11 @@ def test_a_gpu_that_cannot_be_there_is_refused_before_anything_runs(
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     assert no_gpu("cuda", proc=proc, dev=tmp_path).startswith("the device 'cuda' was asked for, but the driver lists 2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert no_gpu("cuda", proc=proc, dev=tmp_path) == (
+        "the device 'cuda' was asked for, but CUDA_VISIBLE_DEVICES is '-1', which hides all; set KDQ_DEVICE=cpu, or "
+        "unset it"
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-x")
     check_gpu("cuda", proc=proc, dev=tmp_path)
     monkeypatch.setattr(machine, "version_of", lambda _: "2.9.1+cpu")
