@@ -100,9 +100,9 @@ def test_a_list_gives_a_long_name_a_line_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    print_lists(console(), [("[things]", [("short", "a text in words that wrap at the end"), ("n" * 30, "text")])])
+    print_lists(console(), [("[things] :a:", [("short", "a text in words that wrap at the end"), ("n" * 30, "text")])])
     assert capsys.readouterr().out.splitlines() == [
-        "[things]",
+        "[things] :a:",
         "  short  a text in words that wrap at",
         "         the end",
         "  nnnnnnnnnnnnnnnnnnnnnnnnnnnnnn",

@@ -143,7 +143,7 @@ def show_plugin(
         typer.echo(json.dumps({**entry.model_dump(), "card": card, "options": rows}, indent=2, ensure_ascii=False))
         return
     out = console()
-    out.print(f"{entry.kind} {entry.name}, {entry.distribution} {entry.version}\n", style="bold", markup=False)
+    out.print(f"{entry.kind} {entry.name}, {entry.distribution} {entry.version}\n", style="bold")
     print_docstring(out, card + "\n\n")
     if rows:
         show(rows, title="options", as_json=False)

@@ -14,6 +14,7 @@ import typer
 
 from kdq_flows.cli import common
 from kdq_flows.cli.common import RecipeFile
+from kdq_flows.cli.tables import wrap
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -34,11 +35,11 @@ class Progressing:
         if bars:
             self._progress = Progress(
                 SpinnerColumn(finished_text="[green]✓"),
-                TextColumn("{task.description:14}"),
+                TextColumn("{task.description:14}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
             )
 
@@ -65,7 +66,7 @@ class Progressing:
         """Stop the stage's bar, or print the stage's line."""
         with self._lock:
             if self._progress is None:
-                self._console.print(f"{stage:14} {state} in {seconds:.1f} s", markup=False)
+                self._console.print(f"{stage:14} {state} in {seconds:.1f} s")
                 return
             if stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=1, note="")
@@ -76,8 +77,8 @@ class Progressing:
             self._progress.stop_task(bar)
 
     def message(self, text: str) -> None:
-        """Print one line above the bars."""
-        self._console.print(text, markup=False)
+        """Print a text above the bars."""
+        self._console.print("\n".join(wrap(text, self._console.width)), soft_wrap=True)
 
 
 def register_commands(app: typer.Typer) -> None:

@@ -36,7 +36,7 @@ def print_table(console: Console, rows: Sequence[dict[str, object]], title: str)
     from rich.table import Table
     from rich.text import Text
 
-    _print_heading(console, title)
+    _print(console, wrap(title, console.width), "bold")
     table = Table()
     for name, width in zip(names, widths):
         numbers = all(isinstance(row[name], int | float) for row in rows if _cell(row.get(name)))
@@ -65,15 +65,17 @@ def print_lists(console: Console, groups: Iterable[tuple[str, Pairs]]) -> None:
     names = [name for _, pairs in groups for name, _ in pairs]
     hang = 4 + max((len(name) for name in names if len(name) <= LONGEST_NAME), default=0)
     for heading, pairs in groups:
-        _print_heading(console, heading)
+        _print(console, wrap(heading, console.width), "bold")
         for name, text in pairs:
-            for line in _entry(name, text, hang, console.width):
-                console.print(line, markup=False, soft_wrap=True)
+            _print(console, _entry(name, text, hang, console.width))
 
 
-def _print_heading(console: Console, text: str) -> None:
-    for line in wrap(text, console.width):
-        console.print(line, style="bold", markup=False, soft_wrap=True)
+def _print(console: Console, lines: Iterable[str], style: str = "") -> None:
+    """Print lines as they are; rich would read `[...]` as its markup, and `:a:` as a picture."""
+    from rich.text import Text
+
+    for line in lines:
+        console.print(Text(line, style), soft_wrap=True)
 
 
 def print_docstring(console: Console, text: str) -> None:
@@ -90,8 +92,7 @@ def print_docstring(console: Console, text: str) -> None:
     for lines in paragraphs:
         indents = [line[: len(line) - len(line.lstrip())] for line in lines]
         words = " ".join(line.strip() for line in lines)
-        for line in wrap(words, console.width, indents[0], indents[-1]) or [""]:
-            console.print(line, markup=False, soft_wrap=True)
+        _print(console, wrap(words, console.width, indents[0], indents[-1]) or [""])
 
 
 def wrap(text: str, width: int, first: str = "", indent: str = "") -> list[str]:
