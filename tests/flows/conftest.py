@@ -66,7 +66,7 @@ def tiny_flow(monkeypatch: pytest.MonkeyPatch) -> str:
     """Module path of a flow that this process and a worker's child can import."""
     folder = str(Path(__file__).parent / "modules")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", folder)
+    monkeypatch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
     return "tiny_flow:tiny_flow"
 
 
