@@ -33,6 +33,8 @@ from kdq_core.plugins.kinds import (
     Workload,
 )
 from kdq_core.plugins.stage import Stage, Work
+from kdq_core.plugins.user_code import found as user_object
+from kdq_core.plugins.user_code import module_of as user_module
 from kdq_core.recipe.spec import FitSpec
 from kdq_core.store.family import Record
 from kdq_core.store.records import (
@@ -96,7 +98,7 @@ __all__ = [
     "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload",
     "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hard_loss", "hookimpl",
     "module_path", "outputs_of", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru",
-    "traced_lstm", "why_untraceable", "wilson",
+    "traced_lstm", "user_module", "user_object", "why_untraceable", "wilson",
 ]  # fmt: skip
 
 

@@ -17,11 +17,12 @@ from kdq_core.plan.machine import machine_parts
 from kdq_core.plan.sections import shown
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.plugins.code_version import Code
+from kdq_core.plugins.code_version import Code, code_of
 from kdq_core.plugins.contract import Needs, Reads
 from kdq_core.plugins.kinds import Kind, Plugin
 from kdq_core.plugins.named import named_plugins
 from kdq_core.plugins.stage import Stage
+from kdq_core.plugins.user_code import module_of
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
 from kdq_core.store.hashing import sha256_file
@@ -56,6 +57,7 @@ class KeyParts:
         if stage.needs.device == "none":
             _check_imported(wired, code[f"stage {wired.use}"])
         code |= {f"{kind} {name}": self._code_of(kind, name) for kind, name in self._named(wired, reads, before)}
+        code |= {f"code {module}": code_of(module, "") for module in self._run_by(reads)}
         imported = {name: version for one in code.values() for name, version in one.libraries.items()}
         parts: dict[str, Any] = {
             "code": {name: one.text for name, one in code.items()},
@@ -84,14 +86,18 @@ class KeyParts:
             if type(one.stage).operate is not Stage.operate:
                 yield "stage", one.use
 
+    def _run_by(self, reads: Reads) -> list[str]:
+        """Modules of the user that the stage's plug-ins run."""
+        return sorted({module_of(target) for plugin in self._plugins(reads) for target in plugin.runs()})
+
+    def _plugins(self, reads: Reads) -> list[Plugin]:
+        asked = self._asked
+        named = named_plugins(asked.recipe)
+        return [asked.plugin(kind, name, options) for kind, name, options, _ in named if kind in reads.plugins]
+
     def _variables(self, stage: Stage, reads: Reads) -> list[str]:
         """Environment variables that the stage and its plug-ins say they read."""
-        asked = self._asked
-        plugins: list[Plugin] = [stage]
-        for kind, name, options, _ in named_plugins(asked.recipe):
-            if kind in reads.plugins:
-                plugins.append(asked.plugin(kind, name, options))
-        return sorted({name for plugin in plugins for name in plugin.environment})
+        return sorted({name for plugin in (stage, *self._plugins(reads)) for name in plugin.environment})
 
     def _code_of(self, kind: Kind, name: str, also: tuple[str, ...] = ()) -> Code:
         asked = (kind, name, also)

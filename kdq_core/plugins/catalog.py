@@ -30,6 +30,7 @@ from kdq_core.plugins.loading import (
     own_stdout,
     usable_names,
 )
+from kdq_core.plugins.user_code import module_of
 from kdq_core.recipe.explain import Where, problems, summary
 
 if TYPE_CHECKING:
@@ -72,11 +73,16 @@ class Catalog:
         return usable_names(self.of_kind(kind))
 
     def find(self, kind: Kind, name: str) -> CatalogEntry:
-        """The entry a recipe means by `name`, which may be `distribution/name`.
+        """The entry a recipe means by `name`, which may be `distribution/name`, or `path/to/file.py:Class`.
 
         Raises:
             PluginError: there is none, or several distributions bring one.
+            RecipeError: the file does not exist.
         """
+        if ".py:" in name:
+            module, path = module_of(name), name.rpartition(":")[0]
+            target = f"{module}:{name.rpartition(':')[2]}"
+            return CatalogEntry(kind=kind, name=name, target=target, distribution=path, version="", house=False)
         entries = self.of_kind(kind)
         fitting = [entry for entry in entries if name in (entry.name, entry.full_name)]
         house = [entry for entry in fitting if entry.house]
@@ -120,9 +126,8 @@ class Catalog:
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:
-            raise PluginError(
-                f"{_title(entry)} cannot be loaded: {describe(error)}; reinstall or upgrade {entry.distribution!r}"
-            ) from error
+            remedy = f"reinstall or upgrade {entry.distribution!r}" if entry.version else "correct the file or the name"
+            raise PluginError(f"{_title(entry)} cannot be loaded: {describe(error)}; {remedy}") from error
         base = BASES[entry.kind]
         if not (isinstance(found, type) and issubclass(found, base)):
             raise PluginError(f"{_title(entry)} is broken: {entry.target!r} is no subclass of {base.__name__}")
@@ -220,7 +225,8 @@ def declared(base: type[Plugin]) -> set[str]:
 
 
 def _title(entry: CatalogEntry) -> str:
-    return f"{entry.kind} {entry.name!r} of {entry.distribution} {entry.version}"
+    of = f" of {entry.distribution} {entry.version}" if entry.version else ""
+    return f"{entry.kind} {entry.name!r}{of}"
 
 
 def _order(entry: CatalogEntry) -> tuple[str, str, str]:

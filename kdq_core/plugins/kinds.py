@@ -41,6 +41,10 @@ class Plugin(Frozen):
     late_imports: ClassVar[tuple[str, ...]] = ()
     """Slow modules that its methods import, such as `torchmetrics`: a run imports them once for all stages."""
 
+    def runs(self) -> tuple[str, ...]:
+        """Give code outside of its package that it runs: `module:name` or `file.py:name`; keys hold that code."""
+        return ()
+
 
 class Workload(Plugin, abc.ABC):
     """Data, models and hard loss of a learning problem.
@@ -76,6 +80,14 @@ class Workload(Plugin, abc.ABC):
         KDQ can keep a teacher's outputs for a view; without `view` it is `View(seed, epoch)`. `validation` and `test`
         come in fixed order, unaugmented, and ignore all three.
         """
+
+    def input_names(self) -> tuple[str, ...]:
+        """Names that the file gives the student's inputs, in order; empty for the target's usual ones."""
+        return ()
+
+    def free_axes(self) -> Mapping[str, tuple[int, ...]]:
+        """Axes whose size may change from batch to batch, by name of the input; the batch itself is always free."""
+        return {}
 
     def samples(self, split: Split) -> int:
         """Number of samples of `split`; override it where counting is cheaper than reading."""

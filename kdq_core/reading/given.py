@@ -39,8 +39,10 @@ def check_files(recipe: Recipe, lines: Document | None = None) -> None:
 
 
 def _check_factory(factory: str | None, whose: str, place: str) -> None:
-    module = (factory or "").partition(":")[0]
-    if module and not _found(module.partition(".")[0]):
+    module = (factory or "").rpartition(":")[0]
+    if module.endswith(".py"):
+        given_file(module, whose, place)
+    elif module and not _found(module.partition(".")[0]):
         raise RecipeError(place + no_factory(module, whose))
 
 

@@ -34,7 +34,10 @@ OF_ONE_TEACHER = MemberSpec.model_fields.keys() - TeacherSpec.model_fields.keys(
 FIELDS = frozenset(field.alias or name for name, field in Recipe.model_fields.items())
 """Keys that a recipe may have; it may also have a section for each stage that it lists."""
 SOURCES = get_args(MemberSpec.model_fields["source"].annotation)
-FORMS = {"model": "NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion", "factory": "module:function"}
+FORMS = {
+    "model": "NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion",
+    "factory": "module:function or file.py:function",
+}
 SEVERAL = "several distillers are written as"
 _PLAIN = re.compile(r"(?!(true|false|null)$)[A-Za-z][\w.*/@-]*")
 

@@ -50,7 +50,7 @@ class StageUse(Frozen):
     @property
     def stage_name(self) -> str:
         """Its name in the catalog, without the distribution."""
-        return self.use.rpartition("/")[2]
+        return self.use.rpartition(":" if ".py:" in self.use else "/")[2]
 
     @property
     def title(self) -> str:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from kdq_core.frozen import Frozen
 
+TARGET = r"^([A-Za-z_][\w.]*|.*[^/\\]\.py):[A-Za-z_]\w*$"
+"""`module:name`, or `path/to/file.py:name`."""
+
 
 class StudentSpec(Frozen):
     """The student: the workload's untrained one by default, or a trained one from a file."""
@@ -20,8 +23,9 @@ class StudentSpec(Frozen):
     file: str | None = Field(default=None, min_length=1, description="the safetensors file of a checkpoint")
     factory: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="`module:function` that makes the student's module; null: the workload's student",
+        pattern=TARGET,
+        description="`module:function` or `file.py:function` that makes the student's module; null: the workload's "
+        "student",
     )
 
     @model_validator(mode="after")

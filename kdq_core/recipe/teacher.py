@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kdq_core.frozen import Frozen
+from kdq_core.recipe.student import TARGET
 
 
 class NormalizeSpec(Frozen):
@@ -43,8 +44,9 @@ class MemberSpec(Frozen):
     )
     factory: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="`module:function` that makes the module for a checkpoint's weights; null: the workload's teacher",
+        pattern=TARGET,
+        description="`module:function` or `file.py:function` that makes the module for a checkpoint's weights; null: "
+        "the workload's teacher",
     )
     tasks: tuple[str, ...] = Field(
         default=(),

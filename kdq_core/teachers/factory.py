@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from kdq_core.errors import KdqError, StageError
+from kdq_core.plugins.user_code import module_of
 from kdq_core.reading.given import SECTIONS
 
 
@@ -38,7 +39,8 @@ def made_by(name: str, whose: str = "teacher") -> nn.Module:
 
 
 def _found(name: str, whose: str) -> Callable[[], Any]:
-    module, _, function = name.partition(":")
+    function = name.rpartition(":")[2]
+    module = module_of(name)
     try:
         home = importlib.import_module(module)
         if not hasattr(home, function):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PANELS = {
-    "Run": ["run"],
+    "Run": ["run", "quantize", "compress"],
     "Inspect": ["validate", "plan"],
     "Registry": ["models", "promote"],
     "Operate": ["up", "down", "serve", "deploy", "doctor", "reconcile"],
@@ -85,6 +85,8 @@ def completed(shell: str, line: str) -> list[str]:
         ("kdq plugins show --kind quantizer l", ["lsq"]),
         ("kdq plugins list --kind ", ["workload", "distiller", "quantizer", "target", "evaluator", "stage"]),
         ("kdq plugins list --kind t", ["target"]),
+        ("kdq quantize --quantizer l", ["lsq"]),
+        ("kdq compress --target o", ["onnxruntime-cpu", "openvino"]),
     ],
 )
 def test_names_and_kinds_of_plugins_are_completed_in_bash_and_fish(line: str, offered: list[str]) -> None:

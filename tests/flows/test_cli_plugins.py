@@ -113,10 +113,11 @@ def test_plugins_show_says_why_a_plugin_is_broken(call, install: Install) -> Non
 
 def test_a_name_that_is_not_there_may_be_that_of_a_plugin_in_quarantine(call, install: Install) -> None:
     install("guest-bad", "raise OSError('no licence')")
-    assert call("plugins", "show", "tiny", "--kind", "workload") == (
+    assert call("plugins", "show", "tiny", "--kind", "target") == (
         2,
         "",
-        "error: no plug-in named 'tiny'. Installed: digits. Quarantined: guest-bad (OSError: no licence).\n",
+        "error: no plug-in named 'tiny'. Installed: onnxruntime-cpu, openvino. Quarantined: guest-bad (OSError: no "
+        "licence).\n",
     )
 
 
@@ -133,9 +134,9 @@ def test_a_plugin_that_prints_while_it_loads_corrupts_no_json(arguments: list[st
 
 
 def test_plugins_list_filters_by_kind(call) -> None:
-    code, out, _ = call("plugins", "list", "--kind", "workload", "--json")
+    code, out, _ = call("plugins", "list", "--kind", "target", "--json")
     assert code == 0
-    assert [row["name"] for row in json.loads(out)] == ["digits"]
+    assert [row["name"] for row in json.loads(out)] == ["onnxruntime-cpu", "openvino"]
     assert call("plugins", "list", "--kind", "quantiser") == (
         2,
         "",

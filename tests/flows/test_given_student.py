@@ -64,7 +64,7 @@ def kdq(*words: str) -> str:
 
 
 def test_a_model_at_hand_is_quantized_measured_and_registered_once(folder: Path) -> None:
-    assert "stages quantize, export, evaluate, register" in kdq("validate", "ptq.yaml")
+    assert "stages read_student, quantize, export, evaluate, register" in kdq("validate", "ptq.yaml")
     planned = json.loads(kdq("plan", "ptq.yaml", "--json"))
     assert [(row["stage"], row["state"]) for row in planned] == [(name, "run") for name in STAGES]
     result = json.loads(kdq("run", "ptq.yaml", "--no-server", "--json").splitlines()[-1])

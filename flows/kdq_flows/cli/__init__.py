@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdq_flows.cli import common, models, plugins, recipes, run, servers
+from kdq_flows.cli import common, models, own, plugins, recipes, run, servers
 
 app = typer.Typer(
     name="kdq",
@@ -38,7 +38,7 @@ def _root(
     common.debug = debug
 
 
-for _module in (run, recipes, models, servers, plugins):
+for _module in (run, own, recipes, models, servers, plugins):
     _module.register_commands(app)
 
 

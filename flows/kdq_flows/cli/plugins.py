@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdq_flows.cli.common import JsonFlag, console, show
+from kdq_flows.cli.completion import kinds, shown
 from kdq_flows.cli.tables import Pairs, print_docstring, print_lists
 
 if TYPE_CHECKING:
@@ -18,27 +19,9 @@ if TYPE_CHECKING:
     from kdq_core.plugins.loading import CatalogEntry
 
 
-def _complete_kind(incomplete: str) -> list[str]:
-    from kdq_core.plugins.bases import KINDS
-
-    return [kind for kind in KINDS if kind.startswith(incomplete)]
-
-
-def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
-    """The names that `kdq plugins show` takes, of the kind that the line asks for."""
-    from kdq_core.plugins.catalog import Catalog
-
-    catalog, kind = Catalog.load(), context.params.get("kind")
-    names = {entry.name for entry in catalog.entries if kind in (None, entry.kind)}
-    names |= set() if kind else {one.entry_point for one in catalog.quarantined}
-    return sorted(name for name in names if name.startswith(incomplete))
-
-
 KindOption = Annotated[
     str | None,
-    typer.Option(
-        "--kind", help="workload, distiller, quantizer, target, evaluator or stage.", autocompletion=_complete_kind
-    ),
+    typer.Option("--kind", help="workload, distiller, quantizer, target, evaluator or stage.", autocompletion=kinds),
 ]
 
 plugins = typer.Typer(help="The plug-ins that are installed.", no_args_is_help=True)
@@ -125,7 +108,7 @@ def _lists(catalog: Catalog, wanted: tuple[Kind, ...]) -> Iterator[tuple[str, Pa
 
 @plugins.command("show")
 def show_plugin(
-    name: Annotated[str, typer.Argument(help="The plug-in's name.", autocompletion=_complete_name)],
+    name: Annotated[str, typer.Argument(help="The plug-in's name.", autocompletion=shown)],
     kind: KindOption = None,
     as_json: JsonFlag = False,
 ) -> None:

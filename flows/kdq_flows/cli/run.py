@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from kdq_flows.cli.tables import wrap
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from kdq_core.recipe.spec import Recipe
     from kdq_flows.facts.result import RunResult
 
 
@@ -91,25 +92,42 @@ def register_commands(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
     ) -> None:
         """Run a recipe: teach, distil, quantize, export, measure, register."""
-        began = time.monotonic()
-        try:
-            recipe, site = common.load_recipe(file), common.site()
-            from kdq_flows.running import run_recipe
+        finish(lambda: common.load_recipe(file), file, server=not no_server, as_json=as_json)
 
-            observer = Progressing(bars=sys.stderr.isatty())
-            with observer.live(), contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
-                result, error = run_recipe(recipe, site, server=not no_server, observer=observer)
-        except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
-            if as_json:
-                typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())
-            raise
+
+def finish(load: Callable[[], Recipe], file: Path, *, server: bool, as_json: bool) -> RunResult:
+    """Run a recipe, and print its closing lines or its JSON object.
+
+    Args:
+        load: gives the recipe.
+        file: its file, which names a run that did not start.
+        server: run it with Prefect.
+        as_json: print JSON.
+
+    Raises:
+        KdqError: the request is wrong, or a stage failed.
+    """
+    began = time.monotonic()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
+            recipe, site = load(), common.site()
+        from kdq_flows.running import run_recipe
+
+        observer = Progressing(bars=sys.stderr.isatty())
+        with observer.live(), contextlib.redirect_stdout(sys.stderr):
+            result, error = run_recipe(recipe, site, server=server, observer=observer)
+    except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
         if as_json:
-            typer.echo(result.model_dump_json())
-        elif error is None:
-            _closing(result)
-        if error is not None:
-            error.exit_code = 1  # a stage started, and exit code 2 would mean that nothing ran
-            raise error
+            typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())
+        raise
+    if as_json:
+        typer.echo(result.model_dump_json())
+    elif error is None:
+        _closing(result)
+    if error is not None:
+        error.exit_code = 1  # a stage started, and exit code 2 would mean that nothing ran
+        raise error
+    return result
 
 
 def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:

@@ -1,0 +1,54 @@
+"""Lets a user's model give what KDQ reads: a tensor of logits, or a dict of tensors by task."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def plain(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
+    """Change the class of `model` so that its `forward` gives plain logits; weights and their names stay.
+
+    Args:
+        model: changed in place. A layer of PyTorch itself stays as it is.
+        names: names of the inputs. If `forward` has parameters of these names, it gets them by name.
+    """
+    base = type(model)
+    if base.__module__.startswith("torch.nn.") and not isinstance(model, nn.Sequential):
+        return model
+    parameters = inspect.signature(base.forward).parameters
+    keywords = names if set(names) <= parameters.keys() else ()
+
+    def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
+        if keywords and len(inputs) == len(keywords):
+            inputs, named = (), dict(zip(keywords, inputs, strict=True))
+        return logits_of(base.forward(self, *inputs, **named))
+
+    plain_ones = tuple(p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
+    own = {"forward": forward, "forward_parameters": plain_ones, "__module__": base.__module__}
+    model.__class__ = type(base.__name__, (base,), own)
+    return model
+
+
+def logits_of(given: Any) -> Any:
+    """Pick the logits out of a model's output.
+
+    A tensor is the logits. An object or a dict has them as `logits`. Otherwise the first tensor of a tuple or of a
+    dataclass is meant, and the only one of a dict; a dict of several tensors has a task by each name.
+    """
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, Mapping):
+        found = dict(given)
+        return found["logits"] if "logits" in found else next(iter(found.values())) if len(found) == 1 else found
+    if isinstance(getattr(given, "logits", None), Tensor):
+        return given.logits
+    if dataclasses.is_dataclass(given):
+        given = [getattr(given, field.name) for field in dataclasses.fields(given)]
+    if isinstance(given, tuple | list):
+        return next((one for one in given if isinstance(one, Tensor)), given)
+    return given

@@ -1,0 +1,124 @@
+"""Reads data sets, loaders, arrays and iterables of the user as samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kdq_core.api import Batch, StageError, View
+from kdq_workloads.samples import LABELS, ArraySamples, DatasetSamples, Samples, input_names, parted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Named(ArraySamples):
+    """Arrays by name."""
+
+    names: tuple[str, ...] = ()
+
+
+class Stream:
+    """An iterable of batches, which KDQ asks for anew each time.
+
+    Args:
+        make: gives the iterable.
+        limit: most samples.
+        what: how messages call it.
+    """
+
+    def __init__(self, make: Any, limit: int, what: str) -> None:
+        self._make, self._limit, self._what = make, limit, what
+        self.names = input_names(next(iter(make()), None))
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches; samples are numbered as they come.
+
+        Raises:
+            StageError: there are more than the limit.
+        """
+        import numpy as np
+
+        done = 0
+        for given in self._make():
+            count = _length(given)
+            yield parted(given, np.arange(done, done + count), self.names)
+            done += count
+            if done > self._limit:
+                raise StageError(
+                    f"{self._what} gave more than {self._limit:,} samples and did not end; let it end, or raise "
+                    "'limit' in the options of the workload"
+                )
+
+    @functools.cached_property
+    def _count(self) -> int:
+        return sum(len(batch.ids) for batch in self.batches())
+
+    def __len__(self) -> int:
+        """How many samples; reads all."""
+        return self._count
+
+    def batch(self, ids: np.ndarray, view: View | None) -> Batch:  # noqa: ARG002
+        """Refuse: an iterable has no numbered samples."""
+        raise StageError(
+            f"{self._what} is an iterable, from which KDQ cannot hold samples out; return a map-style data set, or "
+            "give the split 'validation' too"
+        )
+
+    def classes(self) -> None:
+        """Unknown."""
+
+
+def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
+    """Read a data set, a loader, arrays or an iterable of batches as samples.
+
+    Args:
+        given: what the user's function gave.
+        make: gives it anew, for an iterator, which can be read once.
+        limit: most samples of an iterable.
+        what: how messages call it.
+
+    Raises:
+        StageError: it is something else.
+    """
+    from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+    if isinstance(given, DataLoader) and not isinstance(given.dataset, IterableDataset):
+        return _dataset(given.dataset, given.collate_fn, what)
+    if isinstance(given, Mapping):
+        names = tuple(name for name in given if name not in LABELS)
+        labels = next((_array(given[name]) for name in LABELS if name in given), None)
+        found = Named([_array(given[name]) for name in names], labels)
+        object.__setattr__(found, "names", names)
+        return found
+    if isinstance(given, tuple | list) and len(given) > 1 and all(hasattr(one, "shape") for one in given):
+        *inputs, last = map(_array, given)
+        return ArraySamples(inputs, last)
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, tuple | list):
+        return _dataset(given, default_collate, what)
+    if hasattr(given, "__iter__"):
+        again = given if not hasattr(given, "__next__") else None
+        return Stream((lambda: again) if again is not None else make, limit, what)
+    raise StageError(
+        f"{what} gave a {type(given).__name__!r}; it must give a data set, a DataLoader, arrays (inputs, labels), "
+        "or an iterable of batches"
+    )
+
+
+def _dataset(dataset: Any, collate: Any, what: str) -> DatasetSamples:
+    if not len(dataset):
+        raise StageError(f"{what} gave a data set without samples")
+    return DatasetSamples(dataset, collate, input_names(dataset[0]))
+
+
+def _array(given: Any) -> Any:
+    """A tensor as an array, which batches index."""
+    return given.detach().cpu().numpy() if hasattr(given, "detach") else given
+
+
+def _length(given: Any) -> int:
+    """Samples in a batch, however deep they lie."""
+    while isinstance(given, Mapping | tuple | list):
+        given = next(iter(given.values())) if isinstance(given, Mapping) else given[0]
+    return len(given)
