@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 SECTIONS = {"teacher": "'teacher.members'", "student": "'student'"}
 """The section in which a recipe names the file and factory of a teacher or a student."""
-TORCH_SAVE = (b"PK\x03\x04", b"\x80")
-"""First bytes of a file from `torch.save`: a zip archive, or a pickle from old versions."""
+TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+"""First bytes of a file from `torch.save`: a zip archive, or from old versions a pickle that begins with a long number.
+
+A safetensors file begins with the length of its header, which may have the first byte of a pickle, but not all four.
+"""
 
 
 def check_files(recipe: Recipe, lines: Document | None = None) -> None:

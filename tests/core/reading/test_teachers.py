@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdq_core.errors import RecipeError
 from kdq_core.plan.plan import make_plan
@@ -135,6 +136,16 @@ def test_a_file_of_torch_save_is_refused_early_with_the_way_to_convert_it(
     with pytest.raises(RecipeError) as caught:
         make_plan(load_recipe(Path("r.yaml")), Site(home=tmp_path), CATALOG)
     assert str(caught.value) == message.partition(": ")[2]
+
+
+def test_a_safetensors_file_may_begin_like_a_pickle(tmp_path: Path) -> None:
+    file, weights = tmp_path / "net.safetensors", {"weight": torch.zeros(1)}
+    begins = set()
+    for length in range(0, 256, 8):
+        save_file(weights, file, metadata={"pad": "x" * length})
+        begins.add(file.read_bytes()[0])
+        assert given_file(str(file), "student") == file
+    assert 0x80 in begins
 
 
 def test_a_file_that_cannot_be_read_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
