@@ -147,3 +147,12 @@ def test_completion_is_installed_in_colour_unless_no_color_is_set(tmp_path: Path
     told = on_terminal("--install-completion", "bash", NO_COLOR="1", **given)
     assert told.splitlines()[0].startswith("bash completion installed in ")
     assert "kdq" in (tmp_path / ".bashrc").read_text()
+
+
+def test_a_long_line_wraps_between_words_on_a_terminal_and_stays_whole_in_a_pipe() -> None:
+    recipe = str(Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml")
+    whole = child("validate", recipe).stdout
+    told = on_terminal("validate", recipe, COLUMNS="60")
+    assert told.split() == whole.split()
+    assert whole.count("\n") == 1
+    assert all(len(line) <= 60 or " " not in line for line in told.splitlines())
