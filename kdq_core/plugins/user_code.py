@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdq_core.errors import RecipeError, did_you_mean
+from kdq_core.plugins.loading import own_stdout
 from kdq_core.plugins.sources import module_file
 
 
@@ -53,7 +54,8 @@ def found(target: str) -> Any:
     where, _, name = target.rpartition(":")
     module = module_of(target)
     try:
-        home = importlib.import_module(module)
+        with own_stdout():
+            home = importlib.import_module(module)
     except Exception as error:
         raise RecipeError(
             f"{where!r} cannot be imported: {type(error).__name__}: {error}; correct it, or install what it needs"

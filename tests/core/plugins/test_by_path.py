@@ -141,3 +141,11 @@ def test_code_that_cannot_be_imported_is_told_with_its_reason(source: str, messa
     with pytest.raises(RecipeError) as caught:
         found("own_code.py:mak")
     assert str(caught.value) == message
+
+
+def test_what_a_file_prints_while_it_is_imported_goes_to_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prints_when_imported.py").write_text("print('hello')\nmake = 3\n")
+    assert found(f"{tmp_path / 'prints_when_imported.py'}:make") == 3
+    assert capsys.readouterr() == ("", "hello\n")
