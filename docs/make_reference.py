@@ -143,6 +143,7 @@ SECTIONS = {
     "register": ("`register`", "The name under which KDQ registers the int8 model."),
     "retry": ("`retry`", "How KDQ retries a stage after an error that may pass by itself. No key holds this section."),
 }
+SECTIONED = ("teacher", "student", "members", "cache", "distill", "quantize", "fit", "register", "retry")
 NOTES = {
     "name": "names the experiment and, without `register.name`, the registered model",
     "stages": "see `stages` below",
@@ -217,7 +218,9 @@ def _allowed(field: str, value: Schema, root: Schema) -> str:
         return "a plug-in"
     if field == "taps":
         return "'auto' or a list of pairs"
-    words = allowed(value, root)
+    words, _, pattern = allowed(value, root).partition(", matching ")
+    if pattern:
+        return f"{words}, as described" if "|" in pattern else f"{words}, matching `{pattern}`"
     return "a list" if words.startswith("a list") else words
 
 
@@ -225,7 +228,7 @@ def _written(value: Any, field: str) -> str:
     """A default as YAML would have it; long ones are shown in their own section."""
     if field == "stages":
         return "the usual seven"
-    if field in ("teacher", "student", "members", "cache", "distill", "quantize", "fit", "register", "retry"):
+    if value is not None and field in SECTIONED:
         return "see below"
     if field == "gates":
         return "three: " + "; ".join(f"`{_gate(gate)}`" for gate in value)
