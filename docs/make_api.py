@@ -120,10 +120,10 @@ def _function(found: ast.FunctionDef, name: str) -> Iterator[str]:
 def _signature(found: ast.FunctionDef, name: str) -> str:
     """One line, or one line for each parameter if that is longer than 90 characters."""
     arguments, gives = ast.unparse(found.args), f" -> {ast.unparse(found.returns)}" if found.returns else ""
-    line = f"{name}({arguments}){gives}"
+    line = f"def {name}({arguments}){gives}: ..."
     if len(line) <= 90:
         return line
-    return f"{name}(\n" + "".join(f"    {one},\n" for one in _parameters(found.args)) + f"){gives}"
+    return f"def {name}(\n" + "".join(f"    {one},\n" for one in _parameters(found.args)) + f"){gives}: ..."
 
 
 def _parameters(given: ast.arguments) -> Iterator[str]:
@@ -145,7 +145,7 @@ def _parameter(one: ast.arg, default: ast.expr | None) -> str:
 
 def _class(found: ast.ClassDef, level: int) -> Iterator[str]:
     bases = ", ".join(ast.unparse(base) for base in found.bases)
-    yield f"```python\nclass {found.name}{f'({bases})' if bases else ''}\n```"
+    yield f"```python\nclass {found.name}{f'({bases})' if bases else ''}: ...\n```"
     yield markdown(ast.get_docstring(found) or "")
     rows = [_field(found.body, node) for node in found.body if isinstance(node, ast.AnnAssign) and _public(node.target)]
     if rows:
