@@ -1,4 +1,4 @@
-"""The pages `api.md` (`kdq_core.api`) and `python.md` (the package `kdq`), from signatures and docstrings.
+"""The pages `api.md`, `python.md` and `testing.md`, from signatures and docstrings.
 
 The generator reads the source and imports nothing, so that it does not depend on versions of libraries.
 """
@@ -40,6 +40,13 @@ PYTHON = """\
 
 `import kdq` gives KDQ to a Python program. Worked examples: [Quantize a model](quantize.md#4-the-same-from-python),
 [Your own model](your-model.md#from-python)."""
+TESTING = """\
+# Conformance kits
+
+`docs/make_pages.py` writes this page from signatures and docstrings. Do not edit it.
+
+Each kit of `kdq_core.testing` takes a plug-in. If the plug-in breaks a promise of its kind, the kit raises
+`AssertionError` and names the promise. How to use them: [Your own plug-in](plugins.md)."""
 Definition = ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign
 
 
@@ -59,10 +66,19 @@ def api_page() -> str:
 
 def python_page() -> str:
     """The page of the package `kdq`."""
-    named = [(name, *_found("kdq", name)) for name in [*_listed("kdq"), "Result"]]
-    named.sort(key=lambda one: isinstance(one[2], ast.ClassDef))  # functions first
-    parts = ["\n\n".join(_entry(*one, level=2)) for one in named]
-    return "\n\n".join([PYTHON, *parts]) + "\n"
+    return _page(PYTHON, "kdq", [*_listed("kdq"), "Result"])
+
+
+def testing_page() -> str:
+    """The page of `kdq_core.testing`."""
+    return _page(TESTING, "kdq_core.testing", _listed("kdq_core.testing"))
+
+
+def _page(head: str, module: str, names: list[str]) -> str:
+    """Functions first, then classes and values."""
+    named = [(name, *_found(module, name)) for name in names]
+    named.sort(key=lambda one: not isinstance(one[2], ast.FunctionDef))
+    return "\n\n".join([head, *("\n\n".join(_entry(*one, level=2)) for one in named)]) + "\n"
 
 
 @cache
@@ -89,16 +105,22 @@ def _definition(module: str, name: str) -> tuple[str, Definition | None]:
     """Where a name is defined, through imports from other modules of KDQ; `None` for a name of another library."""
     if not module.startswith("kdq"):
         return module, None
-    for node in ast.walk(_tree(module)):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name and node in _tree(module).body:
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign) and name in _names(node):
             return module, node
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            return module, node
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            for alias in node.names:
+    for inner in ast.walk(_tree(module)):  # also below `if TYPE_CHECKING:`
+        if isinstance(inner, ast.ImportFrom):
+            for alias in inner.names:
                 if (alias.asname or alias.name) == name:
-                    return _definition(node.module, alias.name)
+                    return _definition(str(inner.module), alias.name)
     raise LookupError(f"{module} does not define {name!r}")
+
+
+def _names(node: Definition) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def _entry(name: str, module: str, found: Definition, *, level: int = 3) -> Iterator[str]:
@@ -119,11 +141,11 @@ def _function(found: ast.FunctionDef, name: str) -> Iterator[str]:
 
 def _signature(found: ast.FunctionDef, name: str) -> str:
     """One line, or one line for each parameter if that is longer than 90 characters."""
-    arguments, gives = ast.unparse(found.args), f" -> {ast.unparse(found.returns)}" if found.returns else ""
-    line = f"def {name}({arguments}){gives}: ..."
+    given, gives = list(_parameters(found.args)), f" -> {ast.unparse(found.returns)}" if found.returns else ""
+    line = f"def {name}({', '.join(given)}){gives}: ..."
     if len(line) <= 90:
         return line
-    return f"def {name}(\n" + "".join(f"    {one},\n" for one in _parameters(found.args)) + f"){gives}: ..."
+    return f"def {name}(\n" + "".join(f"    {one},\n" for one in given) + f"){gives}: ..."
 
 
 def _parameters(given: ast.arguments) -> Iterator[str]:

@@ -17,6 +17,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "plugin-cards.md": make_cards.page,
     "python.md": make_api.python_page,
     "api.md": make_api.api_page,
+    "testing.md": make_api.testing_page,
     "gallery.md": make_gallery.page,
 }
 
