@@ -182,6 +182,7 @@ def reference() -> str:
     parts = [HEAD]
     for name, (title, text) in SECTIONS.items():
         section = _section(schema, name)
+        text = f"{_default_gates(schema)}\n\n{text}" if name == "gates" else text
         parts.append("\n\n".join(filter(None, (f"## {title}", text, _table(section, schema, name)))) + "\n")
     parts.append(f"## `fit`\n\n{FIT}\n{_table(schema['$defs']['FitSpec'], schema, 'fit')}\n\n{_whole_fits(schema)}\n")
     parts.append(f"## Options of the plug-ins\n\n{OPTIONS}\n")
@@ -231,7 +232,7 @@ def _written(value: Any, field: str) -> str:
     if value is not None and field in SECTIONED:
         return "see below"
     if field == "gates":
-        return "three: " + "; ".join(f"`{_gate(gate)}`" for gate in value)
+        return "see below"
     if field == "evaluate":
         return "`[" + ", ".join(use["use"] for use in value) + "]`"
     if field == "target":
@@ -239,9 +240,18 @@ def _written(value: Any, field: str) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def _gate(gate: Schema) -> str:
-    given = {key: value for key, value in gate.items() if value is not None and (key, value) != ("of", "int8")}
-    return "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+def _default_gates(schema: Schema) -> str:
+    """The default list of gates, as YAML."""
+    lines = []
+    for gate in schema["properties"]["gates"]["default"]:
+        told = {key: value for key, value in gate.items() if value is not None and (key, value) != ("of", "int8")}
+        given = {key: value for key, value in told.items() if value is not False}
+        lines.append("  - {" + ", ".join(f"{key}: {_yaml(value)}" for key, value in given.items()) + "}")
+    return "The default:\n\n```yaml\ngates:\n" + "\n".join(lines) + "\n```"
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _whole_fits(schema: Schema) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.architecture.pages import ROOT, script
+from kdq_core.reading.recipe_file import recipe_from_text
+from tests.architecture.pages import ROOT, blocks, script
 
 DOCS = ROOT / "docs"
 GENERATED: dict[str, Any] = script("make_pages").PAGES
@@ -18,6 +19,12 @@ GENERATED: dict[str, Any] = script("make_pages").PAGES
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_generated_page_is_current(name: str) -> None:
     assert GENERATED[name]() == (DOCS / name).read_text(encoding="utf-8"), "run python docs/make_pages.py"
+
+
+def test_the_gates_of_the_recipe_reference_are_the_default_ones() -> None:
+    [block] = [text for text in blocks(DOCS / "recipe.md", "yaml") if text.startswith("gates:")]
+    start = "name: x\nworkload: digits\n"
+    assert recipe_from_text(start + block).gates == recipe_from_text(start).gates
 
 
 def test_the_navigation_names_each_page_once() -> None:
