@@ -30,7 +30,7 @@ from kdq_core.plugins.loading import (
     own_stdout,
     usable_names,
 )
-from kdq_core.plugins.user_code import module_of
+from kdq_core.plugins.user_code import user_module
 from kdq_core.recipe.explain import Where, problems, summary
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Catalog:
             RecipeError: the file does not exist.
         """
         if ".py:" in name:
-            module, path = module_of(name), name.rpartition(":")[0]
+            module, path = user_module(name), name.rpartition(":")[0]
             target = f"{module}:{name.rpartition(':')[2]}"
             return CatalogEntry(kind=kind, name=name, target=target, distribution=path, version="", house=False)
         entries = self.of_kind(kind)
