@@ -147,5 +147,5 @@ def test_what_a_file_prints_while_it_is_imported_goes_to_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prints_when_imported.py").write_text("print('hello')\nmake = 3\n")
-    assert found(f"{tmp_path / 'prints_when_imported.py'}:make") == 3
+    assert user_object(f"{tmp_path / 'prints_when_imported.py'}:make") == 3
     assert capsys.readouterr() == ("", "hello\n")
