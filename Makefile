@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+DOCS := .venv-docs
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-isa lint format clean
+.PHONY: help demo test test-all test-isa lint format docs docs-serve clean
 
 help:
 	@echo "make demo      turn the digits into a registered int8 model"
@@ -18,6 +19,8 @@ help:
 	@echo "make test-isa  tests that compare numbers, as on CPUs with fewer instructions"
 	@echo "make lint      lint, types and import contracts only"
 	@echo "make format    format the code"
+	@echo "make docs      build the documents into build/site, in an environment of their own"
+	@echo "make docs-serve  serve them on http://localhost:8000, and follow edits"
 	@echo "make clean     remove the environment and caches; .kdq/, the results, stays"
 
 demo: $(INSTALLED)
@@ -43,8 +46,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/zensical build --strict --clean
+	$(DOCS)/bin/python docs/check_site.py build/site
+
+docs-serve: $(DOCS)/.installed
+	$(DOCS)/bin/zensical serve
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DOCS) build .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "KDQ needs Python 3.11 or later, and $(PYTHON) is older; say: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -52,4 +62,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): some minutes the first time"
 	$(PIP) install --quiet --constraint constraints.txt torch
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(DOCS)/.installed: constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt zensical
 	@touch $@

@@ -1,28 +1,22 @@
-"""Write docs/recipe.md from the JSON Schema of a recipe: `python docs/make_reference.py`.
-
-Only KDQ's own plug-ins are described, whatever else is installed.
-"""
+"""The page `recipe.md`, from the JSON Schema of a recipe."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from kdq_core.plugins.bases import KINDS
-from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.catalog import Catalog, CatalogEntry
 from kdq_core.reading.schema import recipe_schema
 from kdq_core.recipe.explain import allowed, resolve
 
 Schema = dict[str, Any]
 
-PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """\
 # The recipe, field by field
 
-`docs/make_reference.py` writes this page from the JSON Schema that `kdq schema` prints. Do not edit it.
+`docs/make_pages.py` writes this page from the JSON Schema that `kdq schema` prints. Do not edit it.
 
 A recipe is a YAML file. It needs `name` and `workload`; every other field has a default:
 
@@ -90,7 +84,7 @@ distill:
     - {use: fitnet, weight: {schedule: cosine, start: 1.0, end: 0.0}, taps: [[blocks.*, "blocks.[12]"]]}
 ```
 
-[How it works](how-it-works.md#several-distillers) explains how losses add up, and taps."""
+[Several distillers](distillation.md#several-distillers) explains how losses add up, and taps."""
 TRANSFER = """\
 Each group of neighbouring channels in a teacher's layer becomes one channel in the student's layer. KDQ takes the mean
 over output channels and the sum over input channels; it takes the mean of vectors that are added to features or scale
@@ -138,7 +132,7 @@ SECTIONS = {
     "teacher.cache": (
         "`teacher.cache`",
         "The teacher's kept logits for each training sample in each view; on request also its features. Every\n"
-        "student reads them. See [how it works](how-it-works.md#what-is-kept-of-a-teacher).",
+        "student reads them. See [what is kept of a teacher](distillation.md#what-is-kept-of-a-teacher).",
     ),
     "distill": ("`distill`", "Training of the float student on the teacher's outputs, by one distiller or several."),
     "distill.losses": ("`distill.losses`", LOSSES),
@@ -149,6 +143,7 @@ SECTIONS = {
     "register": ("`register`", "The name under which KDQ registers the int8 model."),
     "retry": ("`retry`", "How KDQ retries a stage after an error that may pass by itself. No key holds this section."),
 }
+SECTIONED = ("teacher", "student", "members", "cache", "distill", "quantize", "fit", "register", "retry")
 NOTES = {
     "name": "names the experiment and, without `register.name`, the registered model",
     "stages": "see `stages` below",
@@ -174,27 +169,23 @@ NOTES = {
     "at_most": "upper bound",
     "register.name": "name of the registered model; without it the recipe's name",
 }
+OPTIONS = """\
+[Plug-ins](plugin-cards.md) lists each plug-in that comes with KDQ, with its method card and its options."""
 FIT = """\
 `teacher`, `distill` and `quantize` each have a `fit`. A field that a `fit` leaves out has the default of its section.
 """
 
 
-OPTIONS = """\
-The keys of all stages that read the workload hold its options, so a change of one trains the teacher again. The
-workload names the options that only its student reads; they leave the teacher cached."""
-
-
 def reference() -> str:
     """The page."""
-    own = importlib.metadata.distribution("kdq").entry_points.select(group="kdq")
-    catalog = Catalog.load(own)
-    schema = recipe_schema(catalog)
+    schema = recipe_schema(own_catalog())
     parts = [HEAD]
     for name, (title, text) in SECTIONS.items():
         section = _section(schema, name)
+        text = f"{_default_gates(schema)}\n\n{text}" if name == "gates" else text
         parts.append("\n\n".join(filter(None, (f"## {title}", text, _table(section, schema, name)))) + "\n")
     parts.append(f"## `fit`\n\n{FIT}\n{_table(schema['$defs']['FitSpec'], schema, 'fit')}\n\n{_whole_fits(schema)}\n")
-    parts.append("\n\n".join(("## Options of the plug-ins that come with KDQ", OPTIONS, *_plugins(catalog))) + "\n")
+    parts.append(f"## Options of the plug-ins\n\n{OPTIONS}\n")
     return "\n".join(parts)
 
 
@@ -216,7 +207,7 @@ def _table(section: Schema, root: Schema, name: str) -> str:
         needed = field in section.get("required", ())
         default = "needed" if needed else _written(value.get("default"), field)
         rows.append((f"`{field}`", _allowed(field, value, root), default, _note(f"{name}.{field}", field, value)))
-    return _markdown(("field", "allowed", "default", "meaning"), rows)
+    return table(("field", "allowed", "default", "meaning"), rows)
 
 
 def _note(path: str, field: str, value: Schema) -> str:
@@ -228,7 +219,9 @@ def _allowed(field: str, value: Schema, root: Schema) -> str:
         return "a plug-in"
     if field == "taps":
         return "'auto' or a list of pairs"
-    words = allowed(value, root)
+    words, _, pattern = allowed(value, root).partition(", matching ")
+    if pattern:
+        return f"{words}, as described" if "|" in pattern else f"{words}, matching `{pattern}`"
     return "a list" if words.startswith("a list") else words
 
 
@@ -236,10 +229,10 @@ def _written(value: Any, field: str) -> str:
     """A default as YAML would have it; long ones are shown in their own section."""
     if field == "stages":
         return "the usual seven"
-    if field in ("teacher", "student", "members", "cache", "distill", "quantize", "fit", "register", "retry"):
+    if value is not None and field in SECTIONED:
         return "see below"
     if field == "gates":
-        return "three: " + "; ".join(f"`{_gate(gate)}`" for gate in value)
+        return "see below"
     if field == "evaluate":
         return "`[" + ", ".join(use["use"] for use in value) + "]`"
     if field == "target":
@@ -247,9 +240,18 @@ def _written(value: Any, field: str) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def _gate(gate: Schema) -> str:
-    given = {key: value for key, value in gate.items() if value is not None and (key, value) != ("of", "int8")}
-    return "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+def _default_gates(schema: Schema) -> str:
+    """The default list of gates, as YAML."""
+    lines = []
+    for gate in schema["properties"]["gates"]["default"]:
+        told = {key: value for key, value in gate.items() if value is not None and (key, value) != ("of", "int8")}
+        given = {key: value for key, value in told.items() if value is not False}
+        lines.append("  - {" + ", ".join(f"{key}: {_yaml(value)}" for key, value in given.items()) + "}")
+    return "The default:\n\n```yaml\ngates:\n" + "\n".join(lines) + "\n```"
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _whole_fits(schema: Schema) -> str:
@@ -260,22 +262,21 @@ def _whole_fits(schema: Schema) -> str:
         whole = schema["$defs"][owner]["properties"]["fit"]["default"]  # as validated: every field is there
         other = ", ".join(f"{key}: {value}" for key, value in whole.items() if value != usual[key])
         rows.append((f"`{name}.fit`", f"`{other}`, else as above" if other else "as above"))
-    return _markdown(("section", "defaults"), rows)
+    return table(("section", "defaults"), rows)
 
 
-def _plugins(catalog: Catalog) -> Iterator[str]:
-    for kind in KINDS:
-        for entry in catalog.of_kind(kind):
-            options = catalog.options_schema(entry)
-            yield f"### {kind} `{entry.name}`"
-            yield entry.summary[0].upper() + entry.summary[1:] + "."
-            yield _table(options, options, entry.name) if options.get("properties") else "It has no options."
+def own_catalog() -> Catalog:
+    """KDQ's own plug-ins, whatever else is installed."""
+    return Catalog.load(importlib.metadata.distribution("kdq").entry_points.select(group="kdq"))
 
 
-def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def plugin_options(catalog: Catalog, entry: CatalogEntry) -> str:
+    """The table of a plug-in's options."""
+    options = catalog.options_schema(entry)
+    return _table(options, options, entry.name) if options.get("properties") else "It has no options."
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(reference(), encoding="utf-8")

@@ -33,8 +33,7 @@ from kdq_core.plugins.kinds import (
     Workload,
 )
 from kdq_core.plugins.stage import Stage, Work
-from kdq_core.plugins.user_code import found as user_object
-from kdq_core.plugins.user_code import module_of as user_module
+from kdq_core.plugins.user_code import user_module, user_object
 from kdq_core.recipe.spec import FitSpec
 from kdq_core.store.family import Record
 from kdq_core.store.records import (

@@ -25,6 +25,18 @@ class View(NamedTuple):
     number: int
 
 
+class Example(tuple):  # type: ignore[type-arg]
+    """Inputs to trace a model with, each of shape `[B, ...]`; a tuple that knows more of them.
+
+    Attributes:
+        names: names of the inputs in the file; empty for the usual ones.
+        free: axes of each input, beside the batch, whose size may change; empty for none.
+    """
+
+    names: tuple[str, ...] = ()
+    free: tuple[tuple[int, ...], ...] = ()
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch of samples.

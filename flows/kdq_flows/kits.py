@@ -13,7 +13,7 @@ from kdq_core.plugins.bases import BASES
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Plugin, Quantizer, Target, Workload
 from kdq_core.plugins.stage import Stage
-from kdq_core.plugins.user_code import found
+from kdq_core.plugins.user_code import user_object
 from kdq_core.recipe.spec import Recipe, Site
 
 FIT = {"fit": {"epochs": 2, "batch_size": 256}}
@@ -46,7 +46,7 @@ def kind_of(target: str) -> Kind:
         RecipeError: the file or the class is not there, or importing it fails.
         PluginError: the class is no plug-in.
     """
-    given = found(target)
+    given = user_object(target)
     for kind, base in BASES.items():
         if isinstance(given, type) and issubclass(given, base):
             return kind

@@ -212,10 +212,10 @@ def safetensors_of(model: str, weights: str | None, site: Site) -> str:
     import torch
     from torch import nn
 
-    from kdq_core.plugins.user_code import found
+    from kdq_core.plugins.user_code import user_object
 
     if weights is None:
-        made = found(model)
+        made = user_object(model)
         module = made if isinstance(made, nn.Module) else made()
         if not isinstance(module, nn.Module):
             raise RecipeError(f"{model!r} gives a {type(module).__name__!r}; it must give a torch.nn.Module")

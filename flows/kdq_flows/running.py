@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from kdq_core.errors import KdqError
+from kdq_core.plan.machine import check_gpu
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
@@ -32,6 +33,7 @@ def run_recipe(
     site = site or Site.from_environment()
     observer = observer or Silent()
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    check_gpu(site.device)
     check_home(site)
     Store(site.store).sweep()
     pipeline = Pipeline(checked, site, observer)

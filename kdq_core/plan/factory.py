@@ -7,7 +7,7 @@ import hashlib
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.code_version import code_of
 from kdq_core.plugins.sources import module_file
-from kdq_core.plugins.user_code import module_of
+from kdq_core.plugins.user_code import user_module
 from kdq_core.reading.given import no_factory
 
 
@@ -21,7 +21,7 @@ def factory_code(factory: str, whose: str = "teacher") -> str:
     Raises:
         RecipeError: there is no such module.
     """
-    module = module_of(factory)
+    module = user_module(factory)
     if module_file(module) is None:
         raise RecipeError(no_factory(module, whose))
     code = code_of(module, "")

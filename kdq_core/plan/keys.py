@@ -22,7 +22,7 @@ from kdq_core.plugins.contract import Needs, Reads
 from kdq_core.plugins.kinds import Kind, Plugin
 from kdq_core.plugins.named import named_plugins
 from kdq_core.plugins.stage import Stage
-from kdq_core.plugins.user_code import module_of
+from kdq_core.plugins.user_code import user_module
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
 from kdq_core.store.hashing import sha256_file
@@ -88,7 +88,7 @@ class KeyParts:
 
     def _run_by(self, reads: Reads) -> list[str]:
         """Modules of the user that the stage's plug-ins run."""
-        return sorted({module_of(target) for plugin in self._plugins(reads) for target in plugin.runs()})
+        return sorted({user_module(target) for plugin in self._plugins(reads) for target in plugin.runs()})
 
     def _plugins(self, reads: Reads) -> list[Plugin]:
         asked = self._asked

@@ -22,7 +22,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from kdq_core.errors import RecipeError
 from kdq_core.plan.cpu import instruction_sets
+from kdq_core.plugins.installed import version_of
 from kdq_core.recipe.site import Site
 
 HELD = frozenset({
@@ -40,6 +42,8 @@ HELD_PREFIXES = ("ONEDNN_", "DNNL_", "FBGEMM_", "CUBLAS_EMULAT", "CUBLAS_FIXEDPO
 _ONLY_TELL = re.compile(r"VERBOSE|_LOG|JIT_?(DUMP|PROFILE)|CACHE_CAPACITY|_STATS_|_DEBUG$")
 _SMI = ("nvidia-smi", "--query-gpu=uuid,name,driver_version", "--format=csv,noheader")
 _UNKNOWN = "unknown"
+_GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
+"""Device files of GPUs: NVIDIA's, those of its boards (Jetson), of Windows' Linux (WSL), and of AMD's ROCm."""
 
 
 def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonValue]:
@@ -77,21 +81,55 @@ def visible_gpu(device: str) -> str:
     return visible[index] if index < len(visible) else str(index)
 
 
+def check_gpu(device: str, *, proc: Path = Path("/proc"), dev: Path = Path("/dev")) -> None:
+    """Refuse a GPU that cannot be there, before anything runs; KDQ imports no torch here.
+
+    Args:
+        device: the site's device.
+        proc: the folder in which the driver describes the GPUs.
+        dev: the folder of the machine's devices.
+
+    Raises:
+        RecipeError: torch is a build for CPUs, the environment hides the GPU, the driver lists fewer, or there is no
+            driver and no device file.
+    """
+    if device == "cpu":
+        return
+    asked, torch = f"the device {device!r} was asked for, but", version_of("torch") or ""
+    if torch.endswith("+cpu"):
+        raise RecipeError(f"{asked} torch {torch} is a build for CPUs; set KDQ_DEVICE=cpu, or install a CUDA build")
+    _, gpus = _described(proc)
+    number = visible_gpu(device)
+    if number.startswith("-"):
+        raise RecipeError(
+            f"{asked} CUDA_VISIBLE_DEVICES is {number!r}, which hides all; set KDQ_DEVICE=cpu, or unset it"
+        )
+    if gpus and number.isdigit() and int(number) >= len(gpus):
+        there = "1 GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+        raise RecipeError(f"{asked} the driver lists {there}; set KDQ_DEVICE=cpu, or a number below {len(gpus)}")
+    if not gpus and not any(found for name in _GPU_FILES for found in dev.glob(name)):
+        raise RecipeError(f"{asked} this machine has no driver of a GPU; set KDQ_DEVICE=cpu, or install a driver")
+
+
 def _is_held(name: str) -> bool:
     return name in HELD or (name.startswith(HELD_PREFIXES) and not _ONLY_TELL.search(name))
 
 
 def _gpu(device: str, proc: Path) -> dict[str, JsonValue]:
     """Model and driver; a GPU that the driver does not list, such as a part of one (MIG), counts by its own name."""
-    driver, gpus = _told_by_driver(proc)
-    if driver is None or not gpus:
-        driver, gpus = _told_by_smi()
+    driver, gpus = _described(proc)
     asked = visible_gpu(device)
     if asked.isdigit():
         model = gpus[int(asked)][1] if int(asked) < len(gpus) else _UNKNOWN
     else:
         model = next((model for uuid, model in gpus if uuid.startswith(asked)), asked)
     return {"gpu": model, "driver": driver or _UNKNOWN}
+
+
+def _described(proc: Path) -> tuple[str | None, list[tuple[str, str]]]:
+    """The driver's version, and UUID and model of each GPU, from the driver's files or else from `nvidia-smi`."""
+    driver, gpus = _told_by_driver(proc)
+    return (driver, gpus) if driver is not None and gpus else _told_by_smi()
 
 
 def _told_by_driver(proc: Path) -> tuple[str | None, list[tuple[str, str]]]:

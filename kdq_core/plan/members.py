@@ -16,7 +16,7 @@ def described(member: MemberSpec) -> dict[str, Any]:
     """Describe a teacher with the hashes of its file and its factory in place of their paths.
 
     Raises:
-        RecipeError: the file does not exist, or is still in a registry.
+        RecipeError: the file does not exist, is of another kind, or is still in a registry.
     """
     if member.source == "registered":
         raise RecipeError(
@@ -26,7 +26,7 @@ def described(member: MemberSpec) -> dict[str, Any]:
     asked = _without_file(member)
     if member.file is None:
         return asked
-    return asked | {"sha256": sha256_file(given_file(member.file, "teacher"))}
+    return asked | {"sha256": sha256_file(given_file(member.file, "teacher", onnx=member.source == "onnx"))}
 
 
 def _without_file(member: MemberSpec) -> dict[str, Any]:

@@ -20,15 +20,17 @@ from kdq_core.plugins.bases import BASES
 from kdq_core.plugins.code_version import Code, code_of
 from kdq_core.plugins.kinds import Kind, Plugin
 from kdq_core.plugins.loading import (
+    HOUSE,
     CatalogEntry,
     LoadedPlugin,
     Quarantined,
     describe,
     load_entry_point,
     names_of,
+    own_stdout,
     usable_names,
 )
-from kdq_core.plugins.user_code import module_of
+from kdq_core.plugins.user_code import user_module
 from kdq_core.recipe.explain import Where, problems, summary
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class Catalog:
             RecipeError: the file does not exist.
         """
         if ".py:" in name:
-            module, path = module_of(name), name.rpartition(":")[0]
+            module, path = user_module(name), name.rpartition(":")[0]
             target = f"{module}:{name.rpartition(':')[2]}"
             return CatalogEntry(kind=kind, name=name, target=target, distribution=path, version="", house=False)
         entries = self.of_kind(kind)
@@ -91,10 +93,21 @@ class Catalog:
             raise PluginError(f"{kind} {name!r} comes from {len(fitting)} distributions; write one of {both}.")
         raise PluginError(
             f"no {kind} named {name!r}{did_you_mean(name, self.names(kind)) or '.'} "
-            f"Installed: {names_of(entries)}.{self._quarantine_hint()}"
+            f"Installed: {names_of(entries)}.{self.quarantine_hint()}"
         )
 
-    def _quarantine_hint(self) -> str:
+    def shadow(self, entry: CatalogEntry) -> str:
+        """Why a recipe cannot mean `entry` by its name alone, and what to write; empty if it can."""
+        if self.names(entry.kind).get(entry.name) == entry:
+            return ""
+        twins = [one for one in self.of_kind(entry.kind) if one.name == entry.name and one != entry]
+        if any(one.house for one in twins):
+            return f"{entry.name!r} alone means that of {HOUSE!r}; write {entry.full_name!r}"
+        others = " and ".join(repr(one.distribution) for one in twins)
+        return f"{others} {'brings' if len(twins) == 1 else 'bring'} one of this name too; write {entry.full_name!r}"
+
+    def quarantine_hint(self) -> str:
+        """` Quarantined: ...` with each reason, to end a message; empty if nothing is."""
         if not self.quarantined:
             return ""
         reasons = "; ".join(sorted(f"{one.distribution} ({one.reason})" for one in self.quarantined))
@@ -108,7 +121,8 @@ class Catalog:
         """
         module_name, _, class_name = entry.target.partition(":")
         try:
-            found = getattr(importlib.import_module(module_name), class_name)
+            with own_stdout():
+                found = getattr(importlib.import_module(module_name), class_name)
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:

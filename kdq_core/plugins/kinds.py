@@ -81,6 +81,14 @@ class Workload(Plugin, abc.ABC):
         come in fixed order, unaugmented, and ignore all three.
         """
 
+    def input_names(self) -> tuple[str, ...]:
+        """Names that the file gives the student's inputs, in order; empty for the target's usual ones."""
+        return ()
+
+    def free_axes(self) -> Mapping[str, tuple[int, ...]]:
+        """Axes whose size may change from batch to batch, by name of the input; the batch itself is always free."""
+        return {}
+
     def samples(self, split: Split) -> int:
         """Number of samples of `split`; override it where counting is cheaper than reading."""
         return sum(len(batch.ids) for batch in self.batches(split, batch_size=1024))

@@ -6,7 +6,11 @@ Pluggy's own loading would stop at the first plug-in that raises.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -27,6 +31,7 @@ HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("kdq_"))
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _STAGE_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 _NAMES = {"stage": (_STAGE_NAME, "in lower case with '-' or '_' between words, such as 'prune-channels'")}
+_one_at_a_time = threading.RLock()
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -55,6 +60,11 @@ class Quarantined(Frozen):
     version: str
     reason: str
 
+    @property
+    def title(self) -> str:
+        """How a message names it."""
+        return f"plug-in module {self.entry_point!r} of {self.distribution} {self.version}"
+
 
 class LoadedPlugin:
     """A plug-in module that passed all checks: its entries, and the manager that calls its hooks only."""
@@ -70,15 +80,26 @@ def load_entry_point(entry: EntryPoint) -> LoadedPlugin | Quarantined:
     distribution = entry.dist.name if entry.dist else "unknown"
     version = entry.dist.version if entry.dist else "0"
     try:
-        module = entry.load()
-        _check_api(module)
-        manager = _manager(module)
-        entries = _entries(manager, distribution, version)
+        with own_stdout():
+            module = entry.load()
+            _check_api(module)
+            manager = _manager(module)
+            entries = _entries(manager, distribution, version)
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:
         return Quarantined(entry_point=entry.name, distribution=distribution, version=version, reason=describe(error))
     return LoadedPlugin(manager, entries, distribution)
+
+
+@contextlib.contextmanager
+def own_stdout() -> Iterator[None]:
+    """Send to stderr what plug-ins print meanwhile: stdout is KDQ's, and a script may read JSON from it.
+
+    One thread at a time, so that each finds the stdout that it must put back.
+    """
+    with _one_at_a_time, contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def describe(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from kdq_core.plugins.imports import Import, parsed
 from kdq_core.plugins.sources import File
 
 OWN = frozenset({
-    "kdq_core", "kdq_flows", "kdq_registry", "kdq_workloads", "kdq_distillers", "kdq_quantizers", "kdq_targets",
+    "kdq", "kdq_core", "kdq_flows", "kdq_registry", "kdq_workloads", "kdq_distillers", "kdq_quantizers", "kdq_targets",
     "kdq_evaluators", "kdq_stages",
 })  # fmt: skip
 """The packages of the distribution `kdq`."""

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kdq_core.errors import RecipeError, did_you_mean
+from kdq_core.plugins.loading import own_stdout
 from kdq_core.plugins.sources import module_file
 
 
-def module_of(target: str) -> str:
+def user_module(target: str) -> str:
     """Name the module of a target, and let Python find it: the folder of a file goes to the front of `sys.path`.
 
     A file in a package is imported as a part of that package.
@@ -44,16 +45,17 @@ def module_of(target: str) -> str:
     return module
 
 
-def found(target: str) -> Any:
+def user_object(target: str) -> Any:
     """Import what a target names.
 
     Raises:
         RecipeError: the module or the name in it does not exist, or importing the module fails.
     """
     where, _, name = target.rpartition(":")
-    module = module_of(target)
+    module = user_module(target)
     try:
-        home = importlib.import_module(module)
+        with own_stdout():
+            home = importlib.import_module(module)
     except Exception as error:
         raise RecipeError(
             f"{where!r} cannot be imported: {type(error).__name__}: {error}; correct it, or install what it needs"

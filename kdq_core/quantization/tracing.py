@@ -74,13 +74,15 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
 
     Args:
         model: traced in the mode it is in.
-        example: inputs, each of shape `[B, ...]` with B >= 2.
+        example: inputs, each of shape `[B, ...]` with B >= 2; an `Example` may free further axes.
 
     Raises:
         Exception: whatever tracing raises; `why_untraceable` explains it.
     """
     batch = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: batch} if x.dim() else None for x in example)
+    free = getattr(example, "free", ()) or ((),) * len(example)
+    shapes = tuple(dict.fromkeys((0, *axes), batch) if x.dim() else None for x, axes in zip(example, free, strict=True))
+    example = tuple(example)
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     varargs = inspect.Parameter.VAR_POSITIONAL in kinds
     with _Whole(), warnings.catch_warnings():

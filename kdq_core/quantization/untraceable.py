@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 MACHINERY = (str(Path(torch.__file__).parent), str(Path(__file__).with_name("tracing.py")), "<")
 """Prefixes of file names that are not a model's code."""
-FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
+FIXED = re.compile(r"\.size\(\)\[(\d+)\] as dynamic but your code specialized it to be a constant \((\d+)\)")
 
 
 def why_untraceable(error: BaseException, model: nn.Module) -> str:
@@ -31,9 +31,14 @@ def why_untraceable(error: BaseException, model: nn.Module) -> str:
             "torch.where, keep numbers as tensors in place of .item(), or move the decision out of the model"
         )
     fixed = FIXED.search(str(error))
+    if fixed and fixed[1] != "0":
+        return (
+            f"it works only with the size {fixed[2]} of axis {fixed[1]}, which the workload frees; take sizes from "
+            "x.shape, or do not free that axis (OpenVINO runs recurrent layers for one length alone)"
+        )
     if fixed:
         return (
-            f"its forward works only for a batch of {fixed[1]} samples, the size of the example batch; "
+            f"its forward works only for a batch of {fixed[2]} samples, the size of the example batch; "
             "take sizes from x.shape, or write -1 for the batch"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

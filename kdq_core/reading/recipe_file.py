@@ -60,6 +60,8 @@ def read_document(path: Path) -> Document:
     data = _read_bytes(path)
     if len(data) > MAX_CHARACTERS:
         raise RecipeError(f"recipe '{path}' is larger than 1 MB; a recipe holds options, not data")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise RecipeError(f"recipe '{path}' is in UTF-16; save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -95,6 +97,10 @@ def document_from_text(text: str, name: str) -> Document:
     document = parse(text, name)
     if document.value is None:
         raise RecipeError(f"recipe '{name}' is empty; it needs at least 'name' and 'workload'")
+    if isinstance(document.value, list):
+        raise RecipeError(
+            f"recipe '{name}' is a list, not a mapping; write its keys without '- ', at least 'name' and 'workload'"
+        )
     if not isinstance(document.value, dict):
         raise RecipeError(
             f"recipe '{name}' is {short(document.value)}, not a mapping; it needs at least 'name' and 'workload'"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kdq_core.errors import RecipeError
+from kdq_core.recipe.yaml_mistakes import mistake
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 MAX_DEPTH = 32
 MAX_NODES = 10_000
 MAX_CHARACTERS = 1_000_000
+
+NO_CHARACTER = "an escape in double quotes names no character; write the character itself"
 
 Loc = tuple[str | int, ...]
 
@@ -62,23 +65,28 @@ def parse(text: str, name: str) -> Document:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
+        line, told = mistake(error, text, builder.opened())
+        raise RecipeError(f"{name}:{line}: {told}") from None
     except yaml.reader.ReaderError as error:
-        raise RecipeError(f"{name}: not valid YAML: character {error.character!r} is not allowed") from None
+        line = text.count("\n", 0, error.position) + 1
+        sign = text[error.position]
+        raise RecipeError(f"{name}:{line}: the character {sign!r} is not allowed in YAML; delete it") from None
     except (ValueError, OverflowError):
-        raise RecipeError(f"{name}:{builder.line}: not valid YAML: an escape names no character") from None
+        raise RecipeError(f"{name}:{builder.line}: {NO_CHARACTER}") from None
     return Document(name, builder.value, builder.lines)
 
 
 @dataclass
 class _Open:
-    """A list or mapping being filled; `size` and `characters` count what it holds, aliases expanded."""
+    """A list or mapping being filled; `size` and `characters` count what it holds, aliases expanded.
+
+    `bracket` is the line and the sign that opens it, if one does.
+    """
 
     value: list[Any] | dict[str, Any]
     loc: Loc
     anchor: str | None
+    bracket: tuple[int, str] | None = None
     key: str | None = None
     size: int = 1
     characters: int = 0
@@ -102,7 +110,9 @@ class _Builder:
         if isinstance(event, yaml.DocumentStartEvent):
             self.documents += 1
             if self.documents > 1:
-                raise self.error("a second document starts here; a file holds one")
+                raise self.error(
+                    "a second document starts here; a file holds one, so write this into a file of its own"
+                )
         elif isinstance(event, yaml.AliasEvent):
             self.alias(event.anchor)
         elif isinstance(event, yaml.ScalarEvent):
@@ -112,6 +122,10 @@ class _Builder:
         elif isinstance(event, yaml.CollectionEndEvent):
             self.close()
 
+    def opened(self) -> tuple[int, str] | None:
+        """Line and sign of the innermost bracket, if the innermost list or mapping has one."""
+        return self.stack[-1].bracket if self.stack else None
+
     def error(self, message: str) -> RecipeError:
         return RecipeError(f"{self.name}:{self.line}: {message}")
 
@@ -119,7 +133,7 @@ class _Builder:
         self.no_tag(event.tag)
         text = event.value
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise self.error("not valid YAML: an escape names no character")
+            raise self.error(NO_CHARACTER)
         parent = self.stack[-1] if self.stack else None
         is_key = parent is not None and isinstance(parent.value, dict) and parent.key is None
         if is_key and text == "<<" and event.style is None:
@@ -145,7 +159,7 @@ class _Builder:
 
     def alias(self, anchor: str | None) -> None:
         if anchor is None or anchor not in self.anchors:
-            raise self.error(f"alias '*{anchor}' refers to nothing before it")
+            raise self.error(f"alias '*{anchor}' refers to nothing before it; put text that begins with '*' in quotes")
         self.add(*self.anchors[anchor])
 
     def open(self, event: yaml.CollectionStartEvent) -> None:
@@ -155,7 +169,8 @@ class _Builder:
         if self.stack and isinstance(self.stack[-1].value, dict) and self.stack[-1].key is None:
             raise self.error("a key must be text, not a list or mapping")
         value: list[Any] | dict[str, Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
-        self.stack.append(_Open(value, self.next_loc(), event.anchor))
+        bracket = (self.line, "{" if isinstance(value, dict) else "[") if event.flow_style else None
+        self.stack.append(_Open(value, self.next_loc(), event.anchor, bracket))
         self.lines.setdefault(self.stack[-1].loc, self.line)
 
     def close(self) -> None:
@@ -194,7 +209,9 @@ class _Builder:
             raise self.error(f"the key {key!r} is not text; put it in quotes")
         if key in parent.value:
             first = self.lines[(*parent.loc, key)]
-            raise self.error(f"the key {short(key)} stands here a second time; the first is in line {first}")
+            raise self.error(
+                f"the key {short(key)} stands here a second time; the first is in line {first}; delete one"
+            )
         parent.key = key
         self.lines[(*parent.loc, key)] = self.line
 

@@ -108,6 +108,20 @@ def explained(folder: Path, doing: str) -> Iterator[None]:
         ) from error
 
 
+def check_writable(home: Path) -> None:
+    """Refuse a home that KDQ cannot write or make; makes and writes nothing.
+
+    Raises:
+        StoreError: it, or the nearest folder above that exists, is not writable or no folder.
+    """
+    with explained(home, "write to KDQ_HOME"):
+        there = next(path for path in (home, *home.parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{str(there)!r} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "not writable")
+
+
 class Store:
     """Entries by key below one folder; safe for several processes at once."""
 

@@ -14,8 +14,6 @@ from kdq_core.reading.given import SECTIONS
 
 SHOWN = 3
 WRAPPERS = {"module": "DataParallel and DistributedDataParallel name them", "_orig_mod": "torch.compile names them"}
-TORCH_SAVE = (b"PK\x03\x04", b"\x80")
-"""First bytes of a file from `torch.save`: a zip archive, or a pickle from old versions."""
 
 
 def load_checkpoint(model: nn.Module, path: Path, made_by: str, whose: str = "teacher") -> None:
@@ -33,7 +31,10 @@ def load_checkpoint(model: nn.Module, path: Path, made_by: str, whose: str = "te
     try:
         weights = load_file(path)
     except SafetensorError as error:
-        raise StageError(_no_safetensors(path, str(error), whose)) from error
+        raise StageError(
+            f"the {whose}'s file {str(path)!r} is no safetensors file: {error}; write one where the model is, with "
+            f"{_saving('model', path)}"
+        ) from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -41,16 +42,6 @@ def load_checkpoint(model: nn.Module, path: Path, made_by: str, whose: str = "te
         raise StageError(
             _misfit(weights, own, path, made_by, whose) or _as_torch_says(error, path, made_by, whose)
         ) from error
-
-
-def _no_safetensors(path: Path, error: str, whose: str) -> str:
-    with path.open("rb") as file:
-        start = file.read(4)
-    by = "was written by torch.save and " if start.startswith(TORCH_SAVE) else ""
-    return (
-        f"the {whose}'s file {str(path)!r} {by}is no safetensors file: {error}; write one where the model is, with "
-        f"{_saving('model', path)}"
-    )
 
 
 def _saving(model: str, path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from kdq_core.errors import KdqError, StageError
-from kdq_core.plugins.user_code import module_of
+from kdq_core.plugins.user_code import user_module
 from kdq_core.reading.given import SECTIONS
 
 
@@ -40,7 +40,7 @@ def made_by(name: str, whose: str = "teacher") -> nn.Module:
 
 def _found(name: str, whose: str) -> Callable[[], Any]:
     function = name.rpartition(":")[2]
-    module = module_of(name)
+    module = user_module(name)
     try:
         home = importlib.import_module(module)
         if not hasattr(home, function):

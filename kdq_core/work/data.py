@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from kdq_core.errors import StageError
+from kdq_core.errors import RecipeError, StageError, listing
 from kdq_core.plugins.kinds import Workload, takes_views
 from kdq_core.store.records import TeacherOutputs
-from kdq_core.tensors import Batch, View
+from kdq_core.tensors import Batch, Example, Split, View
 
 if TYPE_CHECKING:
     from kdq_core.work.shown import Shown
@@ -21,10 +22,11 @@ EVALUATION_BATCH = 256
 
 
 def two_samples(workload: Workload) -> Batch:
-    """Read the first two validation samples.
+    """Read the first two validation samples; their inputs are an `Example`.
 
     Raises:
         StageError: there are fewer.
+        RecipeError: the workload names an input that its batches do not have.
     """
     given = next(iter(workload.batches("validation", batch_size=2)), None)
     batch = None if given is None else checked(given, "validation")
@@ -34,7 +36,63 @@ def two_samples(workload: Workload) -> Batch:
             f"the workload's split 'validation' gives {count} of the two samples that tracing a model takes; "
             "put more into it"
         )
-    return batch
+    return replace(batch, inputs=_example(batch.inputs, workload))
+
+
+def _example(inputs: tuple[Tensor, ...], workload: Workload) -> Example:
+    """The inputs with the names and the free axes that the workload states."""
+    example = Example(inputs)
+    names = workload.input_names()[: len(inputs)]
+    free = workload.free_axes()
+    usual = ("input",) if len(inputs) == 1 else tuple(f"input_{index}" for index in range(len(inputs)))
+    known = names if len(names) == len(inputs) else usual
+    strange = sorted(free.keys() - set(known))
+    if strange:
+        raise RecipeError(
+            f"the workload frees axes of the input {strange[0]!r}, which its batches do not have; they have: "
+            f"{listing(known)}"
+        )
+    example.names = known if known != usual else ()
+    example.free = tuple(tuple(free.get(name, ())) for name in known) if free else ()
+    for name, axes, x in zip(known, example.free, inputs, strict=False):
+        _check_axes(name, axes, x)
+    return example
+
+
+def _check_axes(name: str, axes: tuple[int, ...], x: Tensor) -> None:
+    wrong = [axis for axis in axes if not 0 < axis < x.dim()]
+    if wrong:
+        raise RecipeError(
+            f"the workload frees axis {wrong[0]} of the input {name!r}, whose shape is {tuple(x.shape)}; name an axis "
+            f"from 1 to {x.dim() - 1}"
+        )
+
+
+def check_shapes(workload: Workload, tried: int = 4) -> None:
+    """Compare the shapes of a few samples of each split with those of the two that the model is traced with.
+
+    Raises:
+        StageError: an axis differs that is not free.
+    """
+    example = cast(Example, two_samples(workload).inputs)
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    for split in splits:
+        for given in islice(workload.batches(split, batch_size=2), tried):
+            for index, (x, seen) in enumerate(zip(checked(given, split).inputs, example, strict=False)):
+                axes = example.free[index] if example.free else ()
+                for axis in range(1, max(x.dim(), seen.dim())):
+                    sizes = x.shape[axis : axis + 1], seen.shape[axis : axis + 1]
+                    if sizes[0] != sizes[1] and axis not in axes:
+                        raise StageError(_two_shapes(index, split, axis, x, seen, example))
+
+
+def _two_shapes(index: int, split: str, axis: int, x: Tensor, seen: Tensor, example: Example) -> str:
+    name = example.names[index] if example.names else "input" if len(example) == 1 else f"input_{index}"
+    return (
+        f"input {name!r} has batches of two shapes: {tuple(seen.shape)} in 'validation' and {tuple(x.shape)} in "
+        f"{split!r}; KDQ traces the model with one size of axis {axis}: pad every batch to the same size, or free the "
+        f"axis, which the workloads for own models do by dynamic: {{{name}: [{axis}]}}"
+    )
 
 
 def training_batches(work: Shown, epoch: int, batch_size: int) -> Iterator[Batch]:

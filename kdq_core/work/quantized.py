@@ -12,7 +12,7 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.store.records import Checkpoint
-from kdq_core.work.data import two_samples
+from kdq_core.work.data import check_shapes, two_samples
 from kdq_core.work.models import loaded
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ def check_student(work: Shown, student: nn.Module) -> GraphModule:
 
     Raises:
         RecipeError: a rule matches nothing, or the rules skip every operator.
-        StageError: the student cannot be captured, or has nothing to quantize.
+        StageError: the student cannot be captured, or has nothing to quantize; or samples have different shapes.
     """
+    check_shapes(work.workload)
     graph = capture(student, two_samples(work.workload).inputs)
     placement(work, graph)
     return graph

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 from kdq_core.api import PluginSpec, hookimpl
 
-KDQ_PLUGIN_API = ">=1,<2"
-
 NAMES = (
     ("logit-kd", "logit_kd:LogitKd", "softened logits and hard labels (Hinton et al. 2015)"),
     ("mse-logits", "mse_logits:MseLogits", "squared difference of logits or probabilities (Ba and Caruana 2014)"),

@@ -51,6 +51,30 @@ def suffixes(subject: Subject, count: int) -> tuple[str, ...]:
     return ("", *(f"/{name}" for name in output_names(subject)[1:])) if count > 1 else ("",)
 
 
+def numbers(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None, ...]:
+    """The labels of each of `count` outputs whose labels are floating-point numbers; `Truth.classes` holds these.
+
+    A sample whose label is not finite counts as unlabelled.
+    """
+    import numpy as np
+
+    given = [(len(batch.ids), {"": batch.targets, **batch.tasks}) for batch in batches()]
+    names = output_names(subject) if any(set(labels) - {""} for _, labels in given) else ("",)
+    found: list[Truth | None] = []
+    for name in (*names, *[None] * count)[:count]:
+        parts = [(size, None if name is None else labels.get(name)) for size, labels in given]
+        there = [labels for _, labels in parts if labels is not None]
+        if not there or not all(labels.is_floating_point() for labels in there):
+            found.append(None)
+            continue
+        known = [labels.isfinite().flatten(1).all(1) if labels.ndim > 1 else labels.isfinite() for labels in there]
+        each = iter(known)
+        rows = np.concatenate([np.full(n, False) if labels is None else next(each).numpy() for n, labels in parts])
+        values = np.concatenate([labels[fine].numpy() for labels, fine in zip(there, known, strict=True)])
+        found.append(Truth(rows, values) if rows.any() else None)
+    return tuple(found)
+
+
 def truths(subject: Subject, batches: Batches, count: int) -> tuple[Truth | None, ...]:
     """The hard labels of each of `count` outputs; `None` for an output of which no sample has a class as its label."""
     import numpy as np

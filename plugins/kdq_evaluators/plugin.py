@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 from kdq_core.api import PluginSpec, hookimpl
 
-KDQ_PLUGIN_API = ">=1,<2"
-
 
 @hookimpl
 def kdq_evaluators() -> Iterator[PluginSpec]:

@@ -75,7 +75,8 @@ def write(
 
 def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[str, ...]]:
     """Return the ONNX model, and the names of its outputs if they are tasks."""
-    inputs = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
+    usual = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
+    inputs = list(getattr(example, "names", ())) or usual
     refused = f"model {type(model).__name__!r} cannot be written as ONNX: "
     with _silence(), registry_read_once():
         try:

@@ -36,9 +36,9 @@ class Arrays(SplitModels):
         """Sha256 of the file's content, and of the splits."""
         return hashlib.sha256((digest(data_file(self.file)) + self.split_text()).encode()).hexdigest()
 
-    def input_names(self) -> tuple[str, ...]:
-        """The names, if there are several inputs."""
-        return self.inputs if len(self.inputs) > 1 else ()
+    def data_names(self) -> tuple[str, ...]:
+        """The names of the arrays."""
+        return self.inputs
 
     def given(self) -> dict[str, Samples]:
         """The splits in the file, or all of it.

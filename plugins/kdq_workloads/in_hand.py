@@ -57,7 +57,7 @@ class InHand(Python):
         """Read the model."""
         from kdq_workloads.plain import plain
 
-        return plain(copy.deepcopy(self.read(self.model)), self.input_names())
+        return plain(copy.deepcopy(self.read(self.model)), self.data_names())
 
     def teacher(self) -> nn.Module:
         """Read the teacher."""
@@ -65,7 +65,7 @@ class InHand(Python):
             raise RecipeError("no teacher was passed; give `teacher=` a torch.nn.Module")
         from kdq_workloads.plain import plain
 
-        return plain(copy.deepcopy(self.read(self.teacher_model)), self.input_names())
+        return plain(copy.deepcopy(self.read(self.teacher_model)), self.data_names())
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss."""
@@ -80,7 +80,7 @@ class InHand(Python):
         """The data by split."""
         return _given(self)
 
-    def input_names(self) -> tuple[str, ...]:
+    def data_names(self) -> tuple[str, ...]:
         """The names, if the data gives dicts."""
         given = _given(self)
         return tuple(getattr(given.get("train") or given[WHOLE], "names", ()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdq_core.api import Batch, Field, Outputs, RecipeError, StageError, Workload, user_object
@@ -42,7 +44,7 @@ class OwnModels(Workload):
 
     def student(self) -> nn.Module:
         """Make the model."""
-        return made(self.model, "model", self.input_names())
+        return made(self.model, "model", self.data_names())
 
     def teacher(self) -> nn.Module:
         """Make the teacher.
@@ -55,11 +57,27 @@ class OwnModels(Workload):
                 "the recipe asks for a teacher, and its workload names none; add teacher: 'file.py:function' to the "
                 "options of the workload, or list only stages without a teacher, such as [quantize, export, evaluate]"
             )
-        return made(self.teacher_model, "teacher", self.input_names())
+        return made(self.teacher_model, "teacher", self.data_names())
+
+    dynamic: dict[str, tuple[int, ...]] = Field(
+        default={}, description="axes whose size may change from batch to batch, by input, such as {tokens: [1]}"
+    )
+
+    def __hash__(self) -> int:
+        """A hash of all options."""
+        return hash(self.model_dump_json())
+
+    def data_names(self) -> tuple[str, ...]:
+        """Names of the inputs in the data, in order; empty if they have none."""
+        return ()
 
     def input_names(self) -> tuple[str, ...]:
-        """Names of the model's inputs, in order; empty if the data has no names."""
-        return ()
+        """The names of the inputs in the data, or else those of the parameters of the model's `forward`."""
+        return self.data_names() or _parameters(self)
+
+    def free_axes(self) -> Mapping[str, tuple[int, ...]]:
+        """The option `dynamic`."""
+        return self.dynamic
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean loss; with several tasks, the sum over those with labels.
@@ -75,6 +93,16 @@ class OwnModels(Workload):
         if not parts:
             raise StageError("the loss needs labels, and this batch has none; give the data labels")
         return torch_sum(parts)
+
+
+@functools.lru_cache(maxsize=4)
+def _parameters(workload: OwnModels) -> tuple[str, ...]:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        model = workload.student()
+    found: tuple[str, ...] = getattr(model, "forward_parameters", ())
+    return found
 
 
 def torch_sum(parts: list[Tensor]) -> Tensor:

@@ -20,14 +20,17 @@ def plain(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
     base = type(model)
     if base.__module__.startswith("torch.nn.") and not isinstance(model, nn.Sequential):
         return model
-    keywords = names if set(names) <= inspect.signature(base.forward).parameters.keys() else ()
+    parameters = inspect.signature(base.forward).parameters
+    keywords = names if set(names) <= parameters.keys() else ()
 
     def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
         if keywords and len(inputs) == len(keywords):
             inputs, named = (), dict(zip(keywords, inputs, strict=True))
         return logits_of(base.forward(self, *inputs, **named))
 
-    model.__class__ = type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+    plain_ones = tuple(p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
+    own = {"forward": forward, "forward_parameters": plain_ones, "__module__": base.__module__}
+    model.__class__ = type(base.__name__, (base,), own)
     return model
 
 

@@ -47,7 +47,7 @@ class Python(SplitModels):
         known = [f"{name}\0{digest(path)}" for one in self.files for name, path in sorted(_files(one))]
         return hashlib.sha256("\0".join([self.data, self.split_text(), *known]).encode()).hexdigest()
 
-    def input_names(self) -> tuple[str, ...]:
+    def data_names(self) -> tuple[str, ...]:
         """The names, if the data gives dicts."""
         samples = _given(self).get("train") or _given(self)[WHOLE]
         return samples.names if isinstance(samples, DatasetSamples | Stream | Named) else ()

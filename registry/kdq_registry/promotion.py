@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.frozen import Frozen
@@ -20,6 +20,7 @@ from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.recipe.spec import Gate
 from kdq_core.store.family import in_json
 from kdq_core.store.records import EvaluationReport
+from kdq_registry.blessing import bless
 from kdq_registry.environment import client, folder, mlflow_errors
 from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
 from kdq_registry.versions import model_named, models, nothing_yet, unknown_model, version_numbered, versions
@@ -52,7 +53,7 @@ class PromotionResult(Frozen):
 
 
 def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None) -> PromotionResult:
-    """Move the alias `champion` of model `name` to `version`, if its gates are met.
+    """Move the alias `champion` of model `name` to `version`, if its files are whole and its gates are met.
 
     The function writes the move to `KDQ_HOME/mlflow/promotions.jsonl` and into a tag of the version. If the version is
     `champion` already, it moves and writes nothing.
@@ -66,13 +67,16 @@ def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None
     Raises:
         RecipeError: there is no such model or version, or KDQ did not register it.
         TransientError: the tracking server cannot be reached.
-        StageError: MLflow refused, or another process moved the alias at the same moment.
+        StageError: MLflow refused, a file or a tag of the version was changed, or another process moved the alias at
+            the same moment.
     """
     if nothing_yet(site):
         raise unknown_model(name, [])
     with mlflow_errors(site):
         mlflow = client(site)
-        gates, report = _claims(name, version, version_numbered(mlflow, name, version).tags)
+        found = version_numbered(mlflow, name, version)
+        gates, report = _claims(name, version, found.tags)
+        bless(site, mlflow, found)
     verdicts = judge(gates, report)
     reasons = tuple(vetoes(name, version, report)) if vetoes else ()
     promoted = all(verdict.met for verdict in verdicts) and not reasons
@@ -113,8 +117,20 @@ def _claims(name: str, version: int, tags: dict[str, str]) -> tuple[tuple[Gate, 
             f"version {version} of model {name!r} has no tags {GATES_TAG!r} and {REPORT_TAG!r}: KDQ did not register "
             "it, so its gates cannot be checked; register it with `kdq run`"
         )
-    gates = TypeAdapter(tuple[Gate, ...]).validate_json(tags[GATES_TAG])
-    return gates, EvaluationReport.model_validate_json(tags[REPORT_TAG])
+    try:
+        gates = TypeAdapter(tuple[Gate, ...]).validate_json(tags[GATES_TAG])
+        report = EvaluationReport.model_validate_json(tags[REPORT_TAG])
+    except ValidationError as error:
+        raise StageError(
+            f"version {version} of model {name!r} has a damaged tag {GATES_TAG!r} or {REPORT_TAG!r} "
+            f"({error.errors()[0]['msg']}), so its gates cannot be checked; run its recipe again: that writes both anew"
+        ) from None
+    if not gates:
+        raise RecipeError(
+            f"version {version} of model {name!r} has no gates, so nothing says that it is good enough; write 'gates' "
+            "into its recipe and run it again"
+        )
+    return gates, report
 
 
 def _move(site: Site, mlflow: MlflowClient, result: PromotionResult) -> None:
@@ -151,7 +167,10 @@ def _user() -> str:
 
 
 def _row(model: Any, version: Any) -> dict[str, Any]:
-    report = EvaluationReport.model_validate_json(version.tags.get(REPORT_TAG, '{"models": {}}'))
+    try:
+        report = EvaluationReport.model_validate_json(version.tags.get(REPORT_TAG, '{"models": {}}'))
+    except ValidationError:  # a tag that somebody edited costs this row its figures, and no other row
+        report = EvaluationReport(models={})
     top1, size = report.value("int8", "top1"), report.value("int8", "bytes")
     created = datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC)
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import typer
@@ -20,40 +18,7 @@ from kdq_core.reading.checks import check_recipe
 from kdq_core.reading.recipe_file import recipe_from_text
 from kdq_core.testing import __all__ as kits
 from kdq_flows.cli import app
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (".", "docs", "kdq_core", "plugins", "flows", "registry", "tests", "recipes", "benchmarks")
-PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
-BLOCK = re.compile(r"(?:<!-- (file|example): (\S+) -->\n)?```(\w*)\n(.*?)```\n", re.DOTALL)
-LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"`(kdq [a-z][^`]*)`")
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return [text for _, _, lang, text in BLOCK.findall(page.read_text(encoding="utf-8")) if lang == language]
-
-
-def titled(page: Path, mark: str) -> dict[str, str]:
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return {name: text for kind, name, _, text in found if kind == mark}
-
-
-def prose(page: Path) -> str:
-    return BLOCK.sub("", page.read_text(encoding="utf-8"))
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def script(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.architecture.pages import LINK, PAGES, ROOT, blocks, commands, name_of, prose, titled
 
 RECIPES = [
     pytest.param(text, id=f"{name_of(page)}-{number}")
@@ -84,11 +49,6 @@ def test_a_recipe_in_the_documents_validates(text: str) -> None:
     check_recipe(recipe_from_text(text), Catalog.load())
 
 
-def test_the_recipe_reference_is_current() -> None:
-    current = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
-    assert script("docs/make_reference.py").reference() == current, "run python docs/make_reference.py"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_between_files_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(prose(page)):
@@ -99,11 +59,6 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
         assert target.exists(), link
         headings = re.findall(r"^#+ (.*)$", prose(target), re.MULTILINE) if anchor else []
         assert not anchor or anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
-
-
-def commands(page: Path) -> set[str]:
-    lines = {line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("kdq ")}
-    return lines | set(COMMAND.findall(prose(page)))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)

@@ -4,9 +4,11 @@ import atexit
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +66,7 @@ def tiny_flow(monkeypatch: pytest.MonkeyPatch) -> str:
     """Module path of a flow that this process and a worker's child can import."""
     folder = str(Path(__file__).parent / "modules")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", folder)
+    monkeypatch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
     return "tiny_flow:tiny_flow"
 
 
@@ -82,3 +84,22 @@ def view_of(tmp_path: Path) -> Callable[..., RunView]:
         return RunView(plan, {name: Entry(tmp_path, manifest) for name, manifest in manifests.items()})
 
     return view
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command in this process, in a terminal of 80 columns; gives exit code, stdout and stderr."""
+    from kdq_flows.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDQ_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdq", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        output = capsys.readouterr()
+        return int(caught.value.code or 0), output.out, output.err
+
+    return call

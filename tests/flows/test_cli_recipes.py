@@ -12,7 +12,8 @@ import pytest
 import typer
 
 from kdq_core.errors import StageError
-from kdq_flows.cli import app, common, main
+from kdq_flows.cli import app
+from kdq_flows.facts.result import RunResult
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "prefect", "mlflow", "pandas", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib"}
@@ -21,39 +22,26 @@ RECIPE = "name: x\nworkload: digits\n"
 
 def kdq(*arguments: str, code: int = 0, path: Path | None = None, cwd: Path | None = None) -> str:
     """Run the command in a child; gives stdout, or stderr where a failure is expected."""
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    paths = filter(None, (path and str(path), os.environ.get("PYTHONPATH")))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", "from kdq_flows.cli import main; main()", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, cwd=cwd)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Run the command in this process; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KDQ_HOME", str(tmp_path / "home"))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kdq", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return call
-
-
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["validate", str(ROOT / "recipes" / "digits.yaml")], ["plugins", "list", "--json"],
-     ["plugins", "show", "digits", "--json"], ["schema"]],
+    ("arguments", "unneeded"),
+    [(["--help"], {"pydantic", "yaml", "kdq_core"}), (["--version"], {"pydantic", "yaml", "kdq_core", "rich"}),
+     (["validate", str(ROOT / "recipes" / "digits.yaml")], {"packaging", "rich"}),
+     (["plugins", "list", "--json"], {"packaging", "rich"}),
+     (["plugins", "show", "digits", "--json"], {"packaging", "rich"}), (["schema"], {"packaging", "rich"})],
     ids=["help", "version", "validate", "plugins list", "plugins show", "schema"],
 )  # fmt: skip
-def test_what_runs_nothing_imports_nothing_heavy(arguments: list[str]) -> None:
+def test_what_runs_nothing_imports_nothing_heavy(arguments: list[str], unneeded: set[str]) -> None:
     code = f"""
 import atexit, sys
-atexit.register(lambda: print("HEAVY", sorted({HEAVY} & set(sys.modules))))
+atexit.register(lambda: print("HEAVY", sorted({HEAVY | unneeded} & set(sys.modules))))
 sys.argv = ["kdq", *{arguments}]
 from kdq_flows.cli import main
 main()
@@ -180,58 +168,9 @@ def test_a_home_that_cannot_be_written_hides_no_error(call, raising: list[BaseEx
     )
 
 
-def test_a_table_shows_text_as_it_is_and_json_is_an_array(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"name": "[bold]x", "value": 0.123456}, {"name": "y", "unit": "ms"}]
-    common.show(rows, title="things", as_json=False)
-    table = capsys.readouterr().out
-    assert "[bold]x" in table
-    assert "0.1235" in table
-    assert "nan" not in table
-    common.show(rows, title="things", as_json=True)
-    assert json.loads(capsys.readouterr().out) == rows
-
-
 def test_a_wrong_environment_variable_is_one_line_and_exit_code_2(call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDQ_THREADS", "many")
     assert call("models") == (2, "", "error: KDQ_THREADS is 'many'; allowed: a whole number, 1 to 1024\n")
-
-
-def test_plugins_list_filters_by_kind(call) -> None:
-    code, out, _ = call("plugins", "list", "--kind", "workload", "--json")
-    assert code == 0
-    assert [row["name"] for row in json.loads(out)] == ["digits"]
-    assert call("plugins", "list", "--kind", "quantiser") == (
-        2,
-        "",
-        "error: no kind of plug-in named 'quantiser'; did you mean 'quantizer'? "
-        "Kinds: distiller, evaluator, quantizer, stage, target, workload.\n",
-    )
-
-
-def test_plugins_show_gives_the_method_card_and_the_options(call) -> None:
-    code, out, _ = call("plugins", "show", "logit-kd")
-    assert code == 0
-    assert "Source: Hinton" in out
-    code, out, _ = call("plugins", "show", "logit-kd", "--kind", "distiller", "--json")
-    alpha, *others = json.loads(out)["options"]
-    assert alpha["bounds"] == "0 to 1"
-    assert [one["option"] for one in others] == ["temperature", "standardize"]
-    assert call("plugins", "show", "logit")[::2] == (
-        2,
-        "error: no plug-in named 'logit'; did you mean 'logit-kd'? Installed: "
-        + ", ".join(sorted(row["name"] for row in json.loads(call("plugins", "list", "--json")[1])))
-        + ".\n",
-    )
-
-
-def test_schema_writes_what_it_prints(call, tmp_path: Path) -> None:
-    code, printed, _ = call("schema")
-    assert code == 0
-    assert call("schema", "--output", "s.json") == (0, "", "")
-    assert Path("s.json").read_text() == printed
-    assert call("schema", "--output", "no/s.json") == (
-        2, "", "error: 'no/s.json' cannot be written: no such file or directory\n",
-    )  # fmt: skip
 
 
 def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests: Path, tmp_path: Path) -> None:
@@ -277,3 +216,36 @@ def test_a_run_that_is_broken_off_still_ends_with_its_json(
     found, out, _ = call("run", "r.yaml", "--json")
     told = json.loads(out)
     assert (found, told["status"], told["error"]) == (code, "failed", text)
+
+
+def test_what_a_plugin_prints_while_a_recipe_runs_corrupts_no_json(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = RunResult(run="r", status="completed", seconds=1, stages=(), models={})
+
+    def run(*_: object, **__: object) -> tuple[RunResult, None]:
+        print("hello")
+        return facts, None
+
+    monkeypatch.setattr("kdq_flows.running.run_recipe", run)
+    Path("r.yaml").write_text(RECIPE)
+    assert call("run", "r.yaml", "--json") == (0, facts.model_dump_json() + "\n", "hello\n")
+
+
+def test_a_plan_refuses_a_device_and_a_home_that_a_run_could_not_use(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("r.yaml").write_text(RECIPE)
+    Path("file").touch()
+    monkeypatch.setenv("KDQ_HOME", "file/home")
+    for command in (["plan", "r.yaml"], ["run", "r.yaml", "--no-server"]):
+        code, out, err = call(*command)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: cannot write to KDQ_HOME {str(Path('file/home').resolve())!r}: ")
+    monkeypatch.setenv("KDQ_HOME", "home")
+    monkeypatch.setattr("kdq_core.plan.machine.version_of", lambda _: "2.9.1+cpu")
+    monkeypatch.setenv("KDQ_DEVICE", "cuda:0")
+    for command in (["plan", "r.yaml"], ["run", "r.yaml", "--no-server"]):
+        assert call(*command) == (
+            2,
+            "",
+            "error: the device 'cuda:0' was asked for, but torch 2.9.1+cpu is a build for CPUs; set KDQ_DEVICE=cpu, or "
+            "install a CUDA build\n",
+        )
+    assert not Path("home").exists()

@@ -26,3 +26,10 @@ def test_each_stage_has_one_bar_or_one_line(bars: bool, monkeypatch: pytest.Monk
         ]  # fmt: skip
     else:
         assert screen.getvalue() == "distill        ran in 1.2 s\nregister       cached in 0.0 s\n"
+
+
+def test_a_message_is_broken_between_words_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(common, "console", lambda **_: Console(file=screen, width=20))
+    Progressing(bars=False).message("started a server at http://127.0.0.1:4200/api; it stays up")
+    assert screen.getvalue() == "started a server at\nhttp://127.0.0.1:4200/api;\nit stays up\n"

@@ -234,7 +234,8 @@ def test_the_guests_quantizer_is_used_by_a_recipe(
     )
     recipe.write_text(once.replace("quantize: {", "quantize: {use: guest-rounding, "))
     words = [KDQ, "run", str(recipe), "--no-server", "--json"]
-    env = environment(home) | {"PYTHONPATH": str(guests)}
+    path = os.pathsep.join(filter(None, (str(guests), os.environ.get("PYTHONPATH"))))
+    env = environment(home) | {"PYTHONPATH": path}
     done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = facts(done)

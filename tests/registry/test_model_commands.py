@@ -33,6 +33,15 @@ def test_models_and_promote_speak_json(
     assert (code, json.loads(out)[0]["aliases"]) == (0, ["champion"])
 
 
+def test_what_a_plugin_prints_before_a_promotion_corrupts_no_json(
+    registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdq_core.plugins.catalog.Catalog.lifecycle", lambda *_, **__: [[print("hello") or "no"]])
+    registered()
+    code, out = kdq("promote", "digits", "1", "--json")
+    assert (code, json.loads(out)["vetoes"]) == (1, ["no"])
+
+
 def test_a_refused_promotion_lists_every_gate_and_fails(
     registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]]
 ) -> None:

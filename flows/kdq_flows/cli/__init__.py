@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdq_flows.cli import authoring, common, models, own, recipes, run, servers, start
+from kdq_flows.cli import authoring, common, models, own, plugins, recipes, run, servers, start
 
 app = typer.Typer(
     name="kdq",
@@ -16,7 +16,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 success; 1 a failed run, gates not met, or an unexpected error; 2 a wrong request, and "
     "nothing ran; 130 an interrupt.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -39,7 +38,7 @@ def _root(
     common.debug = debug
 
 
-for _module in (start, run, own, recipes, models, servers, authoring):
+for _module in (start, run, own, recipes, models, servers, plugins, authoring):
     _module.register_commands(app)
 
 
@@ -49,7 +48,7 @@ def main() -> None:
     0 is success, 1 a failed run or an unexpected error, 2 a wrong request before anything ran, 130 an interrupt.
     """
     try:
-        app()
+        app(prog_name="kdq", color=False if os.environ.get("NO_COLOR") else None)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kdq_flows.cli.own import SetOption, options_of
-from kdq_flows.cli.recipes import KindOption, plugins
+from kdq_flows.cli.plugins import KindOption, plugins
 
 
 def register_commands(app: typer.Typer) -> None:  # noqa: ARG001 - both stand below `kdq plugins`
@@ -106,7 +106,7 @@ def check(
     from kdq_core.errors import KdqError
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.worker.main import named
-    from kdq_flows.cli.recipes import _find, _kinds
+    from kdq_flows.cli.plugins import _find, _kinds
     from kdq_flows.kits import kind_of, try_plugin
 
     catalog = Catalog.load()

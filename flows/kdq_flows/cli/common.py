@@ -1,6 +1,6 @@
 """Helpers of all commands: the site, a checked recipe, tables, and errors as one paragraph.
 
-The module imports neither pydantic nor pandas nor rich at its top, so that `kdq --help` answers at once.
+The module imports neither pydantic nor rich at its top, so that `kdq --help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from kdq_flows.cli.tables import print_table, wrap
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kdq_core.recipe.spec import Recipe, Site
 
+RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 debug = False
@@ -35,7 +37,7 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False)
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
 def show(rows: list[dict[str, object]], *, title: str, as_json: bool) -> None:
@@ -49,24 +51,7 @@ def show(rows: list[dict[str, object]], *, title: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
-    import pandas as pd
-    from rich.table import Table
-    from rich.text import Text
-
-    frame = pd.DataFrame(rows, dtype=object)
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in frame.columns:
-        numbers = all(isinstance(value, int | float) for value in frame[column].dropna())
-        table.add_column(str(column), justify="right" if numbers else "left", overflow="fold")
-    for values in frame.itertuples(index=False, name=None):
-        table.add_row(*(Text(_cell(value)) for value in values))
-    console().print(table)
-
-
-def _cell(value: object) -> str:
-    if value is None or value != value:  # NaN: the row lacks this column
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    print_table(console(), rows, title)
 
 
 def site(**overrides: Any) -> Site:
@@ -96,13 +81,16 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
 
 
 def print_error(message: str) -> None:
-    """Print `error: <message>` on stderr; KDQ wraps it on a terminal, and keeps it on one line elsewhere."""
-    text = f"error: {message}"
-    if sys.stderr.isatty():
+    """Print `error: <message>` on stderr as `say` prints."""
+    say(f"error: {message}", err=True)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text on stdout, or stderr; KDQ wraps it between words on a terminal, and leaves its lines elsewhere."""
+    if (sys.stderr if err else sys.stdout).isatty():
         width = max(40, min(shutil.get_terminal_size().columns, 100))
-        wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
-        text = "\n".join(wrap.fill(line) for line in text.splitlines())
-    typer.echo(text, err=True)
+        text = "\n".join("\n".join(wrap(line, width)) for line in text.splitlines())
+    typer.echo(text, err=err)
 
 
 def write_crash_log(error: BaseException) -> Path | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,7 +40,8 @@ def promote(
     from kdq_registry.promotion import promote as promote_version
 
     def vetoes(name: str, version: int, report: EvaluationReport) -> list[str]:
-        answers = Catalog.load().lifecycle("kdq_before_promotion", name=name, version=version, report=report)
+        with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
+            answers = Catalog.load().lifecycle("kdq_before_promotion", name=name, version=version, report=report)
         return [str(reason) for reasons in answers for reason in reasons or ()]
 
     result = promote_version(common.site(), name, version, vetoes=vetoes)
@@ -52,8 +55,8 @@ def promote(
 
 def register_commands(app: typer.Typer) -> None:
     """Add `kdq models` and `kdq promote`."""
-    app.command("models")(models)
-    app.command("promote")(promote)
+    app.command("models", rich_help_panel="Registry")(models)
+    app.command("promote", rich_help_panel="Registry")(promote)
 
 
 def _tell(result: PromotionResult) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdq_flows.cli import common
+from kdq_flows.cli.completion import quantizers, targets
 from kdq_flows.cli.run import finish
 
 if TYPE_CHECKING:
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
 
 TargetOption = Annotated[
     list[str] | None,
-    typer.Option("--target", help="The runtime, such as openvino; or the column of a table with the labels."),
+    typer.Option(
+        "--target",
+        help="The runtime, such as openvino; or the column of a table with the labels.",
+        autocompletion=targets,
+    ),
 ]
 BitsOption = Annotated[int, typer.Option("--bits", min=2, max=8, help="Bits of the weights.")]
-QuantizerOption = Annotated[str | None, typer.Option("--quantizer", help="Name of a quantizer.")]
+QuantizerOption = Annotated[
+    str | None, typer.Option("--quantizer", help="Name of a quantizer.", autocompletion=quantizers)
+]
 EpochsOption = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of training.")]
 RegisterOption = Annotated[str | None, typer.Option("--register", metavar="NAME", help="Register the file in MLflow.")]
 OutputOption = Annotated[
@@ -39,8 +46,8 @@ SetOption = Annotated[
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command("quantize")(quantize)
-    app.command("compress")(compress)
+    app.command("quantize", rich_help_panel="Run")(quantize)
+    app.command("compress", rich_help_panel="Run")(compress)
 
 
 def quantize(

@@ -1,4 +1,4 @@
-"""`kdq run` and `kdq plan`."""
+"""`kdq run`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdq_flows.cli import common
-from kdq_flows.cli.common import JsonFlag
+from kdq_flows.cli.common import RecipeFile
+from kdq_flows.cli.tables import wrap
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from kdq_core.recipe.spec import Recipe
     from kdq_flows.facts.result import RunResult
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
 
 
 class Progressing:
@@ -37,11 +36,11 @@ class Progressing:
         if bars:
             self._progress = Progress(
                 SpinnerColumn(finished_text="[green]✓"),
-                TextColumn("{task.description:14}"),
+                TextColumn("{task.description:14}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
             )
 
@@ -68,7 +67,7 @@ class Progressing:
         """Stop the stage's bar, or print the stage's line."""
         with self._lock:
             if self._progress is None:
-                self._console.print(f"{stage:14} {state} in {seconds:.1f} s", markup=False)
+                self._console.print(f"{stage:14} {state} in {seconds:.1f} s")
                 return
             if stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=1, note="")
@@ -79,14 +78,14 @@ class Progressing:
             self._progress.stop_task(bar)
 
     def message(self, text: str) -> None:
-        """Print one line above the bars."""
-        self._console.print(text, markup=False)
+        """Print a text above the bars."""
+        self._console.print("\n".join(wrap(text, self._console.width)), soft_wrap=True)
 
 
 def register_commands(app: typer.Typer) -> None:
-    """Add `run` and `plan`."""
+    """Add `run`."""
 
-    @app.command()
+    @app.command(rich_help_panel="Run")
     def run(
         file: RecipeFile,
         no_server: Annotated[bool, typer.Option("--no-server", help="Run inline, without Prefect.")] = False,
@@ -94,34 +93,6 @@ def register_commands(app: typer.Typer) -> None:
     ) -> None:
         """Run a recipe: teach, distil, quantize, export, measure, register."""
         finish(lambda: common.load_recipe(file), file, server=not no_server, as_json=as_json)
-
-    @app.command()
-    def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
-        """Show the stages of a recipe: what is cached, what will run, and why."""
-        recipe, site = common.load_recipe(file), common.site()
-        from kdq_core.plan.forecast import forecast
-        from kdq_core.plan.plan import make_plan
-        from kdq_core.plugins.catalog import Catalog
-        from kdq_core.store.store import Store
-        from kdq_flows.run.teachers import resolved
-
-        def tell(model: str, found: str) -> None:
-            typer.echo(f"teacher {model} is {found}", err=True)
-
-        made = make_plan(resolved(recipe, site, tell), site, Catalog.load())
-        rows: list[dict[str, object]] = [
-            {
-                "stage": line.stage,
-                "after": ", ".join(made.node(line.stage).parents.values()),
-                "state": line.state,
-                "key": line.key if as_json or line.key is None else line.key[:12],
-                "why": line.why,
-            }
-            for line in forecast(made, Store(site.store))
-        ]
-        common.show(rows, title=f"Plan of {recipe.name!r}", as_json=as_json)
-        if made.note:
-            typer.echo(made.note, err=True)
 
 
 def finish(load: Callable[[], Recipe], file: Path, *, server: bool, as_json: bool) -> RunResult:
@@ -138,11 +109,12 @@ def finish(load: Callable[[], Recipe], file: Path, *, server: bool, as_json: boo
     """
     began = time.monotonic()
     try:
-        recipe, site = load(), common.site()
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
+            recipe, site = load(), common.site()
         from kdq_flows.running import run_recipe
 
         observer = Progressing(bars=sys.stderr.isatty())
-        with observer.live():
+        with observer.live(), contextlib.redirect_stdout(sys.stderr):
             result, error = run_recipe(recipe, site, server=server, observer=observer)
     except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
         if as_json:
@@ -179,9 +151,9 @@ def _closing(result: RunResult) -> None:
     else:
         typer.echo(f"{title}; no stage of the recipe measures a model, so there is no table")
     for gain in result.gains:
-        typer.echo(line_of(gain))
+        common.say(line_of(gain))
     for note in result.notes:
-        typer.echo(note)
+        common.say(note)
     if result.status == "no-news":
         typer.echo("no news: every stage was cached, nothing ran and nothing was registered")
     for slot, path in result.weights.items() if result.artifact is None else ():
@@ -190,7 +162,7 @@ def _closing(result: RunResult) -> None:
         typer.echo(f"file      {result.artifact.path}")
         typer.echo(f"          {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")
     for line in float_lines(result.coverage):
-        typer.echo(f"in float  {line}")
+        common.say(f"in float  {line}")
     _gates(result)
     if result.version:
         typer.echo(f"version   {result.version.name} {result.version.version}")
@@ -208,4 +180,4 @@ def _gates(result: RunResult) -> None:
     for verdict in unmet:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
         against = f"; {verdict.note}" if verdict.bound is None and verdict.note else ""
-        typer.echo(f"gates     not met: {verdict.rule} (it is {value}{against})")
+        common.say(f"gates     not met: {verdict.rule} (it is {value}{against})")

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kdq_flows.cli import common
-from kdq_flows.cli.common import JsonFlag
+from kdq_flows.cli.common import JsonFlag, RecipeFile
 
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands of this module to the application."""
-    app.command("up")(up)
-    app.command("down")(down)
-    app.command("serve")(serve)
-    app.command("deploy")(deploy)
-    app.command("doctor")(doctor)
-    app.command("reconcile")(reconcile)
+    for command in (up, down, serve, deploy, doctor, reconcile):
+        app.command(rich_help_panel="Operate")(command)
 
 
 def up(as_json: JsonFlag = False) -> None:
@@ -53,7 +48,7 @@ def serve() -> None:
 
 
 def deploy(
-    file: Annotated[Path, typer.Argument(help="The recipe.")],
+    file: RecipeFile,
     cron: Annotated[str | None, typer.Option(help="When, such as '0 3 * * *'.")] = None,
     interval: Annotated[float | None, typer.Option(help="Seconds from one run to the next.")] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA name, such as Europe/Berlin; UTC by default.")] = None,

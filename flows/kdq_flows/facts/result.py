@@ -176,6 +176,8 @@ def line_of(gain: GainFacts) -> str:
 def table_of(view: RunView, columns: Sequence[Column]) -> tuple[dict[str, str], ...]:
     """The closing table: one row for each model; a metric that was not measured is an empty cell.
 
+    A column that no model has a value for is left out.
+
     If there are several tasks, the plain columns show the first. A column with `by_task` is repeated for each other
     task.
 
@@ -193,7 +195,7 @@ def table_of(view: RunView, columns: Sequence[Column]) -> tuple[dict[str, str], 
             Column(heading=f"{column.heading} {task}", metric=f"{column.metric}/{task}", form=column.form)
             for task in tasks
         ]
-        shown += [column, *more]
+        shown += [one for one in (column, *more) if one.metric in names]
     return tuple(
         {"model": model.title} | {one.heading: _cell(measured.get(model.slot, {}), one) for one in shown}
         for model in view.plan.models

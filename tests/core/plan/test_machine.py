@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kdq_core.errors import RecipeError
 from kdq_core.plan import machine
-from kdq_core.plan.machine import machine_parts, visible_gpu
+from kdq_core.plan.machine import check_gpu, machine_parts, visible_gpu
 from kdq_core.recipe.spec import Site
 from kdq_flows.run.leases import physical_device
 from kdq_flows.run.supervisor import child_environment
@@ -170,3 +171,50 @@ def test_torch_is_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "False\n"
+
+
+def no_gpu(device: str, **folders: Path) -> str:
+    with pytest.raises(RecipeError) as caught:
+        check_gpu(device, **folders)
+    return str(caught.value)
+
+
+def test_a_gpu_that_cannot_be_there_is_refused_before_anything_runs(
+    proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "version_of", lambda _: "2.9.1")
+    check_gpu("cpu", proc=tmp_path / "gone", dev=tmp_path)
+    check_gpu("cuda:1", proc=proc, dev=tmp_path)
+    assert no_gpu("cuda:2", proc=proc, dev=tmp_path) == (
+        "the device 'cuda:2' was asked for, but the driver lists 2 GPUs; set KDQ_DEVICE=cpu, or a number below 2"
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert no_gpu("cuda", proc=proc, dev=tmp_path).startswith("the device 'cuda' was asked for, but the driver lists 2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert no_gpu("cuda", proc=proc, dev=tmp_path) == (
+        "the device 'cuda' was asked for, but CUDA_VISIBLE_DEVICES is '-1', which hides all; set KDQ_DEVICE=cpu, or "
+        "unset it"
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-x")
+    check_gpu("cuda", proc=proc, dev=tmp_path)
+    monkeypatch.setattr(machine, "version_of", lambda _: "2.9.1+cpu")
+    assert no_gpu("cuda", proc=proc, dev=tmp_path) == (
+        "the device 'cuda' was asked for, but torch 2.9.1+cpu is a build for CPUs; set KDQ_DEVICE=cpu, or install a "
+        "CUDA build"
+    )
+
+
+@pytest.mark.parametrize("name", ["nvidia0", "nvhost-gpu", "nvmap", "dxg", "kfd"])
+def test_a_gpu_is_refused_without_driver_and_device_file_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "version_of", lambda _: None)
+    folders = {"proc": tmp_path / "gone", "dev": tmp_path / "dev"}
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvme0").touch()
+    assert no_gpu("cuda:0", **folders) == (
+        "the device 'cuda:0' was asked for, but this machine has no driver of a GPU; set KDQ_DEVICE=cpu, or install a "
+        "driver"
+    )
+    (tmp_path / "dev" / name).touch()
+    check_gpu("cuda:0", **folders)

@@ -12,7 +12,7 @@ import pytest
 from kdq_core.errors import PluginError, RecipeError
 from kdq_core.plan.plan import make_plan
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.plugins.user_code import found, module_of
+from kdq_core.plugins.user_code import user_module, user_object
 from kdq_core.recipe.spec import Recipe, Site
 
 QUANTIZER = """
@@ -110,8 +110,8 @@ def test_a_file_in_a_package_is_a_part_of_the_package(folder: Path) -> None:
     for part in ("ownpack", "ownpack/inner"):
         (folder / part / "__init__.py").touch()
     (folder / "ownpack" / "inner" / "nets.py").write_text("from . import __name__ as package\n")
-    assert module_of("ownpack/inner/nets.py:net") == "ownpack.inner.nets"
-    assert found("ownpack/inner/nets.py:package") == "ownpack.inner"
+    assert user_module("ownpack/inner/nets.py:net") == "ownpack.inner.nets"
+    assert user_object("ownpack/inner/nets.py:package") == "ownpack.inner"
 
 
 def test_a_file_with_the_name_of_another_module_is_refused(folder: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_file_with_the_name_of_another_module_is_refused(folder: Path) -> None
     import json
 
     with pytest.raises(RecipeError) as caught:
-        module_of("json.py:x")
+        user_module("json.py:x")
     assert str(caught.value) == (
         f"'json.py' cannot be imported, since another module is called 'json' ({json.__file__}); give the file another "
         "name"
@@ -139,5 +139,13 @@ def test_a_file_with_the_name_of_another_module_is_refused(folder: Path) -> None
 def test_code_that_cannot_be_imported_is_told_with_its_reason(source: str, message: str, folder: Path) -> None:
     Path("own_code.py").write_text(source)
     with pytest.raises(RecipeError) as caught:
-        found("own_code.py:mak")
+        user_object("own_code.py:mak")
     assert str(caught.value) == message
+
+
+def test_what_a_file_prints_while_it_is_imported_goes_to_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prints_when_imported.py").write_text("print('hello')\nmake = 3\n")
+    assert user_object(f"{tmp_path / 'prints_when_imported.py'}:make") == 3
+    assert capsys.readouterr() == ("", "hello\n")

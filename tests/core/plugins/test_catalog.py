@@ -11,10 +11,12 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdq_core.errors import PluginError, RecipeError
+from kdq_core.plugins.bases import KINDS
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.reading.checks import check_recipe, load_recipe
 from kdq_core.reading.recipe_file import read_recipe_lines
@@ -82,14 +84,7 @@ def house() -> Catalog:
 def test_the_house_plugins_are_all_there_and_none_is_quarantined() -> None:
     catalog = house()
     assert catalog.quarantined == ()
-    assert {entry.kind for entry in catalog.entries} == {
-        "workload",
-        "distiller",
-        "quantizer",
-        "target",
-        "evaluator",
-        "stage",
-    }
+    assert {entry.kind for entry in catalog.entries} == set(KINDS)
     assert all(entry.house and entry.distribution == "kdq" and entry.summary for entry in catalog.entries)
 
 
@@ -216,6 +211,15 @@ def test_a_built_plugin_holds_its_options(install: Install, load: Load) -> None:
     assert load().build("distiller", "soft", {"heat": 2}).model_dump() == {"heat": 2.0, "mode": "a"}
 
 
+def test_what_a_plugin_prints_while_it_loads_goes_to_stderr(install: Install, load: Load, capsys: Any) -> None:
+    install("guest-a", HEAD + "print('imported')\n    @hookimpl\n    def kdq_distillers():\n        print('asked')\n"
+            "        return [PluginSpec(name='soft', target='loud_target:Soft')]")  # fmt: skip
+    (Path(sys.path[0]) / "loud_target.py").write_text("print('built')\n" + textwrap.dedent(BROUGHT))
+    load().build("distiller", "soft", {})
+    print("KDQ's")
+    assert capsys.readouterr() == ("KDQ's\n", "imported\nasked\nbuilt\n")
+
+
 SPEC = (
     HEAD
     + """
@@ -291,10 +295,7 @@ def test_a_plugin_that_fails_before_a_promotion_vetoes_it(install: Install, load
     )
     install("guest-b", WATCHING)
     answers = load().lifecycle("kdq_before_promotion", name="m", version=1, report=EvaluationReport(models={}))
-    assert sorted(answers) == [
-        ["not m"],
-        ["plug-in 'guest-a' failed in kdq_before_promotion: OSError: disk"],
-    ]
+    assert sorted(answers) == [["not m"], ["plug-in 'guest-a' failed in kdq_before_promotion: OSError: disk"]]
 
 
 def test_a_recipe_is_checked_with_the_line_of_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

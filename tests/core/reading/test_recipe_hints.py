@@ -84,7 +84,8 @@ def test_several_distillers_are_shown_where_they_belong(text: str, message: str)
         ("[{source: onnx}]", "[0]': a teacher from 'onnx' needs a 'file'"),
         ("[{source: registered, model: digits}]",
          "[0].model' is 'digits'; write NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion"),
-        ("[{source: checkpoint, file: a, factory: big}]", "[0].factory' is 'big'; write module:function"),
+        ("[{source: checkpoint, file: a, factory: big}]", "[0].factory' is 'big'; write module:function or "
+         "file.py:function"),
         ("[{source: chekpoint, file: a}]", "[0].source' is 'chekpoint'; did you mean 'checkpoint'? allowed: "
          "'checkpoint' or 'onnx' or 'pipeline' or 'registered' or 'student'"),
         ("[{}, {source: Student}]", "[1].source' is 'Student'; did you mean 'student'? allowed: "

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from kdq_core.errors import RecipeError
+from kdq_core.plan.plan import make_plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.reading.checks import check_recipe, load_recipe
+from kdq_core.reading.given import given_file
 from kdq_core.reading.recipe_file import document_from_text, recipe_from_document
+from kdq_core.recipe.spec import Site
 
 CATALOG = Catalog.load()
 HEAD = "name: x\nworkload: digits\n"
@@ -99,3 +105,57 @@ def test_files_and_factories_are_looked_for_where_it_is_asked(
     (tmp_path / "found" / "no_such_module_of_mine.py").write_text("raise AssertionError('it was imported')")
     monkeypatch.syspath_prepend(tmp_path / "found")
     load_recipe(recipe, files=True)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("student: {source: checkpoint, file: net.pt}\n", "r.yaml:3: the student's file 'net.pt' was written by "
+         "torch.save, and KDQ reads a safetensors file there; if it holds a state_dict, convert it with "
+         "safetensors.torch.save_file(torch.load('net.pt'), 'net.safetensors'), else write model.state_dict() in that "
+         "way where the model is"),
+        ("teacher:\n  members: [{source: checkpoint, file: net.pt}]\n", "r.yaml:4: the teacher's file 'net.pt' was "
+         "written by torch.save, and KDQ reads a safetensors file there; if it holds a state_dict, convert it with "
+         "safetensors.torch.save_file(torch.load('net.pt'), 'net.safetensors'), else write model.state_dict() in that "
+         "way where the model is"),
+        ("teacher:\n  members: [{source: onnx, file: net.pt}]\n", "r.yaml:4: the teacher's file 'net.pt' was written "
+         "by torch.save, and KDQ reads an ONNX file there; export the model with torch.onnx.export, or write source: "
+         "checkpoint"),
+    ],
+)  # fmt: skip
+def test_a_file_of_torch_save_is_refused_early_with_the_way_to_convert_it(
+    text: str, message: str, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.zeros(1)}, "net.pt", _use_new_zipfile_serialization=zipped)
+    Path("r.yaml").write_text(HEAD + text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Path("r.yaml"), files=True)
+    assert str(caught.value) == message
+    with pytest.raises(RecipeError) as caught:
+        make_plan(load_recipe(Path("r.yaml")), Site(home=tmp_path), CATALOG)
+    assert str(caught.value) == message.partition(": ")[2]
+
+
+def test_a_safetensors_file_may_begin_like_a_pickle(tmp_path: Path) -> None:
+    file, weights = tmp_path / "net.safetensors", {"weight": torch.zeros(1)}
+    begins = set()
+    for length in range(0, 256, 8):
+        save_file(weights, file, metadata={"pad": "x" * length})
+        begins.add(file.read_bytes()[0])
+        assert given_file(str(file), "student") == file
+    assert 0x80 in begins
+
+
+def test_a_file_that_cannot_be_read_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "net.pt").touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RecipeError) as caught:
+        given_file(str(tmp_path / "net.pt"), "student")
+    assert str(caught.value) == (
+        f"the student's file {str(tmp_path / 'net.pt')!r} cannot be read: permission denied; correct its permissions"
+    )

@@ -13,7 +13,7 @@ import pytest
 from kdq_core.errors import StoreError
 from kdq_core.store.hashing import canonical
 from kdq_core.store.records import Checkpoint
-from kdq_core.store.store import Entry, Store
+from kdq_core.store.store import Entry, Store, check_writable
 
 KEY = "ab" + "0" * 62
 RECORD = Checkpoint(slot="teacher", weights="weights.bin", parameters=3)
@@ -199,3 +199,26 @@ def test_what_could_not_be_removed_keeps_its_lock_and_is_swept_later(
 
 def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
     assert canonical({"b": [1, 2.5], "a": None}) == canonical({"a": None, "b": [1, 2.5]}) == b'{"a":null,"b":[1,2.5]}'
+
+
+def test_a_home_that_cannot_be_written_is_refused_and_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "not" / "there"
+    check_writable(home)
+    assert list(tmp_path.iterdir()) == []
+    kept = "Nothing was half-written: finished stages are kept"
+    (tmp_path / "not").touch()
+    with pytest.raises(StoreError) as caught:
+        check_writable(home)
+    assert str(caught.value) == (
+        f"cannot write to KDQ_HOME {str(home)!r}: {str(tmp_path / 'not')!r} is no folder; check the folder, then run "
+        f"again. {kept}"
+    )
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(StoreError) as caught:
+        check_writable(tmp_path)
+    assert str(caught.value) == (
+        f"cannot write to KDQ_HOME {str(tmp_path)!r}: it is not writable; make it writable or set KDQ_HOME to a folder "
+        f"that is. {kept}"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +40,6 @@ def test_one_that_fits_is_loaded() -> None:
     given, found = model(), model()
     load_checkpoint(found, saved(given.state_dict()), "my:make")
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in given.state_dict().items())
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_of_torch_save_says_how_to_write_the_other_kind(zipped: bool) -> None:
-    torch.save(model().state_dict(), "t.pt", _use_new_zipfile_serialization=zipped)
-    said = refusal(Path("t.pt"))
-    assert re.fullmatch(
-        r"the teacher's file 't\.pt' was written by torch\.save and is no safetensors file: .*; write one where the "
-        r"model is, with safetensors\.torch\.save_file\(model\.state_dict\(\), 't\.safetensors'\)",
-        said,
-    ), said
 
 
 def test_another_file_is_no_safetensors_file() -> None:

@@ -1,5 +1,8 @@
 """The evaluator `quality` against scikit-learn."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -70,14 +73,83 @@ def test_an_answer_that_is_not_finite_is_refused(subject, table):
     )
 
 
-def test_a_test_split_without_labels_is_refused(subject, table):
-    student = subject("student", lambda x: x)
+def test_without_labels_the_agreement_with_the_float_student_is_measured(subject, table):
+    rows = np.eye(4, 3, dtype=np.float32)
+    student, int8 = subject("student", lambda x: x), subject("int8", lambda x: -x)
+    found = named(Quality().evaluate(int8, student, table(rows)))
+    assert found.keys() == {"agreement"}
+    assert found["agreement"].value == (rows.argmax(1) == (-rows).argmax(1)).mean()
+    assert Quality().evaluate(student, student, table(rows)) == ()
     with pytest.raises(StageError) as caught:
-        Quality().evaluate(student, student, table(np.zeros((9, 3))))
+        Quality().evaluate(subject("int8", lambda x: x[:, :1]), subject("student", lambda x: x[:, :1]), table(rows))
     assert str(caught.value) == (
-        "evaluator 'quality' compares with hard labels, but the test split has none that are classes; "
-        "give the workload labels, or leave 'quality' out of 'evaluate'"
+        "evaluator 'quality' compares with labels, but the test split has none that fit an output; give the workload "
+        "labels, or leave 'quality' out of 'evaluate'"
     )
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 3)])
+def test_numbers_are_measured_by_their_errors(subject, table, shape):
+    from sklearn.metrics import mean_absolute_error, root_mean_squared_error
+
+    random = np.random.default_rng(1)
+    truth = random.normal(size=shape).astype(np.float32)
+    given = (truth + random.normal(size=shape)).astype(np.float32).reshape(40, -1)
+    student = subject("student", lambda x: x)
+    found = named(Quality().evaluate(student, student, table(given, truth)))
+    assert found.keys() == {"rmse", "mae"}
+    assert found["rmse"].value == pytest.approx(root_mean_squared_error(truth.reshape(-1), given.reshape(-1)), rel=1e-5)
+    assert found["mae"].value == pytest.approx(mean_absolute_error(truth.reshape(-1), given.reshape(-1)), rel=1e-5)
+    for metric in found.values():
+        assert metric.direction == "lower"
+        assert metric.low < metric.value < metric.high
+
+
+def test_the_interval_of_an_error_covers_it_about_nineteen_times_in_twenty(subject, table):
+    random = np.random.default_rng(3)
+    student, covered = subject("student", lambda x: x), 0
+    for _ in range(200):
+        truth = random.normal(size=200).astype(np.float32)
+        given = (truth + 2 * random.normal(size=200)).astype(np.float32)[:, None]
+        found = named(Quality().evaluate(student, student, table(given, truth)))
+        covered += found["rmse"].low <= 2 <= found["rmse"].high
+    assert 180 <= covered <= 199
+
+
+def test_labels_of_zero_and_one_are_judged_by_the_sign_of_their_logits(subject, table):
+    from sklearn.metrics import f1_score
+
+    random = np.random.default_rng(2)
+    truth = random.integers(0, 2, (50, 4)).astype(np.float32)
+    logits = (truth - 0.5 + random.normal(size=(50, 4))).astype(np.float32)
+    student = subject("student", lambda x: x)
+    found = named(Quality().evaluate(student, student, table(logits, truth)))
+    assert found.keys() == {"label_accuracy", "label_f1"}
+    assert found["label_accuracy"].value == pytest.approx(((logits > 0) == truth).mean())
+    assert found["label_f1"].value == pytest.approx(f1_score(truth, logits > 0, average="macro"), abs=1e-6)
+    one = named(Quality().evaluate(student, student, table(logits[:, :1], truth[:, 0])))
+    assert one["label_f1"].value == pytest.approx(f1_score(truth[:, 0], logits[:, 0] > 0), abs=1e-6)
+
+
+def test_a_thousand_classes_and_fifty_thousand_samples_take_little_memory():
+    code = """
+import resource
+import numpy as np, torch
+from kdq_evaluators.quality import absolute
+torch.set_deterministic_debug_mode(2)
+random = np.random.default_rng(0)
+truth = random.integers(0, 1000, 50_000)
+given = np.where(random.random(50_000) < 0.7, truth, random.integers(0, 1000, 50_000))
+absolute(given[:10], truth[:10], 1000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = {m.name: m.value for m in absolute(given, truth, 1000)}
+assert abs(found["top1"] - (given == truth).mean()) < 1e-12
+assert torch.get_deterministic_debug_mode() == 2
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 500_000  # KiB
 
 
 def test_an_empty_test_split_is_refused(subject):
