@@ -86,6 +86,7 @@ WRONG: dict[str, Any] = {
     "a batch whose inputs are a 'Tensor', not a tuple of tensors": replace(BATCH, inputs=BATCH.inputs[0]),
     "a batch whose ids are a 'NoneType', not a tensor": replace(BATCH, ids=None),
     "a batch whose ids are a 'ndarray', not a tensor": replace(BATCH, ids=np.arange(2)),
+    "a batch with tensors on 'meta', not on the CPU": replace(BATCH, inputs=(torch.zeros(2, device="meta"),)),
 }
 
 
