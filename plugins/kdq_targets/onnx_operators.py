@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from kdq_core.api import is_constant
+from kdq_targets.onnx_pools import AXES, why_float_pool
 
 aten = torch.ops.aten
 
@@ -27,8 +28,8 @@ EMBEDDINGS = {aten.embedding.default}
 PAIRS = {aten.add.Tensor: "add", aten.mul.Tensor: "mul"}
 JOINS = {aten.cat.default, aten.stack.default}
 POOLS = {
-    aten.avg_pool1d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default, aten.mean.dim,
+    *AXES, aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
+    aten.mean.dim,
 }  # fmt: skip
 LOOKUPS = {aten.relu.default: "relu", aten.leaky_relu.default: "leaky_relu", aten.sigmoid.default: "sigmoid"}
 """Functions of one tensor for which the runtime has a table of 256 entries."""
@@ -140,6 +141,9 @@ def why_float(node: Node, kind: str) -> str:
         if len(operands) < 2 or not all(is_float(arg) for arg in operands):
             return "one operand is a number or a parameter"
         return "one operand is a number or a parameter" if any(a.op == "get_attr" for a in operands) else ""
+    if node.target in AXES:
+        shape = cast(Node, node.args[0]).meta["val"].shape
+        return why_float_pool(shape, AXES[node.target], node.args[1:])
     if kind in FOLLOWERS or kind in WEIGHTED:
         return ""
     if kind == "matmul" and any(is_constant(arg) for arg in node.all_input_nodes):

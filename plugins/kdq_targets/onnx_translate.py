@@ -12,6 +12,7 @@ import torch
 from onnxscript import opset18 as op
 
 from kdq_core.api import recurrent, traced_gru, traced_lstm
+from kdq_targets.onnx_pools import POOLS, pad_zeros
 
 aten = torch.ops.aten
 RECURRENT = "kdq.recurrent"
@@ -50,19 +51,17 @@ def adaptive_avg_pool(x: Any, output_size: Any) -> Any:
 
 
 def pad(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    """Write padding. Zeros around a dequantized tensor become its zero point around the integers."""
+    """Write padding."""
     rank = len(x.shape)
     before, after = [0] * rank, [0] * rank
     for index in range(len(pad) // 2):
         before[rank - 1 - index], after[rank - 1 - index] = pad[2 * index], pad[2 * index + 1]
+    if mode == "constant" and not value:
+        return pad_zeros(x, before, after)
     sizes = op.Constant(value_ints=before + after)
-    producer = x.producer()
-    if mode != "constant":
-        return op.Pad(x, sizes, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
-    if value or producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) < 3:
-        return op.Pad(x, sizes, op.Constant(value_float=float(value or 0.0)))
-    q, scale, zero = producer.inputs
-    return op.DequantizeLinear(op.Pad(q, sizes, zero), scale, zero)
+    if mode == "constant":
+        return op.Pad(x, sizes, op.Constant(value_float=float(value)))
+    return op.Pad(x, sizes, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
 
 
 def lstm(
@@ -200,9 +199,11 @@ def _wide(q: Any, scale: Any) -> Any:
 
 
 TRANSLATIONS: dict[Any, Any] = {
+    **POOLS,
     aten.linear.default: linear,
     aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
     aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
+    aten.adaptive_avg_pool3d.default: adaptive_avg_pool,
     aten.pad.default: pad,
     traced_lstm._opoverload: lstm,
     traced_gru._opoverload: gru,

@@ -172,3 +172,40 @@ def test_bags_cut_by_offsets_are_refused():
     with pytest.raises(StageError) as caught:
         capture(model, tokens(2, torch.Generator()))
     assert "ValueError: an embedding bag can be traced with tokens [B, L] and without 'max_norm'" in str(caught.value)
+
+
+POOLS = [
+    (F.avg_pool2d, [2, 2, 0, False, True, 3], False),
+    (F.avg_pool2d, [3, 2, 1], True),
+    (F.avg_pool2d, [3, 2, 1, False, False], True),
+    (F.avg_pool2d, [3, 2, 1, True], False),
+    (F.avg_pool2d, [(3, 2), (2, 3), 0, True], True),
+    (F.avg_pool2d, [2, 3, 1, True, False], True),
+    (lambda x, *args: F.avg_pool1d(x.flatten(2), *args), [3, 2, 1, True], False),
+    (lambda x, *args: F.avg_pool3d(x.unflatten(1, (2, 2)), *args), [2, 1, 1, False, True], True),
+]
+
+
+def test_average_pooling_gives_what_torch_gives(rows_of):
+    model = Net(
+        lambda net, x: net.head(torch.cat([pool(net.stem(x), *args).flatten(1) for pool, args, _ in POOLS], 1)),
+        stem=lambda: nn.Conv2d(2, 4, 1), head=lambda: nn.LazyLinear(4),
+    )  # fmt: skip
+    with torch.no_grad():
+        model.stem.bias.fill_(-1.0)  # so that the zero point is not 0
+        model(torch.zeros(2, 2, 7, 8))
+    pools = [row for row in rows_of(model, normal(2, 7, 8)) if row.operator == "pool"]
+    why = "it divides windows by another number than that of their values"
+    assert [row.reason == why for row in pools] == [not int8 for _, _, int8 in POOLS]
+    assert all(row.reason == why or row.int8 or row.kernel == "Pooling_f32" for row in pools)
+
+
+def test_extremes_and_a_weight_read_both_ways_are_computed_as_in_torch(rows_of):
+    """OpenVINO rounds extremes wrongly, and confuses the two ways of one square weight."""
+
+    def forward(net, x):
+        twice = F.linear(x, net.both.weight) @ net.both.weight
+        return net.head(torch.cat([net.stem(x).amax(1), twice.amin(1)], 1))
+
+    model = Net(forward, stem=lambda: nn.Linear(8, 8), both=lambda: nn.Linear(8, 8), head=head(16))
+    assert told(rows_of(model, normal(5, 8))) == [("linear", True)] * 4
