@@ -66,13 +66,13 @@ class Quantize(Stage):
         from kdq_core.teachers.source import OnlineTeacher
         from kdq_core.training.gains import check_labels
         from kdq_core.work.data import EVALUATION_BATCH
-        from kdq_core.work.quantized import check_student
         from kdq_core.work.rehearsal import rehearse, rehearse_in_graph, teacher_of
+        from kdq_core.work.trial import untrained_student
 
         spec, trains = work.section("quantize"), work.quantizer.trains
         if not work.has("student"):
             return
-        check_student(work, work.model("student"))
+        untrained_student(work)
         if not trains:
             return
         if spec.control and "teacher" not in work.givers and spec.taught_by != "student":
