@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from kdq_core.errors import StageError
@@ -66,7 +67,7 @@ def checked(given: object, split: str) -> Batch:
     """Give back what the workload gave, if it is a batch of tensors.
 
     Raises:
-        StageError: it is not a `Batch`, or holds something else than tensors.
+        StageError: it is not a `Batch`, or holds something else than tensors, or floats of another type than float32.
     """
     if not isinstance(given, Batch):
         wrong = f"a {type(given).__name__!r}"
@@ -75,8 +76,19 @@ def checked(given: object, split: str) -> Batch:
     elif not isinstance(given.ids, Tensor):
         wrong = f"a batch whose ids are a {type(given.ids).__name__!r}, not a tensor"
     else:
+        _check_floats(given, split)
         return given
     raise StageError(
         f"the workload's batches({split!r}) gave {wrong}; it must give Batch(inputs=(tensor, ...), targets=tensor "
         "or None, ids=tensor of sample numbers) of kdq_core.api"
     )
+
+
+def _check_floats(batch: Batch, split: str) -> None:
+    for index, x in enumerate(batch.inputs):
+        if x.is_floating_point() and x.dtype != torch.float32:
+            which = "its input" if len(batch.inputs) == 1 else f"its input {index}"
+            raise StageError(
+                f"the workload's batches({split!r}) gave floats of type {str(x.dtype).removeprefix('torch.')!r} as "
+                f"{which}, but models and files take 'float32'; give x.float()"
+            )

@@ -61,13 +61,13 @@ class Evaluate(Stage):
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Run every evaluator on every file. Each file runs over the test split once; evaluators share its outputs."""
-        from kdq_core.work.data import EVALUATION_BATCH
+        from kdq_core.work.data import EVALUATION_BATCH, checked
         from kdq_core.work.predictions import KeptPredictions
 
         workload = work.workload
 
         def batches() -> Iterable[Batch]:
-            return workload.batches("test", batch_size=EVALUATION_BATCH)
+            return (checked(batch, "test") for batch in workload.batches("test", batch_size=EVALUATION_BATCH))
 
         subjects = subjects_of(work)
         kept = {slot: KeptPredictions(subject, batches, work.draft) for slot, subject in subjects.items()}
