@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from kdq_core.grids.fake import FakeQuantize, Grid
     from kdq_core.grids.rounding import round_to_grid
     from kdq_core.quantization.capture import Attention, BatchNorm, Dropout, module_path
+    from kdq_core.quantization.constants import is_constant
     from kdq_core.quantization.departures import departures_of_conversion
     from kdq_core.quantization.layers import own_norm
     from kdq_core.quantization.levels import LevelsFakeQuantize
@@ -68,6 +69,7 @@ _LAZY = {
     "BatchNorm": "kdq_core.quantization.capture",
     "Dropout": "kdq_core.quantization.capture",
     "module_path": "kdq_core.quantization.capture",
+    "is_constant": "kdq_core.quantization.constants",
     "own_norm": "kdq_core.quantization.layers",
     "LevelsFakeQuantize": "kdq_core.quantization.levels",
     "MinMaxFakeQuantize": "kdq_core.quantization.minmax",
@@ -96,8 +98,8 @@ __all__ = [
     "Reads", "RecipeError", "Record", "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError",
     "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload",
     "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hard_loss", "hookimpl",
-    "module_path", "outputs_of", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "traced_gru",
-    "traced_lstm", "user_module", "user_object", "why_untraceable", "wilson",
+    "is_constant", "module_path", "outputs_of", "own_norm", "paired", "quantize", "recurrent", "round_to_grid",
+    "traced_gru", "traced_lstm", "user_module", "user_object", "why_untraceable", "wilson",
 ]  # fmt: skip
 
 

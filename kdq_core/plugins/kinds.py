@@ -260,7 +260,8 @@ class Subject:
         threads: CPU threads of the stage.
         operators: coverage, for an int8 file.
         output_scales: LSB of each output, for an int8 file with quantized outputs.
-        simulation: the converted model in PyTorch, for an int8 file.
+        simulation: what the file must agree with in PyTorch: the converted model of an int8 file, the model of a float
+            file; `None` if there is none, as for a teacher that is an ONNX file.
         prepared: the model with fake quantization that was trained, for an int8 file.
         kept: gives the predictions that KDQ keeps, or `None` for other batches; `predict` calls it first.
         folder: folder for the files of one evaluator; see `file`.

@@ -6,7 +6,6 @@ phase of training rounds the bias to it, and the other parameters learn to make 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.capture import BatchNorm
-from kdq_core.quantization.layers import norm_behind, own_norm
+from kdq_core.quantization.layers import norm_behind, own_norm, parameter
 
 if TYPE_CHECKING:
     from kdq_core.grids.place import Place
@@ -58,7 +57,10 @@ class RoundBias(nn.Module):
 
 
 def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> None:
-    """Insert a `RoundBias` behind every operator with quantized weight and input, or behind its batch norm."""
+    """Insert a `RoundBias` behind every operator with quantized weight and input, or behind its batch norm.
+
+    A bias that is computed from parameters is not rounded before `convert`.
+    """
     modules = dict(prepared.named_modules())
     calls = {
         node: modules[node.target]
@@ -73,8 +75,9 @@ def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> N
             continue
         for op in list(call.users):
             x = _source(cast(fx.Node, op.args[0]), calls)
-            bias, norm = _bias(prepared, op), norm_behind(prepared, op)
-            if x is None or (bias is None and norm is None):
+            bias, norm = parameter(prepared, op, 2), norm_behind(prepared, op)
+            computed = bias is None and len(op.args) > 2 and op.args[2] is not None
+            if x is None or computed or (bias is None and norm is None):
                 continue
             key = f"{op.name}_bias"
             holder[key] = RoundBias(x, weight, bias, norm, last=weight.place.operator == "linear")
@@ -89,11 +92,6 @@ def _source(node: fx.Node, calls: dict[fx.Node, Any]) -> FakeQuantize | None:
             return None
         node = inputs[0]
     return cast(FakeQuantize, calls[node])
-
-
-def _bias(model: fx.GraphModule, op: fx.Node) -> nn.Parameter | None:
-    node = op.args[2] if len(op.args) > 2 else None
-    return operator.attrgetter(str(node.target))(model) if isinstance(node, fx.Node) else None
 
 
 def _behind(graph: fx.Graph, node: fx.Node, target: str) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kdq_core.errors import StageError
 from kdq_core.quantization.faithful import faithful, is_random, why_unfaithful
+from kdq_core.quantization.products import products_as_layers
 from kdq_core.quantization.recurrent import Recurrent
 from kdq_core.quantization.tracing import export_program, traced_gru, traced_lstm
 from kdq_core.quantization.untraceable import why_untraceable
@@ -181,6 +182,7 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...], name: str) -> tuple[n
 
 def _whole(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     _restore_modules(root, graph)
+    products_as_layers(graph)
     graph.eliminate_dead_code()
     return fx.GraphModule(root, graph, class_name=name).train()
 

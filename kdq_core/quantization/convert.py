@@ -21,15 +21,15 @@ from kdq_core.grids.place import Place
 from kdq_core.quantization import ops  # noqa: F401  (registers kdq::quantize and kdq::dequantize)
 from kdq_core.quantization.bias import RoundBias
 from kdq_core.quantization.capture import Dropout
+from kdq_core.quantization.constants import constant_value
 from kdq_core.quantization.convert_recurrent import convert_recurrent
 from kdq_core.quantization.dynamic import RoundDynamically
-from kdq_core.quantization.layers import norm_behind, own_norm
+from kdq_core.quantization.layers import EMBEDDING, norm_behind, own_norm
 from kdq_core.quantization.prepare import PLACES, RELU
 
 QUANTIZE = torch.ops.kdq.quantize.default
 DEQUANTIZE = torch.ops.kdq.dequantize.default
 DYNAMIC_LINEAR = torch.ops.kdq.dynamic_linear.default
-EMBEDDING = torch.ops.aten.embedding.default
 BIAS_LIMIT = 2**30
 """Largest bias in integers: half of the int32 range; the other half is room for the products."""
 LEAST_SCALE = torch.finfo(torch.float32).tiny * 2**24
@@ -202,7 +202,7 @@ class _Converter:
         op.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
 
     def _value(self, node: Any) -> Tensor:
-        return cast(Tensor, operator.attrgetter(node.target)(self.model)).detach()
+        return constant_value(self.model, node).detach()
 
     def _folded(self, op: fx.Node, grid: Grid, q: Tensor, channels: list[int]) -> tuple[Tensor, Tensor | None]:
         """Fold a batch norm that directly follows; give scale `[C]` and bias `[C]` (float64). `q` takes its signs."""

@@ -85,11 +85,13 @@ def _pair(graph: fx.GraphModule, node: fx.Node) -> _Pair | None:
     if after is None or after.target not in LAYERS or (after.target in CONVS) != (node.target in CONVS):
         return None
     first, second, groups = parameter(graph, node, 1), parameter(graph, after, 1), groups_of(after)
-    if first is None or second is None or second.shape[1] * groups != len(first):
+    bias = parameter(graph, node, 2)
+    computed = bias is None and len(node.args) > 2 and node.args[2] is not None
+    if computed or first is None or second is None or second.shape[1] * groups != len(first):
         return None
     if norm is not None and (norm.weight is None or norm.bias is None):
         return None
-    return _Pair(first, parameter(graph, node, 2), norm, second, norm_behind(graph, after), groups)
+    return _Pair(first, bias, norm, second, norm_behind(graph, after), groups)
 
 
 def _uses(graph: fx.GraphModule) -> Counter[Tensor]:

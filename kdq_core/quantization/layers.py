@@ -9,10 +9,19 @@ import torch
 from torch import fx, nn
 
 from kdq_core.quantization.capture import BatchNorm
+from kdq_core.quantization.recurrent import Recurrent
 
 aten = torch.ops.aten
-CONVS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
+CONVS = {
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+}
 LAYERS = CONVS | {aten.linear.default}
+EMBEDDING = aten.embedding.default
 
 
 def only_reader(node: fx.Node) -> fx.Node | None:
@@ -49,6 +58,19 @@ def parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> nn.Parameter 
     if not isinstance(value, fx.Node) or value.op != "get_attr":
         return None
     return cast(nn.Parameter, operator.attrgetter(str(value.target))(graph))
+
+
+def weight_readers(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """List the layers whose weight is `node`; other operators may read it too."""
+    return [user for user in node.users if _is_weight(graph, user, node)]
+
+
+def _is_weight(graph: fx.GraphModule, user: fx.Node, node: fx.Node) -> bool:
+    if user.op == "call_module":
+        return isinstance(graph.get_submodule(str(user.target)), Recurrent)
+    if user.target in LAYERS:
+        return user.args[1] is node and user.args[0] is not node
+    return user.target is EMBEDDING and user.args[0] is node
 
 
 def groups_of(node: fx.Node) -> int:

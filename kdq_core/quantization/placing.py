@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from kdq_core.errors import RecipeError, StageError, did_you_mean, listing
+from kdq_core.quantization.layers import weight_readers
 from kdq_core.recipe.spec import QuantizeSpec, Rule
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _edges(graph: fx.GraphModule, places: Sequence[Place]) -> Iterator[str]:
     by_node = {place.node: place for place in places}
     layers: dict[fx.Node, list[str]] = {}
     for place in places:
-        for user in nodes[place.node].users if place.role == "weight" else ():
+        for user in weight_readers(graph, nodes[place.node]) if place.role == "weight" else ():
             layers.setdefault(user, []).append(place.name)
     inputs, outputs = graph.graph.find_nodes(op="placeholder"), graph.graph.output_node().all_input_nodes
     last = [layer for layer in layers if _is_outer(layer, layers.keys(), lambda node: node.users, outputs)]

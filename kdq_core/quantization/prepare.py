@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from operator import attrgetter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from kdq_core.errors import StageError
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.bias import RoundBias, insert_bias_rounding
 from kdq_core.quantization.capture import BatchNorm
+from kdq_core.quantization.constants import constant_value
 from kdq_core.quantization.dynamic import RoundDynamically, insert_dynamic_rounding
+from kdq_core.quantization.layers import weight_readers
 from kdq_core.quantization.placing import NO_LAYER
 from kdq_core.quantization.recurrent import Recurrent
 
@@ -63,10 +65,11 @@ def prepare(
             key = _key(place, holder)
             fake = quantizer.fake_quantizer(_shaped(place, nodes[place.node]))
             holder[key] = fake
-            _insert(prepared.graph, nodes[place.node], key, fake)
+            _insert(prepared, nodes[place.node], key, fake)
     if quantizer.activations == "dynamic":
         names = {place.node for place in places if place.role == "weight"}
-        insert_dynamic_rounding(prepared, {user for name in names for user in nodes[name].users})
+        users = (user for name in names for user in nodes[name].users)
+        insert_dynamic_rounding(prepared, {user for user in users if user.op == "call_module"})
     if round_bias:
         insert_bias_rounding(prepared, places)
     for node in prepared.graph.nodes:
@@ -97,8 +100,9 @@ def _key(place: Place, holder: nn.ModuleDict) -> str:
     return key
 
 
-def _insert(graph: fx.Graph, node: fx.Node, key: str, module: FakeQuantize) -> None:
-    users = list(node.users)
+def _insert(model: fx.GraphModule, node: fx.Node, key: str, module: FakeQuantize) -> None:
+    graph = model.graph
+    users = weight_readers(model, node) if module.place.role == "weight" else list(node.users)
     with graph.inserting_after(node):
         call = graph.call_module(f"{HOLDER}.{key}", (node,))
     call.meta = dict(node.meta)
@@ -110,12 +114,15 @@ def _insert(graph: fx.Graph, node: fx.Node, key: str, module: FakeQuantize) -> N
         graph.erase_node(node)
 
 
-def weights_of(prepared: fx.GraphModule) -> Iterator[tuple[nn.Parameter, FakeQuantize]]:
-    """Yield the quantized parameters of a prepared graph, each with its fake-quantizer."""
+def weights_of(prepared: fx.GraphModule) -> Iterator[tuple[Callable[[], Tensor], FakeQuantize]]:
+    """Yield the quantized weights of a prepared graph, each with its fake-quantizer.
+
+    A weight may be computed from parameters: its function gives its value now, with a gradient.
+    """
     for node in prepared.graph.nodes:
         module = prepared.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, FakeQuantize) and module.place.role == "weight":
-            yield attrgetter(node.args[0].target)(prepared), module
+            yield partial(constant_value, prepared, node.args[0]), module
 
 
 def set_phase(model: nn.Module, *, observe: bool, quantize: bool, freeze_batch_norm: bool) -> None:

@@ -68,13 +68,14 @@ class Recurrent(nn.Module):
 
     def by_layer(self, weights: list[Any]) -> list[list[tuple[Any, Any, Any, Any]]]:
         """Group the weights by layer and direction: input and state weight, input and state bias (or `None`)."""
-        size = 4 if self.biases else 2
-        groups = [tuple(weights[i : i + size]) + (None,) * (4 - size) for i in range(0, len(weights), size)]
         directions = 1 + self.bidirectional
+        size = len(weights) // (self.layers * directions)
+        used = 4 if self.biases else 2
+        groups = [tuple(weights[i : i + used]) + (None,) * (4 - used) for i in range(0, len(weights), size)]
         return [cast(Any, groups[i : i + directions]) for i in range(0, len(groups), directions)]
 
     def weights(self, node: fx.Node) -> list[fx.Node]:
-        """List the weight matrices among the arguments of a call, without the biases."""
+        """List the weight matrices among the arguments of a call, without biases and projections."""
         return [part for layer in self.by_layer(cast(Any, node.args[2])) for way in layer for part in way[:2]]
 
     def why_float(self, node: fx.Node) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.capture import BatchNorm
+from kdq_core.quantization.constants import constant_value
 from kdq_core.quantization.layers import CONVS, LAYERS, groups_of, norm_behind, parameter
 
 Inputs = tuple[Tensor, ...]
@@ -54,9 +55,9 @@ def _corrected(prepared: fx.GraphModule, node: fx.Node) -> Tensor | None:
 
 def _error(prepared: fx.GraphModule, node: fx.Node, inputs: Tensor) -> Tensor:
     """Compute what rounding the weight of `node` adds to each output channel, for `inputs` `[C_in]`."""
-    weight = parameter(prepared, node, 1)
-    assert weight is not None
-    module = cast(FakeQuantize, prepared.get_submodule(str(cast(fx.Node, node.args[1]).target)))
+    call = cast(fx.Node, node.args[1])
+    weight = constant_value(prepared, call.all_input_nodes[0])
+    module = cast(FakeQuantize, prepared.get_submodule(str(call.target)))
     error = module.integers(weight) * module.grid().spread(weight) - weight
     per_input = error.reshape(*error.shape[:2], -1).sum(2)  # [C_out, C_in / groups]
     groups = groups_of(node)

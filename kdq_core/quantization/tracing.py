@@ -1,6 +1,7 @@
-"""Traces a model with `torch.export`; an LSTM or GRU becomes one operator.
+"""Traces a model with `torch.export`; an LSTM or GRU becomes one operator, an embedding bag a look-up and a reduction.
 
-By default, torch.export finds the shapes of a recurrent layer by running its steps: 20 seconds for 64 steps.
+By default, torch.export finds the shapes of a recurrent layer by running its steps: 20 seconds for 64 steps. An
+embedding bag would be written as a loop over its bags.
 """
 
 # ruff: noqa: ARG001  (torch reads an operator's signature, its fake's too)
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
@@ -52,7 +54,7 @@ def _(
 
 
 class _Whole(TorchFunctionMode):
-    """Replaces calls of torch's recurrent operators by the ones above, except for packed sequences."""
+    """Replaces calls of torch's recurrent operators by the ones above, except for packed sequences; also bags."""
 
     def __torch_function__(
         self,
@@ -66,7 +68,36 @@ class _Whole(TorchFunctionMode):
                 return tuple(traced_lstm(args[0], list(args[1]), list(args[2]), *args[3:]))
             if func == torch.gru:
                 return tuple(traced_gru(args[0], args[1], list(args[2]), *args[3:]))
+        if func is F.embedding_bag:
+            return reduced_bags(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def reduced_bags(
+    tokens: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None, norm_type: float = 2,
+    scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Compute `F.embedding_bag` of bags of one size: tokens `[B, L]` give `[B, D]`; an empty bag gives zeros.
+
+    Raises:
+        ValueError: the bags are cut by offsets, or the table is renormalised.
+    """
+    if tokens.dim() != 2 or max_norm is not None:
+        raise ValueError(
+            "an embedding bag can be traced with tokens [B, L] and without 'max_norm'; pad bags to one size"
+        )
+    rows = F.embedding(tokens, weight)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(-1)
+    if padding_idx is None:
+        return rows.amax(1) if mode == "max" else rows.sum(1) if mode == "sum" else rows.mean(1)
+    kept = (tokens != padding_idx % len(weight)).unsqueeze(-1)
+    count = kept.sum(1)
+    if mode == "max":
+        return torch.where(count > 0, rows.masked_fill(~kept, -torch.inf).amax(1), 0.0)
+    total = (rows * kept).sum(1)
+    return total if mode == "sum" else total / count.clamp(min=1)
 
 
 def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:

@@ -60,3 +60,11 @@ def spot(error: BaseException, model: nn.Module) -> tuple[str, str]:
             owner = f"module {path!r}" if path else "its forward"
             found = owner, f"{file}:{number}: {linecache.getline(file, number).strip()}"
     return found
+
+
+def layer_of(error: BaseException, model: nn.Module) -> str:
+    """Give the path of the innermost module of `model` whose forward raised an error; empty for none."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    found = [paths[id(module)] for module in frames if id(module) in paths]
+    return found[-1] if found else ""

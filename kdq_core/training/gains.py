@@ -26,10 +26,7 @@ from kdq_core.plugins.kinds import Workload
 from kdq_core.store.records import Gain
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import rows_of, to_device
-from kdq_core.training.losses import by_task, has_classes, labelled, labelled_tasks, outputs_of
-
-IGNORED = -100
-"""Marks a missing label, as in `torch.nn.functional.cross_entropy`. A sample with only such labels is left out."""
+from kdq_core.training.losses import IGNORED, by_task, has_classes, labelled, labelled_tasks, outputs_of
 
 
 def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:

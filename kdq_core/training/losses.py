@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from kdq_core.errors import StageError, listing
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.plugins.kinds import Workload
-from kdq_core.tensors import Batch, Outputs
+from kdq_core.tensors import Batch, Outputs, Split
 from kdq_core.training.fit import Loss, to_device
+
+IGNORED = -100
+"""Marks a missing label, as in `torch.nn.functional.cross_entropy`. A sample with only such labels is left out."""
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
@@ -45,19 +48,41 @@ def hard_loss(workload: Workload) -> Loss:
     return loss
 
 
-def loss_of(workload: Workload, outputs: Outputs, batch: Batch) -> Tensor:
+def loss_of(workload: Workload, outputs: Outputs, batch: Batch, split: Split = "train") -> Tensor:
     """Compute the workload's own loss.
 
     Raises:
-        StageError: the workload gives something other than a scalar tensor.
+        StageError: the workload gives something other than a scalar tensor, or fails on a label that is no class.
     """
-    given: object = workload.loss(outputs, batch)
+    try:
+        given: object = workload.loss(outputs, batch)
+    except (IndexError, RuntimeError) as error:
+        _check_classes(outputs, batch, split, error)
+        raise
     if isinstance(given, Tensor) and not given.ndim:
         return given
     what = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__!r}"
     raise StageError(
         f"the workload's loss() gave {what}; it must give one scalar tensor, the mean over the samples of the batch"
     )
+
+
+def _check_classes(outputs: Outputs, batch: Batch, split: Split, error: Exception) -> None:
+    """Explain `error` by the first label that is no class of the model, if there is one."""
+    for name, (logits, labels) in by_task(outputs, batch).items():
+        if labels is None or labels.is_floating_point() or labels.ndim != logits.ndim - 1:
+            continue
+        classes = logits.shape[1]
+        wrong = ((labels >= classes) | (labels < 0)) & (labels != IGNORED)
+        if bool(wrong.any()):
+            row = int(wrong.reshape(len(labels), -1).any(1).int().argmax())
+            label = int(labels[row][wrong[row]].max())
+            task = f" of the task {name!r}" if name else ""
+            raise StageError(
+                f"sample {int(batch.ids[row])} of the split {split!r} has the label {label}{task}, but the model gives "
+                f"{classes} classes, 0 to {classes - 1}; mend the labels, or let the model give more classes "
+                f"({IGNORED} marks a missing label)"
+            ) from error
 
 
 def labelled(batches: Iterable[Batch]) -> bool:
@@ -111,7 +136,7 @@ def curves(
         outputs, count = outputs_of(model, batch), len(batch.ids)
         check_names(outputs, batch)
         seen += count
-        loss += workload.loss(outputs, batch).item() * count
+        loss += loss_of(workload, outputs, batch, "validation").item() * count
         for name, (one, labels) in by_task(outputs, batch).items():
             if labels is not None and has_classes(one, labels):
                 curve = f"validation/top1{'/' if name else ''}{name}"

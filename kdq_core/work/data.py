@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 
 from kdq_core.errors import RecipeError, StageError, listing
@@ -128,7 +129,7 @@ def checked(given: object, split: str) -> Batch:
     """Give back what the workload gave, if it is a batch of tensors.
 
     Raises:
-        StageError: it is not a `Batch`, or holds something else than tensors.
+        StageError: it is not a `Batch`, or holds something else than tensors, or floats of another type than float32.
     """
     if not isinstance(given, Batch):
         wrong = f"a {type(given).__name__!r}"
@@ -139,8 +140,19 @@ def checked(given: object, split: str) -> Batch:
     elif away := [x.device for x in (*given.inputs, *_labels(given)) if x.device.type != "cpu"]:
         wrong = f"a batch with tensors on {str(away[0])!r}, not on the CPU"
     else:
+        _check_floats(given, split)
         return given
     raise StageError(
         f"the workload's batches({split!r}) gave {wrong}; it must give Batch(inputs=(tensor, ...), targets=tensor "
         "or None, ids=tensor of sample numbers) of kdq_core.api"
     )
+
+
+def _check_floats(batch: Batch, split: str) -> None:
+    for index, x in enumerate(batch.inputs):
+        if x.is_floating_point() and x.dtype != torch.float32:
+            which = "its input" if len(batch.inputs) == 1 else f"its input {index}"
+            raise StageError(
+                f"the workload's batches({split!r}) gave floats of type {str(x.dtype).removeprefix('torch.')!r} as "
+                f"{which}, but models and files take 'float32'; give x.float()"
+            )

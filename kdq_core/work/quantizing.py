@@ -130,20 +130,21 @@ def _finished(work: StageWork, model: GraphModule, device: torch.device) -> None
     model.eval()
 
 
-def with_weight_loss(loss: Loss, model: GraphModule, weight: float) -> Loss:
-    """Add the quantization loss to `loss`: `weight` * mean (W - W_q)^2 over all quantized weights.
+def with_weight_loss(loss: Loss, model: GraphModule, factor: float) -> Loss:
+    """Add the quantization loss to `loss`: `factor` * mean (W - W_q)^2 over all quantized weights.
 
     W_q counts as a constant, so that the gradient pulls each weight to its level.
     """
-    if not weight:
+    if not factor:
         return loss
     pairs = tuple(weights_of(model))
-    count = sum(parameter.numel() for parameter, _ in pairs)
+    count = sum(value().numel() for value, _ in pairs)
 
     def both(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         terms = loss(module, batch)
-        errors = [(parameter - fake(parameter).detach()).square().sum() for parameter, fake in pairs]
-        return {**terms, "quantization": weight / count * torch.stack(errors).sum()}
+        weights = [(value(), fake) for value, fake in pairs]
+        errors = [(weight - fake(weight).detach()).square().sum() for weight, fake in weights]
+        return {**terms, "quantization": factor / count * torch.stack(errors).sum()}
 
     return both
 

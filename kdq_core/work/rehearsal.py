@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdq_core.distillation.assembly import student_and_loss
 from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.numbers import check_numbers
-from kdq_core.errors import StageError
+from kdq_core.errors import RecipeError, StageError
+from kdq_core.quantization.untraceable import layer_of
 from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch, Outputs
-from kdq_core.training.fit import to_device
+from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import labelled_tasks, outputs_of
 from kdq_core.training.taps import graph_forward
+from kdq_core.work.data import checked, two_samples
 from kdq_core.work.quantized import check_student
 from kdq_core.work.teaching import parts_of
 
 if TYPE_CHECKING:
+    from kdq_core.recipe.spec import FitSpec
     from kdq_core.work.checking import CheckWork
 
 
 def first_samples(work: CheckWork) -> Batch:
     """Read two training samples onto the site's device."""
     batch = next(iter(work.workload.batches("train", batch_size=2)))
-    return to_device(batch, work.accelerator().device)
+    return to_device(checked(batch, "train"), work.accelerator().device)
 
 
 def teacher_of(work: CheckWork) -> OnlineTeacher:
@@ -59,6 +65,38 @@ def rehearse(work: CheckWork, student: nn.Module) -> None:
     if any(member.trained for member in work.section("teacher").members):
         with torch.no_grad():
             _check_task_labels(work, teacher(batch))
+
+
+def check_last_batch(work: CheckWork, model: nn.Module, spec: FitSpec, read: Callable[[Batch], Batch]) -> None:
+    """Refuse a batch size that leaves a batch norm with a single value of each channel.
+
+    Args:
+        work: the stage, whose fit will have these batches.
+        model: an untrained model; it stays as it is.
+        spec: its fit.
+        read: gives the batch as the model reads it.
+
+    Raises:
+        RecipeError: the last training batch has one sample, and the model cannot train on it.
+    """
+    norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if not norms or work.workload.samples("train") % spec.batch_size != 1:
+        return
+    one = read(rows_of(two_samples(work.workload), torch.tensor([0])))
+    trained = copy.deepcopy(model).cpu().train()
+    try:
+        trained(*one.inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error) or all(
+            len(batch.ids) > 1 for batch in work.batches(0, spec.batch_size)
+        ):
+            return
+        owner = layer_of(error, trained)
+        raise RecipeError(
+            f"the 'fit' of stage {work.title!r} asks for batches of {spec.batch_size!r} samples, which leaves 1 of the "
+            f"{work.workload.samples('train')} training samples for the last batch; batch norm {owner!r} cannot learn "
+            "from one value a channel; choose another 'batch_size', or let the workload drop that batch"
+        ) from error
 
 
 def rehearse_in_graph(work: CheckWork, student: nn.Module, teacher: OnlineTeacher) -> None:

@@ -1,8 +1,8 @@
 """Evaluator `coverage`: how much of the work really runs in int8 kernels.
 
-What: the share of the multiply-accumulates that int8 kernels do, over convolutions, linear and recurrent layers, and
-    over linear layers alone; the share of the weight bytes that belong to int8 operators; the number of operators in
-    float.
+What: the share of the multiply-accumulates that int8 kernels do, over convolutions, linear, bilinear and recurrent
+    layers and products with constants, and over linear layers alone; the share of the weight bytes that belong to int8
+    operators; the number of operators in float.
 Formula: sum over int8 operators / sum over all operators, for one sample.
 Source: the target reads it from the runtime's own optimised graph, because a quantized file may still run in float
     silently.
@@ -20,7 +20,7 @@ from kdq_core.api import Batches, Column, Evaluator, Metric, OperatorCoverage, S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMPUTING = ("conv", "linear", "lstm", "gru")
+COMPUTING = ("conv", "linear", "lstm", "gru", "rnn", "bilinear", "matmul")
 
 
 class Coverage(Evaluator):

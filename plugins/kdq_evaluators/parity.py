@@ -1,10 +1,11 @@
 """Evaluator `parity`: does the shipped file give the same outputs as its simulation in PyTorch?
 
 What: runs the file in its runtime over the whole test split, and compares it with two models in PyTorch: the converted
-    model (`parity_...`), and the prepared model, which was trained (`parity_prepared_...`). It counts top-1 flips, and
-    measures the difference of the outputs in steps of the output's own grid (LSB). It also reports the top-1 of the
-    prepared and the converted model. If a sample flips, or 1 % of the values differ by more than one LSB, KDQ compares
-    layer by layer and names the first layer that differs.
+    model (`parity_...`), and the prepared model, which was trained (`parity_prepared_...`). It compares a float file
+    with the model that it was written from (`parity_...`). It counts top-1 flips, and measures the difference of the
+    outputs in steps of the output's own grid (LSB). It also reports the top-1 of the prepared and the converted model.
+    If a sample of the int8 file flips, or 1 % of its values differ by more than one LSB, KDQ compares layer by layer
+    and names the first layer that differs.
 Formula: |file - simulation| / scale of the output, over all its elements, rounded to 1/10,000 LSB so that the
     rounding of float32 arithmetic on equal integers counts as no difference. A float output has no scale; there, one
     LSB is 1/255 of the simulation's range on the test split. A flip is a sample whose top-1 class differs. If the two
@@ -14,10 +15,10 @@ Formula: |file - simulation| / scale of the output, over all its elements, round
 Source: after Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference": training must simulate what inference computes.
 Defaults and where they come from: no options.
-Costs: one pass of the file and of both simulations over the test split. The simulations are slower than the file. All
-    evaluators share the pass of the file.
-Limits: gives no metrics for a float model. Samples outside the test split may differ. If a model has several outputs,
-    the metrics of the first have the plain names; those of another output end in its name, as in
+Costs: one pass of each file, of both simulations and of the float models over the test split. The simulations are
+    slower than the file. All evaluators share the pass of the file.
+Limits: gives no metrics for a teacher that is an ONNX file. Samples outside the test split may differ. If a model has
+    several outputs, the metrics of the first have the plain names; those of another output end in its name, as in
     `parity_p99_lsb/<name>`. Flips are counted in the first output, and in each output whose labels are classes.
 """
 
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
 QUANTILES = ("p50", "p99", "max")
 PAIRS = {"converted": "parity", "prepared": "parity_prepared"}
+FLOAT_NOTE = "the runtime computes an operator of this model in another way than torch"
 
 
 class Parity(Evaluator):
-    """Flips and differences between the file and its simulations."""
+    """Flips and differences between the file and its simulations, or the model it was written from."""
 
     metrics: ClassVar[tuple[str, ...]] = (
         *(
@@ -76,6 +78,9 @@ class Parity(Evaluator):
                 )
             scales = (*candidate.output_scales, *[None] * len(file))
             outputs = [Output(*one) for one in zip(named, file, simulated, scales, truth, strict=False)]
+            if candidate.role != "int8":
+                found += _pair(PAIRS[name], outputs, lambda: FLOAT_NOTE)
+                continue
             departure = partial(first_departure, candidate, batches, converting=name == "prepared")
             found += _pair(PAIRS[name], outputs, departure)
             found += [one.top1(name) for one in outputs if one.truth is not None]

@@ -51,9 +51,10 @@ class Distill(Stage):
         from kdq_core.distillation.transfer import transfer
         from kdq_core.training.gains import check_labels
         from kdq_core.work.data import EVALUATION_BATCH
-        from kdq_core.work.rehearsal import rehearse, teacher_of
+        from kdq_core.work.rehearsal import check_last_batch, rehearse, teacher_of
 
         spec = work.section("distill")
+        check_last_batch(work, self.untrained(work), spec.fit, lambda batch: batch)
         if spec.control:
             test = work.workload.batches("test", batch_size=EVALUATION_BATCH)
             check_labels(work.batches(0, spec.fit.batch_size), test)

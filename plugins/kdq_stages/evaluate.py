@@ -1,7 +1,7 @@
 """Measure the exported files in their runtime.
 
-What: runs every evaluator of the recipe on every model's file. Only `parity` also runs the simulation in PyTorch, to
-    compare the int8 file with it.
+What: runs every evaluator of the recipe on every model's file. Only `parity` also runs models in PyTorch, to compare
+    the files with them: the int8 file with its simulation, the float files with the models they were written from.
 Defaults: the evaluators quality, size, latency, coverage and parity.
 Limits: it measures time, so no other computation of KDQ may run beside it.
 """
@@ -26,7 +26,7 @@ from kdq_core.api import (
     Stage,
     Subject,
 )
-from kdq_core.work.slots import ARTIFACT, PLACED, QUANTIZED, STUDENT
+from kdq_core.work.slots import ARTIFACT, MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
 
 if TYPE_CHECKING:
     from kdq_core.work.work import StageWork
@@ -43,16 +43,17 @@ class Evaluate(Stage):
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
         """The exported files, and the models that they were made of, which `parity` needs."""
-        return {"student": STUDENT, "quantized": QUANTIZED, "artifact": ARTIFACT}
+        return {"teacher": optional(TEACHER), "student": STUDENT, "quantized": QUANTIZED, "artifact": ARTIFACT}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
-        """The evaluators and the target, and the fields that rebuild the quantized student."""
+        """The evaluators and the target, and the fields that rebuild the models."""
         sections = (
             Section(name="workload"),
             Section(name="student", only=("factory",)),
             Section(name="quantize", only=PLACED),
             Section(name="target"),
             Section(name="evaluate"),
+            *((MEMBERS,) if "teacher" in wired else ()),
         )
         libraries = (*Reads().libraries, *LIBRARIES)
         plugins = ("workload", "quantizer", "target", "evaluator")
@@ -60,13 +61,13 @@ class Evaluate(Stage):
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Run every evaluator on every file. Each file runs over the test split once; evaluators share its outputs."""
-        from kdq_core.work.data import EVALUATION_BATCH
+        from kdq_core.work.data import EVALUATION_BATCH, checked
         from kdq_core.work.predictions import KeptPredictions
 
         workload = work.workload
 
         def batches() -> Iterable[Batch]:
-            return workload.batches("test", batch_size=EVALUATION_BATCH)
+            return (checked(batch, "test") for batch in workload.batches("test", batch_size=EVALUATION_BATCH))
 
         subjects = subjects_of(work)
         kept = {slot: KeptPredictions(subject, batches, work.draft) for slot, subject in subjects.items()}
@@ -84,14 +85,20 @@ class Evaluate(Stage):
 
 
 def subjects_of(work: StageWork) -> dict[str, Subject]:
-    """The files to measure, by slot; the int8 file comes with its simulations in PyTorch."""
+    """The files to measure, by slot; each comes with what it must agree with in PyTorch.
+
+    A teacher that is an ONNX file itself has nothing to agree with: KDQ copies that file.
+    """
     from kdq_core.quantization.convert import convert
+    from kdq_core.teachers.onnx_teacher import OnnxTeacher
 
     entry, artifact = work.input("artifact"), work.record("artifact", Artifact)
     prepared = work.quantized()
     target, threads = work.target, work.site.threads
+    models = {slot: work.model(slot) for slot in artifact.baselines if work.has(slot)}
+    own = {slot: model for slot, model in models.items() if not isinstance(model, OnnxTeacher)}
     subjects = {
-        slot: Subject(role=slot, path=entry.file(name), target=target, threads=threads)
+        slot: Subject(role=slot, path=entry.file(name), target=target, threads=threads, simulation=own.get(slot))
         for slot, name in artifact.baselines.items()
     }
     subjects["int8"] = Subject(

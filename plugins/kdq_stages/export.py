@@ -19,6 +19,7 @@ from kdq_core.work.slots import MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, op
 if TYPE_CHECKING:
     from torch import nn
 
+    from kdq_core.work.checking import CheckWork
     from kdq_core.work.work import StageWork
 
 INT8, EXAMPLE = "int8.onnx", "example.safetensors"
@@ -58,6 +59,17 @@ class Export(Stage):
             Model(slot="student", form="file", title="float student"),
             Model(slot="int8", form="file", title=f"{bits} student"),
         )
+
+    def check(self, work: CheckWork) -> None:  # type: ignore[override]
+        """Quantize and export the untrained student, and export the untrained teacher; run each file once."""
+        from kdq_core.work.trial import try_export
+
+        if not work.has("student"):
+            return
+        exported = any(model.slot == "teacher" for model in self.models(request_of(work), work.wired.ports))
+        files = {member.source for member in work.section("teacher").members} & {"onnx", "registered"}
+        others = {"teacher": work.model("teacher")} if exported and not files and work.has("teacher") else {}
+        try_export(work, others)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Export each model, then read from the runtime which operators of the int8 file run in int8."""

@@ -66,15 +66,16 @@ class Quantize(Stage):
         from kdq_core.teachers.source import OnlineTeacher
         from kdq_core.training.gains import check_labels
         from kdq_core.work.data import EVALUATION_BATCH
-        from kdq_core.work.quantized import check_student
-        from kdq_core.work.rehearsal import rehearse, rehearse_in_graph, teacher_of
+        from kdq_core.work.rehearsal import check_last_batch, rehearse, rehearse_in_graph, teacher_of
+        from kdq_core.work.trial import untrained_student
 
         spec, trains = work.section("quantize"), work.quantizer.trains
         if not work.has("student"):
             return
-        check_student(work, work.model("student"))
+        student, _ = untrained_student(work)
         if not trains:
             return
+        check_last_batch(work, student, spec.fit, lambda batch: batch)
         if spec.control and "teacher" not in work.givers and spec.taught_by != "student":
             raise RecipeError(
                 "'quantize.control' asks what the teacher brings, but no stage gives a teacher; leave it out, or list "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdq_core.store.records import EpochRecord
+    from kdq_core.work.checking import CheckWork
     from kdq_core.work.work import StageWork
 
 
@@ -56,9 +57,12 @@ class TrainTeacher(Stage):
         given = [(empty_member if m.trained else read_member)(m, work.workload) for m in spec.members]
         return whole(spec, given)
 
-    def check(self, work: StageWork) -> None:  # type: ignore[override]
-        """Refuse to train a teacher without labels."""
+    def check(self, work: CheckWork) -> None:  # type: ignore[override]
+        """Refuse to train a teacher without labels, or on a batch that its batch norms cannot learn from."""
+        from kdq_core.teachers.members import empty_member
+        from kdq_core.teachers.source import reading
         from kdq_core.training.losses import labelled
+        from kdq_core.work.rehearsal import check_last_batch
 
         spec = work.section("teacher")
         if any(member.trained for member in spec.members) and not labelled(work.batches(0, spec.fit.batch_size)):
@@ -66,6 +70,10 @@ class TrainTeacher(Stage):
                 "the teacher is trained on labels, but no batch of the workload's split 'train' has any; label some, "
                 "or name a teacher that is trained already in 'teacher.members', from a checkpoint or an ONNX file"
             )
+        for member in spec.members:
+            if member.trained:
+                read = partial(reading, names=spec.read_by(member))
+                check_last_batch(work, empty_member(member, work.workload), spec.fit, read)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Train or read each teacher, in the order of the recipe."""

@@ -16,6 +16,7 @@ from kdq_targets.onnx_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_
 from kdq_targets.onnx_unpack import shipped
 
 COMPUTING = ("conv", "linear")
+LAYERS = (*COMPUTING, "embedding", "conv_transpose")
 
 
 class Kernels(Protocol):
@@ -34,6 +35,8 @@ class Kernels(Protocol):
 def cover(path: Path, finder: Finder, kernels: Kernels) -> tuple[OperatorCoverage, ...]:
     """Return one row for each operator of the captured graph that computes something.
 
+    A layer may be missing in the file: the exporter merges layers of equal weights that read the same tensor.
+
     Args:
         path: the shipped file.
         finder: the finder of the captured graph.
@@ -44,7 +47,8 @@ def cover(path: Path, finder: Finder, kernels: Kernels) -> tuple[OperatorCoverag
     """
     file = File(onnx.load(str(path)).graph)
     rows = tuple(_row(node, kind, reason, finder, file, kernels) for node, kind, reason in finder.operators())
-    if file.weighted - file.found or any(row.kernel == "none" for row in rows if row.operator in COMPUTING):
+    layers = [row for row in rows if row.operator in COMPUTING]
+    if file.quantized - file.found or (layers and all(row.kernel == "none" for row in layers)):
         raise StageError(f"ONNX file {str(path)!r} was not written from this model; export it again")
     return rows
 
@@ -55,7 +59,7 @@ class File:
     def __init__(self, graph: Any) -> None:
         self.nodes = {node.name: node for node in graph.node if node.name}
         marks = [node.name for node in graph.node if node.op_type in WEIGHTED and node.name.startswith("<")]
-        self.weighted = {name for name in marks if not name.startswith("<@") and not name.endswith(".input>")}
+        self.quantized = {name for name in marks if not name.startswith(("<@", "<%")) and not name.endswith(".input>")}
         self.found: set[str] = set()
         self.dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in graph.node)
         self.makers = {output: node for node in graph.node for output in node.output}
@@ -110,12 +114,12 @@ def _row(node: Node, kind: str, reason: str, finder: Finder, file: File, kernels
     written = next((file.nodes[name] for name in _marks(node, kind, finder) if name in file.nodes), None)
     file.found |= set() if written is None else {written.name}
     kernel = "none" if written is None else kernels.of(written, file)
-    if kernel == "none" and kind not in COMPUTING:
+    if kernel == "none" and (reason or kind not in COMPUTING):
         kernel = kernels.like(kind)
     weight_bytes = 0
     if kind in ("lstm", "gru"):
         weight_bytes = file.recurrent_bytes(node.name)
-    elif kind in ("conv", "linear", "embedding") and written is not None:
+    elif kind in LAYERS and written is not None:
         weight_bytes = file.weight_bytes(written)
     int8 = kernels.int8(kernel, None if reason else written)
     return OperatorCoverage(
@@ -134,12 +138,12 @@ def _marks(node: Node, kind: str, finder: Finder) -> list[str]:
     behind = [mark_behind(finder.tail(node).name)]
     if kind in ("lstm", "gru"):
         return [mark(node.name)]
-    weight = weight_of(node) if kind in ("conv", "linear", "embedding") else None
+    weight = weight_of(node) if kind in LAYERS else None
     if weight is None:
         return behind
-    users = [user.name for user in weight.users]
-    shared = [mark(users[0]) + "'" * count for count in range(users.index(node.name), -1, -1)]
-    return [mark(node.name), mark_weight(str(weight.target)), *behind, *shared]
+    same = list(weight.users).index(node)
+    shared = [mark_weight(str(weight.target)) + "'" * count for count in range(same, -1, -1)]
+    return [mark(node.name), *shared, *behind]
 
 
 def _why_of_file(kind: str, kernel: str, written: Any, file: File) -> str:

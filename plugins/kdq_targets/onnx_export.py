@@ -34,7 +34,7 @@ from kdq_targets.onnx_float import widen
 from kdq_targets.onnx_fuse import fuse
 from kdq_targets.onnx_recurrent import expand
 from kdq_targets.onnx_registry import registry_read_once
-from kdq_targets.onnx_shrink import LABEL, shrink
+from kdq_targets.onnx_shrink import LABEL, label_layers, shrink
 from kdq_targets.onnx_translate import TRANSLATIONS
 
 aten = torch.ops.aten
@@ -85,12 +85,14 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[s
             raise StageError(refused + why_untraceable(error, model)) from error
         try:
             written = torch.onnx.export(
-                program, example, dynamo=True, verbose=False, input_names=inputs, optimize=True,
+                program, example, dynamo=True, verbose=False, input_names=inputs, optimize=False,
                 custom_translation_table=_translations(),
             )  # fmt: skip
+            assert written is not None
+            label_layers(written.model.graph)
+            written.optimize()
         except Exception as error:
             raise StageError(refused + _why_unwritten(error)) from error
-    assert written is not None
     given = program.call_spec.out_spec
     by_task = given is not None and given.type in (dict, OrderedDict, immutable_dict)
     tasks = tuple(map(str, given.context)) if given is not None and by_task else ()

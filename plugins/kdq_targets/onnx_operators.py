@@ -7,16 +7,29 @@ from typing import Any, cast
 import torch
 from torch.fx import Node
 
+from kdq_core.api import is_constant
+from kdq_targets.onnx_pools import AXES, why_float_pool
+
 aten = torch.ops.aten
 
-CONVS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
+CONVS = {
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+}
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+RNNS = {aten.rnn_tanh.input, aten.rnn_relu.input}
 LINEARS = {aten.linear.default}
+PRODUCTS = {aten.matmul.default, aten.mm.default, aten.bmm.default}
 EMBEDDINGS = {aten.embedding.default}
 PAIRS = {aten.add.Tensor: "add", aten.mul.Tensor: "mul"}
 JOINS = {aten.cat.default, aten.stack.default}
 POOLS = {
-    aten.avg_pool1d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default, aten.mean.dim,
+    *AXES, aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
+    aten.mean.dim,
 }  # fmt: skip
 LOOKUPS = {aten.relu.default: "relu", aten.leaky_relu.default: "leaky_relu", aten.sigmoid.default: "sigmoid"}
 """Functions of one tensor for which the runtime has a table of 256 entries."""
@@ -30,7 +43,8 @@ SPLITS = {
     aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.unbind.int,
 }  # fmt: skip
 MOVERS = {
-    aten.max_pool1d.default, aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.flatten.using_ints,
+    aten.view.default, aten.reshape.default,
     aten.permute.default, aten.transpose.int, aten.t.default, aten.unsqueeze.default, aten.squeeze.dim,
     aten.squeeze.dims, aten.squeeze.default, aten.unflatten.int, aten.slice.Tensor, aten.select.int,
     aten.expand.default, aten.repeat.default, aten.pixel_shuffle.default, aten.upsample_nearest1d.vec,
@@ -52,8 +66,15 @@ REASONS = {
     "layer_norm": "ONNX Runtime has no int8 kernel for layer_norm, and it needs the float range",
     "batch_norm": "no conv or linear directly in front of it can take it in",
     "rnn": "ONNX Runtime has no int8 kernel for plain recurrent layers",
+    "conv_transpose": "KDQ has no int8 form of transposed convolutions",
 }
-SAME_AS = {"bmm": "matmul", "baddbmm": "matmul", "einsum": "matmul", "rnn_tanh": "rnn", "rnn_relu": "rnn"}
+SAME_AS = {"bmm": "matmul", "baddbmm": "matmul", "einsum": "matmul", "mm": "matmul"}
+
+
+KINDS: dict[str, set[Any]] = {
+    "conv": CONVS, "linear": LINEARS, "embedding": EMBEDDINGS, "concat": JOINS, "conv_transpose": TRANSPOSED,
+    "rnn": RNNS,
+}  # fmt: skip
 
 
 def moves_data(node: Node) -> bool:
@@ -71,20 +92,22 @@ def is_float(node: Node) -> bool:
 
 
 def weight_of(node: Node) -> Node | None:
-    """Return the parameter of a conv, linear or embedding, or `None` if the weight is computed."""
+    """Return the weight of a layer or embedding, or `None` if it depends on the model's inputs."""
     weight = node.args[0 if node.target in EMBEDDINGS else 1]
-    return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
+    return weight if isinstance(weight, Node) and is_constant(weight) else None
 
 
 def operator_kind(node: Node) -> str | None:
     """Return the type of an ATen call: of `WEIGHTED`, of `FOLLOWERS`, or its own name if it runs in float.
 
-    Calls that compute nothing give `None`: shapes, constants, movers of data.
+    Calls that compute nothing give `None`: shapes, constants and what is computed from them alone, movers of data.
     """
     target = cast(Any, node.target)
     if node.op != "call_function" or target in SPLITS | COPIES or moves_data(node) or not hasattr(target, "_opname"):
         return None
-    for kind, targets in (("conv", CONVS), ("linear", LINEARS), ("embedding", EMBEDDINGS), ("concat", JOINS)):
+    if is_constant(node):
+        return None
+    for kind, targets in KINDS.items():
         if target in targets:
             return kind
     if target in POOLS:
@@ -112,14 +135,19 @@ def inputs_of(node: Node, kind: str) -> list[Node]:
 def why_float(node: Node, kind: str) -> str:
     """Say why an operator stays float whatever its neighbours; empty if it may be int8."""
     if kind in ("conv", "linear", "embedding"):
-        return "" if weight_of(node) is not None else "its weight is computed, not a parameter"
+        return "" if weight_of(node) is not None else "its weight depends on the model's inputs"
     if kind in PAIRS.values():
         operands = [arg for arg in node.args[:2] if isinstance(arg, Node)]
         if len(operands) < 2 or not all(is_float(arg) for arg in operands):
             return "one operand is a number or a parameter"
         return "one operand is a number or a parameter" if any(a.op == "get_attr" for a in operands) else ""
+    if node.target in AXES:
+        shape = cast(Node, node.args[0]).meta["val"].shape
+        return why_float_pool(shape, AXES[node.target], node.args[1:])
     if kind in FOLLOWERS or kind in WEIGHTED:
         return ""
+    if kind == "matmul" and any(is_constant(arg) for arg in node.all_input_nodes):
+        return "KDQ has no int8 form of a product with a constant on this side"
     if kind == "mean":
         return "only a mean over all positions of [B, C, ...] has an int8 kernel"
     return REASONS.get(kind, f"ONNX Runtime has no int8 kernel for {kind}")

@@ -81,6 +81,8 @@ def find_constant(parts: Parts, name: str) -> Any:
         return given[0].reshape(given[1])
     if node.op_type == "Unsqueeze":
         return np.expand_dims(given[0], tuple(int(axis) for axis in given[1]))
+    if node.op_type == "MatMul":
+        return np.matmul(*given)
     if node.op_type == "Concat":
         return np.concatenate(given, axis=attributes["axis"])
     return given[0] if node.op_type == "Identity" else None

@@ -16,11 +16,12 @@ from typing import Any, cast
 
 from torch.fx import GraphModule, Node
 
-from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, module_path, own_norm
+from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, is_constant, module_path, own_norm
 from kdq_targets.onnx_operators import (
     COPIES,
     FOLDED,
     FOLLOWERS,
+    PRODUCTS,
     SPLITS,
     SWALLOWED,
     inputs_of,
@@ -32,7 +33,9 @@ from kdq_targets.onnx_operators import (
 )  # fmt: skip
 
 WIDE = ("conv", "linear", "lstm", "gru")
-"""Kinds that multiply matrices."""
+"""Kinds that multiply matrices in int8."""
+WEIGHING = ("conv", "linear", "conv_transpose", "bilinear")
+"""Kinds with one weight whose first axis is the channels of the output, or of the input if it is transposed."""
 MODULES: dict[type, str] = {Attention: "attention", BatchNorm: "batch_norm"}
 
 
@@ -191,7 +194,7 @@ class Finder:
 
     @cached_property
     def weights(self) -> dict[Node, Node]:
-        """Return the parameters to quantize, each with its first operator."""
+        """Return the weights to quantize, each with its first operator."""
         found: dict[Node, Node] = {}
         for node, kind in self.kinds.items():
             if self._reason(node, kind):
@@ -205,17 +208,22 @@ class Finder:
         return found
 
     def macs(self, node: Node, kind: str) -> int:
-        """Return the multiply-accumulates for one sample; 0 if the operator multiplies no matrices."""
-        if kind in ("conv", "linear"):
-            weight: Any = cast(Node, node.args[1]).meta["val"]
-            per_output = math.prod(int(size) for size in weight.shape[1:])
-            return per_output * _per_sample(node.meta["val"])
+        """Return the multiply-accumulates with weights for one sample; 0 if the operator multiplies with none."""
         if kind in ("lstm", "gru"):
             module = cast(Recurrent, self.graph.get_submodule(cast(str, node.target)))
-            sizes: Any = cast(Node, node.args[0]).meta["val"].shape
-            steps = int(sizes[1 if module.batch_first else 0])
-            return steps * sum(_per_sample(w.meta["val"]) for w in module.weights(node))
-        return 0
+            return _steps(node, module.batch_first) * sum(_per_sample(w.meta["val"]) for w in module.weights(node))
+        if kind == "rnn":
+            weights: Any = node.args[2]
+            steps = _steps(node, batch_first=bool(node.args[8]))
+            return steps * sum(_per_sample(w.meta["val"]) for w in weights if w.meta["val"].dim() > 1)
+        if kind == "matmul" and node.target in PRODUCTS and any(is_constant(arg) for arg in node.all_input_nodes):
+            return int(cast(Node, node.args[0]).meta["val"].shape[-1]) * _per_sample(node.meta["val"])
+        if kind not in WEIGHING:
+            return 0
+        read = 2 if kind == "bilinear" else 1
+        weight: Any = cast(Node, node.args[read]).meta["val"]
+        made: Any = cast(Node, node.args[0]) if kind == "conv_transpose" else node
+        return math.prod(int(size) for size in weight.shape[1:]) * _per_sample(made.meta["val"])
 
     def place_operator(self, node: Node) -> str:
         """Return the type of the operator that makes `node`, `input`, or the ATen name of a mover of data."""
@@ -236,7 +244,7 @@ def find_places(finder: Finder, weight_limit: int) -> tuple[Place, ...]:
     places: list[Place] = []
     for node in finder.nodes:
         if node in finder.weights:
-            places.append(_weight(finder.graph, node, finder, weight_limit))
+            places.append(_weight(node, finder, weight_limit))
             continue
         moved = finder.moved(node)
         shared = names.get(moved) if moved is not None else None
@@ -252,16 +260,17 @@ def find_places(finder: Finder, weight_limit: int) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def _weight(graph: GraphModule, node: Node, finder: Finder, limit: int) -> Place:
+def _weight(node: Node, finder: Finder, limit: int) -> Place:
     maker = finder.weights[node]
-    kind = finder.kinds[maker]
-    tied = len({finder.kinds.get(user) for user in node.users}) > 1
+    kind, path = finder.kinds[maker], module_path(maker)
+    tied = len({finder.kinds.get(user) for user in node.users} & {"linear", "embedding"}) > 1
     axis = None if tied else 1 if kind == "embedding" else 0
-    value: Any = operator.attrgetter(cast(str, node.target))(graph)
+    computed = f"{path}.{node.name}:weight" if path else f"{node.name}:weight"
     return Place(
-        name=str(node.target), role="weight", node=node.name, dtype="int8", symmetric=True, axis=axis,
-        qmin=-limit, qmax=limit, channels=None if axis is None else int(value.shape[axis]),
-        path=module_path(maker), operator=kind, weight_only=kind in finder.weight_only,
+        name=str(node.target) if node.op == "get_attr" else computed, role="weight", node=node.name, dtype="int8",
+        symmetric=True, axis=axis, qmin=-limit, qmax=limit,
+        channels=None if axis is None else int(node.meta["val"].shape[axis]),
+        path=path, operator=kind, weight_only=kind in finder.weight_only,
     )  # fmt: skip
 
 
@@ -270,6 +279,10 @@ def _name(node: Node) -> str:
         return f"{node.name}:input"
     path = module_path(node)
     return f"{path}.{node.name}:output" if path else f"{node.name}:output"
+
+
+def _steps(node: Node, batch_first: bool) -> int:
+    return int(cast(Node, node.args[0]).meta["val"].shape[1 if batch_first else 0])
 
 
 def _per_sample(value: Any) -> int:

@@ -36,6 +36,23 @@ def mark_weight(parameter: str) -> str:
     return f"<%{parameter}>"
 
 
+def label_layers(graph: Any) -> None:
+    """Label each layer of a fresh IR graph with its mark, while equal weights are still apart.
+
+    Torch's optimizer merges constants and operators that are equal; a layer's weight no longer tells which it is then.
+    """
+    for node in graph:
+        value = node.inputs[1] if node.op_type in WEIGHTED else None
+        while value is not None and not value.is_initializer():
+            maker = value.producer()
+            if maker is not None and LABEL in maker.metadata_props:
+                node.metadata_props[LABEL] = mark(maker.metadata_props[LABEL])
+            carries = maker is not None and maker.op_type in CARRIERS and LABEL not in maker.metadata_props
+            value = maker.inputs[0] if carries else None
+        if value is not None:
+            node.metadata_props[LABEL] = mark_weight(value.name)
+
+
 def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = (), tasks: Sequence[str] = ()) -> None:
     """Rewrite a fresh ONNX model in place: mark operators, shorten names, remove what is not used.
 
@@ -81,6 +98,9 @@ def _name_nodes(graph: Any) -> None:
 
 
 def _weight_mark(node: Any, makers: dict[str, Any], initializers: set[str], labels: dict[int, str]) -> str:
+    """The mark that `label_layers` gave; else, if a rewrite made the node anew, that of its weight."""
+    if labels.get(id(node), "").startswith("<"):
+        return labels[id(node)]
     value = node.input[1]
     while value not in initializers:
         maker = makers.get(value)

@@ -12,6 +12,7 @@ import torch
 from onnxscript import opset18 as op
 
 from kdq_core.api import recurrent, traced_gru, traced_lstm
+from kdq_targets.onnx_pools import POOLS, pad_zeros
 
 aten = torch.ops.aten
 RECURRENT = "kdq.recurrent"
@@ -50,19 +51,17 @@ def adaptive_avg_pool(x: Any, output_size: Any) -> Any:
 
 
 def pad(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    """Write padding. Zeros around a dequantized tensor become its zero point around the integers."""
+    """Write padding."""
     rank = len(x.shape)
     before, after = [0] * rank, [0] * rank
     for index in range(len(pad) // 2):
         before[rank - 1 - index], after[rank - 1 - index] = pad[2 * index], pad[2 * index + 1]
+    if mode == "constant" and not value:
+        return pad_zeros(x, before, after)
     sizes = op.Constant(value_ints=before + after)
-    producer = x.producer()
-    if mode != "constant":
-        return op.Pad(x, sizes, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
-    if value or producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) < 3:
-        return op.Pad(x, sizes, op.Constant(value_float=float(value or 0.0)))
-    q, scale, zero = producer.inputs
-    return op.DequantizeLinear(op.Pad(q, sizes, zero), scale, zero)
+    if mode == "constant":
+        return op.Pad(x, sizes, op.Constant(value_float=float(value)))
+    return op.Pad(x, sizes, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
 
 
 def lstm(
@@ -83,22 +82,72 @@ def gru(
     return _float("gru", x, [state], list(weights), biases, layers, 1 + bidirectional, batch_first)
 
 
+def rnn_tanh(x: Any, state: Any, weights: Any, *flags: Any) -> Any:
+    """Write a float RNN with tanh."""
+    return _rnn("Tanh", x, state, weights, *flags)
+
+
+def rnn_relu(x: Any, state: Any, weights: Any, *flags: Any) -> Any:
+    """Write a float RNN with relu."""
+    return _rnn("Relu", x, state, weights, *flags)
+
+
+def _rnn(
+    kind: str, x: Any, state: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool,
+    bidirectional: bool, batch_first: bool,
+) -> Any:  # fmt: skip
+    del dropout, train
+    return _float(kind, x, [state], list(weights), biases, layers, 1 + bidirectional, batch_first)
+
+
 def _float(
     kind: str, x: Any, states: list[Any], weights: list[Any], biases: bool, layers: int, ways: int, batch_first: bool
 ) -> Any:
-    size = 4 if biases else 2
+    size = len(weights) // (layers * ways)
+    projected = size % 2 == 1
+    if projected and not _is_zero(states[0]):
+        raise ValueError("an LSTM with 'proj_size' is written only without a first state; leave one of the two out")
     y = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
     ends: list[list[Any]] = [[] for _ in states]
     for layer in range(layers):
         parts = weights[layer * ways * size : (layer + 1) * ways * size]
         w, r = (_stack(parts[index::size]) for index in (0, 1))
-        b = op.Concat(_stack(parts[2::4]), _stack(parts[3::4]), axis=1) if biases else None
+        b = op.Concat(_stack(parts[2::size]), _stack(parts[3::size]), axis=1) if biases else None
         first = [_slice(state, layer * ways, (layer + 1) * ways) if layers > 1 else state for state in states]
-        y, *last = _layer(kind, y, w, r, b, first, ways, weights[1].shape[1])
+        if projected:
+            y, *last = _projected(y, w, r, b, first[1], ways, _stack(parts[size - 1 :: size]), *weights[size - 1].shape)
+        else:
+            y, *last = _layer(kind, y, w, r, b, first, ways, weights[1].shape[1])
         for ended, state in zip(ends, last, strict=True):
             ended.append(state)
     y = op.Transpose(y, perm=[1, 0, 2]) if batch_first else y
     return (y, *(op.Concat(*ended, axis=0) if len(ended) > 1 else ended[0] for ended in ends))
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a value is an expanded constant 0."""
+    maker = value.producer()
+    number = maker.inputs[0].producer() if maker is not None and maker.op_type == "Expand" else None
+    return number is not None and number.op_type == "Constant" and not number.attributes["value"].value.numpy().any()
+
+
+def _projected(
+    x: Any, w: Any, r: Any, b: Any, cell: Any, ways: int, p: Any, width: int, hidden: int
+) -> tuple[Any, ...]:
+    """Write a layer whose output h is P h' with the state h' `[D, B, H]` of a plain layer: R h is (R P) h'.
+
+    `p` is `[D, width, hidden]`, `r` is `[D, 4 * hidden, width]`; the first h' is 0.
+    """
+    made = op.LSTM(x, w, op.MatMul(r, p), b, None, None, cell, hidden_size=hidden, direction=_direction(ways))
+    made[0].producer().metadata_props[RECURRENT] = "float"
+    turned = op.Transpose(p, perm=[0, 2, 1])
+    joined = op.Transpose(op.MatMul(made[0], turned), perm=[0, 2, 1, 3])
+    y = op.Reshape(joined, op.Constant(value_ints=[0, 0, ways * width]))
+    return y, op.MatMul(made[1], turned), made[2]
+
+
+def _direction(ways: int) -> str:
+    return "bidirectional" if ways == 2 else "forward"
 
 
 def _stack(values: list[Any]) -> Any:
@@ -114,12 +163,15 @@ def _layer(
     kind: str, x: Any, w: Any, r: Any, b: Any, states: list[Any], ways: int, hidden: int, label: str = "float"
 ) -> tuple[Any, ...]:
     """Write one layer; return its outputs `[T, B, D * H]` and the last states."""
-    direction = "bidirectional" if ways == 2 else "forward"
+    direction = _direction(ways)
     if kind == "lstm":
         made = op.LSTM(x, w, r, b, None, *states, hidden_size=hidden, direction=direction)
-    else:
+    elif kind == "gru":
         made = op.GRU(x, w, r, b, None, *states, hidden_size=hidden, direction=direction, linear_before_reset=1)
-    made[0].producer().metadata_props[RECURRENT] = label
+    else:
+        made = op.RNN(x, w, r, b, None, *states, activations=[kind] * ways, hidden_size=hidden, direction=direction)
+    if kind in GATES:
+        made[0].producer().metadata_props[RECURRENT] = label
     joined = op.Transpose(made[0], perm=[0, 2, 1, 3])
     y = op.Reshape(joined, op.Constant(value_ints=[0, 0, ways * hidden]))
     return (y, *made[1 : 1 + len(states)])
@@ -147,11 +199,15 @@ def _wide(q: Any, scale: Any) -> Any:
 
 
 TRANSLATIONS: dict[Any, Any] = {
+    **POOLS,
     aten.linear.default: linear,
     aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
     aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
+    aten.adaptive_avg_pool3d.default: adaptive_avg_pool,
     aten.pad.default: pad,
     traced_lstm._opoverload: lstm,
     traced_gru._opoverload: gru,
+    aten.rnn_tanh.input: rnn_tanh,
+    aten.rnn_relu.input: rnn_relu,
     recurrent._opoverload: int8_layer,
 }

@@ -1,15 +1,18 @@
 """Target `onnxruntime-cpu`: int8 ONNX files for ONNX Runtime on a CPU.
 
 What
-    Conv, linear, embedding, LSTM and GRU are int8. So are the additions, multiplications, poolings, concatenations and
-    table look-ups (relu, leaky relu, sigmoid) around them, and the operators that move data between them. Activations
-    are uint8 affine, weights int8 symmetric per output channel, biases int32. Between float operators nothing is
-    quantized: layer norm, softmax, GELU, products between activations and the residual additions of a transformer stay
-    float, and the coverage says why. The file is QDQ ONNX (opset 18), which the runtime fuses into QLinearConv,
-    QLinearAdd, QGemm and similar operators. A linear layer on more than two axes is a Gemm on rows. An embedding is a
-    Gather of int8, followed by a dequantization with one scale per column. An LSTM is a DynamicQuantizeLSTM with pinned
-    ranges: two columns of its input hold the ends of the range, and two hidden units stay at 1 and -1. A GRU is one
-    product for all inputs and a Scan over the states. Both use operators of `com.microsoft`.
+    Conv (over one to three axes), linear, embedding, LSTM and GRU are int8. A weight may be computed from parameters,
+    as by weight norm; the file holds its value. `x @ w` with a parameter w is a linear layer. The additions,
+    multiplications, poolings, concatenations and table look-ups (relu, leaky relu, sigmoid) around them are int8 too,
+    and so are the operators that move data between them. Activations are uint8 affine, weights int8 symmetric per
+    output channel, biases int32. Between float operators nothing is quantized: layer norm, softmax, GELU, products
+    between activations and the residual additions of a transformer stay float, and the coverage says why. The file is
+    QDQ ONNX (opset 18), which the runtime fuses into QLinearConv, QLinearAdd, QGemm and similar operators. A linear
+    layer on more than two axes is a Gemm on rows. An embedding is a Gather of int8, followed by a dequantization with
+    one scale per column. An embedding bag is such a look-up and a float reduction; its bags must have one size. An LSTM
+    is a DynamicQuantizeLSTM with pinned ranges: two columns of its input hold the ends of the range, and two hidden
+    units stay at 1 and -1. A GRU is one product for all inputs and a Scan over the states. Both use operators of
+    `com.microsoft`.
 Source
     Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference";
     the QDQ form and the fusions are ONNX Runtime's, section "Quantize ONNX models" of its documentation.
@@ -27,8 +30,9 @@ Limits
     it does not, a GRU clips it before its products with weights, in the simulation and in the file. An LSTM clips it in
     the simulation only. In the file the runtime widens the range of the whole batch. That is nearer to the float layer
     (states up to 4: 0.008 from it, 0.35 from the simulation), but a sample's answer then depends on the others (0.002).
-    An int8 GRU at batch 1 can be slower than the runtime's float one: there use `gru: weight-only`. Recurrent layers
-    whose output is projected stay float.
+    An int8 GRU at batch 1 can be slower than the runtime's float one: there use `gru: weight-only`. Transposed
+    convolutions, bilinear layers, plain recurrent layers (`nn.RNN`) and an LSTM with `proj_size` stay float; the latter
+    takes no first state. Average pooling stays float where it divides by another number than that of a window's values.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ Costs
     Packed weights make loading slower.
 Limits
     Recurrent layers run in float, with float weights, whatever `gru` says. Means and sums over anything but all
-    positions of a channel run in float, because OpenVINO's int8 ones can be wrong. OpenVINO breaks ties of rounding its
-    own way: single outputs differ by one LSB from the simulation. It sends no usage data: a process that loads this
-    target does not import `openvino_telemetry`.
+    positions of a channel run in float, because OpenVINO's int8 ones can be wrong; extremes are rounded in a step of
+    their own. OpenVINO breaks ties of rounding its own way: single outputs differ by one LSB from the simulation. It
+    sends no usage data: a process that loads this target does not import `openvino_telemetry`.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         return OpenVinoFinder(graph, keep_float, self.quantize_outputs)
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
-        from kdq_targets.openvino_forms import keep_means, separate_sums
+        from kdq_targets.openvino_forms import keep_means, separate_sums, separate_turned
 
-        return [partial(separate_sums, every=self.exact_sums), keep_means, *super()._rewrites(model)]
+        return [partial(separate_sums, every=self.exact_sums), separate_turned, keep_means, *super()._rewrites(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs of the file; -1 is the free batch size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 
 def separate_sums(graph: Any, *, every: bool) -> None:
@@ -44,15 +44,23 @@ def separate_sums(graph: Any, *, every: bool) -> None:
 
 
 def keep_means(graph: Any) -> None:
-    """Write means and sums so that OpenVINO computes them correctly.
+    """Write means, sums and extremes so that OpenVINO computes them correctly.
 
-    In int8, OpenVINO 2026.4 gives wrong means over the last axis of `[B, C, L]`, and wrong sums wherever the zero point
-    is not 0. KDQ writes pooling on `[B, C, L, 1]`, where OpenVINO is right. It keeps float means and sums in float by a
-    LeakyRelu of slope 1, which changes no value.
+    In int8, OpenVINO 2026.4 gives wrong means over the last axis of `[B, C, L]`, wrong sums wherever the zero point is
+    not 0, and wrong extremes where they are rounded. KDQ writes pooling on `[B, C, L, 1]`, where OpenVINO is right. It
+    keeps other means, sums and average pooling in float by a LeakyRelu of slope 1, and parts extremes from their
+    rounding by a Max with the least float; both change no value.
     """
     known = [*graph.value_info, *graph.input, *graph.output]
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
-    shapes = {"kdq.add_axis": [0, 0, 0, 1], "kdq.drop_axis": [0, 0, 1]}
+    integers = (TensorProto.INT32, TensorProto.INT64)
+    counted = {value.name for value in known if value.type.tensor_type.elem_type in integers}
+    quantized = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    constants = {
+        "kdq.add_axis": np.array([0, 0, 0, 1]),
+        "kdq.drop_axis": np.array([0, 0, 1]),
+        "kdq.lowest": np.array(np.finfo(np.float32).min),
+    }
     nodes: list[Any] = []
     for node in graph.node:
         given, made = node.input[0] if node.input else "", node.output[0]
@@ -60,17 +68,39 @@ def keep_means(graph: Any) -> None:
             nodes += [helper.make_node("Reshape", [given, "kdq.add_axis"], [f"{made}_wide"]), node]
             nodes.append(helper.make_node("Reshape", [f"{made}_mean", "kdq.drop_axis"], [made]))
             node.input[0], node.output[0] = f"{made}_wide", f"{made}_mean"
-        elif node.op_type in ("ReduceMean", "ReduceSum"):
+        elif node.op_type in ("ReduceMax", "ReduceMin") and given not in counted:
+            nodes += [node, helper.make_node("Max", [f"{made}_same", "kdq.lowest"], [made])]
+            node.output[0] = f"{made}_same"
+        elif (node.op_type in ("ReduceMean", "ReduceSum") and given not in counted) or (
+            node.op_type == "AveragePool" and made not in quantized
+        ):
             nodes += [helper.make_node("LeakyRelu", [given], [f"{made}_same"], alpha=1.0), node]
             node.input[0] = f"{made}_same"
         else:
             nodes.append(node)
-    used = {value for node in nodes for value in node.input} & shapes.keys()
+    used = {value for node in nodes for value in node.input} & constants.keys()
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(
-        numpy_helper.from_array(np.array(shapes[name], dtype=np.int64), name) for name in sorted(used)
-    )
+    graph.initializer.extend(numpy_helper.from_array(constants[name], name) for name in sorted(used))
+
+
+def separate_turned(graph: Any) -> None:
+    """Give each layer that reads a weight the other way round a copy of it.
+
+    OpenVINO 2026.4 gives wrong products if a MatMul and a transposing Gemm read one square constant.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    first: dict[str, bool] = {}
+    for node in graph.node:
+        name = node.input[1] if node.op_type in ("Gemm", "MatMul") else ""
+        turned = any(item.name == "transB" and item.i for item in node.attribute)
+        if name not in tensors or first.setdefault(name, turned) == turned:
+            continue
+        copy = f"{name}.turned"
+        if copy not in tensors:
+            tensors[copy] = numpy_helper.from_array(numpy_helper.to_array(tensors[name]), copy)
+            graph.initializer.append(tensors[copy])
+        node.input[1] = copy
 
 
 def _is_conv(node: Any, makers: dict[str, Any]) -> bool:

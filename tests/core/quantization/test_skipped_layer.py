@@ -1,4 +1,4 @@
-"""A layer that a recipe leaves in float, from its rule to the gate that names it."""
+"""A layer that a recipe leaves in float: the gate names it, before the first fit and at the end."""
 
 import pytest
 
@@ -20,6 +20,9 @@ def test_a_required_gate_names_the_layer_that_a_rule_skips_whatever_a_later_rule
         quantize={"fit": FIT, "rules": rules}, evaluate=[{"use": "coverage"}], gates=[gate],
     )  # fmt: skip
     run.recipe = Recipe.model_validate(run.recipe.model_dump(mode="json"))  # as a worker gets it
+    with pytest.raises(StageError) as early:
+        run.stage("train_teacher")
+    run.checked = True
     for stage in ("train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate"):
         run.stage(stage)
     artifact, report = run.entries["export"].record, run.entries["evaluate"].record
@@ -35,3 +38,4 @@ def test_a_required_gate_names_the_layer_that_a_rule_skips_whatever_a_later_rule
         "required gates are not met: int8 coverage_macs ≥ 1: 0.842105, bound 1; in float: head (left in float by a "
         "rule of the recipe); nothing was registered. Mend the model or the recipe, or drop 'required' from the gate"
     )
+    assert str(early.value) == str(caught.value)

@@ -33,9 +33,12 @@ def test_linear_layers_have_a_share_of_their_own(subject):
     assert (found["coverage_macs"], found["coverage_linear_macs"]) == (0.15, 0.75)
 
 
-def test_only_convolutions_and_linear_layers_count_as_computing(subject):
-    found = measured(subject, operator("conv", True, macs=700), operator("matmul", False, macs=900))
+def test_only_products_with_weights_count_as_computing(subject):
+    found = measured(subject, operator("conv", True, macs=700), operator("attention", False, macs=900))
     assert found["coverage_macs"] == 1.0
+    kinds = ("conv_transpose", "rnn", "bilinear", "matmul")
+    found = measured(subject, operator("conv", True, macs=600), *(operator(kind, False, macs=50) for kind in kinds))
+    assert found["coverage_macs"] == 0.75
 
 
 def test_there_is_no_share_of_nothing(subject):

@@ -40,6 +40,18 @@ def test_equal_outputs_have_no_flip_and_no_difference(subject, table):
     }
 
 
+def test_a_float_file_is_compared_with_its_model_in_torch(subject, table):
+    candidate = subject("student", lambda x: x[:, ::-1] * np.float32(0.9), simulation=Simulation())
+    found = {m.name: m for m in Parity().evaluate(candidate, candidate, table(ROWS))}
+    assert sorted(found) == [
+        "parity_agreement", "parity_flips", "parity_max_lsb", "parity_p50_lsb", "parity_p99_lsb", "parity_ties",
+    ]  # fmt: skip
+    assert found["parity_flips"].value == 2
+    assert found["parity_flips"].note == "the runtime computes an operator of this model in another way than torch"
+    assert found["parity_max_lsb"].value == pytest.approx(2 / (2 / 255), rel=0.2)
+    assert Parity().evaluate(subject("teacher", lambda x: x), candidate, table(ROWS)) == ()
+
+
 def test_a_flip_is_counted(subject, table):
     found = measured(subject, table, lambda x: x[:, ::-1])
     # Row 2 keeps its class; in row 4 the file picks class 1, the simulation class 0, which tie in the simulation.

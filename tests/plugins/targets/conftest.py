@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from kdq_core.plugins.catalog import Catalog
 from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert, output_scales
+from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
+from kdq_core.recipe.spec import QuantizeSpec
 from kdq_quantizers.minmax_qat import MinMaxQat
+from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
+from kdq_targets.openvino_cpu import OpenVinoCpu
 
 
 def narrow(place, weights, activations):
@@ -61,3 +66,51 @@ def both():
         return np.abs(simulated - given) / (scale or 1.0)
 
     return answers
+
+
+WAYS = [(OnnxRuntimeCpu, "static"), (OnnxRuntimeCpu, "minmax-qat"), (OpenVinoCpu, "static")]
+
+
+@pytest.fixture(params=WAYS, ids=["onnxruntime", "onnxruntime trained", "openvino"])
+def rows_of(request, tmp_path):
+    """Gives a function: model and inputs -> coverage of its int8 file, after checks of the float and the int8 file.
+
+    The float file gives what the model gives in torch; the int8 file gives what its simulation gives, to one LSB.
+    """
+    kind, name = request.param
+    target, quantizer = kind(reduce_range="on"), Catalog.load().build("quantizer", name, {})
+
+    def answer(file, given):
+        return target.session(file, threads=1).run(tuple(x.numpy() for x in given))[0]
+
+    def simulated(model, inputs, data):
+        graph = capture(model, inputs(2, data))
+        prepared = prepare(graph, placed(graph, target, quantizer, QuantizeSpec(use=name)).places, quantizer)
+        optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+        for _ in range(2 if quantizer.trains else 0):
+            optimizer.zero_grad()
+            prepared(*inputs(16, data)).square().mean().backward()
+            optimizer.step()
+        set_phase(prepared.eval(), observe=True, quantize=False, freeze_batch_norm=True)
+        with torch.no_grad():
+            prepared(*inputs(64, data))
+        set_phase(prepared, observe=False, quantize=True, freeze_batch_norm=True)
+        return graph, prepared
+
+    def rows_of(model, inputs):
+        data = torch.Generator().manual_seed(1)
+        graph, prepared = simulated(model.eval(), inputs, data)
+        converted, x = convert(prepared), inputs(64, data)
+        for name, one in (("float", model), ("int8", converted)):
+            target.export(one, inputs(2, data), tmp_path / f"{name}.onnx")
+        with torch.no_grad():
+            real, integers, rounded = model(*x).numpy(), converted(*x).numpy(), prepared(*x).numpy()
+        np.testing.assert_allclose(answer(tmp_path / "float.onnx", x), real, atol=1e-5 * np.abs(real).max())
+        lsb = output_scales(converted)[0] or np.ptp(integers) / 255
+        assert np.quantile(np.abs(answer(tmp_path / "int8.onnx", x) - integers) / lsb, 0.99) <= 1.01
+        assert np.quantile(np.abs(rounded - integers) / lsb, 0.99) <= 1.01
+        rows = target.coverage(tmp_path / "int8.onnx", graph)
+        assert all(row.int8 == (row.reason == "") for row in rows)
+        return rows
+
+    return rows_of
