@@ -61,7 +61,7 @@ def quantize(
         KdqError: the request is wrong, or a stage failed; the message says what to do.
     """
     from kdq_flows import in_hand
-    from kdq_flows.own import written
+    from kdq_flows.own import GATES, written
 
     there = _site(site)
     data = {"whole": calibration} if test is None else {"train": calibration, "test": test}
@@ -72,6 +72,7 @@ def quantize(
         "student": {"source": "checkpoint", "file": written(model.state_dict(), there)},
         "quantize": _quantize(quantizer or ("minmax-qat" if qat else "static"), bits, epochs),
         **_rest(target, register, ["quantize", "export", "evaluate"]),
+        **({} if quantizer else {"gates": GATES}),
     }
     return run(recipe, site=there)
 
@@ -117,7 +118,7 @@ def compress(
         KdqError: the request is wrong, or a stage failed.
     """
     from kdq_flows import in_hand
-    from kdq_flows.own import written
+    from kdq_flows.own import GATES, TAUGHT, written
 
     there = _site(site)
     data = {"train": train, "test": test, "validation": validation} if test is not None else {"whole": train}
@@ -131,6 +132,7 @@ def compress(
         "distill": {**({"use": distill} if isinstance(distill, str) else distill or {}), **fit},
         "quantize": _quantize(quantizer, bits, max(1, epochs // 3) if epochs else None),
         **_rest(target, register, ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate"]),
+        **({} if quantizer else {"gates": [TAUGHT, *GATES]}),
     }
     return run(recipe, site=there)
 

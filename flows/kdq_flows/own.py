@@ -16,7 +16,13 @@ from kdq_core.store.store import explained
 
 ARRAYS = (".npz", ".safetensors")
 TABLES = (".csv", ".parquet", ".pq")
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+GATES: list[dict[str, Any]] = [
+    {"metric": "coverage_macs", "at_least": 1.0},
+    {"metric": "parity_flips", "at_most": 0, "required": True},
+]
+TAUGHT = {"metric": "top1", "at_least": 0.95, "relative_to": "teacher"}
+"""The default gates, but that work in float does not stop the run: the user's model may have operators without an int8
+form, and the run says which."""
 
 
 def quantizing(
@@ -70,6 +76,7 @@ def quantizing(
         "quantize": quantize,
         **({"target": runtime} if runtime else {}),
         **({"register": {"name": register}} if register else {}),
+        **({} if quantizer else {"gates": GATES}),
         "stages": stages,
     }
 
@@ -122,6 +129,7 @@ def compressing(
         **({"quantize": quantize} if quantize else {}),
         **({"target": runtime} if runtime else {}),
         **({"register": {"name": register}} if register else {}),
+        **({} if quantizer else {"gates": [TAUGHT, *GATES]}),
         "stages": [*chain, *(["register"] if register else [])],
     }
 

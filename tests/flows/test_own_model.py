@@ -192,6 +192,18 @@ print(sorted(result.metrics))
     assert done.stdout == "['int8', 'student', 'teacher']\n"
 
 
+def test_work_in_float_does_not_stop_a_run_and_a_flip_does(here: Path) -> None:
+    made = own.quantizing("own_net.py:student", "data.npz", Site(home=here), weights="net.safetensors")
+    assert {gate.metric: gate.required for gate in own.checked(made).gates} == {
+        "coverage_macs": False,
+        "parity_flips": True,
+    }
+    other = own.quantizing(
+        "own_net.py:student", "data.npz", Site(home=here), weights="net.safetensors", quantizer="weight-only"
+    )
+    assert "gates" not in other
+
+
 def test_weights_of_torch_save_are_read_without_running_their_code(here: Path) -> None:
     site = Site(home=here / "other")
     path = own.safetensors_of("own_net.py:student", "net.pt", site)
