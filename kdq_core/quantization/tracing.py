@@ -115,7 +115,9 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     shapes = tuple(dict.fromkeys((0, *axes), batch) if x.dim() else None for x, axes in zip(example, free, strict=True))
     example = tuple(example)
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    varargs = inspect.Parameter.VAR_POSITIONAL in kinds
+    rest = inspect.Parameter.VAR_POSITIONAL
+    named = kinds.index(rest) if rest in kinds else len(example)
+    asked = (*shapes[:named], shapes[named:]) if named < len(shapes) else shapes
     with _Whole(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own internals
-        return torch.export.export(model, example, dynamic_shapes=(shapes,) if varargs else shapes, strict=False)
+        return torch.export.export(model, example, dynamic_shapes=asked, strict=False)

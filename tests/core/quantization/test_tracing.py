@@ -38,3 +38,14 @@ def test_outside_of_tracing_the_layers_are_torchs_own():
     model = Read(nn.GRU)
     model(torch.randn(2, 7, 3)).sum().backward()
     assert model.layer.weight_hh_l0.grad.abs().max() > 0
+
+
+def test_a_forward_with_named_and_further_inputs_is_traced_with_a_free_batch():
+    class Further(nn.Module):
+        def forward(self, x, *more):
+            return x + sum(more)
+
+    x = torch.randn(2, 3)
+    for count in (1, 3):
+        program = export_program(Further(), (x,) * count).module()
+        assert torch.equal(program(*(x[:1],) * count), x[:1] * count)
