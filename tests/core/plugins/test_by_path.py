@@ -92,16 +92,16 @@ def test_a_path_that_leads_to_no_plugin_is_named(use: str, error: type[Exception
 
 
 def test_a_factory_is_named_by_the_path_of_its_file_and_its_code_is_in_the_key(folder: Path) -> None:
-    Path("my_net.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n")
+    Path("net_by_path.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n")
 
     def code() -> Any:
-        recipe = {"name": "x", "workload": "digits", "student": {"factory": "my_net.py:make"}}
+        recipe = {"name": "x", "workload": "digits", "student": {"factory": "net_by_path.py:make"}}
         made = make_plan(Recipe.model_validate(recipe), Site(home=folder), Catalog.load())
         return made.node("distill").parts["recipe"]["student"]
 
     before = code()
-    assert before["factory"]["name"] == "my_net.py:make"
-    Path("my_net.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 3)\n")
+    assert before["factory"]["name"] == "net_by_path.py:make"
+    Path("net_by_path.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 3)\n")
     assert code() != before
 
 
