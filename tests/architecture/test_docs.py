@@ -95,6 +95,7 @@ def test_the_guests_in_the_documents_are_those_of_the_tests() -> None:
         assert text == (ROOT / name).read_text(encoding="utf-8"), name
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_example_plugins_of_the_documents_install_and_keep_their_promises(guests: Path, tmp_path: Path) -> None:
     page, package, site = ROOT / "docs" / "plugins.md", tmp_path / "package", tmp_path / "site"

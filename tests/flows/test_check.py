@@ -141,11 +141,11 @@ MISTAKES = [
      "the student gives a tensor of shape (3,) for 2 samples; let it give logits of shape (samples, classes), or "
      "(samples, 1) for a number"),
     ("out_of_range", "y = torch.arange(40) % 3", "y = torch.arange(40) % 4", "loss",
-     "the loss of the student fails: IndexError: Target 3 is out of bounds.; a label is 3, and the model gives 3 "
-     "classes, 0 to 2; correct the labels, or let the model give a number for each class"),
+     "sample 35 of the split 'train' has the label 3, but the model gives 3 classes, 0 to 2; mend the labels, or let "
+     "the model give more classes (-100 marks a missing label)"),
     ("below_range", "y = torch.arange(40) % 3", "y = torch.arange(40) % 3 - 1", "loss",
-     "the loss of the student fails: IndexError: Target -1 is out of bounds.; a label is -1, and the model gives 3 "
-     "classes, 0 to 2; correct the labels, or let the model give a number for each class"),
+     "sample 12 of the split 'train' has the label -1, but the model gives 3 classes, 0 to 2; mend the labels, or let "
+     "the model give more classes (-100 marks a missing label)"),
     ("not_finite", "return x, y", "return x.index_fill(0, torch.tensor([7]), float('nan')), y", "data",
      "training batch 1 of the calibration is not finite: its input holds nan in 1 of 40 samples, first in sample 7; "
      "mend or drop these samples in the workload"),

@@ -152,6 +152,7 @@ def test_one_call_quantizes_a_model_in_hand_and_a_second_finds_it(here: Path) ->
     assert kdq.run(again.recipe).path == result.path
 
 
+@pytest.mark.rare
 def test_the_whole_chain_runs_on_the_functions_of_one_file(here: Path) -> None:
     done = called("compress", "own_net.py", "--epochs", "2", "--output", "chain", "--json")
     assert done.returncode == 0, done.stderr

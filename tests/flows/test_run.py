@@ -181,6 +181,7 @@ def test_gates_that_change_and_change_back_are_the_versions_gates(
         assert kdq(home, "promote", "tiny", number).returncode == exit_code
 
 
+@pytest.mark.rare
 def test_a_damaged_file_in_the_store_is_told_and_computed_anew(
     finished: tuple[Path, Path, dict[str, Any]],
 ) -> None:

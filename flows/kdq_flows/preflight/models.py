@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert
 from kdq_core.quantization.prepare import set_phase
 from kdq_core.teachers.source import reading
-from kdq_core.training.losses import check_names, has_classes, loss_of, outputs_of
+from kdq_core.training.losses import check_names, loss_of, outputs_of
 from kdq_core.work.checking import check_all, check_works
 from kdq_core.work.data import EVALUATION_BATCH, two_samples
 from kdq_core.work.quantized import placement, prepared
@@ -198,14 +198,6 @@ def answer(role: str, model: nn.Module, batch: Batch) -> Outputs:
 def _mismatch(outputs: Outputs, batch: Batch) -> str:
     """What to do about a loss that fails."""
     targets, logits = batch.targets, outputs.logits
-    if targets is not None and has_classes(logits, targets):
-        classes, counted = logits.shape[1], targets[targets != -100]
-        odd: Iterable[int] = counted[(counted < 0) | (counted >= classes)].tolist()
-        if odd:
-            return (
-                f"a label is {max(odd, key=abs)}, and the model gives {classes} classes, 0 to {classes - 1}; correct "
-                "the labels, or let the model give a number for each class"
-            )
     shapes = tuple(logits.shape), None if targets is None else tuple(targets.shape)
     return f"the model gave {shapes[0]}, and the labels are {shapes[1]}; correct one of them, or name another loss"
 
