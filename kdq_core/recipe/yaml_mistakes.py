@@ -128,7 +128,7 @@ def _second_colon(seen: Mistake) -> Told:
 
 
 def _unexpected(seen: Mistake) -> Told:
-    """Something else where a section goes on."""
+    """A line that continues a section, and is not of its kind."""
     indent = len(seen.text) - len(seen.text.lstrip())
     said = {
         "-": "a list item stands among keys; indent it below its key, or leave '- ' out",
