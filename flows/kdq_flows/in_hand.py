@@ -115,14 +115,30 @@ def _written(given: Any, site: Site, what: str) -> str:
             "function makes it"
         ) from error
     name = hashlib.sha256(data).hexdigest()
-    path = site.home / "given" / f"{name}.pkl"
-    with explained(path, "write a model or data"):
+    keep(data, site, f"{name}.pkl", what="a model or data")
+    return name
+
+
+def keep(data: bytes, site: Site, name: str, *, what: str) -> Path:
+    """Write bytes to a file below the home, unless it is there already; gives its path.
+
+    Args:
+        data: the content.
+        site: says where the home is.
+        name: name of the file, which follows from its content.
+        what: how an error calls the content.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    path = site.home / "given" / name
+    with explained(path, f"write {what}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
             part = path.with_suffix(".part")
             part.write_bytes(data)
             part.replace(path)
-    return name
+    return path
 
 
 def pickled(given: Any) -> bytes:

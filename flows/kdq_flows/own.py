@@ -12,7 +12,7 @@ from typing import Any
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import explained
+from kdq_flows.in_hand import keep
 
 ARRAYS = (".npz", ".safetensors")
 TABLES = (".csv", ".parquet", ".pq")
@@ -138,7 +138,7 @@ def workload(data: str, column: str | None) -> dict[str, Any]:
     """The workload and its options for some data: by the ending of a file, or because it is a folder or a function.
 
     Raises:
-        RecipeError: it is none of these, or a table comes without the column with the labels.
+        RecipeError: KDQ knows no such data, or it is a table and no column with the labels is named.
     """
     path = Path(data)
     if ":" in data and not path.exists():
@@ -251,14 +251,8 @@ def written(state: Mapping[str, Any], site: Site) -> str:
     from safetensors.torch import save
 
     data = save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
-    path = site.home / "given" / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
-    with explained(path, "write the weights"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            part = path.with_suffix(".part")
-            part.write_bytes(data)
-            part.replace(path)
-    return str(path)
+    name = f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
+    return str(keep(data, site, name, what="the weights"))
 
 
 def yaml_of(recipe: Mapping[str, Any]) -> str:

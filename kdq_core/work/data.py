@@ -45,7 +45,7 @@ def _example(inputs: tuple[Tensor, ...], workload: Workload) -> Example:
     example = Example(inputs)
     names = workload.input_names()[: len(inputs)]
     free = workload.free_axes()
-    usual = ("input",) if len(inputs) == 1 else tuple(f"input_{index}" for index in range(len(inputs)))
+    usual = _usual(len(inputs))
     known = names if len(names) == len(inputs) else usual
     strange = sorted(free.keys() - set(known))
     if strange:
@@ -58,6 +58,11 @@ def _example(inputs: tuple[Tensor, ...], workload: Workload) -> Example:
     for name, axes, x in zip(known, example.free, inputs, strict=False):
         _check_axes(name, axes, x)
     return example
+
+
+def _usual(count: int) -> tuple[str, ...]:
+    """The names of inputs that have none of their own."""
+    return ("input",) if count == 1 else tuple(f"input_{index}" for index in range(count))
 
 
 def _check_axes(name: str, axes: tuple[int, ...], x: Tensor) -> None:
@@ -88,7 +93,7 @@ def check_shapes(workload: Workload, tried: int = 4) -> None:
 
 
 def _two_shapes(index: int, split: str, axis: int, x: Tensor, seen: Tensor, example: Example) -> str:
-    name = example.names[index] if example.names else "input" if len(example) == 1 else f"input_{index}"
+    name = (example.names or _usual(len(example)))[index]
     return (
         f"input {name!r} has batches of two shapes: {tuple(seen.shape)} in 'validation' and {tuple(x.shape)} in "
         f"{split!r}; KDQ traces the model with one size of axis {axis}: pad every batch to the same size, or free the "

@@ -85,6 +85,8 @@ class OwnModels(Workload):
         Raises:
             StageError: the batch has no labels.
         """
+        import torch
+
         loss = LOSSES.get(self.loss_name) or user_object(self.loss_name)
         if batch.targets is not None:
             given: Tensor = loss(outputs.logits, batch.targets)
@@ -92,7 +94,7 @@ class OwnModels(Workload):
         parts = [loss(outputs.tasks[name], labels) for name, labels in batch.tasks.items()]
         if not parts:
             raise StageError("the loss needs labels, and this batch has none; give the data labels")
-        return torch_sum(parts)
+        return torch.stack(parts).sum()
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,13 +105,6 @@ def _parameters(workload: OwnModels) -> tuple[str, ...]:
         model = workload.student()
     found: tuple[str, ...] = getattr(model, "forward_parameters", ())
     return found
-
-
-def torch_sum(parts: list[Tensor]) -> Tensor:
-    """Add scalars."""
-    import torch
-
-    return torch.stack(parts).sum()
 
 
 def made(target: str, option: str, names: tuple[str, ...] = ()) -> nn.Module:
