@@ -61,7 +61,7 @@ def quantize(
         KdqError: the request is wrong, or a stage failed; the message says what to do.
     """
     from kdq_flows import in_hand
-    from kdq_flows.own import GATES, written
+    from kdq_flows.own import GATES, PTQ, ending, quantize_section, written
 
     there = _site(site)
     data = {"whole": calibration} if test is None else {"train": calibration, "test": test}
@@ -70,9 +70,8 @@ def quantize(
         "name": name,
         "workload": section,
         "student": {"source": "checkpoint", "file": written(model.state_dict(), there)},
-        "quantize": _quantize(quantizer or ("minmax-qat" if qat else "static"), bits, epochs),
-        **_rest(target, register, ["quantize", "export", "evaluate"]),
-        **({} if quantizer else {"gates": GATES}),
+        "quantize": quantize_section(quantizer or ("minmax-qat" if qat else "static"), bits, epochs),
+        **ending(PTQ, target, register, [] if quantizer else GATES),
     }
     return run(recipe, site=there)
 
@@ -118,7 +117,7 @@ def compress(
         KdqError: the request is wrong, or a stage failed.
     """
     from kdq_flows import in_hand
-    from kdq_flows.own import GATES, TAUGHT, written
+    from kdq_flows.own import CHAIN, GATES, TAUGHT, ending, quantize_section, written
 
     there = _site(site)
     data = {"train": train, "test": test, "validation": validation} if test is not None else {"whole": train}
@@ -130,9 +129,8 @@ def compress(
         "workload": section,
         "teacher": {"members": [member], **({} if trained_teacher else fit)},
         "distill": {**({"use": distill} if isinstance(distill, str) else distill or {}), **fit},
-        "quantize": _quantize(quantizer, bits, max(1, epochs // 3) if epochs else None),
-        **_rest(target, register, ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate"]),
-        **({} if quantizer else {"gates": [TAUGHT, *GATES]}),
+        "quantize": quantize_section(quantizer, bits, max(1, epochs // 3) if epochs else None),
+        **ending(CHAIN, target, register, [] if quantizer else [TAUGHT, *GATES]),
     }
     return run(recipe, site=there)
 
@@ -165,16 +163,3 @@ def _site(site: Site | None) -> Site:
     from kdq_core.recipe.spec import Site
 
     return site or Site.from_environment()
-
-
-def _quantize(use: str | None, bits: int, epochs: int | None) -> dict[str, Any]:
-    section: dict[str, Any] = {"use": use} if use else {}
-    section |= {"weights": bits} if bits != 8 else {}
-    return section | ({"fit": {"epochs": epochs}} if epochs else {})
-
-
-def _rest(target: str | None, register: str | None, stages: list[str]) -> dict[str, Any]:
-    """The sections `target`, `register` and `stages`."""
-    found: dict[str, Any] = {"target": target} if target else {}
-    found |= {"register": {"name": register}} if register else {}
-    return found | {"stages": [*stages, *(["register"] if register else [])]}

@@ -16,6 +16,8 @@ from kdq_flows.in_hand import keep
 
 ARRAYS = (".npz", ".safetensors")
 TABLES = (".csv", ".parquet", ".pq")
+PTQ = ("quantize", "export", "evaluate")
+CHAIN = ("train_teacher", "cache_teacher", "distill", *PTQ)
 GATES: list[dict[str, Any]] = [
     {"metric": "coverage_macs", "at_least": 1.0},
     {"metric": "parity_flips", "at_most": 0, "required": True},
@@ -64,20 +66,13 @@ def quantizing(
     runtime, column = parted_targets(targets)
     of_data = {**workload(data, column), "model": model}
     of_data |= {"loss": loss} if loss else {}
-    stages = ["quantize", "export", "evaluate", *(["register"] if register else [])]
-    quantize: dict[str, Any] = {"use": quantizer or ("minmax-qat" if qat else "static")}
-    quantize |= {"weights": bits} if bits != 8 else {}
-    quantize |= {"fit": {"epochs": epochs}} if epochs else {}
     use = of_data.pop("use")
     return {
         "name": name or name_for(model),
         "workload": {"use": use, "options": {**of_data, **(options or {})}},
         "student": {"source": "checkpoint", "file": safetensors_of(model, weights, site)},
-        "quantize": quantize,
-        **({"target": runtime} if runtime else {}),
-        **({"register": {"name": register}} if register else {}),
-        **({} if quantizer else {"gates": GATES}),
-        "stages": stages,
+        "quantize": quantize_section(quantizer or ("minmax-qat" if qat else "static"), bits, epochs),
+        **ending(PTQ, runtime, register, [] if quantizer else GATES),
     }
 
 
@@ -117,21 +112,32 @@ def compressing(
         raise RecipeError(f"no target named {column!r}; installed: {', '.join(_targets())}")
     options = {"model": f"{file}:student", "teacher": f"{file}:teacher", "data": f"{file}:data"}
     options |= {"loss": f"{file}:loss"} if "loss" in there else {}
-    quantize: dict[str, Any] = {"use": quantizer} if quantizer else {}
-    quantize |= {"weights": bits} if bits != 8 else {}
+    quantize = quantize_section(quantizer, bits, max(1, epochs // 3) if epochs else None)
     fit = {"fit": {"epochs": epochs}} if epochs else {}
-    quantize |= {"fit": {"epochs": max(1, epochs // 3)}} if epochs else {}
-    chain = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate"]
     return {
         "name": name or name_for(file),
         "workload": {"use": "python", "options": options},
         **({"teacher": fit, "distill": fit} if fit else {}),
         **({"quantize": quantize} if quantize else {}),
-        **({"target": runtime} if runtime else {}),
-        **({"register": {"name": register}} if register else {}),
-        **({} if quantizer else {"gates": [TAUGHT, *GATES]}),
-        "stages": [*chain, *(["register"] if register else [])],
+        **ending(CHAIN, runtime, register, [] if quantizer else [TAUGHT, *GATES]),
     }
+
+
+def quantize_section(use: str | None, bits: int, epochs: int | None) -> dict[str, Any]:
+    """The section `quantize`, without what is left to the recipe's defaults."""
+    section: dict[str, Any] = {"use": use} if use else {}
+    section |= {"weights": bits} if bits != 8 else {}
+    return section | ({"fit": {"epochs": epochs}} if epochs else {})
+
+
+def ending(
+    stages: Iterable[str], target: str | None, register: str | None, gates: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The sections `target`, `register`, `gates` and `stages`; no gates leave them to the recipe's defaults."""
+    found: dict[str, Any] = {"target": target} if target else {}
+    found |= {"register": {"name": register}} if register else {}
+    found |= {"gates": gates} if gates else {}
+    return found | {"stages": [*stages, *(["register"] if register else [])]}
 
 
 def workload(data: str, column: str | None) -> dict[str, Any]:
