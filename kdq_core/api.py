@@ -35,6 +35,7 @@ from kdq_core.plugins.kinds import (
 from kdq_core.plugins.stage import Stage, Work
 from kdq_core.plugins.user_code import user_module, user_object
 from kdq_core.recipe.spec import FitSpec
+from kdq_core.recipe.student import USER_CODE
 from kdq_core.store.family import Record
 from kdq_core.store.records import (
     Artifact,
@@ -91,9 +92,9 @@ _LAZY = {
 }
 
 __all__ = [
-    "API_VERSION", "Z95", "Artifact", "Asked", "Attention", "Batch", "BatchNorm", "Batches", "Checkpoint", "Column",
-    "Departure", "Distiller", "Dropout", "EpochRecord", "EvaluationReport", "Evaluator", "FakeQuantize", "Field",
-    "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize", "Model",
+    "API_VERSION", "USER_CODE", "Z95", "Artifact", "Asked", "Attention", "Batch", "BatchNorm", "Batches", "Checkpoint",
+    "Column", "Departure", "Distiller", "Dropout", "EpochRecord", "EvaluationReport", "Evaluator", "FakeQuantize",
+    "Field", "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize", "Model",
     "Needs", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Port", "Quantizer",
     "Reads", "RecipeError", "Record", "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError",
     "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload",

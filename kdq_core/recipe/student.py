@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from kdq_core.frozen import Frozen
 
-TARGET = r"^([A-Za-z_][\w.]*|.*[^/\\]\.py):[A-Za-z_]\w*$"
+USER_CODE = r"^([A-Za-z_][\w.]*|.*[^/\\]\.py):[A-Za-z_]\w*$"
 """`module:name`, or `path/to/file.py:name`."""
 
 
@@ -23,7 +23,7 @@ class StudentSpec(Frozen):
     file: str | None = Field(default=None, min_length=1, description="the safetensors file of a checkpoint")
     factory: str | None = Field(
         default=None,
-        pattern=TARGET,
+        pattern=USER_CODE,
         description="`module:function` or `file.py:function` that makes the student's module; null: the workload's "
         "student",
     )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kdq_core.frozen import Frozen
-from kdq_core.recipe.student import TARGET
+from kdq_core.recipe.student import USER_CODE
 
 
 class NormalizeSpec(Frozen):
@@ -44,7 +44,7 @@ class MemberSpec(Frozen):
     )
     factory: str | None = Field(
         default=None,
-        pattern=TARGET,
+        pattern=USER_CODE,
         description="`module:function` or `file.py:function` that makes the module for a checkpoint's weights; null: "
         "the workload's teacher",
     )

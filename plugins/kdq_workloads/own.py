@@ -8,15 +8,13 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdq_core.api import Batch, Field, Outputs, RecipeError, StageError, Workload, user_object
+from kdq_core.api import USER_CODE, Batch, Field, Outputs, RecipeError, StageError, Workload, user_object
 from kdq_workloads.losses import LOSSES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TARGET = r"^([A-Za-z_][\w.]*|.*[^/\\]\.py):[A-Za-z_]\w*$"
-"""`module:name`, or `path/to/file.py:name`."""
-LOSS = rf"^({'|'.join(LOSSES)})$|{TARGET}"
+LOSS = rf"^({'|'.join(LOSSES)})$|{USER_CODE}"
 
 
 class OwnModels(Workload):
@@ -25,10 +23,10 @@ class OwnModels(Workload):
     student_options: ClassVar[frozenset[str]] = frozenset({"model"})
 
     model: str = Field(
-        pattern=TARGET, description="`file.py:function` or `module:function` that makes the model; or a model there"
+        pattern=USER_CODE, description="`file.py:function` or `module:function` that makes the model; or a model there"
     )
     teacher_model: str | None = Field(
-        default=None, alias="teacher", pattern=TARGET, description="the same for the teacher; null: there is none"
+        default=None, alias="teacher", pattern=USER_CODE, description="the same for the teacher; null: there is none"
     )
     loss_name: str = Field(
         default="auto",

@@ -23,9 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdq_core.api import Batch, Field, RecipeError, Split, View, user_object
+from kdq_core.api import USER_CODE, Batch, Field, RecipeError, Split, View, user_object
 from kdq_workloads.arrays import digest
-from kdq_workloads.own import TARGET
 from kdq_workloads.samples import DatasetSamples, Samples
 from kdq_workloads.sources import Named, Stream, samples_of
 from kdq_workloads.splits import SPLITS, WHOLE, SplitModels
@@ -34,7 +33,7 @@ from kdq_workloads.splits import SPLITS, WHOLE, SplitModels
 class Python(SplitModels):
     """Your model on data from your own function."""
 
-    data: str = Field(pattern=TARGET, description="`file.py:function` or `module:function` that gives the data")
+    data: str = Field(pattern=USER_CODE, description="`file.py:function` or `module:function` that gives the data")
     files: tuple[str, ...] = Field(default=(), description="files and folders that it reads; keys hold their content")
     limit: int = Field(default=1_000_000, ge=1, description="most samples of an iterable; one with more is refused")
 
