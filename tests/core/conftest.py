@@ -27,15 +27,18 @@ CATALOG = Catalog.load()
 
 
 class Run:
-    """The stages of one recipe; entries by stage name, and the events they sent."""
+    """The stages of one recipe; entries by stage name, and the events they sent.
 
-    def __init__(self, home: Path, catalog: Catalog = CATALOG, **recipe: Any) -> None:
+    The first stage checks those after it. The check of the export takes seconds and is made only if `trial` is true.
+    """
+
+    def __init__(self, home: Path, catalog: Catalog = CATALOG, *, trial: bool = False, **recipe: Any) -> None:
         self.site, self.catalog = Site(home=home, threads=1), catalog
         self.plan = make_plan(Recipe.model_validate({"name": "tiny", **recipe}), self.site, catalog)
         self.recipe = self.plan.recipe
         self.entries: dict[str, Entry] = {}
         self.events: list[dict[str, Any]] = []
-        self.checked = False
+        self.checked, self.trial = False, trial
 
     def work(self, name: str, draft: Path) -> StageWork:
         """What the stage is given."""
@@ -51,11 +54,14 @@ class Run:
             emit=self.events.append,
         )
 
+    def _checks(self, node: Any) -> bool:
+        return node.name not in self.entries and (self.trial or node.use != "export")
+
     def stage(self, name: str) -> Entry:
         """Run one stage, whose parents ran, and commit its entry; the first one checks those that are not done."""
         node = self.plan.node(name)
         digests = {title: entry.digest for title, entry in self.entries.items() if entry is not None}
-        ahead = [] if self.checked else [other.name for other in self.plan.nodes if other.name not in self.entries]
+        ahead = [] if self.checked else [one.name for one in self.plan.nodes if self._checks(one)]
         request = StageRequest(
             title=name,
             key=node.key(digests),

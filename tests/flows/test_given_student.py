@@ -63,6 +63,7 @@ def kdq(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.rare
 def test_a_model_at_hand_is_quantized_measured_and_registered_once(folder: Path) -> None:
     assert "stages read_student, quantize, export, evaluate, register" in kdq("validate", "ptq.yaml")
     planned = json.loads(kdq("plan", "ptq.yaml", "--json"))

@@ -163,6 +163,7 @@ def test_its_options_may_stand_in_the_list_under_a_name_of_their_own(
     )
 
 
+@pytest.mark.rare
 def test_killed_in_its_fit_it_is_resumed_under_prefect_to_the_same_bytes(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_second_run_is_no_news_and_registers_nothing(finished: tuple[Path, Pat
     assert versions(home) == 1
 
 
+@pytest.mark.rare
 def test_a_forked_stage_gave_the_bytes_that_one_started_anew_gives(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:

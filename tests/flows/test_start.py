@@ -38,7 +38,7 @@ def run(start: str) -> dict[str, Any]:
     return facts
 
 
-def test_a_start_says_what_it_wrote_and_is_checked_and_run_at_once() -> None:
+def test_a_start_says_what_it_wrote_and_is_a_valid_recipe() -> None:
     done = called("init", "--from", "quantize", "mine")
     assert done.stdout == (
         "wrote  mine/my_model.py\nwrote  mine/recipe.yaml\nwrote  mine/weights.safetensors\n\n"
@@ -46,6 +46,13 @@ def test_a_start_says_what_it_wrote_and_is_checked_and_run_at_once() -> None:
         "cd mine && kdq run recipe.yaml          # under a minute on two cores\n"
         "then put your own data and model into mine/my_model.py: the two functions marked REPLACE\n"
     ), done.stderr
+    valid = called("validate", "recipe.yaml", cwd="mine")
+    assert valid.returncode == 0, valid.stderr
+
+
+@pytest.mark.rare
+def test_a_start_is_checked_and_run_at_once() -> None:
+    assert called("init", "--from", "quantize", "mine").returncode == 0
     checked = called("check", "recipe.yaml", "--json", cwd="mine")
     rows = json.loads(checked.stdout)
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -240,6 +240,7 @@ if accelerator.is_main_process:
 """
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_two_processes_give_the_fit_of_one(tmp_path: Path) -> None:
     """Each takes half of every batch; steps, learning rates, gradients and curves stay those of one process.

@@ -136,11 +136,11 @@ def test_what_cannot_be_exported_or_runs_in_float_too_much(
     catalog, sections = installed(Raising), {"workload": "digits", "teacher": TEACHER, "distill": {"fit": FIT}}
     state = torch.get_rng_state()
     with pytest.raises(StageError, match=said):
-        stages_of(tmp_path, catalog, **sections).stage("train_teacher")
+        stages_of(tmp_path, catalog, trial=True, **sections).stage("train_teacher")
     assert torch.equal(torch.get_rng_state(), state)
     if not strange:
         gates = [{"metric": "coverage_macs", "at_least": 1.0}]
-        stages_of(tmp_path, catalog, **sections, gates=gates).stage("train_teacher")
+        stages_of(tmp_path, catalog, trial=True, **sections, gates=gates).stage("train_teacher")
         assert not list((tmp_path / "scratch").rglob("*.onnx"))
 
 
@@ -153,7 +153,7 @@ def test_a_float_file_that_gives_other_outputs(
         export(target, nn.Sequential(model, Double()) if path.stem == "student" else model, example, path)
 
     monkeypatch.setattr(OnnxRuntimeCpu, "export", doubled)
-    run = stages_of(tmp_path, tiny, workload="digits", teacher=TEACHER, distill={"fit": FIT})
+    run = stages_of(tmp_path, tiny, trial=True, workload="digits", teacher=TEACHER, distill={"fit": FIT})
     with pytest.raises(StageError, match=r"^the file of the float student, not trained yet, gives other outputs than "):
         run.stage("train_teacher")
 

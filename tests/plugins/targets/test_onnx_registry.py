@@ -24,3 +24,15 @@ def test_the_table_is_built_once_and_what_is_added_stays_with_its_export(monkeyp
         ONNXRegistry().from_torchlib(opset_version=20)
     assert built == [{"opset_version": 18}, {"opset_version": 20}]
     assert ONNXRegistry.from_torchlib is build
+
+
+def test_the_operators_to_decompose_are_listed_once_an_export(monkeypatch):
+    from torch._export import utils
+
+    listed = []
+    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", lambda: listed.append(1))
+    for _ in range(2):
+        with registry_read_once():
+            utils._materialize_cpp_cia_ops()
+            utils._materialize_cpp_cia_ops()
+    assert listed == [1, 1]
