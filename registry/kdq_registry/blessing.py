@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import StageError, listing
 from kdq_core.store.hashing import sha256_file
-from kdq_registry.environment import folder
-from kdq_registry.registering import SHA_TAG
+from kdq_registry.logged import SHA_TAG, download
+from kdq_registry.scratch import scratch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflow import MlflowClient
 
     from kdq_core.recipe.spec import Site
@@ -51,26 +51,13 @@ def bless(site: Site, mlflow: MlflowClient, version: Any) -> None:
     Raises:
         StageError: a file is missing, foreign or changed, the flavour is another, or the model does not answer.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    address = mlflow.get_model_version_download_uri(version.name, version.version)
-    files = get_artifact_repository(address, tracking_uri=site.mlflow_uri, registry_uri=site.mlflow_uri)
-    with tempfile.TemporaryDirectory(dir=folder(site)) as scratch:
-        wrong = next(_wrong(Path(_downloaded(files, scratch)), version), None)
+    with scratch(site) as path:
+        wrong = next(_wrong(download(site, mlflow, version, path), version), None)
     if wrong is not None:
         raise StageError(
             f"version {version.version} of model {version.name!r} cannot be promoted: {wrong}; promote another "
             "version, or register the model again"
         )
-
-
-def _downloaded(files: Any, scratch: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(files.download_artifacts("", scratch))
-    except (OSError, MlflowException):
-        return scratch  # `_wrong` names what is missing
 
 
 def _wrong(root: Path, version: Any) -> Iterator[str]:

@@ -10,16 +10,19 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdq_core.errors import RecipeError
 from kdq_core.locks import held
 from kdq_core.recipe.spec import Site
 from kdq_core.store.records import ModelVersion
 from kdq_registry.environment import client, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
+from kdq_registry.logged import OWNER_TAG, SHA_TAG, by_bytes, discard, link, new_logged, own_run, sweep
+from kdq_registry.scratch import scratch
+from kdq_registry.versions import CHAIN_SUFFIX, is_chain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from kdq_core.recipe.spec import Gate, Recipe
     from kdq_core.store.records import Artifact, EvaluationReport, TensorSpec
 
-SHA_TAG, REPORT_TAG, GATES_TAG = "kdq.sha256", "kdq.report", "kdq.gates"
+REPORT_TAG, GATES_TAG = "kdq.report", "kdq.gates"
 TAG_LIMIT = 100_000
 """Characters MLflow allows in a tag of a model version."""
 
@@ -75,22 +78,28 @@ def register(
         REPORT_TAG: _report_tag(report, recipe.gates),
         GATES_TAG: json.dumps([gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates]),
     }
+    name = recipe.model_name
+    if is_chain(name):
+        raise RecipeError(
+            f"the model name {name!r} ends in {CHAIN_SUFFIX!r}, which KDQ keeps for histories; choose another"
+        )
     with mlflow_errors(site), held(folder(site) / ".register.lock"):
-        known = find_version(site, recipe.model_name, sha256)
         mlflow = client(site)
-        if known is not None:
-            for tag, value in tags.items():
-                mlflow.set_model_version_tag(known.name, str(known.version), tag, value)
-            return known
         experiment = experiment_id(mlflow, site, recipe.name)
-        run = run_id or _own_run(mlflow, experiment, recipe)
-        shown = recipe.model_name.replace(".", "-")  # MLflow allows no dots in this name, which is only shown
-        logged = mlflow.create_logged_model(experiment, shown, run, {SHA_TAG: sha256}, model_type="onnx")
-        with tempfile.TemporaryDirectory(dir=folder(site)) as scratch:
-            _save(Path(scratch) / "model", artifact_file, artifact, example, logged)
-            mlflow.log_model_artifacts(logged.model_id, str(Path(scratch) / "model"))
+        sweep(site, mlflow, experiment, name)
+        known = find_version(site, name, sha256)
+        if known is not None:
+            return _retagged(mlflow, known, tags)
+        run = run_id or own_run(site, mlflow, experiment, name)
+        logged = new_logged(site, mlflow, experiment, name, run, sha256)
+        with scratch(site) as path:
+            _save(path / "model", artifact_file, artifact, example, logged)
+            mlflow.log_model_artifacts(logged.model_id, str(path / "model"))
         mlflow.finalize_logged_model(logged.model_id, "READY")
-        return _new_version(site, mlflow, recipe.model_name, logged, run, tags)
+        made = _new_version(site, mlflow, name, logged, run, tags)
+        if run_id is None:
+            mlflow.delete_tag(run, OWNER_TAG)
+        return made
 
 
 def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
@@ -102,9 +111,8 @@ def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
         sha256: digest (hex) of the registered file.
     """
     with mlflow_errors(site):
-        found = client(site).search_model_versions(f"name = '{name}' and tags.`{SHA_TAG}` = '{sha256}'")
-    first = min(found, key=lambda version: int(version.version), default=None)
-    return None if first is None else _record(site, first, sha256)
+        found = by_bytes(client(site), name, sha256)
+    return _record(site, found[0], sha256) if found else None
 
 
 def version_exists(version: ModelVersion, site: Site | None = None) -> bool:
@@ -145,12 +153,6 @@ def _exists_locally(database: Path, version: ModelVersion) -> bool:
         return bool(connection.execute(query, values).fetchone()[0])
 
 
-def _own_run(mlflow: MlflowClient, experiment: str, recipe: Recipe) -> str:
-    run_id = str(mlflow.create_run(experiment, run_name=f"register {recipe.model_name}").info.run_id)
-    mlflow.set_terminated(run_id, "FINISHED")
-    return run_id
-
-
 def _save(
     path: Path, artifact_file: Path, artifact: Artifact, example: dict[str, np.ndarray], logged: LoggedModel
 ) -> None:
@@ -186,6 +188,7 @@ def _schema(tensors: Sequence[TensorSpec]) -> Any:
 def _new_version(
     site: Site, mlflow: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: dict[str, str]
 ) -> ModelVersion:
+    """Make a version of the logged model; of the versions with the same bytes the lowest number stays."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -194,10 +197,22 @@ def _new_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
-    made = mlflow.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
-    link = json.dumps([{"name": name, "version": int(made.version)}])
-    mlflow.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+    made = mlflow.create_model_version(
+        name, logged.artifact_location, run_id, tags, model_id=logged.model_id, await_creation_for=0
+    )
+    first = by_bytes(mlflow, name, tags[SHA_TAG])[0]
+    if int(first.version) != int(made.version):  # a process on another machine registered the same bytes
+        mlflow.delete_model_version(name, made.version)
+        discard(site, mlflow, logged)
+        return _retagged(mlflow, _record(site, first, tags[SHA_TAG]), tags)
+    link(mlflow, logged, name, int(made.version))
     return _record(site, made, tags[SHA_TAG])
+
+
+def _retagged(mlflow: MlflowClient, known: ModelVersion, tags: dict[str, str]) -> ModelVersion:
+    for tag, value in tags.items():
+        mlflow.set_model_version_tag(known.name, str(known.version), tag, value)
+    return known
 
 
 def _record(site: Site, version: Any, sha256: str) -> ModelVersion:

@@ -14,8 +14,10 @@ from kdq_core.errors import KdqError
 from kdq_core.recipe.spec import Site
 from kdq_core.store.records import ModelVersion
 from kdq_registry.environment import client
-from kdq_registry.promotion import list_models, promote
-from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
+from kdq_registry.listing import list_models
+from kdq_registry.logged import SHA_TAG
+from kdq_registry.promotion import promote
+from kdq_registry.registering import GATES_TAG, REPORT_TAG
 
 REMEDY = "; promote another version, or register the model again"
 
@@ -130,6 +132,6 @@ def test_an_edited_tag_is_refused_and_costs_the_list_one_row(
     with pytest.raises(KdqError) as caught:
         promote(site, "digits", 1)
     assert str(caught.value).startswith(message)
-    rows = {row["version"]: row["top1"] for row in list_models(site)}
+    rows = {row["version"]: row["top1"] for row in list_models(site)[0]}
     assert rows == {2: 0.97, 1: None if tag == REPORT_TAG else 0.97}
     assert promote(site, "digits", 2).promoted
