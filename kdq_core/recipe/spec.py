@@ -308,6 +308,9 @@ class QuantizeSpec(Frozen):
     )
 
 
+CHAMPION = "champion"
+
+
 class Gate(Frozen):
     """A rule a model must meet before it may become `champion`."""
 
@@ -316,7 +319,8 @@ class Gate(Frozen):
     at_least: float | None = None
     at_most: float | None = None
     relative_to: str | None = Field(
-        default=None, description="name of a model; KDQ multiplies the bound by that model's value of the same metric"
+        default=None,
+        description="name of a model, or champion; KDQ multiplies the bound by that model's value of the same metric",
     )
     required: bool = Field(
         default=False, description="true: if the gate is not met, the run fails and registers nothing"
@@ -326,6 +330,8 @@ class Gate(Frozen):
     def _one_bound(self) -> Gate:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("a gate has exactly one of 'at_least' and 'at_most'")
+        if self.required and self.relative_to == CHAMPION:
+            raise ValueError("a gate relative to the champion is judged at a promotion, so it cannot be 'required'")
         return self
 
 

@@ -51,8 +51,7 @@ def recent(mlflow: MlflowClient, name: str) -> list[Link]:
         return []
     found = [_first(mlflow, name, links, links[-1].entry.previous)]
     while (before := _named(links, found[0].entry.previous)) is not None:
-        winner = _first(mlflow, name, links, before.entry.previous)
-        if winner.digest != before.digest:
+        if _first(mlflow, name, links, before.entry.previous).digest != before.digest:
             raise _broken(name, found[0].number, "follows an entry that is not on the chain")
         found.insert(0, before)
     while after := [link for link in links if link.entry.previous == found[-1].digest]:

@@ -9,6 +9,7 @@ from kdq_core.store.hashing import sha256_of
 from kdq_registry.environment import folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mlflow import MlflowClient
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 OWNER_TAG = "kdq.registering"
 """Tag of runs and logged models that a home has begun; it goes when their version stands."""
-SHA_TAG = "kdq.sha256"
+SHA_TAG, LOGGED_TAG, MODEL_TAG = "kdq.sha256", "kdq.logged_model", "kdq.model"
 
 
 def own(site: Site) -> str:
@@ -43,7 +44,7 @@ def own_run(site: Site, mlflow: MlflowClient, experiment: str, name: str) -> str
 def new_logged(site: Site, mlflow: MlflowClient, experiment: str, name: str, run_id: str, sha256: str) -> LoggedModel:
     """Begin a logged model of this home."""
     shown = name.replace(".", "-")  # MLflow allows no dots in this name, which is only shown
-    tags = {SHA_TAG: sha256, OWNER_TAG: own(site)}
+    tags = {SHA_TAG: sha256, OWNER_TAG: own(site), MODEL_TAG: name}
     return mlflow.create_logged_model(experiment, shown, run_id, tags, model_type="onnx")
 
 
@@ -62,11 +63,11 @@ def discard(site: Site, mlflow: MlflowClient, logged: LoggedModel) -> None:
     mlflow.delete_logged_model(logged.model_id)
 
 
-def sweep(site: Site, mlflow: MlflowClient, experiment: str, name: str) -> None:
+def sweep(site: Site, mlflow: MlflowClient, experiments: Sequence[str]) -> None:
     """Finish or remove what killed registrations of this home left; the caller holds the home's lock."""
-    begun = mlflow.search_logged_models([experiment], f"tags.`{OWNER_TAG}` = '{own(site)}'")
-    for logged in begun:
-        made = by_bytes(mlflow, name, logged.tags.get(SHA_TAG, ""))
+    for logged in begun(site, mlflow, experiments):
+        name = logged.tags[MODEL_TAG]
+        made = by_bytes(mlflow, name, logged.tags[SHA_TAG])
         mine = [version for version in made if version.source == logged.artifact_location]
         if mine and mine[0].version == made[0].version:
             link(mlflow, logged, name, int(mine[0].version))
@@ -74,6 +75,11 @@ def sweep(site: Site, mlflow: MlflowClient, experiment: str, name: str) -> None:
         for version in mine:
             mlflow.delete_model_version(name, version.version)
         discard(site, mlflow, logged)
+
+
+def begun(site: Site, mlflow: MlflowClient, experiments: Sequence[str]) -> list[LoggedModel]:
+    """The logged models that this home has begun and not finished."""
+    return list(mlflow.search_logged_models(list(experiments), f"tags.`{OWNER_TAG}` = '{own(site)}'"))
 
 
 def by_bytes(mlflow: MlflowClient, name: str, sha256: str) -> list[Any]:

@@ -6,40 +6,36 @@ KDQ never registers the same bytes twice. If asked again, it gives their version
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
-import json
-import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import RecipeError
 from kdq_core.locks import held
 from kdq_core.recipe.spec import Site
+from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import ModelVersion
 from kdq_registry.environment import client, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
-from kdq_registry.logged import OWNER_TAG, SHA_TAG, by_bytes, discard, link, new_logged, own_run, sweep
+from kdq_registry.logged import LOGGED_TAG, OWNER_TAG, SHA_TAG, by_bytes, discard, link, new_logged, own_run, sweep
+from kdq_registry.packing import Package, pack, seal
+from kdq_registry.resealing import reseal
 from kdq_registry.scratch import scratch
+from kdq_registry.seal import SEAL_TAG
 from kdq_registry.versions import CHAIN_SUFFIX, is_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
     from kdq_core.recipe.spec import Gate, Recipe
-    from kdq_core.store.records import Artifact, EvaluationReport, TensorSpec
+    from kdq_core.store.records import Artifact, EvaluationReport
 
-REPORT_TAG, GATES_TAG = "kdq.report", "kdq.gates"
+REPORT_TAG = "kdq.report"
 TAG_LIMIT = 100_000
 """Characters MLflow allows in a tag of a model version."""
-
-REQUIREMENTS = ("onnxruntime", "mlflow-skinny", "pandas")
-"""Packages that loading the model as a pyfunc needs (tried in an empty environment)."""
 
 
 def register(
@@ -52,54 +48,95 @@ def register(
     lineage: dict[str, str],
     run_id: str | None,
     example: dict[str, np.ndarray],
+    samples: Mapping[str, np.ndarray] | None = None,
 ) -> ModelVersion:
     """Make a version of the recipe's model from the int8 file, or return the one that has the same bytes.
 
-    An existing version gets the tags of this call, so that a promotion checks the recipe's current gates against the
-    newest report.
+    An existing version is sealed anew, so that a promotion checks the recipe's current gates against the newest report.
 
     Args:
         site: where MLflow is.
         recipe: names the model, and holds the gates its promotion must meet.
         artifact_file: the ONNX file; KDQ registers it byte for byte.
         artifact: names, types and shapes of its inputs and outputs become the signature.
-        report: the metrics of the file; kept as the tag `kdq.report`.
-        lineage: digests of everything the file was made from; kept as tags `kdq.lineage.*`.
+        report: the metrics of the file; sealed, and kept as the tag `kdq.report` for lists.
+        lineage: digests of everything the file was made from; sealed, and kept as tags `kdq.lineage.*`.
         run_id: the MLflow run that made the file; `None` makes a run for the registration alone.
         example: one batch, input name to array (dtype and shape of `artifact.inputs`).
+        samples: what the file did on each sample of the test split, by metric.
 
     Raises:
+        RecipeError: the model's name is one that KDQ keeps for histories.
         TransientError: the tracking server cannot be reached.
-        StageError: MLflow refused, or a package is missing.
+        StageError: MLflow refused, a package is missing, or the file does not run in its runtime.
     """
-    sha256 = hashlib.sha256(artifact_file.read_bytes()).hexdigest()
-    tags = {f"kdq.lineage.{name}": digest for name, digest in lineage.items()} | {
-        SHA_TAG: sha256,
-        REPORT_TAG: _report_tag(report, recipe.gates),
-        GATES_TAG: json.dumps([gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates]),
-    }
     name = recipe.model_name
     if is_chain(name):
         raise RecipeError(
             f"the model name {name!r} ends in {CHAIN_SUFFIX!r}, which KDQ keeps for histories; choose another"
         )
+    package = Package(recipe, artifact_file, artifact, report, lineage, example, samples or {})
+    sha256 = sha256_file(artifact_file)
+    tags = {f"kdq.lineage.{stage}": digest for stage, digest in lineage.items()} | {
+        SHA_TAG: sha256,
+        REPORT_TAG: _report_tag(report, recipe.gates),
+    }
     with mlflow_errors(site), held(folder(site) / ".register.lock"):
         mlflow = client(site)
         experiment = experiment_id(mlflow, site, recipe.name)
-        sweep(site, mlflow, experiment, name)
-        known = find_version(site, name, sha256)
-        if known is not None:
-            return _retagged(mlflow, known, tags)
+        sweep(site, mlflow, [experiment])
+        known = by_bytes(mlflow, name, sha256)
+        if known:
+            return _again(site, mlflow, known[0], package, tags)
         run = run_id or own_run(site, mlflow, experiment, name)
         logged = new_logged(site, mlflow, experiment, name, run, sha256)
         with scratch(site) as path:
-            _save(path / "model", artifact_file, artifact, example, logged)
+            pack(package, logged, path / "model")
+            tags[SEAL_TAG] = seal(site, package, path / "model")
             mlflow.log_model_artifacts(logged.model_id, str(path / "model"))
         mlflow.finalize_logged_model(logged.model_id, "READY")
-        made = _new_version(site, mlflow, name, logged, run, tags)
+        made = add_version(site, mlflow, name, logged, run, tags)
         if run_id is None:
             mlflow.delete_tag(run, OWNER_TAG)
-        return made
+        if made.source != logged.artifact_location:
+            return _again(site, mlflow, made, package, tags)
+        return _record(site, made, sha256)
+
+
+def add_version(
+    site: Site, mlflow: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: Mapping[str, str]
+) -> Any:
+    """Make a version of a logged model; of the versions with the same bytes the lowest number stays.
+
+    Returns:
+        MLflow's version: the new one, or that of a process on another machine that registered the same bytes.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
+    named = {**tags, LOGGED_TAG: logged.model_id}
+    made = mlflow.create_model_version(
+        name, logged.artifact_location, run_id, named, model_id=logged.model_id, await_creation_for=0
+    )
+    first = by_bytes(mlflow, name, tags[SHA_TAG])[0]
+    if int(first.version) != int(made.version):
+        mlflow.delete_model_version(name, made.version)
+        discard(site, mlflow, logged)
+        return first
+    link(mlflow, logged, name, int(made.version))
+    return made
+
+
+def _again(site: Site, mlflow: MlflowClient, version: Any, package: Package, tags: Mapping[str, str]) -> ModelVersion:
+    digest = reseal(site, mlflow, version, package)
+    for tag, value in {**tags, SEAL_TAG: digest}.items():
+        mlflow.set_model_version_tag(version.name, version.version, tag, value)
+    return _record(site, version, tags[SHA_TAG])
 
 
 def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
@@ -151,68 +188,6 @@ def _exists_locally(database: Path, version: ModelVersion) -> bool:
     with contextlib.closing(read_only(database)) as connection:
         values = (version.name, version.version, SHA_TAG, version.file_sha256)
         return bool(connection.execute(query, values).fetchone()[0])
-
-
-def _save(
-    path: Path, artifact_file: Path, artifact: Artifact, example: dict[str, np.ndarray], logged: LoggedModel
-) -> None:
-    """Write the MLflow model folder with the file's own bytes, because MLflow re-serialises the graph."""
-    import onnx
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `import mlflow.onnx` warns of MLflow's own type hints
-        import mlflow.onnx
-        from mlflow.models import Model, ModelSignature
-
-        mlflow.onnx.save_model(
-            onnx.load(artifact_file),
-            path,
-            mlflow_model=Model(run_id=logged.source_run_id, model_id=logged.model_id, model_uuid=logged.model_id),
-            signature=ModelSignature(inputs=_schema(artifact.inputs), outputs=_schema(artifact.outputs)),
-            input_example=example,
-            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
-            onnx_execution_providers=["CPUExecutionProvider"],
-            save_as_external_data=False,
-        )
-    shutil.copyfile(artifact_file, path / "model.onnx")
-
-
-def _schema(tensors: Sequence[TensorSpec]) -> Any:
-    import numpy as np
-    from mlflow.types import Schema
-    from mlflow.types import TensorSpec as MlflowTensor
-
-    return Schema([MlflowTensor(np.dtype(tensor.dtype), tensor.shape, tensor.name) for tensor in tensors])
-
-
-def _new_version(
-    site: Site, mlflow: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: dict[str, str]
-) -> ModelVersion:
-    """Make a version of the logged model; of the versions with the same bytes the lowest number stays."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        mlflow.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
-    made = mlflow.create_model_version(
-        name, logged.artifact_location, run_id, tags, model_id=logged.model_id, await_creation_for=0
-    )
-    first = by_bytes(mlflow, name, tags[SHA_TAG])[0]
-    if int(first.version) != int(made.version):  # a process on another machine registered the same bytes
-        mlflow.delete_model_version(name, made.version)
-        discard(site, mlflow, logged)
-        return _retagged(mlflow, _record(site, first, tags[SHA_TAG]), tags)
-    link(mlflow, logged, name, int(made.version))
-    return _record(site, made, tags[SHA_TAG])
-
-
-def _retagged(mlflow: MlflowClient, known: ModelVersion, tags: dict[str, str]) -> ModelVersion:
-    for tag, value in tags.items():
-        mlflow.set_model_version_tag(known.name, str(known.version), tag, value)
-    return known
 
 
 def _record(site: Site, version: Any, sha256: str) -> ModelVersion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,13 +30,6 @@ def bare(site: Site) -> Site:
     for number in range(5):
         mlflow.create_model_version("digits", f"kdq://{number}", await_creation_for=0)
     return site
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Path:
-    path = tmp_path / "key.pem"
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", path], check=True, capture_output=True)
-    return path
 
 
 def moved(site: Site, to: int, *, seen: object = "head", kind: str = "move") -> Entry:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdq_core.errors import RecipeError
+from kdq_core.errors import RecipeError, StageError
 from kdq_core.plan.gates import judge
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Site
 from kdq_core.store.records import EvaluationReport, ModelVersion
@@ -66,9 +66,7 @@ def test_an_unmet_gate_leaves_the_alias(site: Site, registered: Callable[..., Mo
     assert client(site).get_model_version_by_alias("digits", "champion").version == 1
     row = history(site, "digits")[0][-1]
     assert (row["kind"], row["from"], row["to"], row["aliases"]) == ("refuse", 1, 2, {"champion": 1})
-    assert row["reason"] == (
-        "int8 top1 ≥ 0.95 x teacher top1 is not met (0.5); int8 coverage_macs ≥ 1 is not met (0.9)"
-    )
+    assert row["reason"] == ("int8 top1 ≥ 0.95 x teacher top1 is not met: 0.5; int8 coverage_macs ≥ 1 is not met: 0.9")
 
 
 def test_the_champion_is_not_promoted_again(site: Site, registered: Callable[..., ModelVersion]) -> None:
@@ -151,11 +149,11 @@ def test_a_version_of_another_tool_is_listed_and_not_promoted(site: Site) -> Non
         "bytes": None,
         "sha256": None,
     }
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(StageError) as caught:
         promote(site, "other", 1)
     assert str(caught.value) == (
-        "version 1 of model 'other' has no tags 'kdq.gates' and 'kdq.report': KDQ did not register it, so its gates "
-        "cannot be checked; register it with `kdq run`"
+        "version 1 of model 'other' cannot be promoted: its file 'manifest.json' is missing, so nothing says which bytes "
+        "KDQ registered; promote another version, or register the model again"
     )
 
 
