@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from kdq_core.store.hashing import sha256_of
 from kdq_registry.environment import folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
@@ -60,6 +62,9 @@ def link(mlflow: MlflowClient, logged: LoggedModel, name: str, version: int) -> 
 def discard(site: Site, mlflow: MlflowClient, logged: LoggedModel) -> None:
     """Remove a logged model with its files."""
     repository(site, logged.artifact_location).delete_artifacts()
+    if logged.artifact_location.startswith("file://"):
+        with contextlib.suppress(OSError):
+            Path(unquote(urlsplit(logged.artifact_location).path)).parent.rmdir()
     mlflow.delete_logged_model(logged.model_id)
 
 

@@ -50,7 +50,8 @@ def artifact() -> Artifact:
 
 
 def metric(name: str, value: float) -> Metric:
-    return Metric(name=name, value=value, unit="fraction", direction="higher")
+    samples = 200 if name == "top1" else None
+    return Metric(name=name, value=value, unit="fraction", direction="higher", samples=samples)
 
 
 @pytest.fixture

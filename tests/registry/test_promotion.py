@@ -152,8 +152,8 @@ def test_a_version_of_another_tool_is_listed_and_not_promoted(site: Site) -> Non
     with pytest.raises(StageError) as caught:
         promote(site, "other", 1)
     assert str(caught.value) == (
-        "version 1 of model 'other' cannot be promoted: its file 'manifest.json' is missing, so nothing says which bytes "
-        "KDQ registered; promote another version, or register the model again"
+        "version 1 of model 'other' cannot be promoted: its file 'manifest.json' is missing, so nothing says which "
+        "bytes KDQ registered; promote another version, or register the model again"
     )
 
 
