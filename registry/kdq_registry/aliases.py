@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdq_registry.chain import append, recent
 from kdq_registry.entries import MOVES, SETTLED_TAG, Aliases, Kind, Link, new_entry
+from kdq_registry.patience import patient
 from kdq_registry.versions import CHAIN_SUFFIX, model_named
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ LOOK_AGAIN_SECONDS = 0.5
 """A process that was late may set an alias back for so long, until it has looked at the head again."""
 
 
+@patient
 def read_aliases(mlflow: MlflowClient, name: str) -> Aliases:
     """The aliases that MLflow has now, those of KDQ only."""
     aliases = model_named(mlflow, name).aliases
@@ -35,6 +37,7 @@ def state_of(mlflow: MlflowClient, name: str, link: Link | None) -> Aliases:
     return dict(link.entry.aliases) if link else read_aliases(mlflow, name)
 
 
+@patient
 def settle(mlflow: MlflowClient, name: str) -> Link | None:
     """Set the aliases to what the head of the chain says, until the head stays the same; gives the head.
 

@@ -8,7 +8,6 @@ with the lowest number is on the chain; the writers of the others read that they
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from kdq_registry.entries import (
     tags_of,
     wrong_with,
 )
+from kdq_registry.patience import SECONDS, busy, patient, wait
 from kdq_registry.versions import CHAIN_SUFFIX as SUFFIX
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 PAGE = 100
 """How many of the newest entries are read to find the head; more processes than that do not append at once."""
-SECONDS = 60
-"""How long an append is tried again while others write."""
-BUSY = ("is locked", "Giving up after", "deadlock", "could not serialize")
 
 
 def recent(mlflow: MlflowClient, name: str) -> list[Link]:
@@ -79,11 +76,11 @@ def append(site: Site, mlflow: MlflowClient, entry: Entry) -> Link:
             _create(mlflow, entry, tags_of(site, entry))
             break
         except MlflowException as error:
-            if time.monotonic() > deadline or not any(word in str(error) for word in BUSY):
+            if time.monotonic() > deadline or not busy(error):
                 raise
-            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311
-            if _search(mlflow, entry.model, DIGEST_TAG, entry.digest):
-                break  # it was written before the error
+        wait()
+        if _search(mlflow, entry.model, DIGEST_TAG, entry.digest):
+            break  # it was written before the error
     return _link(entry.model, _search(mlflow, entry.model, EXPECTED_TAG, entry.previous)[0])
 
 
@@ -157,6 +154,7 @@ def _create(mlflow: MlflowClient, entry: Entry, tags: dict[str, str]) -> None:
     mlflow.create_model_version(model, f"kdq://promotions/{entry.digest}", tags=tags, await_creation_for=0)
 
 
+@patient
 def _search(mlflow: MlflowClient, name: str, tag: str, value: str) -> list[Any]:
     return list(
         mlflow.search_model_versions(
@@ -165,6 +163,7 @@ def _search(mlflow: MlflowClient, name: str, tag: str, value: str) -> list[Any]:
     )
 
 
+@patient
 def _rows(mlflow: MlflowClient, name: str, *, order: str, most: int | None) -> list[Any]:
     found: list[Any] = []
     token: str | None = None

@@ -56,7 +56,7 @@ def read_policy(path: Path) -> Policy:
     try:
         return Policy.model_validate(document.value)
     except ValidationError as error:
-        lines = problems(error, Policy, where=document.where, key="key", of=" of a policy")
+        lines = problems(error, Policy, where=document.where, key="key", of="of a policy")
         raise RecipeError(summary(lines, f"policy '{path}'")) from None
 
 

@@ -210,7 +210,7 @@ def test_a_key_that_is_none_is_told_before_anything_moves(
 
 def test_a_name_that_a_history_needs_is_refused(bare: Site) -> None:
     moved(bare, 1)
-    with pytest.raises(KdqError, match=r"no registered model named 'digits.promotions'; did you mean 'digits'\?"):
+    with pytest.raises(KdqError, match=r"no registered model named 'digits.promotions'. Registered: digits; name"):
         promote(bare, CHAIN, 1)
 
 
