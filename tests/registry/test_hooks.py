@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,12 +45,13 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: Site) -> Path:
     """An installed plug-in; its file `mood` says what it does, its file `heard` what it heard."""
     folder = tmp_path / "guest"
     folder.mkdir()
-    (folder / "guest_of_the_registry.py").write_text(GUEST)
+    module = f"guest_{uuid.uuid4().hex}"  # an imported module outlives its test
+    (folder / f"{module}.py").write_text(GUEST)
     (folder / "mood").write_text("")
     info = folder / "kdq_audit-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdq-audit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[kdq]\naudit = guest_of_the_registry\n")
+    (info / "entry_points.txt").write_text(f"[kdq]\naudit = {module}\n")
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("KDQ_HOME", str(site.home))
     return folder
@@ -96,9 +99,11 @@ def test_a_guest_that_raises_before_a_promotion_vetoes_it_and_is_named(
 
 
 def test_a_guest_that_raises_afterwards_undoes_nothing(
-    site: Site, guest: Path, registered: Callable[..., ModelVersion]
+    site: Site, guest: Path, registered: Callable[..., ModelVersion], caplog: pytest.LogCaptureFixture
 ) -> None:
     registered()
     (guest / "mood").write_text("fail afterwards")
-    assert kdq("promote", "digits", "1")[0] == 0
+    with caplog.at_level(logging.WARNING, "kdq"):
+        assert kdq("promote", "digits", "1")[0] == 0
+    assert "plug-in 'kdq-audit' failed in kdq_after_promotion: OSError: nobody listens" in caplog.messages
     assert client(site).get_model_version_by_alias("digits", "champion").version == 1
