@@ -336,9 +336,15 @@ class Gate(Frozen):
 
 
 class RegisterSpec(Frozen):
-    """Where the int8 model is registered; the default name is the recipe's."""
+    """Where the int8 model is registered, and what its model card says that no measurement can."""
 
-    name: Name | None = None
+    name: Name | None = Field(default=None, description="name of the registered model; default: the recipe's name")
+    license: str | None = Field(
+        default=None, min_length=1, max_length=200, description="licence of the model, such as an SPDX identifier"
+    )
+    limits: str | None = Field(
+        default=None, min_length=1, max_length=1000, description="what the model is not for, in Markdown"
+    )
 
 
 DEFAULT_EVALUATORS = ("quality", "size", "latency", "coverage", "parity")

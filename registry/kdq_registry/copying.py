@@ -58,6 +58,7 @@ def copy_version(site: Site, name: str, version: int, to: str) -> int:
         mlflow.log_model_artifacts(logged.model_id, str(path))
         mlflow.finalize_logged_model(logged.model_id, "READY")
         tags = {tag: value for tag, value in found.tags.items() if tag.startswith("kdq.") and tag != LOGGED_TAG}
-        made = add_version(site, mlflow, to, logged, run, tags | {COPIED_TAG: f"{name}/{version}"})
+        tags |= {COPIED_TAG: f"{name}/{version}"}
+        made = add_version(site, mlflow, to, logged, run, tags, found.description or "")
         mlflow.delete_tag(run, OWNER_TAG)
         return int(made.version)

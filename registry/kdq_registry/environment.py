@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import getpass
 import os
 import threading
 import uuid
@@ -121,6 +122,14 @@ def mlflow_errors(site: Site) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise _told(site, error) from error
+
+
+def user() -> str:
+    """Name of the user of this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # a container without an entry in passwd
 
 
 def redacted(uri: str) -> str:

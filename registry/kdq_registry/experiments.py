@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from kdq_core.recipe.spec import Site
 
 
+KIND_TAG = "mlflow.experimentKind"
+TRAINING = "custom_model_development"
+"""MLflow's page opens an experiment of this kind as model training, any other one in its mode for language models."""
+
+
 def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
     """Return the id of the experiment `name`; make the experiment if it is missing.
 
@@ -30,7 +35,8 @@ def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
     if found is None:
         local = local_database(site.mlflow_uri) is not None
         try:
-            return str(mlflow.create_experiment(name, (folder(site) / "artifacts" / name).as_uri() if local else None))
+            place = (folder(site) / "artifacts" / name).as_uri() if local else None
+            return str(mlflow.create_experiment(name, place, tags={KIND_TAG: TRAINING}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -40,4 +46,6 @@ def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
             f"the MLflow experiment {name!r} was deleted, and its name is still taken; restore it "
             f"(`mlflow experiments restore`), or give the recipe another name"
         )
+    if KIND_TAG not in found.tags:
+        mlflow.set_experiment_tag(found.experiment_id, KIND_TAG, TRAINING)
     return str(found.experiment_id)

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from kdq_core.store.hashing import sha256_of
 from kdq_registry.environment import folder
+from kdq_registry.page import made_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ def own_run(site: Site, mlflow: MlflowClient, experiment: str, name: str) -> str
     if left:
         run_id = str(left[0].info.run_id)
     else:
-        tags = {OWNER_TAG: own(site)}
+        tags = {OWNER_TAG: own(site)} | made_by("kdq run, stage register")
         run_id = str(mlflow.create_run(experiment, tags=tags, run_name=f"register {name}").info.run_id)
     mlflow.set_terminated(run_id, "FINISHED")
     return run_id
@@ -46,7 +47,7 @@ def own_run(site: Site, mlflow: MlflowClient, experiment: str, name: str) -> str
 def new_logged(site: Site, mlflow: MlflowClient, experiment: str, name: str, run_id: str, sha256: str) -> LoggedModel:
     """Begin a logged model of this home."""
     shown = name.replace(".", "-")  # MLflow allows no dots in this name, which is only shown
-    tags = {SHA_TAG: sha256, OWNER_TAG: own(site), MODEL_TAG: name}
+    tags = {SHA_TAG: sha256, OWNER_TAG: own(site), MODEL_TAG: name} | made_by("kdq run, stage register")
     return mlflow.create_logged_model(experiment, shown, run_id, tags, model_type="onnx")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import StageError
 from kdq_registry.golden import answers, runtime_of, tolerances, write_golden
+from kdq_registry.page import CARD, LOCK
 from kdq_registry.seal import GOLDEN, MODEL, REPORT, SAMPLES, write_seal
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Package:
         lineage: digests of everything the file was made from; `data` is the fingerprint of the data.
         example: one batch, input name to array (dtype and shape of `artifact.inputs`); the golden batch.
         samples: what the file did on each sample of the test split `[N]`, by metric, such as 1 for a right answer.
+        card: the model card in Markdown.
+        lock: the lock of the run, if there is one.
     """
 
     recipe: Recipe
@@ -46,6 +49,8 @@ class Package:
     lineage: Mapping[str, str]
     example: Mapping[str, np.ndarray]
     samples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    card: str = ""
+    lock: str | None = None
 
 
 def pack(package: Package, logged: LoggedModel, folder: Path) -> None:
@@ -63,6 +68,9 @@ def pack(package: Package, logged: LoggedModel, folder: Path) -> None:
     except StageError as error:
         raise StageError(f"model {package.recipe.model_name!r} is not registered: {error}") from None
     write_golden(folder / GOLDEN, package.example, found)
+    (folder / CARD).write_text(package.card, encoding="utf-8")
+    if package.lock is not None:
+        (folder / LOCK).write_text(package.lock, encoding="utf-8")
     if package.samples:
         save_file(dict(package.samples), folder / SAMPLES)
 

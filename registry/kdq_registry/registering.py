@@ -14,10 +14,12 @@ from kdq_core.locks import held
 from kdq_core.recipe.spec import Site
 from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import ModelVersion
+from kdq_registry.card import DESCRIPTION_LIMIT, card
 from kdq_registry.environment import client, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
 from kdq_registry.logged import LOGGED_TAG, OWNER_TAG, SHA_TAG, by_bytes, discard, link, new_logged, own_run, sweep
 from kdq_registry.packing import Package, pack, seal
+from kdq_registry.page import fill
 from kdq_registry.resealing import reseal
 from kdq_registry.scratch import scratch
 from kdq_registry.seal import SEAL_TAG
@@ -49,6 +51,7 @@ def register(
     run_id: str | None,
     example: dict[str, np.ndarray],
     samples: Mapping[str, np.ndarray] | None = None,
+    lock: str | None = None,
 ) -> ModelVersion:
     """Make a version of the recipe's model from the int8 file, or return the one that has the same bytes.
 
@@ -60,10 +63,11 @@ def register(
         artifact_file: the ONNX file; KDQ registers it byte for byte.
         artifact: names, types and shapes of its inputs and outputs become the signature.
         report: the metrics of the file; sealed, and kept as the tag `kdq.report` for lists.
-        lineage: digests of everything the file was made from; sealed, and kept as tags `kdq.lineage.*`.
+        lineage: digests of everything the file was made from; sealed.
         run_id: the MLflow run that made the file; `None` makes a run for the registration alone.
         example: one batch, input name to array (dtype and shape of `artifact.inputs`).
         samples: what the file did on each sample of the test split, by metric.
+        lock: the lock of the run, for `kdq replay`; sealed.
 
     Raises:
         RecipeError: the model's name is one that KDQ keeps for histories.
@@ -75,12 +79,10 @@ def register(
         raise RecipeError(
             f"the model name {name!r} ends in {CHAIN_SUFFIX!r}, which KDQ keeps for histories; choose another"
         )
-    package = Package(recipe, artifact_file, artifact, report, lineage, example, samples or {})
+    about = card(site, recipe, artifact, report, lineage)
+    package = Package(recipe, artifact_file, artifact, report, lineage, example, samples or {}, about, lock)
     sha256 = sha256_file(artifact_file)
-    tags = {f"kdq.lineage.{stage}": digest for stage, digest in lineage.items()} | {
-        SHA_TAG: sha256,
-        REPORT_TAG: _report_tag(report, recipe.gates),
-    }
+    tags = {SHA_TAG: sha256, REPORT_TAG: _report_tag(report, recipe.gates)}
     with mlflow_errors(site), held(folder(site) / ".register.lock"):
         mlflow = client(site)
         experiment = experiment_id(mlflow, site, recipe.name)
@@ -94,8 +96,10 @@ def register(
             pack(package, logged, path / "model")
             tags[SEAL_TAG] = seal(site, package, path / "model")
             mlflow.log_model_artifacts(logged.model_id, str(path / "model"))
+        fill(mlflow, run, logged.model_id, recipe, report, lineage)
         mlflow.finalize_logged_model(logged.model_id, "READY")
-        made = add_version(site, mlflow, name, logged, run, tags)
+        short = card(site, recipe, artifact, report, lineage, limit=DESCRIPTION_LIMIT)
+        made = add_version(site, mlflow, name, logged, run, tags, short)
         if run_id is None:
             mlflow.delete_tag(run, OWNER_TAG)
         if made.source != logged.artifact_location:
@@ -104,9 +108,18 @@ def register(
 
 
 def add_version(
-    site: Site, mlflow: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: Mapping[str, str]
+    site: Site, mlflow: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: Mapping[str, str], about: str
 ) -> Any:
     """Make a version of a logged model; of the versions with the same bytes the lowest number stays.
+
+    Args:
+        site: where MLflow is.
+        mlflow: a client of the site.
+        name: the registered model.
+        logged: the logged model.
+        run_id: the run that made it.
+        tags: tags of the version.
+        about: its description in Markdown.
 
     Returns:
         MLflow's version: the new one, or that of a process on another machine that registered the same bytes.
@@ -121,8 +134,9 @@ def add_version(
     # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
     named = {**tags, LOGGED_TAG: logged.model_id}
     made = mlflow.create_model_version(
-        name, logged.artifact_location, run_id, named, model_id=logged.model_id, await_creation_for=0
-    )
+        name, logged.artifact_location, run_id, named, description=about, model_id=logged.model_id,
+        await_creation_for=0,
+    )  # fmt: skip
     first = by_bytes(mlflow, name, tags[SHA_TAG])[0]
     if int(first.version) != int(made.version):
         mlflow.delete_model_version(name, made.version)
@@ -136,6 +150,8 @@ def _again(site: Site, mlflow: MlflowClient, version: Any, package: Package, tag
     digest = reseal(site, mlflow, version, package)
     for tag, value in {**tags, SEAL_TAG: digest}.items():
         mlflow.set_model_version_tag(version.name, version.version, tag, value)
+    about = card(site, package.recipe, package.artifact, package.report, package.lineage, limit=DESCRIPTION_LIMIT)
+    mlflow.update_model_version(version.name, version.version, about)
     return _record(site, version, tags[SHA_TAG])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, tags, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
 from prefect.logging.configuration import setup_logging
@@ -26,6 +26,7 @@ from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.schedules import too_late
 from kdq_flows.run.pipeline import Pipeline, name_of
 from kdq_flows.run.retrying import prefect_options
+from kdq_flows.servers.servers import ensure_mlflow_ui
 
 _PIPELINES: dict[str, Pipeline] = {}
 """Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
@@ -148,6 +149,7 @@ def _log_to(file: Path) -> None:
 def _drive(token: str) -> State:
     """Submit every stage to run after its parents, wait for all, and publish the result table."""
     pipeline = _PIPELINES[token]
+    pipeline.tracking.prefect = runtime.flow_run.ui_url
     futures: dict[str, Any] = {}
     try:
         for node in pipeline.plan.nodes:
@@ -169,6 +171,9 @@ def _drive(token: str) -> State:
 def _published(pipeline: Pipeline) -> State:
     facts = pipeline.facts()
     create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
+    page = None if facts.status == "no-news" else pipeline.tracking.page(ensure_mlflow_ui(pipeline.plan.site))
+    if page:
+        create_link_artifact(page, f"{pipeline.name} in MLflow", key="kdq-mlflow", description="metrics, curves, model")
     if facts.status == "no-news":
         return Completed(name="NoNews", message="no news: every stage was cached")
     return Completed(message=_described(facts))

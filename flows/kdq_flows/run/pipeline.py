@@ -25,6 +25,7 @@ from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry, Store, explained
 from kdq_core.worker.main import named
 from kdq_flows.facts.coverage import coverage_of
+from kdq_flows.facts.report import report, yaml_of
 from kdq_flows.facts.result import (
     RunResult,
     StageFacts,
@@ -163,7 +164,7 @@ class Pipeline:
         if self._warm is not None:
             self._warm.close()
             self._warm = None
-        self.tracking.end(failed=self.failed)
+        self.tracking.end(self._report, failed=self.failed)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
@@ -187,6 +188,9 @@ class Pipeline:
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
         )
+
+    def _report(self) -> str:
+        return report(self.facts(), yaml_of(self.plan.recipe.model_dump(mode="json", by_alias=True)))
 
     def _work_ahead(self) -> bool:
         """Whether a heavy stage is missing from the store, or its entry is damaged."""
