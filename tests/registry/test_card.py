@@ -72,8 +72,8 @@ def test_a_card_tells_gates_limits_and_licence(site, recipe, artifact, report_of
     assert section(text, "Licence") == ["CC-BY-4.0"]
 
 
-def test_a_card_names_no_password(recipe, artifact, report_of, lineage) -> None:  # type: ignore[no-untyped-def]
-    site = Site(tracking_uri="postgresql://kdq:secret@host/mlflow")
+def test_a_card_names_no_password(site, recipe, artifact, report_of, lineage) -> None:  # type: ignore[no-untyped-def]
+    site = Site(home=site.home, tracking_uri="postgresql://kdq:secret@host/mlflow")
     text = card(site, recipe, artifact, report_of(), lineage)
     assert "secret" not in text
     assert "postgresql://kdq:***@host/mlflow" in text
