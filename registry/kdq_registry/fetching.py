@@ -32,6 +32,11 @@ class Fetched(Frozen):
     sha256: str
     path: Path
 
+    @property
+    def said(self) -> str:
+        """The version in words."""
+        return f"version {self.version} of {self.name!r}, sha256 {self.sha256[:12]}"
+
 
 def fetch(site: Site, model: str) -> Fetched:
     """Find the version and bring its ONNX file to this site.

@@ -19,6 +19,8 @@ NOTE_TAG = "mlflow.note.content"
 """The description of a run."""
 CARD, LINEAGE = "model-card.md", "lineage.json"
 """Artifacts of the run that registered a model."""
+LOCK = "lock.json"
+"""The lock of a pipeline run among its artifacts."""
 DIGEST_LENGTH = 36
 """Characters that MLflow keeps of a data set's digest."""
 METRICS_PER_CALL = 1000

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdq_registry.environment import client, mlflow_errors
 from kdq_registry.experiments import experiment_id
-from kdq_registry.page import METRICS_PER_CALL, NOTE_TAG, dataset, made_by, points
+from kdq_registry.page import LOCK, METRICS_PER_CALL, NOTE_TAG, dataset, made_by, points
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -110,10 +110,12 @@ class Tracker:
         """
         self._log(run_id, [(name, value, r.epoch) for r in records for name, value in r.values.items()], at)
 
-    def log_report(self, text: str) -> None:
-        """Keep the report of the pipeline run, in Markdown."""
+    def log_papers(self, report: str, lock: str | None) -> None:
+        """Keep the report of the pipeline run, in Markdown, and its lock, if it finished."""
         with mlflow_errors(self._site):
-            self._mlflow.log_text(self.run_id, text, "report.md")
+            self._mlflow.log_text(self.run_id, report, "report.md")
+            if lock is not None:
+                self._mlflow.log_text(self.run_id, lock, LOCK)
 
     def page(self, server: str) -> str:
         """Address of the pipeline run's page on the MLflow server at `server`."""

@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
+<<<<<<< HEAD
 from kdq_flows.cli import authoring, common, models, own, plugins, promoting, recipes, run, servers, start
+=======
+from kdq_flows.cli import authoring, common, models, own, plugins, recipes, replay, run, servers, start
+>>>>>>> b9a67fa (WIP lock and replay)
 
 app = typer.Typer(
     name="kdq",
@@ -38,7 +42,11 @@ def _root(
     common.debug = debug
 
 
+<<<<<<< HEAD
 for _module in (start, run, own, recipes, models, promoting, servers, plugins, authoring):
+=======
+for _module in (start, run, own, recipes, replay, models, servers, plugins, authoring):
+>>>>>>> b9a67fa (WIP lock and replay)
     _module.register_commands(app)
 
 

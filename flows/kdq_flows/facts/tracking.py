@@ -27,7 +27,9 @@ class RunTracking:
         prefect: address of the flow run's page in Prefect, if there is one; set it before the first stage.
     """
 
-    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str]) -> None:
+    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str], *, on: bool = True) -> None:
+        """Track the run of a plan; if not `on`, all calls do nothing."""
+        self._on = on
         self._plan = plan
         self._tags = tags
         self._name = name
@@ -90,14 +92,24 @@ class RunTracking:
         """Address of the pipeline's run on the MLflow server at `server`, or `None` if no stage has run."""
         return self._tracker.page(server) if self.wait() and self._tracker else None
 
-    def end(self, report: Callable[[], str], *, failed: bool) -> None:
-        """Close the pipeline's run with its report in Markdown, if one was opened, and end the thread."""
+    def end(self, report: Callable[[], str], lock: str | None, *, failed: bool) -> None:
+        """Close the pipeline's run, if one was opened, and end the thread.
+
+        Args:
+            report: makes the report in Markdown.
+            lock: the lock of the run, if it finished.
+            failed: whether it failed.
+        """
         if self._tracker or self._pending:
-            self._later(lambda: self._begun().log_report(report())).exception()
+            self._later(lambda: self._begun().log_papers(report(), lock)).exception()
             self._later(lambda: self._begun().end("FAILED" if failed else "FINISHED")).exception()
         self._calls.shutdown()
 
     def _later(self, call: Callable[[], Any]) -> Future[Any]:
+        if not self._on:
+            nothing: Future[Any] = Future()
+            nothing.set_result("")
+            return nothing
         future = self._calls.submit(call)
         self._pending.append(future)
         return future
