@@ -71,7 +71,7 @@ class Difference(Frozen):
     stages: tuple[str, ...]
 
 
-def locked(plan: Plan, entries: Mapping[str, Entry], teachers: Mapping[str, str] = {}) -> Lock:  # noqa: B006
+def locked(plan: Plan, entries: Mapping[str, Entry], teachers: Mapping[str, str] = {}) -> Lock:
     """Make the lock of a plan.
 
     Args:
