@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import StageError
-from kdq_registry.environment import folder, local_database
+from kdq_registry.environment import folder, is_server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +23,7 @@ def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
 
     Args:
         mlflow: a client of the site.
-        site: with a local SQLite file, artifacts go to `KDQ_HOME/mlflow/artifacts/<name>`; a server chooses the place.
+        site: with a database, artifacts go to `KDQ_HOME/mlflow/artifacts/<name>`; a server chooses the place.
         name: the recipe's name.
 
     Raises:
@@ -33,9 +33,9 @@ def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
 
     found = mlflow.get_experiment_by_name(name)
     if found is None:
-        local = local_database(site.mlflow_uri) is not None
+        server = is_server(site.mlflow_uri)  # without a place, MLflow would use ./mlruns for a database
         try:
-            place = (folder(site) / "artifacts" / name).as_uri() if local else None
+            place = None if server else (folder(site) / "artifacts" / name).as_uri()
             return str(mlflow.create_experiment(name, place, tags={KIND_TAG: TRAINING}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -143,7 +143,7 @@ def test_a_missing_driver_names_the_package(tmp_path: Path, monkeypatch: pytest.
         client(Site(home=tmp_path, tracking_uri="postgresql://kdq:secret@127.0.0.1:9/mlflow"))
     assert str(caught.value) == (
         "the tracking address 'postgresql://kdq:***@127.0.0.1:9/mlflow' needs the Python package 'psycopg2', which is "
-        "not installed; run `pip install psycopg2`"
+        "not installed; run `pip install 'kdq[postgres]'`"
     )
 
 
