@@ -73,7 +73,7 @@ def mlflow_server(site: Site, *words: str, **variables: str) -> Iterator[str]:
     argv, environment = server_command(site, port)
     log = site.home / "server.log"
     with log.open("wb") as file:
-        server = subprocess.Popen(  # fmt: skip
+        server = subprocess.Popen(
             [*argv, *words],
             env=environment | variables,
             cwd=site.home,
