@@ -78,6 +78,7 @@ class Register(Stage):
             run_id=work.tracking_run,
             example=load_file(exported.file(artifact.example)),
             samples=_outcomes(work.input("report")),
+            lock=work.lock,
         )
 
     def still_there(self, record: Record, site: Site) -> bool:

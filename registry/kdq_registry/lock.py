@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdq_core.errors import RecipeError
-from kdq_registry.environment import client, folder, mlflow_errors
+from kdq_core.errors import RecipeError, StageError
+from kdq_registry.blessing import checked
+from kdq_registry.environment import client, mlflow_errors
+from kdq_registry.logged import download
 from kdq_registry.page import LOCK
-from kdq_registry.versions import nothing_yet, unknown_model, version_called, version_numbered
+from kdq_registry.pulling import find
+from kdq_registry.scratch import scratch
+from kdq_registry.versions import nothing_yet
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,30 +21,32 @@ if TYPE_CHECKING:
 
 
 def lock_of_version(site: Site, model: str) -> bytes:
-    """Fetch the lock of the run that made a version.
+    """Fetch the sealed lock of a version.
 
     Args:
         site: where MLflow is.
         model: `NAME/VERSION` or `NAME@ALIAS`.
 
     Raises:
-        RecipeError: there is no such version, or its run kept no lock.
+        RecipeError: there is no such version, or it has no lock.
         TransientError: the tracking server cannot be reached.
+        StageError: a file of the version is not as sealed.
     """
-    name, mark, which = model.partition("/") if "/" in model else model.partition("@")
-    if nothing_yet(site):
-        raise unknown_model(name, [])
     with mlflow_errors(site):
-        mlflow = client(site)
-        if mark == "/" and not which.isdigit():
-            raise RecipeError(f"{model!r} names no version; write NAME/NUMBER or NAME@ALIAS")
-        found = version_numbered(mlflow, name, int(which)) if mark == "/" else version_called(mlflow, name, which)
-        text = _artifact(site, mlflow, found.run_id) if found.run_id else None
-    if text is None:
-        raise RecipeError(
-            f"version {found.version} of model {name!r} has no lock: its run has none, or is gone; run its recipe again"
-        )
-    return text
+        mlflow, version, _ = find(site, model)
+        with scratch(site) as path:
+            try:
+                checked(download(site, mlflow, version, path), version.tags)
+            except StageError as error:
+                raise StageError(
+                    f"version {version.version} of model {version.name!r} cannot be replayed: {error}"
+                ) from None
+            if (path / LOCK).is_file():
+                return (path / LOCK).read_bytes()
+    raise RecipeError(
+        f"version {version.version} of model {version.name!r} has no lock: no run of `kdq run` registered it; name "
+        "another version, or a lock that `kdq lock` wrote"
+    )
 
 
 def lock_of_run(site: Site, name: str) -> bytes | None:
@@ -64,8 +69,8 @@ def _artifact(site: Site, mlflow: MlflowClient, run_id: str) -> bytes | None:
     try:
         if not any(one.path == LOCK for one in mlflow.list_artifacts(run_id)):
             return None
-        with tempfile.TemporaryDirectory(dir=folder(site)) as scratch:
-            return Path(mlflow.download_artifacts(run_id, LOCK, scratch)).read_bytes()
+        with scratch(site) as path:
+            return Path(mlflow.download_artifacts(run_id, LOCK, str(path))).read_bytes()
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 NOTE_TAG = "mlflow.note.content"
 """The description of a run."""
-CARD, LINEAGE = "model-card.md", "lineage.json"
-"""Artifacts of the run that registered a model."""
-LOCK = "lock.json"
-"""The lock of a pipeline run among its artifacts."""
+CARD, LOCK = "model-card.md", "lock.json"
+"""Files of a version: its card, and the lock of its run, which is an artifact of the run too."""
 DIGEST_LENGTH = 36
 """Characters that MLflow keeps of a data set's digest."""
 METRICS_PER_CALL = 1000

@@ -30,14 +30,15 @@ def test_a_moved_home_keeps_its_models_and_its_runs(
     site: Site, registered: Callable[..., ModelVersion], tmp_path: Path
 ) -> None:
     version = registered()
+    tracker = Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
     moved = Site(home=tmp_path / "moved to ü")
     site.home.rename(moved.home)
     assert fetch(moved, "digits/1").sha256 == version.file_sha256
     below = (moved.home / "mlflow" / "artifacts").as_uri()
     assert addresses(moved)
     assert not [address for address in addresses(moved) if not address.startswith(f"{below}/")]
-    text = client(moved)._tracking_client._get_artifact_repo(version.run_id).download_artifacts("model-card.md")
-    assert Path(text).read_text().startswith("# digits\n")
+    files = client(moved)._tracking_client._get_artifact_repo(tracker.run_id)
+    assert "minmax-qat" in Path(files.download_artifacts("recipe.yaml")).read_text()
     assert not site.home.exists()
 
 

@@ -1,10 +1,11 @@
+import json
 from collections.abc import Callable
 from importlib.metadata import version
 
 import pytest
 
 from kdq_core.recipe.spec import RegisterSpec, Site
-from kdq_core.store.records import Artifact, EvaluationReport, Metric, ModelVersion, OperatorCoverage
+from kdq_core.store.records import EvaluationReport, Metric, ModelVersion, OperatorCoverage
 from kdq_registry.card import DESCRIPTION_LIMIT, card
 from kdq_registry.environment import client
 
@@ -94,15 +95,18 @@ def test_a_card_that_is_too_long_loses_the_last_figures(site, recipe, artifact, 
     assert len(card(site, recipe, artifact, report, lineage, limit=1000)) <= 1000
 
 
-def test_the_card_is_the_versions_description_and_an_artifact_of_its_run(
-    site: Site, registered: Callable[..., ModelVersion], artifact: Artifact
+def test_the_card_is_the_versions_description_and_a_sealed_file_of_it(
+    site: Site, registered: Callable[..., ModelVersion]
 ) -> None:
-    version = registered()
+    registered()
     mlflow = client(site)
     about = mlflow.get_model_version("digits", "1").description
     assert about.startswith("# digits\n")
     assert "it is 0.97)" in about
-    files = site.home / "mlflow" / "artifacts" / "digits" / version.run_id / "artifacts"
-    assert (files / "model-card.md").read_text() == about
+    path = next((site.home / "mlflow" / "artifacts" / "digits" / "models").rglob("model-card.md"))
+    assert path.read_text() == about
+    sealed = json.loads((path.parent / "manifest.json").read_text())
+    assert "model-card.md" in [file["path"] for file in sealed["files"]]
     registered(top1=0.5)
     assert "it is 0.5)" in mlflow.get_model_version("digits", "1").description
+    assert "it is 0.5)" in path.read_text()

@@ -58,7 +58,7 @@ def test_no_hash_is_a_tag_that_a_runs_page_shows(site: Site, recipe: Recipe) -> 
 def test_a_logged_model_has_the_figures_of_the_file_and_their_data(
     site: Site, registered: Callable[..., ModelVersion]
 ) -> None:
-    version = registered()
+    registered()
     mlflow = client(site)
     model = mlflow.get_logged_model(mlflow.get_model_version("digits", "1").model_id)
     figures = {metric.key: metric for metric in model.metrics}
@@ -66,5 +66,13 @@ def test_a_logged_model_has_the_figures_of_the_file_and_their_data(
     assert (figures["int8/top1"].dataset_name, figures["int8/top1"].dataset_digest) == ("digits", "b" * 36)
     assert not [name for name in figures if name.startswith("teacher/")]
     assert model.tags["mlflow.user"] not in ("", "unknown")
-    lineage = site.home / "mlflow" / "artifacts" / "digits" / version.run_id / "artifacts" / "lineage.json"
-    assert f'"teacher": "{"a" * 64}"' in lineage.read_text()
+
+
+def test_no_hash_but_those_of_the_file_and_the_seal_is_a_tag_of_a_version(
+    site: Site, registered: Callable[..., ModelVersion]
+) -> None:
+    registered()
+    tags = client(site).get_model_version("digits", "1").tags
+    assert sorted(name for name in tags if not name.startswith("mlflow.")) == [
+        "kdq.logged_model", "kdq.report", "kdq.seal", "kdq.sha256"
+    ]  # fmt: skip

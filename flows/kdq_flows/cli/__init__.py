@@ -8,11 +8,7 @@ from typing import Annotated
 
 import typer
 
-<<<<<<< HEAD
-from kdq_flows.cli import authoring, common, models, own, plugins, promoting, recipes, run, servers, start
-=======
-from kdq_flows.cli import authoring, common, models, own, plugins, recipes, replay, run, servers, start
->>>>>>> b9a67fa (WIP lock and replay)
+from kdq_flows.cli import authoring, common, models, own, plugins, promoting, recipes, replay, run, servers, start
 
 app = typer.Typer(
     name="kdq",
@@ -42,11 +38,7 @@ def _root(
     common.debug = debug
 
 
-<<<<<<< HEAD
-for _module in (start, run, own, recipes, models, promoting, servers, plugins, authoring):
-=======
-for _module in (start, run, own, recipes, replay, models, servers, plugins, authoring):
->>>>>>> b9a67fa (WIP lock and replay)
+for _module in (start, run, own, recipes, replay, models, promoting, servers, plugins, authoring):
     _module.register_commands(app)
 
 

@@ -318,7 +318,11 @@ class Pipeline:
         """Run a stage in this process; only for stages with `device="none"`."""
         from kdq_core.work.run import StageRequest, run_stage
 
-        told = {"lineage": self.view.digests, "tracking_run": self.tracking.wait()}
+        told = {
+            "lineage": self.view.digests,
+            "tracking_run": self.tracking.wait(),
+            "lock": self.lock.model_dump_json(indent=1),
+        }
         request = StageRequest.model_validate(self._request(node, key, parents) | told)
         try:
             entry = run_stage(request, self.observer.progress, self.catalog)
