@@ -37,6 +37,7 @@ class LockedStage(Frozen):
     heavy: bool = Field(description="whether it computes; only such stages are replayed")
     parents: dict[str, str] = Field(description="names of the stages that it reads, by port")
     parts: dict[str, JsonValue]
+    key: str = Field(default="", description="key of its entry; empty before it ran")
     files: dict[str, Digest] = Field(default={}, description="sha256 of its files by name; empty before it ran")
 
 
@@ -97,6 +98,7 @@ def locked(plan: Plan, entries: Mapping[str, Entry], teachers: Mapping[str, str]
                 heavy=node.heavy,
                 parents=node.parents,
                 parts=node.parts,
+                key=entries[node.name].manifest.key if node.heavy and node.name in entries else "",
                 files=files_of(entries[node.name]) if node.heavy and node.name in entries else {},
             )
             for node in plan.nodes

@@ -152,6 +152,8 @@ def _again(site: Site, mlflow: MlflowClient, version: Any, package: Package, tag
         mlflow.set_model_version_tag(version.name, version.version, tag, value)
     about = card(site, package.recipe, package.artifact, package.report, package.lineage, limit=DESCRIPTION_LIMIT)
     mlflow.update_model_version(version.name, version.version, about)
+    if version.run_id and LOGGED_TAG in version.tags:
+        fill(mlflow, version.run_id, version.tags[LOGGED_TAG], package.recipe, package.report, package.lineage)
     return _record(site, version, tags[SHA_TAG])
 
 

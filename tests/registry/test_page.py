@@ -60,12 +60,15 @@ def test_a_logged_model_has_the_figures_of_the_file_and_their_data(
 ) -> None:
     registered()
     mlflow = client(site)
-    model = mlflow.get_logged_model(mlflow.get_model_version("digits", "1").model_id)
+    model = mlflow.get_logged_model(mlflow.get_model_version("digits", "1").tags["kdq.logged_model"])
     figures = {metric.key: metric for metric in model.metrics}
     assert figures["int8/top1"].value == 0.97
     assert (figures["int8/top1"].dataset_name, figures["int8/top1"].dataset_digest) == ("digits", "b" * 36)
     assert not [name for name in figures if name.startswith("teacher/")]
     assert model.tags["mlflow.user"] not in ("", "unknown")
+    registered(top1=0.5)
+    figures = {metric.key: metric.value for metric in mlflow.get_logged_model(model.model_id).metrics}
+    assert figures["int8/top1"] == 0.5
 
 
 def test_no_hash_but_those_of_the_file_and_the_seal_is_a_tag_of_a_version(

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from kdq_flows.cli import authoring, common, models, own, plugins, promoting, recipes, replay, run, servers, start
+from kdq_flows.cli import (
+    authoring,
+    common,
+    models,
+    own,
+    plugins,
+    promoting,
+    recipes,
+    replay,
+    run,
+    servers,
+    start,
+    watch,
+)
 
 app = typer.Typer(
     name="kdq",
@@ -38,7 +51,7 @@ def _root(
     common.debug = debug
 
 
-for _module in (start, run, own, recipes, replay, models, promoting, servers, plugins, authoring):
+for _module in (start, run, own, recipes, replay, models, promoting, watch, servers, plugins, authoring):
     _module.register_commands(app)
 
 
