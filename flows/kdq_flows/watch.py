@@ -42,7 +42,7 @@ class Row(Frozen):
         then: value of the last good look, or of the sealed report.
         now: value of this look.
         bound: what is still allowed.
-        verdict: worse beyond tolerance or not; `told` for a figure without a better side.
+        verdict: `ok`; `worse` beyond tolerance; `accepted`, if the user took that; `told`, if no side is better.
     """
 
     what: str
@@ -135,7 +135,10 @@ def watch(
             look = kept.last
         else:
             look = _looked(site, version, kept, facts, tolerances, Path(folder), observer or Silent())
-    good = look if accept or not look.worse else kept.good if kept else None
+    if accept:
+        rows = [row.model_copy(update={"verdict": "accepted"}) if row in look.worse else row for row in look.rows]
+        look = look.model_copy(update={"rows": tuple(rows)})
+    good = kept.good if look.worse and kept else None if look.worse else look
     _write(path, Kept(last=look, good=good))
     measured = not same or again
     return Watched(model=model, name=version.name, measured=measured, changed=changed, look=look, notes=notes)

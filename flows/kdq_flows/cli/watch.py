@@ -58,7 +58,7 @@ def watch(
             common.say(f"nothing changed since {look.when}; --again measures anyway")
         said = ", ".join(row.what for row in look.worse)
         common.say(f"{model} is worse than before: {said}" if said else f"{model} is as good as before")
-    if look.worse and not accept:
+    if look.worse:
         raise typer.Exit(1)
 
 
