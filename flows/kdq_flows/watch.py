@@ -138,7 +138,9 @@ def watch(
     if accept:
         rows = [row.model_copy(update={"verdict": "accepted"}) if row in look.worse else row for row in look.rows]
         look = look.model_copy(update={"rows": tuple(rows)})
-    good = kept.good if look.worse and kept else None if look.worse else look
+    good: Look | None = look
+    if look.worse:
+        good = kept.good if kept else None
     _write(path, Kept(last=look, good=good))
     measured = not same or again
     return Watched(model=model, name=version.name, measured=measured, changed=changed, look=look, notes=notes)
