@@ -30,7 +30,7 @@ def test_a_run_names_its_user_its_source_its_data_and_its_page_in_prefect(site: 
 
 def test_experiments_open_as_model_training_those_of_earlier_runs_too(site: Site, recipe: Recipe) -> None:
     mlflow = client(site)
-    mlflow.create_experiment("digits")
+    mlflow.create_experiment("digits", (site.home / "earlier").as_uri())
     Tracker.begin(site, recipe, owner="me", plan_tags={})
     Tracker.begin(site, recipe.model_copy(update={"name": "new"}), owner="me", plan_tags={})
     kinds = [mlflow.get_experiment_by_name(name).tags["mlflow.experimentKind"] for name in ("digits", "new")]
