@@ -5,6 +5,7 @@ Prefect schedules, retries, and shows states and the result table; the store kno
 first imported.
 """
 
+import contextlib
 import logging
 import uuid
 from pathlib import Path
@@ -19,6 +20,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from kdq_core.errors import KdqError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
@@ -149,7 +151,8 @@ def _log_to(file: Path) -> None:
 def _drive(token: str) -> State:
     """Submit every stage to run after its parents, wait for all, and publish the result table."""
     pipeline = _PIPELINES[token]
-    pipeline.tracking.prefect = runtime.flow_run.ui_url
+    address = str(runtime.flow_run.ui_url)
+    pipeline.tracking.prefect = address if address.startswith("http") else None
     futures: dict[str, Any] = {}
     try:
         for node in pipeline.plan.nodes:
@@ -171,12 +174,20 @@ def _drive(token: str) -> State:
 def _published(pipeline: Pipeline) -> State:
     facts = pipeline.facts()
     create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
-    page = None if facts.status == "no-news" else pipeline.tracking.page(ensure_mlflow_ui(pipeline.plan.site))
-    if page:
-        create_link_artifact(page, f"{pipeline.name} in MLflow", key="kdq-mlflow", description="metrics, curves, model")
+    if facts.status != "no-news":
+        _link(pipeline)
     if facts.status == "no-news":
         return Completed(name="NoNews", message="no news: every stage was cached")
     return Completed(message=_described(facts))
+
+
+def _link(pipeline: Pipeline) -> None:
+    """Publish the address of the run's page in MLflow; without that page the run is no worse."""
+    with contextlib.suppress(KdqError):
+        page = pipeline.tracking.page(ensure_mlflow_ui(pipeline.plan.site))
+        if page:
+            text = f"{pipeline.name} in MLflow"
+            create_link_artifact(page, text, key="kdq-mlflow", description="figures, curves and the model")
 
 
 def _described(facts: RunResult) -> str:
