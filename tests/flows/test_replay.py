@@ -93,7 +93,7 @@ def test_a_run_that_nobody_knows_names_those_with_a_lock(ran: tuple[Site, Lock],
     with pytest.raises(RecipeError) as caught:
         find_lock(site, "tiny-2")
     assert str(caught.value) == (
-        "no run named 'tiny-2' has a lock; did you mean 'tiny-1'? Runs: 'tiny-1'; name one of these, a version as "
+        "no run named 'tiny-2' has a lock; did you mean 'tiny-1'? Runs: tiny-1; name one of these, a version as "
         "NAME/NUMBER or NAME@ALIAS, or a file that `kdq lock` wrote"
     )
     (tmp_path / "there").write_text("x")
