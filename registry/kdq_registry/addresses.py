@@ -35,7 +35,8 @@ def moved_from(database: Path, artifacts: Path) -> str | None:
         artifacts: the folder of the home's artifacts.
     """
     with contextlib.closing(sqlite3.connect(database, timeout=SECONDS)) as connection:
-        row = connection.execute(FIRST).fetchone()
+        made = connection.execute("select 1 from sqlite_master where name = 'experiments'").fetchone()
+        row = connection.execute(FIRST).fetchone() if made else None
     there = str(row[0]).removesuffix("/0") if row else ""
     if not there.endswith("/mlflow/artifacts") or there == artifacts.as_uri():
         return None

@@ -12,6 +12,7 @@ from kdq_core.store.records import ModelVersion
 from kdq_registry.addresses import COLUMNS, moved_from
 from kdq_registry.environment import client, follow_home
 from kdq_registry.fetching import fetch
+from kdq_registry.logged import repository
 from kdq_registry.tracking import Tracker
 
 
@@ -37,7 +38,7 @@ def test_a_moved_home_keeps_its_models_and_its_runs(
     below = (moved.home / "mlflow" / "artifacts").as_uri()
     assert addresses(moved)
     assert not [address for address in addresses(moved) if not address.startswith(f"{below}/")]
-    files = client(moved)._tracking_client._get_artifact_repo(tracker.run_id)
+    files = repository(moved, client(moved).get_run(tracker.run_id).info.artifact_uri)
     assert "minmax-qat" in Path(files.download_artifacts("recipe.yaml")).read_text()
     assert not site.home.exists()
 
