@@ -53,7 +53,8 @@ def settle(mlflow: MlflowClient, name: str) -> Link | None:
         if again[-1].digest == links[-1].digest:
             for link in again:
                 if link.entry.kind in MOVES and not link.settled:
-                    mlflow.set_model_version_tag(name + CHAIN_SUFFIX, str(link.number), SETTLED_TAG, "true")
+                    writing = mlflow._get_registry_client()
+                    writing.set_model_version_tag(name + CHAIN_SUFFIX, str(link.number), SETTLED_TAG, "true")
             return links[-1]
 
 
@@ -134,14 +135,15 @@ def _set(mlflow: MlflowClient, name: str, right: Aliases) -> None:
     from mlflow.exceptions import MlflowException
 
     there = read_aliases(mlflow, name)
+    writing = mlflow._get_registry_client()  # MlflowClient's own method first reads all versions, 1 s for 10,000
     for alias in ALIASES:
         if there.get(alias) == right.get(alias):
             continue
         if alias not in right:
-            mlflow.delete_registered_model_alias(name, alias)
+            writing.delete_registered_model_alias(name, alias)
             continue
         try:
-            mlflow.set_registered_model_alias(name, alias, str(right[alias]))
+            writing.set_registered_model_alias(name, alias, str(right[alias]))
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the version was deleted
                 raise

@@ -121,7 +121,8 @@ def wrong_with(model: str, tags: Mapping[str, str]) -> str:
 
 
 def _user() -> str:
+    """Who acts: the user that the tracking server knows, else that of the operating system."""
     try:
-        return getpass.getuser()
+        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())  # a container without an entry in passwd

@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     from kdq_core.recipe.spec import Site
 
 
-def list_models(site: Site) -> tuple[list[dict[str, Any]], list[str]]:
-    """List every version of every model, newest first within a model, after repairing their aliases.
+NEWEST = 50
+"""How many of a model's versions are listed, besides those with an alias."""
+
+
+def list_models(site: Site, *, everything: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+    """List the versions of every model, newest first within a model, after repairing their aliases.
+
+    Args:
+        site: where MLflow is.
+        everything: list all versions, not only those with an alias and the 50 newest of each model.
 
     Returns:
         Rows with `name`, `version`, `aliases`, `created` (UTC), `top1`, `bytes` and `sha256` (12 digits); values that a
-            version registered without KDQ lacks are `None`. And one sentence for each alias that KDQ repaired, and for
-            each chain that is broken.
+            version registered without KDQ lacks are `None`. And one sentence for each alias that KDQ repaired, for each
+            chain that is broken, and for each model whose older versions are left out.
     """
     if nothing_yet(site):
         return [], []
@@ -34,7 +42,23 @@ def list_models(site: Site) -> tuple[list[dict[str, Any]], list[str]]:
         mlflow = client(site)
         told = [note for model in models(mlflow) for note in repaired(site, mlflow, model.name)]
         found = sorted(models(mlflow), key=lambda model: str(model.name))
-        return [_row(model, version) for model in found for version in versions(mlflow, model.name)], told
+        rows = []
+        for model in found:
+            shown = versions(mlflow, model.name) if everything else _newest(mlflow, model)
+            rows += [_row(model, version) for version in shown]
+            if not everything and len(shown) >= NEWEST:
+                told.append(f"older versions of {model.name!r} are not shown; `kdq models --all` shows them")
+        return rows, told
+
+
+def _newest(mlflow: Any, model: Any) -> list[Any]:
+    """The newest versions of a model, and those with an alias."""
+    page = list(
+        mlflow.search_model_versions(f"name = '{model.name}'", max_results=NEWEST, order_by=["version_number DESC"])
+    )
+    numbers = {int(version.version) for version in page}
+    others = sorted({int(number) for number in model.aliases.values()} - numbers, reverse=True)
+    return page + [mlflow.get_model_version(model.name, str(number)) for number in others]
 
 
 def repaired(site: Site, mlflow: Any, name: str) -> list[str]:

@@ -54,6 +54,7 @@ def dying_after(writes: int, work: Callable[[], Any]) -> Callable[[], Any]:
 
     def run() -> None:
         from mlflow import MlflowClient
+        from mlflow.tracking._model_registry.client import ModelRegistryClient
 
         left = [writes]
 
@@ -68,8 +69,11 @@ def dying_after(writes: int, work: Callable[[], Any]) -> Callable[[], Any]:
             return counting
 
         for name in dir(MlflowClient):
-            if name.startswith(WRITES):
+            if name.startswith(WRITES) and not hasattr(ModelRegistryClient, name):
                 setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+        for name in dir(ModelRegistryClient):  # MlflowClient calls it for all that concerns versions and aliases
+            if name.startswith(WRITES):
+                setattr(ModelRegistryClient, name, counted(getattr(ModelRegistryClient, name)))
         work()
 
     return run

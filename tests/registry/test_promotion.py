@@ -180,3 +180,16 @@ def test_a_version_whose_metrics_are_not_finite_is_listed_and_not_promoted(
     assert [verdict.note for verdict in refused.verdicts] == [
         "int8 top1 is not finite, which meets no gate", "int8 coverage_macs is not finite, which meets no gate", "",
     ]  # fmt: skip
+
+
+def test_of_many_versions_the_newest_and_those_with_an_alias_are_listed(
+    site: Site, registered: Callable[..., ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdq_registry.listing.NEWEST", 1)
+    registered(0), registered(1), registered(2)
+    promote(site, "digits", 1)
+    rows, notes = list_models(site)
+    assert [row["version"] for row in rows] == [3, 1]
+    assert notes == ["older versions of 'digits' are not shown; `kdq models --all` shows them"]
+    rows, notes = list_models(site, everything=True)
+    assert ([row["version"] for row in rows], notes) == ([3, 2, 1], [])

@@ -20,12 +20,17 @@ PolicyFile = Annotated[
 ]
 
 
-def models(as_json: JsonFlag = False) -> None:
+def models(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show more than the 50 newest versions of a model.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """List the registered models: versions, aliases, quality, size."""
     from kdq_registry.listing import list_models
 
     site = common.site()
-    rows, notes = list_models(site)
+    rows, notes = list_models(site, everything=everything)
     common.notes(notes)
     if rows or as_json:
         shown = rows if as_json else [row | {"aliases": ", ".join(row["aliases"])} for row in rows]
