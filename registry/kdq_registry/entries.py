@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
 import os
 import socket
 import uuid
@@ -15,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from kdq_core.frozen import Frozen
 from kdq_core.store.hashing import canonical, sha256_of
+from kdq_registry.environment import user
 from kdq_registry.signing import sign, signed_by, signer_of
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def new_entry(site: Site, model: str, before: Link | None, *, kind: Kind, alias:
             "model": model,
             "sequence": 1 if before is None else before.entry.sequence + 1,
             "previous": NOTHING if before is None else before.digest,
-            "actor": f"{_user()}@{socket.gethostname()}",
+            "actor": f"{os.environ.get('MLFLOW_TRACKING_USERNAME') or user()}@{socket.gethostname()}",
             "kind": kind,
             "alias": alias,
             "from": came_from,
@@ -118,11 +118,3 @@ def wrong_with(model: str, tags: Mapping[str, str]) -> str:
     if entry.signer and not signed_by(entry.signer, tags.get(SIGNATURE_TAG, ""), entry.data):
         return f"has no signature of its signer {entry.signer[:12]}"
     return ""
-
-
-def _user() -> str:
-    """Who acts: the user that the tracking server knows, else that of the operating system."""
-    try:
-        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())  # a container without an entry in passwd

@@ -33,13 +33,9 @@ def own(site: Site) -> str:
 
 
 def own_run(site: Site, mlflow: MlflowClient, experiment: str, name: str) -> str:
-    """A finished run for a registration alone; what a killed one left is used again."""
-    left = mlflow.search_runs([experiment], f"tags.`{OWNER_TAG}` = '{own(site)}'", max_results=1)
-    if left:
-        run_id = str(left[0].info.run_id)
-    else:
-        tags = {OWNER_TAG: own(site)} | made_by("kdq run, stage register")
-        run_id = str(mlflow.create_run(experiment, tags=tags, run_name=f"register {name}").info.run_id)
+    """A finished run for a registration alone."""
+    tags = {OWNER_TAG: own(site)} | made_by("kdq run, stage register")
+    run_id = str(mlflow.create_run(experiment, tags=tags, run_name=f"register {name}").info.run_id)
     mlflow.set_terminated(run_id, "FINISHED")
     return run_id
 
@@ -81,6 +77,12 @@ def sweep(site: Site, mlflow: MlflowClient, experiments: Sequence[str]) -> None:
         for version in mine:
             mlflow.delete_model_version(name, version.version)
         discard(site, mlflow, logged)
+    for run in mlflow.search_runs(list(experiments), f"tags.`{OWNER_TAG}` = '{own(site)}'"):
+        if mlflow.search_model_versions(f"run_id = '{run.info.run_id}'", max_results=1):
+            mlflow.delete_tag(run.info.run_id, OWNER_TAG)
+        else:
+            mlflow.set_terminated(run.info.run_id, "KILLED")
+            mlflow.delete_run(run.info.run_id)
 
 
 def begun(site: Site, mlflow: MlflowClient, experiments: Sequence[str]) -> list[LoggedModel]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import StageError
+from kdq_core.store.hashing import sha256_file
+from kdq_registry.bom import bill
 from kdq_registry.golden import answers, runtime_of, tolerances, write_golden
-from kdq_registry.page import CARD, LOCK
+from kdq_registry.page import BILL, CARD, LOCK
 from kdq_registry.seal import GOLDEN, MODEL, REPORT, SAMPLES, write_seal
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def pack(package: Package, logged: LoggedModel, folder: Path) -> None:
         raise StageError(f"model {package.recipe.model_name!r} is not registered: {error}") from None
     write_golden(folder / GOLDEN, package.example, found)
     (folder / CARD).write_text(package.card, encoding="utf-8")
+    (folder / BILL).write_text(bill(package, sha256_file(package.file)), encoding="utf-8")
     if package.lock is not None:
         (folder / LOCK).write_text(package.lock, encoding="utf-8")
     if package.samples:

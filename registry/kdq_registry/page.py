@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 NOTE_TAG = "mlflow.note.content"
 """The description of a run."""
-CARD, LOCK = "model-card.md", "lock.json"
-"""Files of a version: its card, and the lock of its run, which is an artifact of the run too."""
+CARD, LOCK, BILL = "model-card.md", "lock.json", "bom.json"
+"""Files of a version: its card, the lock of its run, which is an artifact of the run too, and the bill of materials."""
 DIGEST_LENGTH = 36
 """Characters that MLflow keeps of a data set's digest."""
 METRICS_PER_CALL = 1000

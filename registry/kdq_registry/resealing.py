@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdq_core.store.hashing import sha256_file
 from kdq_registry.logged import LOGGED_TAG, download, repository
 from kdq_registry.packing import Package, pack, seal
-from kdq_registry.page import CARD, LOCK
+from kdq_registry.page import BILL, CARD, LOCK
 from kdq_registry.scratch import scratch
 from kdq_registry.seal import GOLDEN, MANIFEST, MODEL, REPORT, SAMPLES, SIGNATURE, Seal
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kdq_core.recipe.spec import Site
 
-FRESH = (REPORT, GOLDEN, SAMPLES, CARD, LOCK)
+FRESH = (REPORT, GOLDEN, SAMPLES, CARD, LOCK, BILL)
 """The files that say something of this registration; the others are kept, if they are as sealed."""
 
 

@@ -15,7 +15,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.recipe.spec import Gate
 from kdq_core.store.hashing import canonical, sha256_file, sha256_of
 from kdq_core.store.records import Digest, EvaluationReport, FileRef
-from kdq_registry.page import CARD, LOCK
+from kdq_registry.page import BILL, CARD, LOCK
 from kdq_registry.signing import sign, signed_by, signer_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MODEL, REPORT, GOLDEN, SAMPLES = "model.onnx", "report.json", "golden.safetensors", "samples.safetensors"
 FILES = frozenset({
     "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json", "serving_input_example.json",
-    MODEL, REPORT, GOLDEN, SAMPLES, CARD, LOCK,
+    MODEL, REPORT, GOLDEN, SAMPLES, CARD, LOCK, BILL,
 })  # fmt: skip
 """The files that KDQ registers, besides manifest and signature."""
 SEAL_TAG = "kdq.seal"

@@ -13,7 +13,7 @@ import pytest
 from kdq_core.errors import StageError, StoreError, TransientError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_registry.environment import client, local_database, mlflow_environment, mlflow_errors, read_only, redacted
-from kdq_registry.promotion import list_models
+from kdq_registry.listing import list_models
 from kdq_registry.tracking import Tracker
 
 

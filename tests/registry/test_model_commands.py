@@ -167,13 +167,13 @@ def test_a_model_is_pulled_verified_and_compared(
     kdq("promote", "digits", "1")
     folder = tmp_path / "model"
     code, out = kdq("pull", "digits@champion", str(folder))
-    assert (code, out.split(" files as sealed (")[0]) == (0, "version 1 of model 'digits': 9")
+    assert (code, out.split(" files as sealed (")[0]) == (0, "version 1 of model 'digits': 11")
     assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == version.file_sha256
     with pytest.raises(RecipeError, match="is there already and is not an empty folder; name another, or remove it"):
         kdq("pull", "digits/1", str(folder))
     assert kdq("verify", str(folder))[0] == kdq("verify", "digits@champion")[0] == 0
     found = json.loads(kdq("verify", "digits/1", "--json")[1])
-    assert (found["name"], found["files"], found["sha256"], found["signer"]) == ("digits", 9, version.file_sha256, "")
+    assert (found["name"], found["files"], found["sha256"], found["signer"]) == ("digits", 11, version.file_sha256, "")
     (folder / "MLmodel").write_text("changed")
     with pytest.raises(StageError) as caught:
         kdq("verify", str(folder))
