@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdq_registry.seal import locked
 
 if TYPE_CHECKING:
-    from kdq_core.store.records import EvaluationReport, TensorSpec
-    from kdq_registry.packing import Package
+    from kdq_core.recipe.spec import Recipe
+    from kdq_core.store.records import Artifact, EvaluationReport, TensorSpec
 
 SPECIFICATION = "1.6"
 
 
-def bill(package: Package, sha256: str) -> str:
+def bill(recipe: Recipe, artifact: Artifact, report: EvaluationReport, lineage: Mapping[str, str], sha256: str) -> str:
     """Write the bill of a version.
 
     Args:
-        package: all that becomes the version.
+        recipe: names model, workload and data.
+        artifact: inputs and outputs of the file.
+        report: its figures.
+        lineage: digests of everything the file was made from; `data` is the fingerprint of the data.
         sha256: digest of the ONNX file.
     """
-    recipe, artifact = package.recipe, package.artifact
-    data = package.lineage.get("data", "")
+    data = lineage.get("data", "")
     libraries = [
         {"type": "library", "bom-ref": f"pkg:pypi/{name}@{version}", "name": name, "version": version,
          "purl": f"pkg:pypi/{name}@{version}"}
@@ -41,10 +43,8 @@ def bill(package: Package, sha256: str) -> str:
             "inputs": [{"format": _format(one)} for one in artifact.inputs],
             "outputs": [{"format": _format(one)} for one in artifact.outputs],
         },
-        "quantitativeAnalysis": {"performanceMetrics": list(_metrics(package.report))},
-        "properties": [
-            {"name": f"kdq:parent:{name}", "value": digest} for name, digest in sorted(package.lineage.items())
-        ],
+        "quantitativeAnalysis": {"performanceMetrics": list(_metrics(report))},
+        "properties": [{"name": f"kdq:parent:{name}", "value": digest} for name, digest in sorted(lineage.items())],
     }
     model = {
         "type": "machine-learning-model", "bom-ref": "model", "name": recipe.model_name, "version": sha256[:12],

@@ -71,7 +71,8 @@ def pack(package: Package, logged: LoggedModel, folder: Path) -> None:
         raise StageError(f"model {package.recipe.model_name!r} is not registered: {error}") from None
     write_golden(folder / GOLDEN, package.example, found)
     (folder / CARD).write_text(package.card, encoding="utf-8")
-    (folder / BILL).write_text(bill(package, sha256_file(package.file)), encoding="utf-8")
+    parts = bill(package.recipe, package.artifact, package.report, package.lineage, sha256_file(package.file))
+    (folder / BILL).write_text(parts, encoding="utf-8")
     if package.lock is not None:
         (folder / LOCK).write_text(package.lock, encoding="utf-8")
     if package.samples:
