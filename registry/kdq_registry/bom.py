@@ -50,7 +50,7 @@ def bill(recipe: Recipe, artifact: Artifact, report: EvaluationReport, lineage: 
         "type": "machine-learning-model", "bom-ref": "model", "name": recipe.model_name, "version": sha256[:12],
         "hashes": [{"alg": "SHA-256", "content": sha256}], "modelCard": card,
     }  # fmt: skip
-    components = [
+    components: list[dict[str, Any]] = [
         {"type": "data", "bom-ref": "data", "name": f"data of {recipe.name}", "version": data[:12] or "unknown",
          "data": [{"type": "dataset", "name": recipe.workload.use}]},
         *libraries,

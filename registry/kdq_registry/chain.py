@@ -95,10 +95,9 @@ def on_chain(name: str, rows: Iterable[Any]) -> list[Link]:
     first: dict[str, Link] = {}
     for link in links:
         first.setdefault(link.entry.previous, link)
-    found, at = [], NOTHING
-    while (link := first.get(at)) is not None:
-        found.append(link)
-        at = link.digest
+    found: list[Link] = []
+    while (after := first.get(found[-1].digest if found else NOTHING)) is not None:
+        found.append(after)
     return found
 
 

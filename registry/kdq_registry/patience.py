@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SECONDS = 90
 BUSY = ("is locked", "Giving up after", "deadlock", "could not serialize", "Resource temporarily unavailable")
