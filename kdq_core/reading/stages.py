@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kdq_core.errors import RecipeError, did_you_mean, listing
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.wiring import models_of, wire
-from kdq_core.recipe.spec import CHAMPION
+from kdq_core.recipe.register import CHAMPION
 
 if TYPE_CHECKING:
     from kdq_core.plugins.catalog import Catalog

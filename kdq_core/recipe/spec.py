@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from kdq_core.frozen import Frozen
+from kdq_core.recipe.register import CHAMPION, RegisterSpec
 from kdq_core.recipe.schedule import Schedule, schedules_in
 from kdq_core.recipe.site import Site as Site  # noqa: PLC0414 - callers import the site from here too
 from kdq_core.recipe.stages import DEFAULT_STAGES, Name, PluginName, RetrySpec, StageUse
@@ -308,9 +309,6 @@ class QuantizeSpec(Frozen):
     )
 
 
-CHAMPION = "champion"
-
-
 class Gate(Frozen):
     """A rule a model must meet before it may become `champion`."""
 
@@ -333,18 +331,6 @@ class Gate(Frozen):
         if self.required and self.relative_to == CHAMPION:
             raise ValueError("a gate relative to the champion is judged at a promotion, so it cannot be 'required'")
         return self
-
-
-class RegisterSpec(Frozen):
-    """Where the int8 model is registered, and what its model card says that no measurement can."""
-
-    name: Name | None = Field(default=None, description="name of the registered model; default: the recipe's name")
-    license: str | None = Field(
-        default=None, min_length=1, max_length=200, description="licence of the model, such as an SPDX identifier"
-    )
-    limits: str | None = Field(
-        default=None, min_length=1, max_length=1000, description="what the model is not for, in Markdown"
-    )
 
 
 DEFAULT_EVALUATORS = ("quality", "size", "latency", "coverage", "parity")

@@ -90,21 +90,7 @@ def register(
         known = by_bytes(mlflow, name, sha256)
         if known:
             return _again(site, mlflow, known[0], package, tags)
-        run = run_id or own_run(site, mlflow, experiment, name)
-        logged = new_logged(site, mlflow, experiment, name, run, sha256)
-        with scratch(site) as path:
-            pack(package, logged, path / "model")
-            tags[SEAL_TAG] = seal(site, package, path / "model")
-            mlflow.log_model_artifacts(logged.model_id, str(path / "model"))
-        fill(mlflow, run, logged.model_id, recipe, report, lineage)
-        mlflow.finalize_logged_model(logged.model_id, "READY")
-        short = card(site, recipe, artifact, report, lineage, limit=DESCRIPTION_LIMIT)
-        made = add_version(site, mlflow, name, logged, run, tags, short)
-        if run_id is None:
-            mlflow.delete_tag(run, OWNER_TAG)
-        if made.source != logged.artifact_location:
-            return _again(site, mlflow, made, package, tags)
-        return _record(site, made, sha256)
+        return _made(site, mlflow, package, tags, experiment, run_id)
 
 
 def add_version(
@@ -144,6 +130,28 @@ def add_version(
         return first
     link(mlflow, logged, name, int(made.version))
     return made
+
+
+def _made(
+    site: Site, mlflow: MlflowClient, package: Package, tags: dict[str, str], experiment: str, run_id: str | None
+) -> ModelVersion:
+    """Upload the files, then make the version: a version that exists is whole."""
+    recipe, name = package.recipe, package.recipe.model_name
+    run = run_id or own_run(site, mlflow, experiment, name)
+    logged = new_logged(site, mlflow, experiment, name, run, tags[SHA_TAG])
+    with scratch(site) as path:
+        pack(package, logged, path / "model")
+        tags[SEAL_TAG] = seal(site, package, path / "model")
+        mlflow.log_model_artifacts(logged.model_id, str(path / "model"))
+    fill(mlflow, run, logged.model_id, recipe, package.report, package.lineage)
+    mlflow.finalize_logged_model(logged.model_id, "READY")
+    short = card(site, recipe, package.artifact, package.report, package.lineage, limit=DESCRIPTION_LIMIT)
+    made = add_version(site, mlflow, name, logged, run, tags, short)
+    if run_id is None:
+        mlflow.delete_tag(run, OWNER_TAG)
+    if made.source != logged.artifact_location:
+        return _again(site, mlflow, made, package, tags)
+    return _record(site, made, tags[SHA_TAG])
 
 
 def _again(site: Site, mlflow: MlflowClient, version: Any, package: Package, tags: Mapping[str, str]) -> ModelVersion:

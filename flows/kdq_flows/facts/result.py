@@ -11,7 +11,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
-from kdq_core.recipe.spec import CHAMPION
+from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
 from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
 from kdq_flows.facts.coverage import OperatorFacts
