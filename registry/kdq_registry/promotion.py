@@ -103,8 +103,17 @@ def promote(
     return _written(site, mlflow, result, seen, blessed, force, rules if policy else None)
 
 
-def rollback(site: Site, name: str, *, reason: str = "", vetoes: Vetoes | None = None) -> PromotionResult:
+def rollback(
+    site: Site, name: str, *, reason: str = "", policy: Policy | None = None, vetoes: Vetoes | None = None
+) -> PromotionResult:
     """Make `previous` the champion again, after its files were looked at as in a promotion; the champion is `previous`.
+
+    Args:
+        site: where MLflow is, and whose key signs.
+        name: name of the registered model.
+        reason: stays in the history.
+        policy: its signers count; gates and comparison do not, because the version was champion before.
+        vetoes: called last, with name, version and report; each reason that it returns forbids the rollback.
 
     Raises:
         RecipeError: there is no such model, or it has no `previous`.
@@ -119,13 +128,13 @@ def rollback(site: Site, name: str, *, reason: str = "", vetoes: Vetoes | None =
                 f"{name} VERSION` makes one of them the champion"
             )
         version = before[PREVIOUS]
-        blessed = _blessed(site, mlflow, name, version, CHAMPION, Policy())
+        blessed = _blessed(site, mlflow, name, version, CHAMPION, policy or Policy())
     reasons = tuple(vetoes(name, version, blessed.sealed.report)) if vetoes else ()
     result = PromotionResult(
         name=name, version=version, kind="rollback", promoted=not reasons, before=before.get(CHAMPION), vetoes=reasons,
         notes=notes,
     )  # fmt: skip
-    return _written(site, mlflow, result, seen, blessed, reason, None)
+    return _written(site, mlflow, result, seen, blessed, reason, policy)
 
 
 def check_alias(alias: str) -> None:

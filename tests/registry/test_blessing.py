@@ -21,7 +21,7 @@ from kdq_registry.history import history
 from kdq_registry.listing import list_models
 from kdq_registry.logged import SHA_TAG
 from kdq_registry.policy import Policy
-from kdq_registry.promotion import promote
+from kdq_registry.promotion import promote, rollback
 from kdq_registry.registering import REPORT_TAG
 from kdq_registry.seal import MANIFEST, SEAL_TAG, SIGNATURE, Seal
 from kdq_registry.signing import sign, signer_of
@@ -242,6 +242,10 @@ def test_a_policy_trusts_signers_and_no_others(site: Site, key: Path, registered
     ):
         promote(site, "digits", 2, policy=Policy(signers=("0" * 64,)))
     assert promote(site, "digits", 2, policy=policy).promoted
+    promote(site, "digits", 1)
+    assert rollback(site, "digits", policy=policy).version == 2
+    with pytest.raises(KdqError, match="nobody signed it, and the policy trusts"):
+        rollback(site, "digits", policy=policy)
 
 
 def test_a_seal_that_its_signer_did_not_sign_is_refused(

@@ -56,13 +56,16 @@ def promote(
 
 def rollback(
     name: ModelName,
+    policy: PolicyFile = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it stays in the history.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Make `previous` the champion again, if its files are as sealed; the champion becomes `previous`."""
+    from kdq_registry.policy import read_policy
     from kdq_registry.promotion import rollback as roll_back
 
-    _finish(roll_back(common.site(), name, reason=reason, vetoes=_vetoes), as_json=as_json)
+    rules = None if policy is None else read_policy(policy)
+    _finish(roll_back(common.site(), name, reason=reason, policy=rules, vetoes=_vetoes), as_json=as_json)
 
 
 def register_commands(app: typer.Typer) -> None:
