@@ -55,7 +55,7 @@ def champion(site: Site, model: str, folder: Path) -> tuple[Champion, tuple[str,
     Args:
         site: where MLflow is.
         model: `NAME@ALIAS` or `NAME/VERSION`.
-        folder: gets the files; it must be empty.
+        folder: a folder to make, for the files.
 
     Returns:
         The version, and one sentence for each alias that KDQ repaired.
@@ -66,6 +66,7 @@ def champion(site: Site, model: str, folder: Path) -> tuple[Champion, tuple[str,
     """
     with mlflow_errors(site):
         mlflow, version, notes = find(site, model)
+        folder.mkdir(parents=True)
         try:
             sealed = checked(download(site, mlflow, version, folder), version.tags)
         except StageError as error:
