@@ -5,6 +5,7 @@ KdqError
 ├── RecipeError       the request is wrong; never retried                exit code 2
 ├── PluginError       a plug-in is missing, broken or misused            exit code 2
 ├── StoreError        the store is unreadable, full or damaged           exit code 1
+├── LostError         another process promoted at the same moment        exit code 3
 └── StageError        a stage of the plan failed                         exit code 1
     ├── TransientError    the same stage may succeed on another try      exit code 1
     │   └── LockedError       another process did not give a lock back   exit code 1
@@ -48,6 +49,12 @@ class PluginError(KdqError):
 
 class StoreError(KdqError):
     """The store cannot be read or written, or an entry is damaged."""
+
+
+class LostError(KdqError):
+    """Another process moved an alias at the same moment; the message names who and what."""
+
+    exit_code = 3
 
 
 class StageError(KdqError):

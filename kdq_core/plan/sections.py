@@ -127,6 +127,10 @@ def _evaluate(asked: Asked) -> dict[str, Any]:
     return {use.use: evaluator.model_dump(mode="json") for use, evaluator in uses}
 
 
+def _register(asked: Asked) -> dict[str, Any]:
+    return asked.recipe.register_as.model_dump(mode="json", exclude_none=True) | {"name": asked.recipe.model_name}
+
+
 SECTIONS: dict[str, Callable[[Asked], Any]] = {
     "workload": _workload,
     "teacher": _teacher,
@@ -136,7 +140,7 @@ SECTIONS: dict[str, Callable[[Asked], Any]] = {
     "target": _target,
     "evaluate": _evaluate,
     "gates": lambda asked: [gate.model_dump(mode="json") for gate in asked.recipe.gates],
-    "register": lambda asked: {"name": asked.recipe.model_name},
+    "register": _register,
 }
 """Resolves each section. A stage's own options are not here, because they are always a part of its key."""
 

@@ -75,3 +75,8 @@ def kdq_stage_failed(recipe: str, stage: str, key: str, error: str) -> None:
 @hookspec
 def kdq_before_promotion(name: str, version: int, report: EvaluationReport) -> Iterable[str]:  # type: ignore[empty-body]
     """Yield reasons against promoting this version; any reason vetoes it."""
+
+
+@hookspec
+def kdq_after_promotion(name: str, version: int, alias: str, before: int | None, kind: str, entry: str) -> None:
+    """An alias moved from version `before` to `version`: `kind` is move, force or rollback; `entry` is its digest."""

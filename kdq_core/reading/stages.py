@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kdq_core.errors import RecipeError, did_you_mean, listing
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.wiring import models_of, wire
+from kdq_core.recipe.register import CHAMPION
 
 if TYPE_CHECKING:
     from kdq_core.plugins.catalog import Catalog
@@ -38,7 +39,7 @@ def check_stages(asked: Asked, catalog: Catalog, lines: Document | None = None) 
     models = [model.slot for model in models_of(wired, asked)]
     for index, gate in enumerate(asked.recipe.gates if "gates" in asked.recipe.model_fields_set else ()):
         for field, model in (("of", gate.of), ("relative_to", gate.relative_to)):
-            if model is not None and model not in models:
+            if model is not None and model not in models and (field, model) != ("relative_to", CHAMPION):
                 place = f"{lines.where(('gates', index, field))}: " if lines else ""
                 raise RecipeError(
                     f"{place}a gate on {gate.metric!r} names the model {model!r}, but the "

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from kdq_core.frozen import Frozen
+from kdq_core.recipe.register import CHAMPION, RegisterSpec
 from kdq_core.recipe.schedule import Schedule, schedules_in
 from kdq_core.recipe.site import Site as Site  # noqa: PLC0414 - callers import the site from here too
 from kdq_core.recipe.stages import DEFAULT_STAGES, Name, PluginName, RetrySpec, StageUse
@@ -316,7 +317,8 @@ class Gate(Frozen):
     at_least: float | None = None
     at_most: float | None = None
     relative_to: str | None = Field(
-        default=None, description="name of a model; KDQ multiplies the bound by that model's value of the same metric"
+        default=None,
+        description="name of a model, or champion; KDQ multiplies the bound by that model's value of the same metric",
     )
     bound: Literal["low", "high"] | None = Field(
         default=None,
@@ -330,13 +332,9 @@ class Gate(Frozen):
     def _one_bound(self) -> Gate:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("a gate has exactly one of 'at_least' and 'at_most'")
+        if self.required and self.relative_to == CHAMPION:
+            raise ValueError("a gate relative to the champion is judged at a promotion, so it cannot be 'required'")
         return self
-
-
-class RegisterSpec(Frozen):
-    """Where the int8 model is registered; the default name is the recipe's."""
-
-    name: Name | None = None
 
 
 DEFAULT_EVALUATORS = ("quality", "size", "latency", "coverage", "parity")

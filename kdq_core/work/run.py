@@ -39,6 +39,7 @@ class StageRequest(Frozen):
         checks: titles of the stages that KDQ checks first: those that this run will compute.
         lineage: digests of the entries of all earlier stages, by title.
         tracking_run: MLflow's id of the run.
+        lock: the lock of the run so far, as JSON.
     """
 
     title: str
@@ -50,6 +51,7 @@ class StageRequest(Frozen):
     checks: tuple[str, ...] = ()
     lineage: dict[str, str] = Field(default={})
     tracking_run: str | None = None
+    lock: str | None = None
 
 
 def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> Entry:
@@ -108,6 +110,7 @@ def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog)
                 emit=emit,
                 lineage=request.lineage,
                 tracking_run=request.tracking_run,
+                lock=request.lock,
             )
             record = outcome(work, catalog)
             _check_unchanged(request, wired, before, KeyParts(asked, catalog))

@@ -52,6 +52,7 @@ class Shown:
         emit: sends an event to the process of the run.
         lineage: digests of the entries of all earlier stages, by title.
         tracking_run: MLflow's id of the run, for a stage that computes nothing.
+        lock: the lock of the run so far as JSON, for a stage that computes nothing.
         number: number of the fit, from 0, in a stage that has several.
     """
 
@@ -63,6 +64,7 @@ class Shown:
     emit: Emit
     lineage: Mapping[str, str] = field(default_factory=dict)
     tracking_run: str | None = None
+    lock: str | None = None
     number: int = 0
     fits: list[int] = field(default_factory=list)
 

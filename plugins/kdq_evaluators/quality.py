@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Batches, Column, Evaluator, Metric, StageError, Subject, paired, wilson
 from kdq_evaluators.answers import Truth, answers, numbers, output_names, suffixes, truths
+from kdq_evaluators.outcomes import keep, of_classes, of_numbers
 from kdq_evaluators.regression import numeric
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ class Quality(Evaluator):
         if candidate.path == baseline.path:
             ours = theirs
         if not any(truth):
-            return _without_classes(ours, theirs, suffixes(baseline, len(other)), values)
+            found_numbers = _without_classes(ours, theirs, suffixes(baseline, len(other)), values)
+            keep(candidate, _outcomes_of_numbers(ours, theirs, suffixes(baseline, len(other)), values))
+            return found_numbers
         if not any(values) and all(
             known is None or logits.shape[1:] == (1,) for known, logits in zip(truth, other, strict=True)
         ):
@@ -69,9 +72,11 @@ class Quality(Evaluator):
                 "outputs with one logit a sample; give a logit to each class, or leave 'quality' out of 'evaluate'"
             )
         found: list[Metric] = []
+        outcomes: dict[str, np.ndarray] = {}
         for name, suffix, known, number in zip(theirs, suffixes(baseline, len(other)), truth, values, strict=True):
             if number is not None and name in ours:
                 found += _named(numeric(ours[name][number.rows], number.classes), suffix)
+                outcomes |= _suffixed(of_numbers(ours[name][number.rows], number.classes), suffix)
             if known is None or name not in ours or theirs[name].shape[1:] == (1,):
                 continue
             classes = ours[name].argmax(1)[known.rows]
@@ -79,11 +84,27 @@ class Quality(Evaluator):
             if candidate.path != baseline.path:
                 metrics += relative(classes, theirs[name].argmax(1)[known.rows], known.classes)
             found += _named(metrics, suffix)
+            outcomes |= _suffixed(of_classes(classes, known.classes), suffix)
+        keep(candidate, outcomes)
         return tuple(found)
 
 
 def _named(metrics: Iterable[Metric], suffix: str) -> list[Metric]:
     return [metric.model_copy(update={"name": metric.name + suffix}) for metric in metrics]
+
+
+def _suffixed(outcomes: Mapping[str, np.ndarray], suffix: str) -> dict[str, np.ndarray]:
+    return {name + suffix: values for name, values in outcomes.items()}
+
+
+def _outcomes_of_numbers(
+    ours: Mapping[str, np.ndarray], names: Iterable[str], suffixes: Sequence[str], values: Sequence[Truth | None]
+) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for name, suffix, number in zip(names, suffixes, values, strict=True):
+        if number is not None and name in ours:
+            found |= _suffixed(of_numbers(ours[name][number.rows], number.classes), suffix)
+    return found
 
 
 def _without_classes(

@@ -1,7 +1,7 @@
 """Register the int8 file as a version of a model in MLflow.
 
 What: gives the registry the file, its report, the gates, and the digests of everything that the file was made from.
-    KDQ never registers the same bytes twice.
+    KDQ never registers the same bytes twice. A manifest seals every file of the version, with KDQ_SIGNING_KEY signed.
 Defaults: the model has the recipe's name; `register: {name: ...}` gives it another.
 Limits: if a gate marked `required` is not met, the stage fails and registers nothing.
 """
@@ -9,6 +9,7 @@ Limits: if a gate marked `required` is not met, the stage fails and registers no
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Artifact, Asked, EvaluationReport, Needs, Port, Reads, Record, Section, Stage
@@ -18,7 +19,10 @@ from kdq_core.work.shown import request_of
 from kdq_core.work.slots import ARTIFACT, REPORT
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kdq_core.recipe.spec import Site
+    from kdq_core.store.store import Entry
     from kdq_core.work.work import StageWork
 
 
@@ -73,6 +77,8 @@ class Register(Stage):
             lineage=lineage,
             run_id=work.tracking_run,
             example=load_file(exported.file(artifact.example)),
+            samples=_outcomes(work.input("report")),
+            lock=work.lock,
         )
 
     def still_there(self, record: Record, site: Site) -> bool:
@@ -81,3 +87,14 @@ class Register(Stage):
 
         assert isinstance(record, ModelVersion)
         return version_exists(record, site)
+
+
+def _outcomes(report: Entry) -> dict[str, np.ndarray]:
+    """What the int8 file did on each sample, by metric, of every evaluator that kept it."""
+    from safetensors.numpy import load_file
+
+    found: dict[str, np.ndarray] = {}
+    for file in report.manifest.files:
+        if fnmatch(file.path, "files/*/int8/outcomes.safetensors"):
+            found |= load_file(report.file(file.path))
+    return found

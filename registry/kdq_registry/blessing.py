@@ -1,92 +1,106 @@
-"""Looks at the files of a version before it is promoted: they must be those that KDQ registered, and must answer."""
+"""Looks at the files of a version before an alias moves to it: they must be as sealed, and must answer as sealed."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdq_core.errors import StageError, listing
-from kdq_core.store.hashing import sha256_file
-from kdq_registry.environment import folder
-from kdq_registry.registering import SHA_TAG
+from kdq_core.errors import KdqError, StageError, listing
+from kdq_registry.golden import SCRIPTS, differing
+from kdq_registry.logged import SHA_TAG, download
+from kdq_registry.scratch import scratch
+from kdq_registry.seal import GOLDEN, MODEL, SAMPLES, SEAL_TAG, Sealed, read_seal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
     from mlflow import MlflowClient
 
     from kdq_core.recipe.spec import Site
 
-FILE = "model.onnx"
-FILES = frozenset({
-    "MLmodel", FILE, "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json",
-    "serving_input_example.json",
-})  # fmt: skip
-"""The files that KDQ registers."""
 LOADER = "mlflow.onnx"
-SECONDS = 120
-ANSWERS = """
-import json, sys
-import numpy as np, onnxruntime
-path, example = sys.argv[1:]
-session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-given = json.load(open(example))["inputs"]
-inputs = {one.name: one for one in session.get_inputs()}
-if not isinstance(given, dict):
-    given = {next(iter(inputs)): given}
-dtypes = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool"}
-outputs = session.run(None, {name: np.array(value, dtypes.get(inputs[name].type)) for name, value in given.items()})
-if not all(np.isfinite(one).all() for one in outputs):
-    sys.exit("it answers its example with NaN or infinity")
-"""
-"""Runs in a process of its own, with ONNX Runtime and NumPy alone."""
 
 
-def bless(site: Site, mlflow: MlflowClient, version: Any) -> None:
-    """Fetch all files of a version afresh and check them; nothing in them is unpickled.
+@dataclass(frozen=True)
+class Blessed:
+    """A version whose files are as sealed; `samples` has its outcomes `[N]` on the test split, by metric."""
+
+    sealed: Sealed
+    samples: Mapping[str, np.ndarray]
+
+
+def bless(site: Site, mlflow: MlflowClient, version: Any, *, signers: Sequence[str] = ()) -> Blessed:
+    """Fetch all files of a version afresh, check them, and let the model answer; nothing in them is unpickled.
+
+    Args:
+        site: where MLflow is.
+        mlflow: a client of the site.
+        version: MLflow's version.
+        signers: public keys, one of which must have signed the seal; empty asks for no signature.
 
     Raises:
-        StageError: a file is missing, foreign or changed, the flavour is another, or the model does not answer.
+        StageError: a file is missing, foreign or changed, the flavour is another, nobody trusted signed it, or the
+            model does not answer its golden batch as sealed.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    address = mlflow.get_model_version_download_uri(version.name, version.version)
-    files = get_artifact_repository(address, tracking_uri=site.mlflow_uri, registry_uri=site.mlflow_uri)
-    with tempfile.TemporaryDirectory(dir=folder(site)) as scratch:
-        wrong = next(_wrong(Path(_downloaded(files, scratch)), version), None)
-    if wrong is not None:
-        raise StageError(
-            f"version {version.version} of model {version.name!r} cannot be promoted: {wrong}; promote another "
-            "version, or register the model again"
-        )
-
-
-def _downloaded(files: Any, scratch: str) -> str:
-    from mlflow.exceptions import MlflowException
-
     try:
-        return str(files.download_artifacts("", scratch))
-    except (OSError, MlflowException):
-        return scratch  # `_wrong` names what is missing
+        return read(site, mlflow, version, signers=signers, answers=True)
+    except KdqError as error:
+        raise StageError(
+            f"version {version.version} of model {version.name!r} cannot be promoted: {error}; promote another "
+            "version, or register the model again"
+        ) from None
 
 
-def _wrong(root: Path, version: Any) -> Iterator[str]:
-    there = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
-    missing = sorted({"MLmodel", FILE, "input_example.json"} - there)
-    if missing:
-        yield f"its file {missing[0]!r} is missing"
-        return
-    foreign = sorted(there - FILES)
-    if foreign:
-        yield f"it has files that KDQ did not register: {listing(foreign)}"
-    yield from _of_description(root / "MLmodel")
-    sha256, tag = sha256_file(root / FILE), version.tags.get(SHA_TAG, "")
-    if sha256 != tag:
-        yield f"{FILE!r} has the sha256 {sha256[:12]}, but its tag {SHA_TAG!r} says {tag[:12]}"
-    yield from _of_answers(root)
+def read(
+    site: Site, mlflow: MlflowClient, version: Any, *, signers: Sequence[str] = (), answers: bool = False
+) -> Blessed:
+    """Fetch and check a version as `bless` does; only with `answers` the model is run.
+
+    Raises:
+        StageError: something is wrong; the message is a clause.
+    """
+    with scratch(site) as path:
+        sealed = checked(download(site, mlflow, version, path), version.tags, signers=signers)
+        wrong = next(answering(path, sealed), None) if answers else None
+        if wrong is not None:
+            raise StageError(wrong)
+        return Blessed(sealed, samples_in(path))
+
+
+def samples_in(folder: Path) -> dict[str, np.ndarray]:
+    """The outcomes by sample that a version keeps; none if its evaluators gave none."""
+    from safetensors.numpy import load
+
+    path = folder / SAMPLES
+    return dict(load(path.read_bytes())) if path.exists() else {}
+
+
+def checked(folder: Path, tags: dict[str, str], *, signers: Sequence[str] = ()) -> Sealed:
+    """Read the seal in a folder, and check files, flavour, tags and signer.
+
+    Raises:
+        StageError: something is wrong; the message is a clause.
+    """
+    sealed = read_seal(folder)
+    for tag, digest in ((SEAL_TAG, sealed.digest), (SHA_TAG, sealed.seal.model)):
+        if tags.get(tag, digest) != digest:
+            raise StageError(f"its tag {tag!r} says {tags[tag][:12]!r}, but its files say {digest[:12]!r}")
+    wrong = next(_of_description(folder / "MLmodel"), None)
+    if wrong is None and signers and sealed.signer not in signers:
+        who = f"{sealed.signer[:12]} signed it" if sealed.signer else "nobody signed it"
+        wrong = f"{who}, and the policy trusts {listing(one[:12] for one in signers)}"
+    if wrong is None and sealed.seal.runtime not in SCRIPTS:
+        wrong = f"it is for the runtime {sealed.seal.runtime!r}, which KDQ does not know"
+    if wrong is not None:
+        raise StageError(wrong)
+    return sealed
+
+
+def answering(folder: Path, sealed: Sealed) -> Iterator[str]:
+    """Run the model on its golden batch in a clean process; yields where it answers otherwise."""
+    yield from differing(folder / GOLDEN, sealed.seal.runtime, folder / MODEL, sealed.seal.tolerances)
 
 
 def _of_description(path: Path) -> Iterator[str]:
@@ -100,26 +114,6 @@ def _of_description(path: Path) -> Iterator[str]:
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         yield f"its file 'MLmodel' cannot be read ({type(error).__name__})"
         return
-    if names != {"onnx", "python_function"} or loader != LOADER or data != FILE:
+    if names != {"onnx", "python_function"} or loader != LOADER or data != MODEL:
         said = f"flavours {listing(sorted(names))}, loader {loader!r}, data {data!r}"
         yield f"its file 'MLmodel' describes another kind of model than KDQ registers ({said})"
-
-
-def _of_answers(root: Path) -> Iterator[str]:
-    """Run the model on its example in a clean process."""
-    (root / "example.json").write_text(_example(root), encoding="utf-8")
-    words = [sys.executable, "-I", "-c", ANSWERS, str(root / FILE), str(root / "example.json")]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        yield f"it does not answer its example within {SECONDS} s"
-        return
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        yield f"it does not answer its example: {last[0][:300]}"
-
-
-def _example(root: Path) -> str:
-    text = (root / "input_example.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    return json.dumps(found if isinstance(found, dict) and "inputs" in found else {"inputs": found})

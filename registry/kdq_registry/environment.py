@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import getpass
 import os
+import sqlite3
 import threading
 import uuid
 from pathlib import Path
@@ -17,9 +19,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from kdq_core.errors import KdqError, StageError, StoreError, TransientError
 from kdq_core.locks import held
 from kdq_core.store.store import explained
+from kdq_registry.addresses import follow, moved_from
+from kdq_registry.refusals import denied, unreachable
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator
 
     from mlflow import MlflowClient
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 _SQLITE_DISK = {"database or disk is full": errno.ENOSPC, "attempt to write a readonly database": errno.EROFS}
+
+EXTRAS = {"psycopg2": "'kdq[postgres]'"}
+"""What to install for a package that an extra of KDQ brings."""
+TURN = 7472113
+"""The number of the PostgreSQL lock for making MLflow's schema."""
 
 _ready: set[str] = set()
 _ready_lock = threading.Lock()
@@ -83,6 +91,28 @@ def local_database(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
+def is_server(uri: str) -> bool:
+    """Say whether the address is that of an MLflow server, not of a database."""
+    return uri.startswith(("http://", "https://"))
+
+
+def follow_home(site: Site) -> None:
+    """Let the addresses in the home's own database follow a home that was moved or copied; imports no MLflow.
+
+    A database outside of the home keeps its addresses, because other homes may use it.
+    """
+    database = local_database(site.mlflow_uri)
+    artifacts = folder(site) / "artifacts"
+    if database is None or not database.exists() or database.parent.resolve() != folder(site).resolve():
+        return
+    try:
+        if moved_from(database, artifacts) is not None:
+            with held(folder(site) / ".migrate.lock"):
+                follow(database, artifacts)
+    except sqlite3.Error as error:
+        raise _unreadable(database, error) from error
+
+
 def read_only(database: Path) -> sqlite3.Connection:
     """Open an existing SQLite file for reading, without importing MLflow.
 
@@ -92,8 +122,6 @@ def read_only(database: Path) -> sqlite3.Connection:
     Raises:
         StageError: the file is unreadable or not a database.
     """
-    import sqlite3
-
     connection = None
     try:
         connection = sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=20)
@@ -115,12 +143,21 @@ def mlflow_errors(site: Site) -> Iterator[None]:
         raise
     except ImportError as error:
         missing = (error.name or "mlflow").partition(".")[0]
+        command = EXTRAS.get(missing, missing)
         raise StageError(
             f"the tracking address {redacted(site.mlflow_uri)!r} needs the Python package {missing!r}, which is not "
-            f"installed; run `pip install {missing}`"
+            f"installed; run `pip install {command}`"
         ) from error
     except Exception as error:
         raise _told(site, error) from error
+
+
+def user() -> str:
+    """Name of the user of this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # a container without an entry in passwd
 
 
 def redacted(uri: str) -> str:
@@ -141,8 +178,9 @@ def _make_ready(site: Site) -> None:
             return
         if database is not None:
             _migrate(site, database)
-        elif not uri.startswith(("http://", "https://")):
-            _knock(uri)
+            follow_home(site)
+        elif not is_server(uri):
+            _prepare(site, uri)
         _ready.add(uri)
 
 
@@ -173,15 +211,24 @@ def _clear(database: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _knock(uri: str) -> None:
-    """Connect to a database server once; MLflow itself would retry a dead one for more than a minute."""
+def _prepare(site: Site, uri: str) -> None:
+    """Connect to a database server once, and make MLflow's schema there if it has none.
+
+    MLflow itself would retry a dead server for more than a minute. When several processes make the schema at once, all
+    but one fail, so they take turns: those of a home by a file, those of all homes by a lock of PostgreSQL.
+    """
     import sqlalchemy
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     if "://" not in uri:
         raise StageError(f"the tracking address {uri!r} is a folder, which MLflow no longer supports; name a database")
     engine = sqlalchemy.create_engine(uri)
     try:
-        engine.connect().close()
+        with held(folder(site) / ".migrate.lock"), engine.connect() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(sqlalchemy.text(f"select pg_advisory_lock({TURN})"))
+            if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+                SqlAlchemyStore(uri, (folder(site) / "artifacts").as_uri()).engine.dispose()
     finally:
         engine.dispose()
 
@@ -189,7 +236,9 @@ def _knock(uri: str) -> None:
 def _told(site: Site, error: Exception) -> KdqError:
     address = redacted(site.mlflow_uri)
     detail = " ".join(str(error).replace(site.mlflow_uri, address).split())[:300]
-    if _unreachable(error):
+    if is_server(site.mlflow_uri) and (told := denied(error, address)) is not None:
+        return told
+    if unreachable(error):
         return TransientError(
             f"the tracking server at {address!r} does not answer ({detail}); start it, or name another one in "
             "KDQ_TRACKING_URI"
@@ -210,20 +259,6 @@ def _told(site: Site, error: Exception) -> KdqError:
     return StageError(f"MLflow at {address!r} refused: {detail}")
 
 
-def _unreachable(error: BaseException | None) -> bool:
-    """Whether a lost connection is among the causes of `error`."""
-    import requests
-    import sqlalchemy.exc
-
-    while error is not None:
-        if isinstance(error, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError):
-            return True
-        if isinstance(error, sqlalchemy.exc.OperationalError) and "sqlite" not in type(error.orig).__module__:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _unreadable(database: Path, error: Exception) -> KdqError:
     detail = " ".join(str(error).split())[:200]
     return _disk(database, error) or StageError(
@@ -239,8 +274,6 @@ def _disk(path: Path, error: BaseException | None) -> StoreError | None:
         path: the database or folder that was written. If the cause names a file, the message names that file.
         error: the exception that was raised.
     """
-    import sqlite3
-
     while error is not None:
         cause = error
         if isinstance(error, sqlite3.OperationalError) and str(error) in _SQLITE_DISK:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import StageError
-from kdq_registry.environment import folder, local_database
+from kdq_registry.environment import folder, is_server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from kdq_core.recipe.spec import Site
 
 
+KIND_TAG = "mlflow.experimentKind"
+TRAINING = "custom_model_development"
+"""MLflow's page opens an experiment of this kind as model training, any other one in its mode for language models."""
+
+
 def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
     """Return the id of the experiment `name`; make the experiment if it is missing.
 
     Args:
         mlflow: a client of the site.
-        site: with a local SQLite file, artifacts go to `KDQ_HOME/mlflow/artifacts/<name>`; a server chooses the place.
+        site: with a database, artifacts go to `KDQ_HOME/mlflow/artifacts/<name>`; a server chooses the place.
         name: the recipe's name.
 
     Raises:
@@ -28,9 +33,10 @@ def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
 
     found = mlflow.get_experiment_by_name(name)
     if found is None:
-        local = local_database(site.mlflow_uri) is not None
+        server = is_server(site.mlflow_uri)  # without a place, MLflow would use ./mlruns for a database
         try:
-            return str(mlflow.create_experiment(name, (folder(site) / "artifacts" / name).as_uri() if local else None))
+            place = None if server else (folder(site) / "artifacts" / name).as_uri()
+            return str(mlflow.create_experiment(name, place, tags={KIND_TAG: TRAINING}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -40,4 +46,6 @@ def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:
             f"the MLflow experiment {name!r} was deleted, and its name is still taken; restore it "
             f"(`mlflow experiments restore`), or give the recipe another name"
         )
+    if KIND_TAG not in found.tags:
+        mlflow.set_experiment_tag(found.experiment_id, KIND_TAG, TRAINING)
     return str(found.experiment_id)

@@ -6,6 +6,7 @@ Files lie in `KDQ_HOME/registered`, named by their sha256. KDQ does not download
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -14,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 from kdq_core.errors import RecipeError, StageError, listing
 from kdq_core.frozen import Frozen
 from kdq_core.store.hashing import canonical, sha256_file, sha256_of
+from kdq_registry.aliases import ALIASES
+from kdq_registry.entries import ENTRY_TAG
 from kdq_registry.environment import client, local_database, mlflow_errors, read_only
-from kdq_registry.registering import SHA_TAG
-from kdq_registry.versions import nothing_yet, unknown_model, version_called, version_numbered
+from kdq_registry.listing import repaired
+from kdq_registry.logged import SHA_TAG
+from kdq_registry.versions import CHAIN_SUFFIX, nothing_yet, unknown_model, version_called, version_numbered
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from mlflow import MlflowClient
 
     from kdq_core.recipe.spec import Site
@@ -31,6 +37,12 @@ class Fetched(Frozen):
     version: int
     sha256: str
     path: Path
+    notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The version in words, with what was found wrong with its aliases."""
+        return "; ".join((f"version {self.version} of {self.name!r}, sha256 {self.sha256[:12]}", *self.notes))
 
 
 def fetch(site: Site, model: str) -> Fetched:
@@ -56,6 +68,7 @@ def fetch(site: Site, model: str) -> Fetched:
         return there
     with mlflow_errors(site):
         mlflow = client(site)
+        notes = tuple(repaired(site, mlflow, name)) if mark == "@" and which in ALIASES else ()
         found = version_numbered(mlflow, name, int(which)) if mark == "/" else version_called(mlflow, name, which)
         kept, note = site.home / "registered", _note(site, found)
         kept.mkdir(parents=True, exist_ok=True)
@@ -64,7 +77,8 @@ def fetch(site: Site, model: str) -> Fetched:
             sha256 = _download(site, mlflow, found, kept)
             if SHA_TAG not in found.tags:
                 (kept / note).write_text(sha256)
-    return Fetched(name=name, version=int(found.version), sha256=sha256, path=kept / f"{sha256}.onnx")
+    path = kept / f"{sha256}.onnx"
+    return Fetched(name=name, version=int(found.version), sha256=sha256, path=path, notes=notes)
 
 
 def _there(site: Site, name: str, mark: str, which: str) -> Fetched | None:
@@ -80,10 +94,25 @@ def _there(site: Site, name: str, mark: str, which: str) -> Fetched | None:
     meant = "?" if mark == "/" else "(select version from registered_model_aliases where name = v.name and alias = ?)"
     with contextlib.closing(read_only(database)) as connection:
         row = connection.execute(query + meant, (SHA_TAG, name, which)).fetchone()
+        if row and mark == "@" and which in ALIASES and not _agreed(connection, name, which, int(row[0])):
+            return None
     path = site.home / "registered" / f"{row[1]}.onnx" if row else None
     if path is None or not _whole(path, row[1]):
         return None
     return Fetched(name=name, version=int(row[0]), sha256=row[1], path=path)
+
+
+def _agreed(connection: sqlite3.Connection, name: str, alias: str, version: int) -> bool:
+    """Say whether the newest entry of the chain has the alias at this version, or there is no chain."""
+    query = (
+        "select t.value from model_version_tags t join model_versions v on t.name = v.name and t.version = v.version "
+        "where v.name = ? and t.key = ? and v.current_stage <> 'Deleted_Internal' order by v.version desc limit 1"
+    )
+    row = connection.execute(query, (name + CHAIN_SUFFIX, ENTRY_TAG)).fetchone()
+    try:
+        return row is None or json.loads(row[0])["aliases"].get(alias) == version
+    except (ValueError, KeyError, AttributeError):
+        return False  # MLflow's way tells what is wrong
 
 
 def _download(site: Site, mlflow: MlflowClient, version: Any, kept: Path) -> str:

@@ -1,184 +1,207 @@
-"""Move the alias `champion` if every gate of the recipe is met and no plug-in vetoes."""
+"""Move an alias: bless the version, judge it, ask the plug-ins, write the chain."""
 
 from __future__ import annotations
 
-import datetime
-import getpass
-import json
-import math
-import os
-import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
-
-from kdq_core.errors import RecipeError, StageError
+from kdq_core.errors import RecipeError, StageError, did_you_mean
 from kdq_core.frozen import Frozen
-from kdq_core.locks import held
-from kdq_core.plan.gates import GateVerdict, judge
-from kdq_core.recipe.spec import Gate
-from kdq_core.store.family import in_json
+from kdq_core.plan.gates import GateVerdict
 from kdq_core.store.records import EvaluationReport
-from kdq_registry.blessing import bless
-from kdq_registry.environment import client, folder, mlflow_errors
-from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
-from kdq_registry.versions import model_named, models, nothing_yet, unknown_model, version_numbered, versions
+from kdq_registry.aliases import CHALLENGER, CHAMPION, PREVIOUS, repair, settle, state_of
+from kdq_registry.blessing import Blessed, bless, read
+from kdq_registry.chain import head
+from kdq_registry.comparing import Comparison
+from kdq_registry.environment import client, mlflow_errors
+from kdq_registry.judging import Judgement, judged
+from kdq_registry.moving import move, refuse
+from kdq_registry.policy import Policy, check_metrics
+from kdq_registry.versions import nothing_yet, unknown_model, version_numbered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from kdq_core.recipe.spec import Site
-
-ALIAS = "champion"
-PROMOTION_TAG = "kdq.promotion"
+    from kdq_registry.entries import Kind, Link
 
 Vetoes = Callable[[str, int, EvaluationReport], Iterable[str]]
+TARGETS = (CHAMPION, CHALLENGER)
+"""The aliases that a promotion may move; `previous` follows `champion`."""
 
 
 class PromotionResult(Frozen):
-    """Whether the version may be `champion`, and why; if `previous` is another version, the alias moved."""
+    """Whether the version has the alias, and why; if `before` is another version, the alias moved."""
 
     name: str
     version: int
+    alias: str = CHAMPION
+    kind: str = "move"
     promoted: bool
-    previous: int | None
-    verdicts: tuple[GateVerdict, ...]
+    before: int | None
+    verdicts: tuple[GateVerdict, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    against: tuple[str, ...] = ()
     vetoes: tuple[str, ...] = ()
+    entry: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def already(self) -> bool:
-        """Say whether the version was `champion` before."""
-        return self.previous == self.version
+        """Say whether the version had the alias before."""
+        return self.before == self.version
 
 
-def promote(site: Site, name: str, version: int, *, vetoes: Vetoes | None = None) -> PromotionResult:
-    """Move the alias `champion` of model `name` to `version`, if its files are whole and its gates are met.
+def promote(
+    site: Site,
+    name: str,
+    version: int,
+    *,
+    alias: str = CHAMPION,
+    policy: Policy | None = None,
+    force: str = "",
+    vetoes: Vetoes | None = None,
+) -> PromotionResult:
+    """Move an alias of model `name` to `version`, if its files are as sealed, its gates are met, and no plug-in vetoes.
 
-    The function writes the move to `KDQ_HOME/mlflow/promotions.jsonl` and into a tag of the version. If the version is
-    `champion` already, it moves and writes nothing.
+    A version that is shown to be worse than the champion is refused, too. The function appends the move, or the
+    refusal, to the model's chain of promotions. If the version has the alias already, it moves and writes nothing.
 
     Args:
-        site: where MLflow is.
+        site: where MLflow is, and whose key signs.
         name: name of the registered model.
         version: number of the version.
+        alias: `champion`, or `challenger`, which asks for whole files and answers only.
+        policy: gates in place of the sealed ones, trusted signers, and what to compare.
+        force: the reason to promote although gates are not met or the version is worse; damaged files and vetoes stand.
         vetoes: called last, with name, version and report; each reason that it returns forbids the promotion.
 
     Raises:
-        RecipeError: there is no such model or version, or KDQ did not register it.
+        RecipeError: there is no such model, version or alias, or the policy asks for a metric that nobody measured.
         TransientError: the tracking server cannot be reached.
-        StageError: MLflow refused, a file or a tag of the version was changed, or another process moved the alias at
-            the same moment.
+        StageError: MLflow refused, or a file of the version or an entry of the chain was changed.
+        LostError: another process moved the alias at the same moment.
     """
+    check_alias(alias)
+    rules = policy or Policy()
+    with mlflow_errors(site):
+        mlflow, notes, seen, before = _begun(site, name, version)
+        blessed = _blessed(site, mlflow, name, version, alias, rules)
+        judgement = Judgement()
+        if alias == CHAMPION and before.get(CHAMPION) != version:
+            check_metrics(rules.gates or (), blessed.sealed.report, f"version {version} of {name!r}")
+            judgement = judged(rules, blessed, *_champion(site, mlflow, name, before.get(CHAMPION)))
+        elif alias == CHAMPION:
+            judgement = judged(rules.model_copy(update={"compare": ()}), blessed, None, "")
+    reasons = tuple(vetoes(name, version, blessed.sealed.report)) if vetoes else ()
+    result = PromotionResult(
+        name=name, version=version, alias=alias, kind="force" if judgement.against and force else "move",
+        promoted=not reasons and (not judgement.against or bool(force)), before=before.get(alias),
+        verdicts=judgement.verdicts, comparisons=judgement.comparisons, against=judgement.against, vetoes=reasons,
+        notes=(*notes, *filter(None, [judgement.note])),
+    )  # fmt: skip
+    return _written(site, mlflow, result, seen, blessed, force, rules if policy else None)
+
+
+def rollback(
+    site: Site, name: str, *, reason: str = "", policy: Policy | None = None, vetoes: Vetoes | None = None
+) -> PromotionResult:
+    """Make `previous` the champion again, after its files were looked at as in a promotion; the champion is `previous`.
+
+    Args:
+        site: where MLflow is, and whose key signs.
+        name: name of the registered model.
+        reason: stays in the history.
+        policy: its signers count; gates and comparison do not, because the version was champion before.
+        vetoes: called last, with name, version and report; each reason that it returns forbids the rollback.
+
+    Raises:
+        RecipeError: there is no such model, or it has no `previous`.
+        StageError: MLflow refused, or a file of the version or an entry of the chain was changed.
+        LostError: another process moved the alias at the same moment.
+    """
+    with mlflow_errors(site):
+        mlflow, notes, seen, before = _begun(site, name, None)
+        if PREVIOUS not in before:
+            raise RecipeError(
+                f"model {name!r} has no 'previous' to roll back to; `kdq models` lists its versions, and `kdq promote "
+                f"{name} VERSION` makes one of them the champion"
+            )
+        version = before[PREVIOUS]
+        blessed = _blessed(site, mlflow, name, version, CHAMPION, policy or Policy())
+    reasons = tuple(vetoes(name, version, blessed.sealed.report)) if vetoes else ()
+    result = PromotionResult(
+        name=name, version=version, kind="rollback", promoted=not reasons, before=before.get(CHAMPION), vetoes=reasons,
+        notes=notes,
+    )  # fmt: skip
+    return _written(site, mlflow, result, seen, blessed, reason, policy)
+
+
+def check_alias(alias: str) -> None:
+    """Refuse an alias that a promotion does not move.
+
+    Raises:
+        RecipeError: with the nearest one.
+    """
+    if alias not in TARGETS:
+        raise RecipeError(
+            f"a promotion moves 'champion' or 'challenger', not {alias!r}{did_you_mean(alias, TARGETS)}; 'previous' "
+            "follows 'champion'"
+        )
+
+
+def _begun(
+    site: Site, name: str, version: int | None
+) -> tuple[MlflowClient, tuple[str, ...], Link | None, dict[str, int]]:
+    """A client, what was repaired, the head of the chain, and the aliases that it says."""
     if nothing_yet(site):
         raise unknown_model(name, [])
-    with mlflow_errors(site):
-        mlflow = client(site)
-        found = version_numbered(mlflow, name, version)
-        gates, report = _claims(name, version, found.tags)
-        bless(site, mlflow, found)
-    verdicts = judge(gates, report)
-    reasons = tuple(vetoes(name, version, report)) if vetoes else ()
-    promoted = all(verdict.met for verdict in verdicts) and not reasons
-    with mlflow_errors(site), held(folder(site) / ".promote.lock"):
-        head = model_named(mlflow, name).aliases.get(ALIAS)
-        result = PromotionResult(
-            name=name,
-            version=version,
-            promoted=promoted,
-            previous=None if head is None else int(head),
-            verdicts=verdicts,
-            vetoes=reasons,
-        )
-        if promoted and not result.already:
-            _move(site, mlflow, result)
-    return result
+    mlflow = client(site)
+    if version is not None:
+        version_numbered(mlflow, name, version)
+    notes = tuple(repair(site, mlflow, name))
+    seen = head(mlflow, name)
+    return mlflow, notes, seen, state_of(mlflow, name, seen)
 
 
-def list_models(site: Site) -> list[dict[str, Any]]:
-    """List every version of every model, newest first within a model.
-
-    Returns:
-        Rows with `name`, `version`, `aliases`, `created` (UTC), `top1`, `bytes` and `sha256` (12 digits). Values
-            that a version registered without KDQ lacks are `None`.
-    """
-    if nothing_yet(site):
-        return []
-    with mlflow_errors(site):
-        mlflow = client(site)
-        found = sorted(models(mlflow), key=lambda model: str(model.name))
-        return [_row(model, version) for model in found for version in versions(mlflow, model.name)]
-
-
-def _claims(name: str, version: int, tags: dict[str, str]) -> tuple[tuple[Gate, ...], EvaluationReport]:
-    """Gates and report that `register` left in the version's tags."""
-    if GATES_TAG not in tags or REPORT_TAG not in tags:
-        raise RecipeError(
-            f"version {version} of model {name!r} has no tags {GATES_TAG!r} and {REPORT_TAG!r}: KDQ did not register "
-            "it, so its gates cannot be checked; register it with `kdq run`"
-        )
+def _blessed(site: Site, mlflow: MlflowClient, name: str, version: int, alias: str, policy: Policy) -> Blessed:
+    """Bless a version; a refusal is written into the chain."""
     try:
-        gates = TypeAdapter(tuple[Gate, ...]).validate_json(tags[GATES_TAG])
-        report = EvaluationReport.model_validate_json(tags[REPORT_TAG])
-    except ValidationError as error:
-        raise StageError(
-            f"version {version} of model {name!r} has a damaged tag {GATES_TAG!r} or {REPORT_TAG!r} "
-            f"({error.errors()[0]['msg']}), so its gates cannot be checked; run its recipe again: that writes both anew"
-        ) from None
-    if not gates:
-        raise RecipeError(
-            f"version {version} of model {name!r} has no gates, so nothing says that it is good enough; write 'gates' "
-            "into its recipe and run it again"
-        )
-    return gates, report
+        return bless(site, mlflow, version_numbered(mlflow, name, version), signers=policy.signers)
+    except StageError as error:
+        refuse(site, mlflow, name, alias=alias, to=version, reason=str(error))
+        raise
 
 
-def _move(site: Site, mlflow: MlflowClient, result: PromotionResult) -> None:
-    """Set the alias, read it back, and write who did it and why it was allowed."""
-    mlflow.set_registered_model_alias(result.name, ALIAS, str(result.version))
-    head = int(mlflow.get_model_version_by_alias(result.name, ALIAS).version)
-    if head != result.version:
-        raise StageError(
-            f"the alias {ALIAS!r} of model {result.name!r} was to be version {result.version}, and another process "
-            f"moved it to version {head} at the same moment; look at `kdq models` and promote again"
-        )
-    line = json.dumps(
-        {
-            "who": f"{_user()}@{socket.gethostname()}",
-            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "model": result.name,
-            "from": result.previous,
-            "to": result.version,
-            "verdicts": [verdict.model_dump(mode="json") for verdict in result.verdicts],
-        }
-    )
-    mlflow.set_model_version_tag(result.name, str(result.version), PROMOTION_TAG, line)
-    with (folder(site) / "promotions.jsonl").open("a", encoding="utf-8") as audit:
-        audit.write(line + "\n")
-        audit.flush()
-        os.fsync(audit.fileno())
-
-
-def _user() -> str:
+def _champion(site: Site, mlflow: MlflowClient, name: str, number: int | None) -> tuple[Blessed | None, str]:
+    """The champion to compare with; a damaged one is no reason to keep it."""
+    if number is None:
+        return None, ""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())  # a container without an entry in passwd
+        return read(site, mlflow, version_numbered(mlflow, name, number)), ""
+    except (StageError, RecipeError) as error:
+        return None, f"undecided: the champion, version {number}, cannot be read: {error}"
 
 
-def _row(model: Any, version: Any) -> dict[str, Any]:
-    try:
-        report = EvaluationReport.model_validate_json(version.tags.get(REPORT_TAG, '{"models": {}}'))
-    except ValidationError:  # a tag that somebody edited costs this row its figures, and no other row
-        report = EvaluationReport(models={})
-    top1, size = report.value("int8", "top1"), report.value("int8", "bytes")
-    created = datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC)
-    return {
-        "name": model.name,
-        "version": int(version.version),
-        "aliases": sorted(alias for alias, number in model.aliases.items() if int(number) == int(version.version)),
-        "created": created.isoformat(timespec="seconds"),
-        "top1": None if top1 is None else in_json(top1),
-        "bytes": int(size) if size is not None and math.isfinite(size) else None,
-        "sha256": version.tags.get(SHA_TAG, "")[:12] or None,
+def _written(
+    site: Site, mlflow: MlflowClient, result: PromotionResult, seen: Link | None, blessed: Blessed, reason: str,
+    policy: Policy | None,
+) -> PromotionResult:  # fmt: skip
+    """Write a result into the chain, and move the alias."""
+    fields = {
+        "seal": blessed.sealed.digest,
+        "report": blessed.sealed.seal.report_sha256,
+        "policy": policy.digest if policy else "",
     }
+    said = "; ".join((*([reason] if reason else []), *result.against, *(f"veto: {veto}" for veto in result.vetoes)))
+    where = {"name": result.name, "alias": result.alias, "to": result.version, "reason": said}
+    kind: Kind = result.kind  # type: ignore[assignment]
+    with mlflow_errors(site):
+        if not result.promoted:
+            link = refuse(site, mlflow, **where, **fields)  # type: ignore[arg-type]
+        elif result.already:
+            settle(mlflow, result.name)
+            return result
+        else:
+            link = move(site, mlflow, seen=seen, kind=kind, **where, **fields)  # type: ignore[arg-type]
+    return result.model_copy(update={"entry": link.digest})

@@ -6,37 +6,38 @@ KDQ never registers the same bytes twice. If asked again, it gives their version
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
-import json
-import shutil
-import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdq_core.errors import RecipeError
 from kdq_core.locks import held
 from kdq_core.recipe.spec import Site
+from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import ModelVersion
+from kdq_registry.card import DESCRIPTION_LIMIT, card
 from kdq_registry.environment import client, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
+from kdq_registry.logged import LOGGED_TAG, OWNER_TAG, SHA_TAG, by_bytes, discard, link, new_logged, own_run, sweep
+from kdq_registry.packing import Package, pack, seal
+from kdq_registry.page import fill
+from kdq_registry.resealing import reseal
+from kdq_registry.scratch import scratch
+from kdq_registry.seal import SEAL_TAG
+from kdq_registry.versions import CHAIN_SUFFIX, is_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
     from kdq_core.recipe.spec import Gate, Recipe
-    from kdq_core.store.records import Artifact, EvaluationReport, TensorSpec
+    from kdq_core.store.records import Artifact, EvaluationReport
 
-SHA_TAG, REPORT_TAG, GATES_TAG = "kdq.sha256", "kdq.report", "kdq.gates"
+REPORT_TAG = "kdq.report"
 TAG_LIMIT = 100_000
 """Characters MLflow allows in a tag of a model version."""
-
-REQUIREMENTS = ("onnxruntime", "mlflow-skinny", "pandas")
-"""Packages that loading the model as a pyfunc needs (tried in an empty environment)."""
 
 
 def register(
@@ -49,48 +50,119 @@ def register(
     lineage: dict[str, str],
     run_id: str | None,
     example: dict[str, np.ndarray],
+    samples: Mapping[str, np.ndarray] | None = None,
+    lock: str | None = None,
 ) -> ModelVersion:
     """Make a version of the recipe's model from the int8 file, or return the one that has the same bytes.
 
-    An existing version gets the tags of this call, so that a promotion checks the recipe's current gates against the
-    newest report.
+    An existing version is sealed anew, so that a promotion checks the recipe's current gates against the newest report.
 
     Args:
         site: where MLflow is.
         recipe: names the model, and holds the gates its promotion must meet.
         artifact_file: the ONNX file; KDQ registers it byte for byte.
         artifact: names, types and shapes of its inputs and outputs become the signature.
-        report: the metrics of the file; kept as the tag `kdq.report`.
-        lineage: digests of everything the file was made from; kept as tags `kdq.lineage.*`.
+        report: the metrics of the file; sealed, and kept as the tag `kdq.report` for lists.
+        lineage: digests of everything the file was made from; sealed.
         run_id: the MLflow run that made the file; `None` makes a run for the registration alone.
         example: one batch, input name to array (dtype and shape of `artifact.inputs`).
+        samples: what the file did on each sample of the test split, by metric.
+        lock: the lock of the run, for `kdq replay`; sealed.
 
     Raises:
+        RecipeError: the model's name is one that KDQ keeps for histories.
         TransientError: the tracking server cannot be reached.
-        StageError: MLflow refused, or a package is missing.
+        StageError: MLflow refused, a package is missing, or the file does not run in its runtime.
     """
-    sha256 = hashlib.sha256(artifact_file.read_bytes()).hexdigest()
-    tags = {f"kdq.lineage.{name}": digest for name, digest in lineage.items()} | {
-        SHA_TAG: sha256,
-        REPORT_TAG: _report_tag(report, recipe.gates),
-        GATES_TAG: json.dumps([gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates]),
-    }
+    name = recipe.model_name
+    if is_chain(name):
+        raise RecipeError(
+            f"the model name {name!r} ends in {CHAIN_SUFFIX!r}, which KDQ keeps for histories; choose another"
+        )
+    about = card(site, recipe, artifact, report, lineage)
+    package = Package(recipe, artifact_file, artifact, report, lineage, example, samples or {}, about, lock)
+    sha256 = sha256_file(artifact_file)
+    tags = {SHA_TAG: sha256, REPORT_TAG: _report_tag(report, recipe.gates)}
     with mlflow_errors(site), held(folder(site) / ".register.lock"):
-        known = find_version(site, recipe.model_name, sha256)
         mlflow = client(site)
-        if known is not None:
-            for tag, value in tags.items():
-                mlflow.set_model_version_tag(known.name, str(known.version), tag, value)
-            return known
         experiment = experiment_id(mlflow, site, recipe.name)
-        run = run_id or _own_run(mlflow, experiment, recipe)
-        shown = recipe.model_name.replace(".", "-")  # MLflow allows no dots in this name, which is only shown
-        logged = mlflow.create_logged_model(experiment, shown, run, {SHA_TAG: sha256}, model_type="onnx")
-        with tempfile.TemporaryDirectory(dir=folder(site)) as scratch:
-            _save(Path(scratch) / "model", artifact_file, artifact, example, logged)
-            mlflow.log_model_artifacts(logged.model_id, str(Path(scratch) / "model"))
-        mlflow.finalize_logged_model(logged.model_id, "READY")
-        return _new_version(site, mlflow, recipe.model_name, logged, run, tags)
+        sweep(site, mlflow, [experiment])
+        known = by_bytes(mlflow, name, sha256)
+        if known:
+            return _again(site, mlflow, known[0], package, tags)
+        return _made(site, mlflow, package, tags, experiment, run_id)
+
+
+def add_version(
+    site: Site, mlflow: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: Mapping[str, str], about: str
+) -> Any:
+    """Make a version of a logged model; of the versions with the same bytes the lowest number stays.
+
+    Args:
+        site: where MLflow is.
+        mlflow: a client of the site.
+        name: the registered model.
+        logged: the logged model.
+        run_id: the run that made it.
+        tags: tags of the version.
+        about: its description in Markdown.
+
+    Returns:
+        MLflow's version: the new one, or that of a process on another machine that registered the same bytes.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
+    named = {**tags, LOGGED_TAG: logged.model_id}
+    made = mlflow.create_model_version(
+        name, logged.artifact_location, run_id, named, description=about, model_id=logged.model_id,
+        await_creation_for=0,
+    )  # fmt: skip
+    first = by_bytes(mlflow, name, tags[SHA_TAG])[0]
+    if int(first.version) != int(made.version):
+        mlflow.delete_model_version(name, made.version)
+        discard(site, mlflow, logged)
+        return first
+    link(mlflow, logged, name, int(made.version))
+    return made
+
+
+def _made(
+    site: Site, mlflow: MlflowClient, package: Package, tags: dict[str, str], experiment: str, run_id: str | None
+) -> ModelVersion:
+    """Upload the files, then make the version: a version that exists is whole."""
+    recipe, name = package.recipe, package.recipe.model_name
+    run = run_id or own_run(site, mlflow, experiment, name)
+    logged = new_logged(site, mlflow, experiment, name, run, tags[SHA_TAG])
+    with scratch(site) as path:
+        pack(package, logged, path / "model")
+        tags[SEAL_TAG] = seal(site, package, path / "model")
+        mlflow.log_model_artifacts(logged.model_id, str(path / "model"))
+    fill(mlflow, run, logged.model_id, recipe, package.report, package.lineage)
+    mlflow.finalize_logged_model(logged.model_id, "READY")
+    short = card(site, recipe, package.artifact, package.report, package.lineage, limit=DESCRIPTION_LIMIT)
+    made = add_version(site, mlflow, name, logged, run, tags, short)
+    if run_id is None:
+        mlflow.delete_tag(run, OWNER_TAG)
+    if made.source != logged.artifact_location:
+        return _again(site, mlflow, made, package, tags)
+    return _record(site, made, tags[SHA_TAG])
+
+
+def _again(site: Site, mlflow: MlflowClient, version: Any, package: Package, tags: Mapping[str, str]) -> ModelVersion:
+    digest = reseal(site, mlflow, version, package)
+    for tag, value in {**tags, SEAL_TAG: digest}.items():
+        mlflow.set_model_version_tag(version.name, version.version, tag, value)
+    about = card(site, package.recipe, package.artifact, package.report, package.lineage, limit=DESCRIPTION_LIMIT)
+    mlflow.update_model_version(version.name, version.version, about)
+    if version.run_id and LOGGED_TAG in version.tags:
+        fill(mlflow, version.run_id, version.tags[LOGGED_TAG], package.recipe, package.report, package.lineage)
+    return _record(site, version, tags[SHA_TAG])
 
 
 def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
@@ -102,9 +174,8 @@ def find_version(site: Site, name: str, sha256: str) -> ModelVersion | None:
         sha256: digest (hex) of the registered file.
     """
     with mlflow_errors(site):
-        found = client(site).search_model_versions(f"name = '{name}' and tags.`{SHA_TAG}` = '{sha256}'")
-    first = min(found, key=lambda version: int(version.version), default=None)
-    return None if first is None else _record(site, first, sha256)
+        found = by_bytes(client(site), name, sha256)
+    return _record(site, found[0], sha256) if found else None
 
 
 def version_exists(version: ModelVersion, site: Site | None = None) -> bool:
@@ -143,61 +214,6 @@ def _exists_locally(database: Path, version: ModelVersion) -> bool:
     with contextlib.closing(read_only(database)) as connection:
         values = (version.name, version.version, SHA_TAG, version.file_sha256)
         return bool(connection.execute(query, values).fetchone()[0])
-
-
-def _own_run(mlflow: MlflowClient, experiment: str, recipe: Recipe) -> str:
-    run_id = str(mlflow.create_run(experiment, run_name=f"register {recipe.model_name}").info.run_id)
-    mlflow.set_terminated(run_id, "FINISHED")
-    return run_id
-
-
-def _save(
-    path: Path, artifact_file: Path, artifact: Artifact, example: dict[str, np.ndarray], logged: LoggedModel
-) -> None:
-    """Write the MLflow model folder with the file's own bytes, because MLflow re-serialises the graph."""
-    import onnx
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `import mlflow.onnx` warns of MLflow's own type hints
-        import mlflow.onnx
-        from mlflow.models import Model, ModelSignature
-
-        mlflow.onnx.save_model(
-            onnx.load(artifact_file),
-            path,
-            mlflow_model=Model(run_id=logged.source_run_id, model_id=logged.model_id, model_uuid=logged.model_id),
-            signature=ModelSignature(inputs=_schema(artifact.inputs), outputs=_schema(artifact.outputs)),
-            input_example=example,
-            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
-            onnx_execution_providers=["CPUExecutionProvider"],
-            save_as_external_data=False,
-        )
-    shutil.copyfile(artifact_file, path / "model.onnx")
-
-
-def _schema(tensors: Sequence[TensorSpec]) -> Any:
-    import numpy as np
-    from mlflow.types import Schema
-    from mlflow.types import TensorSpec as MlflowTensor
-
-    return Schema([MlflowTensor(np.dtype(tensor.dtype), tensor.shape, tensor.name) for tensor in tensors])
-
-
-def _new_version(
-    site: Site, mlflow: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: dict[str, str]
-) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        mlflow.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
-    made = mlflow.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
-    link = json.dumps([{"name": name, "version": int(made.version)}])
-    mlflow.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
-    return _record(site, made, tags[SHA_TAG])
 
 
 def _record(site: Site, version: Any, sha256: str) -> ModelVersion:

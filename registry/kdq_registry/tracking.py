@@ -9,11 +9,12 @@ import importlib.metadata
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdq_registry.environment import client, mlflow_errors
 from kdq_registry.experiments import experiment_id
+from kdq_registry.page import LOCK, METRICS_PER_CALL, NOTE_TAG, dataset, made_by, points
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,7 +26,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 OWNER_TAG = "kdq.owner"
 PARAMS_PER_CALL = 100
-METRICS_PER_CALL = 1000
 PACKAGES = ("kdq", "torch", "onnx", "onnxruntime", "mlflow")
 
 
@@ -44,16 +44,19 @@ class Tracker:
 
     @classmethod
     def begin(
-        cls, site: Site, recipe: Recipe, *, owner: str, plan_tags: dict[str, str], name: str | None = None
-    ) -> Tracker:
+        cls, site: Site, recipe: Recipe, *, owner: str, plan_tags: dict[str, str], name: str | None = None,
+        data: str | None = None, prefect: str | None = None,
+    ) -> Tracker:  # fmt: skip
         """Make the experiment (the recipe's name) and the run of this pipeline run.
 
         Args:
             site: where MLflow is.
             recipe: logged as `recipe.yaml`, and field by field as params.
             owner: the process that owns the run; `reconcile` closes runs whose owner is dead.
-            plan_tags: further tags of the run, such as the data's fingerprint.
+            plan_tags: further tags of the run.
             name: name of the run; by default the recipe's name.
+            data: the data's fingerprint; becomes the run's data set.
+            prefect: address of the flow run's page in Prefect, for the description.
 
         Raises:
             TransientError: the tracking server cannot be reached.
@@ -62,11 +65,13 @@ class Tracker:
         with mlflow_errors(site):
             mlflow = client(site)
             experiment = experiment_id(mlflow, site, recipe.name)
-            tags = {OWNER_TAG: owner} | environment_tags() | plan_tags
-            run_id = mlflow.create_run(experiment, tags=tags, run_name=name or recipe.name).info.run_id
+            tags = {OWNER_TAG: owner, NOTE_TAG: _about(recipe, prefect)} | made_by("kdq run") | environment_tags()
+            run_id = mlflow.create_run(experiment, tags=tags | plan_tags, run_name=name or recipe.name).info.run_id
             fields = recipe.model_dump(mode="json", by_alias=True)
             _log_params(mlflow, run_id, fields)
             mlflow.log_dict(run_id, fields, "recipe.yaml")
+            if data is not None:
+                mlflow.log_inputs(run_id, datasets=[dataset(recipe, data)])
         return cls(site, mlflow, experiment, run_id, owner)
 
     def stage_run(self, stage: str, key: str, options: Mapping[str, Any]) -> str:
@@ -80,7 +85,9 @@ class Tracker:
         Returns:
             The id of the new run.
         """
-        tags = {"mlflow.parentRunId": self.run_id, OWNER_TAG: self._owner, "kdq.stage": stage, "kdq.key": key}
+        note = f"Stage `{stage}`; its result has the key `{key}` in the store of KDQ_HOME."
+        tags = {"mlflow.parentRunId": self.run_id, OWNER_TAG: self._owner, "kdq.stage": stage, NOTE_TAG: note}
+        tags |= made_by(f"kdq run, stage {stage}")
         with mlflow_errors(self._site):
             run_id = str(self._mlflow.create_run(self._experiment, tags=tags, run_name=stage).info.run_id)
             with self._lock:
@@ -93,32 +100,45 @@ class Tracker:
         with mlflow_errors(self._site):
             _log_params(self._mlflow, run_id, params)
 
-    def log_epochs(self, run_id: str, records: Sequence[EpochRecord]) -> None:
-        """Write the curves of a fit, with one step per epoch."""
-        self._log(run_id, [(name, value, r.epoch) for r in records for name, value in r.values.items()])
+    def log_epochs(self, run_id: str, records: Sequence[EpochRecord], at: float | None = None) -> None:
+        """Write the curves of a fit, with one step per epoch.
+
+        Args:
+            run_id: the run of the stage.
+            records: the epochs.
+            at: when they ended, in seconds since 1970; by default now.
+        """
+        self._log(run_id, [(name, value, r.epoch) for r in records for name, value in r.values.items()], at)
+
+    def log_papers(self, report: str, lock: str | None) -> None:
+        """Keep the report of the pipeline run, in Markdown, and its lock, if it finished."""
+        with mlflow_errors(self._site):
+            self._mlflow.log_text(self.run_id, report, "report.md")
+            if lock is not None:
+                self._mlflow.log_text(self.run_id, lock, LOCK)
+
+    def page(self, server: str) -> str:
+        """Address of the pipeline run's page on the MLflow server at `server`."""
+        return f"{server.rstrip('/')}/#/experiments/{self._experiment}/runs/{self.run_id}"
 
     def log_metrics(self, run_id: str, role: str, metrics: Sequence[Metric]) -> None:
         """Write the metrics of one model as `role/name`, with `_low` and `_high` for those with an interval."""
-        points = []
-        for metric in metrics:
-            ends = {"": metric.value, "_low": metric.low, "_high": metric.high}
-            points += [(f"{role}/{metric.name}{end}", v, 0) for end, v in ends.items() if v is not None]
-        self._log(run_id, points)
+        self._log(run_id, points(role, metrics))
 
     def log_gains(self, run_id: str, gains: Sequence[Gain]) -> None:
         """Write the teacher's effect as `teacher_difference/metric`; a tag of that name says whether it is a gain.
 
         Further metrics give its interval (`_low`, `_high`) and the values of both models (`_taught`, `_control`).
         """
-        points = []
+        found = []
         for gain in gains:
             ends = {"": gain.difference, "_low": gain.low, "_high": gain.high}
             ends |= {"_taught": gain.taught, "_control": gain.control}
             name = f"teacher_difference/{gain.metric}"
-            points += [(f"{name}{end}", value, 0) for end, value in ends.items()]
+            found += [(f"{name}{end}", value, 0) for end, value in ends.items()]
             with mlflow_errors(self._site):
                 self._mlflow.set_tag(run_id, name, gain.verdict)
-        self._log(run_id, points)
+        self._log(run_id, found)
 
     def finish(self, run_id: str, status: Status) -> None:
         """Close the run of a stage."""
@@ -134,12 +154,12 @@ class Tracker:
         for run_id in (*left, self.run_id):
             self.finish(run_id, status)
 
-    def _log(self, run_id: str, points: Sequence[tuple[str, float, int]]) -> None:
+    def _log(self, run_id: str, found: Iterable[tuple[str, float, int]], at: float | None = None) -> None:
         with mlflow_errors(self._site):
             from mlflow.entities import Metric as Point
 
-            now = int(time.time() * 1000)
-            made = [Point(name, value, now, step) for name, value, step in points]
+            now = int((at or time.time()) * 1000)
+            made = [Point(name, value, now, step) for name, value, step in found]
             for start in range(0, len(made), METRICS_PER_CALL):
                 self._mlflow.log_batch(run_id, metrics=made[start : start + METRICS_PER_CALL])
 
@@ -153,6 +173,13 @@ def environment_tags() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             tags[f"kdq.env.{package}"] = "not installed"
     return tags
+
+
+def _about(recipe: Recipe, prefect: str | None) -> str:
+    lines = [f"KDQ's run of the recipe `{recipe.name}`: workload `{recipe.workload.use}`, for `{recipe.target.use}`."]
+    if prefect:
+        lines.append(f"[Stages, states and logs in Prefect]({prefect})")
+    return "\n\n".join(lines)
 
 
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

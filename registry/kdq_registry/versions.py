@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
     from kdq_core.recipe.spec import Site
 
+SHOWN = 20
+"""How many versions a message names."""
+CHAIN_SUFFIX = ".promotions"
+
+
+def is_chain(model: str) -> bool:
+    """Say whether a registered model holds the chain of promotions of another, instead of versions."""
+    return model.endswith(CHAIN_SUFFIX)
+
 
 def nothing_yet(site: Site) -> bool:
     """Say whether the site uses a local database that does not exist yet."""
@@ -20,14 +29,14 @@ def nothing_yet(site: Site) -> bool:
 
 
 def models(mlflow: MlflowClient) -> list[Any]:
-    """Return all registered models."""
+    """Return all registered models; the chains of their promotions are none."""
     found: list[Any] = []
     token: str | None = None
     while token != "":
         page = mlflow.search_registered_models(max_results=100, page_token=token)
         found += page
         token = page.token or ""
-    return found
+    return [model for model in found if not is_chain(model.name)]
 
 
 def versions(mlflow: MlflowClient, name: str) -> list[Any]:
@@ -47,25 +56,33 @@ def model_named(mlflow: MlflowClient, name: str) -> Any:
     Raises:
         RecipeError: there is none; the message gives the nearest name.
     """
-    known = {str(model.name): model for model in models(mlflow)}
-    if name not in known:
-        raise unknown_model(name, list(known))
-    return known[name]
+    found = [model for model in mlflow.search_registered_models(f"name = '{_quoted(name)}'") if model.name == name]
+    if not found or is_chain(name):
+        raise unknown_model(name, [str(model.name) for model in models(mlflow)])
+    return found[0]
 
 
 def version_numbered(mlflow: MlflowClient, name: str, number: int) -> Any:
-    """Return the version with this number.
+    """Return the version with this number; of the model's other versions it reads none.
 
     Raises:
-        RecipeError: there is no such model or version; the message lists the existing versions.
+        RecipeError: there is no such model or version; the message lists the newest versions.
     """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if not is_chain(name):
+            return mlflow.get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
     model_named(mlflow, name)
-    known = {int(version.version): version for version in versions(mlflow, name)}
-    if number not in known:
-        numbers = ", ".join(map(str, sorted(known))) or "none"
-        todo = "name one of these" if known else "`kdq run FILE` registers one"
-        raise RecipeError(f"model {name!r} has no version {number}. Versions: {numbers}; {todo}.")
-    return known[number]
+    page = mlflow.search_model_versions(f"name = '{name}'", max_results=SHOWN + 1, order_by=["version_number DESC"])
+    newest = [str(version.version) for version in page]
+    numbers = ", ".join(reversed(newest[:SHOWN])) or "none"
+    more = "..., " if len(newest) > SHOWN else ""
+    todo = "name one of these" if newest else "`kdq run FILE` registers one"
+    raise RecipeError(f"model {name!r} has no version {number}. Versions: {more}{numbers}; {todo}.")
 
 
 def version_called(mlflow: MlflowClient, name: str, alias: str) -> Any:
@@ -91,3 +108,7 @@ def unknown_model(name: str, names: list[str]) -> RecipeError:
     todo = "name one of these (`kdq models` lists their versions)" if names else "`kdq run FILE` registers one"
     there = f"{listing(names)}; {todo}"
     return RecipeError(f"no registered model named {name!r}{hint} Registered: {there}.")
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "")  # no model of KDQ has one; MLflow's filters cannot say it

@@ -20,7 +20,7 @@ import typer
 from kdq_flows.cli import app
 from tests.architecture.pages import BLOCK, PAGES, ROOT, blocks, name_of, titled
 
-PROGRAMS = {"export", "kdq", "make", "pip", "python", "python3", "."}
+PROGRAMS = {"export", "kdq", "make", "openssl", "pip", "python", "python3", "."}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
@@ -85,7 +85,7 @@ def test_a_shell_line_of_the_documents_names_what_is_there(page: Path, words: li
         ("run a.yaml --no-servers", "No such option: --no-servers"),
         ("quantise a.py:net", "No such command 'quantise'."),
         ("plugins lst", "No such command 'lst'."),
-        ("promote digits one", "Invalid value for 'version'"),
+        ("promote digits one", "Invalid value for 'VERSION'"),
     ],
 )
 def test_a_wrong_shell_line_is_found(line: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """A real, migrated SQLite database a test, and a small real ONNX model to register."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def artifact() -> Artifact:
 
 
 def metric(name: str, value: float) -> Metric:
-    return Metric(name=name, value=value, unit="fraction", direction="higher")
+    samples = 200 if name == "top1" else None
+    return Metric(name=name, value=value, unit="fraction", direction="higher", samples=samples)
 
 
 @pytest.fixture
@@ -102,16 +104,32 @@ def registered(
 ) -> Callable[..., ModelVersion]:
     """Registers the model of a seed, with a report as `report_of` makes it; `gates` stand in for the recipe's."""
 
-    def make(seed: int = 0, gates: tuple[Gate, ...] = DEFAULT_GATES, **figures: float) -> ModelVersion:
+    def make(
+        seed: int = 0,
+        gates: tuple[Gate, ...] = DEFAULT_GATES,
+        samples: dict[str, np.ndarray] | None = None,
+        data: str = "b" * 64,
+        site: Site = site,
+        **figures: float,
+    ) -> ModelVersion:
         return register(
             site,
             recipe=recipe.model_copy(update={"gates": gates}),
             artifact_file=onnx_file(seed),
             artifact=artifact,
             report=report_of(**figures),
-            lineage={"teacher": "a" * 64, "data": "b" * 64},
+            lineage={"teacher": "a" * 64, "data": data},
             run_id=None,
             example={"image": np.ones((2, 4), np.float32)},
+            samples=samples,
         )
 
     return make
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """The file of an Ed25519 key."""
+    path = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", path], check=True, capture_output=True)
+    return path

@@ -13,7 +13,7 @@ import pytest
 from kdq_core.errors import StageError, StoreError, TransientError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_registry.environment import client, local_database, mlflow_environment, mlflow_errors, read_only, redacted
-from kdq_registry.promotion import list_models
+from kdq_registry.listing import list_models
 from kdq_registry.tracking import Tracker
 
 
@@ -143,7 +143,7 @@ def test_a_missing_driver_names_the_package(tmp_path: Path, monkeypatch: pytest.
         client(Site(home=tmp_path, tracking_uri="postgresql://kdq:secret@127.0.0.1:9/mlflow"))
     assert str(caught.value) == (
         "the tracking address 'postgresql://kdq:***@127.0.0.1:9/mlflow' needs the Python package 'psycopg2', which is "
-        "not installed; run `pip install psycopg2`"
+        "not installed; run `pip install 'kdq[postgres]'`"
     )
 
 

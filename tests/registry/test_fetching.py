@@ -16,6 +16,7 @@ from kdq_core.store.records import ModelVersion
 from kdq_registry import fetching
 from kdq_registry.environment import client
 from kdq_registry.fetching import fetch
+from kdq_registry.promotion import promote
 
 Registered = Callable[..., ModelVersion]
 
@@ -41,6 +42,20 @@ def test_a_version_and_an_alias_give_the_registered_bytes(
     client(site).set_registered_model_alias("digits", "champion", "1")
     assert fetch(site, "digits@champion") == fetch(site, "digits/1")
     assert len(list((site.home / "registered").glob("*.onnx"))) == 2
+
+
+def test_an_alias_that_was_moved_by_hand_is_told_and_the_chain_decides(site: Site, registered: Registered) -> None:
+    registered(0), registered(1)
+    fetch(site, "digits/1"), fetch(site, "digits/2")
+    promote(site, "digits", 2)
+    assert fetch(site, "digits@champion").said == fetch(site, "digits/2").said
+    client(site).set_registered_model_alias("digits", "champion", "1")
+    found = fetch(site, "digits@champion")
+    assert found.version == 2
+    assert found.said == (
+        f"version 2 of 'digits', sha256 {found.sha256[:12]}; 'champion' of 'digits' was moved outside of KDQ, to "
+        "version 1; the chain of promotions says version 2, so KDQ moved it back"
+    )
 
 
 def test_a_file_is_downloaded_once_and_again_where_it_was_damaged(

@@ -1,13 +1,17 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from kdq_core.recipe.spec import Site
+from kdq_core.errors import RecipeError, StageError
+from kdq_core.recipe.spec import Gate, Site
 from kdq_core.store.records import ModelVersion
 from kdq_flows.cli import app
+from kdq_registry.environment import client
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def test_models_and_promote_speak_json(
     registered()
     code, out = kdq("promote", "digits", "1", "--json")
     result = json.loads(out)
-    assert (code, result["promoted"], result["previous"], len(result["verdicts"])) == (0, True, None, 4)
+    assert (code, result["promoted"], result["before"], len(result["verdicts"])) == (0, True, None, 4)
     code, out = kdq("models", "--json")
     assert (code, json.loads(out)[0]["aliases"]) == (0, ["champion"])
 
@@ -51,7 +55,9 @@ def test_a_refused_promotion_lists_every_gate_and_fails(
     words = [line.replace("│", " ").split() for line in out.splitlines()]
     assert ["int8", "parity_flips", "≤", "0", "3", "0", "not", "met"] in words
     assert ["int8", "coverage_macs", "≥", "1", "1", "1", "met"] in words
-    assert out.splitlines()[-1] == "not promoted: 'champion' of 'digits' stays at nothing"
+    assert out.splitlines()[-2:] == [
+        "refused: int8 parity_flips ≤ 0 is not met: 3", "not promoted: 'champion' of 'digits' stays at nothing",
+    ]  # fmt: skip
 
 
 def test_promoting_the_champion_says_that_it_is(
@@ -83,3 +89,121 @@ def test_an_empty_home_says_how_to_get_a_model(
         f"no registered model in {str(tmp_path / 'empty')!r}; register one with `kdq run FILE`\n",
     )
     assert kdq("models", "--json") == (0, "[]\n")
+
+
+def test_a_worse_version_needs_force_and_a_reason_and_a_rollback_brings_the_old_one_back(
+    registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]]
+) -> None:
+    samples = {share: {"top1": (np.arange(200) < share * 200).astype(np.uint8)} for share in (0.95, 0.5)}
+    (
+        registered(0, samples=samples[0.95]),
+        registered(1, gates=(Gate(metric="top1", at_least=0.1),), samples=samples[0.5]),
+    )
+    assert kdq("promote", "digits", "1")[0] == 0
+    code, out = kdq("promote", "digits", "2")
+    assert code == 1
+    assert "Against the champion, version 1" in out
+    words = [line.replace("│", " ").split() for line in out.splitlines()]
+    (row,) = [line for line in words if line[:3] == ["top1", "0.5", "0.95"]]
+    assert row[-2:] == ["McNemar", "worse"]
+    assert "refused: int8 top1 0.5 is worse than the champion's 0.95 on the same 200 samples (McNemar, p = " in out
+    with pytest.raises(RecipeError, match="--force needs --reason TEXT, which stays in the history"):
+        kdq("promote", "digits", "2", "--force")
+    with pytest.raises(RecipeError, match="--reason says why a promotion is forced; add --force, or leave it out"):
+        kdq("promote", "digits", "2", "--reason", "x")
+    code, out = kdq("promote", "digits", "2", "--force", "--reason", "the old one leaks")
+    assert (code, out.splitlines()[-1]) == (0, "'champion' of 'digits' is now version 2; before: version 1")
+    code, out = kdq("rollback", "digits", "--reason", "enough", "--json")
+    assert (code, json.loads(out)["version"]) == (0, 1)
+    rows = json.loads(kdq("history", "digits", "--json")[1])
+    assert [(row["kind"], row["from"], row["to"]) for row in rows] == [
+        ("move", None, 1), ("refuse", 1, 2), ("force", 1, 2), ("rollback", 2, 1),
+    ]  # fmt: skip
+    assert rows[2]["reason"].startswith("the old one leaks; int8 top1 0.5 is worse")
+    head = rows[-1]["digest"]
+    assert kdq("history", "digits", "--verify", "--head", head) == (
+        0, f"the chain of 'digits' is whole; its head is {head}\n",
+    )  # fmt: skip
+    code, out = kdq("history", "digits", "--verify", "--head", "f" * 64)
+    assert (code, out) == (1, f"the chain has no entry '{'f' * 64}': it was cut off, or written anew\n")
+    with pytest.raises(RecipeError, match="--head names an entry to look for, and only --verify looks for it"):
+        kdq("history", "digits", "--head", head)
+    assert "rollback" in kdq("history", "digits")[1]
+
+
+def test_a_history_without_promotions_says_so(
+    registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]]
+) -> None:
+    registered()
+    assert kdq("history", "digits") == (0, "nothing was promoted in 'digits' yet; `kdq promote digits VERSION` does\n")
+
+
+def test_a_version_is_copied_to_another_model_seal_and_all(
+    site: Site, registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]]
+) -> None:
+    registered(0), registered(1)
+    code, out = kdq("promote", "digits", "2", "--to", "prod.digits@champion")
+    assert (code, out.splitlines()[-1]) == (0, "'champion' of 'prod.digits' is now version 1; before: nothing")
+    assert kdq("promote", "digits", "2", "--to", "prod.digits@champion")[0] == 0  # the same bytes are copied once
+    ours, theirs = client(site).get_model_version("digits", "2"), client(site).get_model_version("prod.digits", "1")
+    assert (ours.tags["kdq.seal"], ours.source == theirs.source) == (theirs.tags["kdq.seal"], False)
+    assert theirs.tags["kdq.copied_from"] == "digits/2"
+    assert len(client(site).search_model_versions("name = 'prod.digits'")) == 1
+    with pytest.raises(RecipeError) as caught:
+        kdq("promote", "digits", "1", "--to", "champoin")
+    assert str(caught.value) == (
+        "a promotion moves 'champion' or 'challenger', not 'champoin'; did you mean 'champion'?; 'previous' follows "
+        "'champion'"
+    )
+    with pytest.raises(RecipeError, match=r"names that end in '.promotions' are histories; name another"):
+        kdq("promote", "digits", "1", "--to", "x.promotions@champion")
+
+
+def test_a_model_is_pulled_verified_and_compared(
+    registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    version = registered(0)
+    registered(1, top1=0.99)
+    kdq("promote", "digits", "1")
+    folder = tmp_path / "model"
+    code, out = kdq("pull", "digits@champion", str(folder))
+    assert (code, out.split(" files as sealed (")[0]) == (0, "version 1 of model 'digits': 11")
+    assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == version.file_sha256
+    with pytest.raises(RecipeError, match="is there already and is not an empty folder; name another, or remove it"):
+        kdq("pull", "digits/1", str(folder))
+    assert kdq("verify", str(folder))[0] == kdq("verify", "digits@champion")[0] == 0
+    found = json.loads(kdq("verify", "digits/1", "--json")[1])
+    assert (found["name"], found["files"], found["sha256"], found["signer"]) == ("digits", 11, version.file_sha256, "")
+    (folder / "MLmodel").write_text("changed")
+    with pytest.raises(StageError) as caught:
+        kdq("verify", str(folder))
+    assert str(caught.value).startswith(
+        f"the files in {str(folder)!r} are not as registered: 'MLmodel' has the sha256 "
+    )
+    with pytest.raises(RecipeError) as wrong:
+        kdq("verify", "digits")
+    assert str(wrong.value) == (
+        "'digits' names neither a folder nor a version; write a folder, NAME@ALIAS or NAME/NUMBER, such as "
+        "'digits@champion' or 'digits/3'"
+    )
+    with pytest.raises(RecipeError, match="model 'digits' has no alias 'winner'"):
+        kdq("pull", "digits@winner", str(tmp_path / "other"))
+    rows = json.loads(kdq("diff", "digits", "1", "2", "--json")[1])
+    assert {"part": "metric", "what": "int8 top1", "1": 0.97, "2": 0.99} in rows
+    assert {row["what"] for row in rows if row["part"] == "file"} >= {"model.onnx", "report.json"}
+    assert kdq("diff", "digits", "1", "1") == (0, "versions 1 and 1 of 'digits' have the same seal\n")
+
+
+def test_old_versions_that_were_never_promoted_are_listed_and_deleted_only_when_asked(
+    site: Site, registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]]
+) -> None:
+    registered(0), registered(1), registered(2)
+    kdq("promote", "digits", "1")
+    assert kdq("gc") == (0, "nothing to delete\n")
+    rows = json.loads(kdq("gc", "--keep", "1", "--json")[1])
+    assert [(row["what"], row["version"]) for row in rows] == [("version", 2)]
+    assert len(client(site).search_model_versions("name = 'digits'")) == 3
+    kdq("gc", "--keep", "1", "--delete")
+    assert sorted(int(one.version) for one in client(site).search_model_versions("name = 'digits'")) == [1, 3]
+    assert len(list((site.home / "mlflow" / "artifacts" / "digits" / "models").iterdir())) == 2
+    assert kdq("verify", "digits@champion")[0] == 0

@@ -13,7 +13,7 @@ from kdq_registry.tracking import Tracker, flattened
 
 @pytest.fixture
 def tracker(site: Site, recipe: Recipe) -> Tracker:
-    return Tracker.begin(site, recipe, owner="host:1:2:boot", plan_tags={"kdq.data": "f" * 64})
+    return Tracker.begin(site, recipe, owner="host:1:2:boot", plan_tags={"kdq.teacher.1": "version 2 of 'big'"})
 
 
 def test_a_pipeline_run_has_owner_environment_options_and_recipe(site: Site, tracker: Tracker) -> None:
@@ -21,7 +21,7 @@ def test_a_pipeline_run_has_owner_environment_options_and_recipe(site: Site, tra
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "digits"
     assert run.data.tags["kdq.owner"] == "host:1:2:boot"
-    assert run.data.tags["kdq.data"] == "f" * 64
+    assert run.data.tags["kdq.teacher.1"] == "version 2 of 'big'"
     assert {"kdq.env.python", "kdq.env.platform", "kdq.env.torch", "kdq.env.kdq"} <= run.data.tags.keys()
     assert run.data.params["distill.fit.epochs"] == "10"
     assert run.data.params["evaluate.0.use"] == "quality"
@@ -37,7 +37,7 @@ def test_a_stage_is_a_nested_run_with_its_options_and_curves(site: Site, tracker
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == tracker.run_id
     assert run.data.tags["kdq.owner"] == "host:1:2:boot"
-    assert run.data.tags["kdq.key"] == "c" * 64
+    assert run.data.tags["kdq.stage"] == "distill"
     assert run.data.params == {"use": "logit-kd", "fit.epochs": "3"}
     history = client(site).get_metric_history(run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]

@@ -8,13 +8,28 @@ from typing import Annotated
 
 import typer
 
-from kdq_flows.cli import authoring, bench, common, models, own, plugins, recipes, run, servers, start
+from kdq_flows.cli import (
+    authoring,
+    bench,
+    common,
+    encrypting,
+    models,
+    own,
+    plugins,
+    promoting,
+    recipes,
+    replay,
+    run,
+    servers,
+    start,
+    watch,
+)
 
 app = typer.Typer(
     name="kdq",
     help="Compress PyTorch models: distillation and quantization together, as a resumable pipeline.",
     epilog="Exit codes: 0 success; 1 a failed run, gates not met, or an unexpected error; 2 a wrong request, and "
-    "nothing ran; 130 an interrupt.",
+    "nothing ran; 3 a promotion that another process was faster with; 130 an interrupt.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -38,14 +53,18 @@ def _root(
     common.debug = debug
 
 
-for _module in (start, run, own, recipes, bench, models, servers, plugins, authoring):
+_MODULES = (
+    start, run, own, recipes, bench, replay, models, promoting, encrypting, watch, servers, plugins, authoring,
+)  # fmt: skip
+for _module in _MODULES:
     _module.register_commands(app)
 
 
 def main() -> None:
     """Run the command line; print an error as one paragraph on stderr, and exit with its code.
 
-    0 is success, 1 a failed run or an unexpected error, 2 a wrong request before anything ran, 130 an interrupt.
+    0 is success, 1 a failed run or an unexpected error, 2 a wrong request before anything ran, 3 a promotion lost to
+    another process, 130 an interrupt.
     """
     try:
         app(prog_name="kdq", color=False if os.environ.get("NO_COLOR") else None)

@@ -17,6 +17,8 @@ import typer
 from kdq_flows.cli.tables import print_table, wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from kdq_core.recipe.spec import Recipe, Site
@@ -91,6 +93,12 @@ def say(text: str, *, err: bool = False) -> None:
         width = max(40, min(shutil.get_terminal_size().columns, 100))
         text = "\n".join("\n".join(wrap(line, width)) for line in text.splitlines())
     typer.echo(text, err=err)
+
+
+def notes(lines: Iterable[str]) -> None:
+    """Print each line on stderr as `note: <line>`."""
+    for line in lines:
+        say(f"note: {line}", err=True)
 
 
 def write_crash_log(error: BaseException) -> Path | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from kdq_flows.cli.common import JsonFlag, RecipeFile, load_recipe, say, show, site
+
+if TYPE_CHECKING:
+    from kdq_registry.fetching import Fetched
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -44,8 +49,8 @@ def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
     check_gpu(here.device)
     check_writable(here.home)
 
-    def tell(model: str, found: str) -> None:
-        say(f"teacher {model} is {found}", err=True)
+    def tell(model: str, found: Fetched) -> None:
+        say(f"teacher {model} is {found.said}", err=True)
 
     made = make_plan(resolved(recipe, here, tell), here, Catalog.load())
     rows: list[dict[str, object]] = [

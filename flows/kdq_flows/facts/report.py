@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from kdq_flows.facts.coverage import float_lines
 from kdq_flows.facts.result import RunResult, line_of
@@ -16,6 +17,14 @@ def report(result: RunResult, recipe: str) -> str:
         recipe: the recipe as YAML.
     """
     return "\n".join(_lines(result, recipe)) + "\n"
+
+
+def yaml_of(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML."""
+    import yaml
+
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
+    return text
 
 
 def _lines(result: RunResult, recipe: str) -> Iterator[str]:

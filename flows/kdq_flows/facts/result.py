@@ -11,6 +11,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
+from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
 from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion
 from kdq_flows.facts.coverage import OperatorFacts
@@ -126,9 +127,10 @@ def met(student: Checkpoint) -> Iterator[str]:
 
 
 def gates_of(view: RunView) -> tuple[GateVerdict, ...]:
-    """The verdicts on the evaluation report, if there is one."""
+    """The verdicts on the evaluation report, if there is one; gates relative to the champion wait for a promotion."""
     report = view.record("report", EvaluationReport)
-    return () if report is None else judge(view.plan.recipe.gates, report)
+    gates = [gate for gate in view.plan.recipe.gates if gate.relative_to != CHAMPION]
+    return () if report is None else judge(gates, report)
 
 
 def weights_of(view: RunView) -> dict[str, str]:

@@ -5,6 +5,7 @@ The tracking run starts with the first stage that is not cached. A run with "no 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,18 @@ class RunTracking:
     """One tracking run for the pipeline, and a nested one for each stage that is not cached; thread-safe.
 
     The thread makes the calls in order. If one fails, the next `check` or `wait` raises its error.
+
+    Attributes:
+        prefect: address of the flow run's page in Prefect, if there is one; set it before the first stage.
     """
 
-    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str]) -> None:
+    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str], *, on: bool = True) -> None:
+        """Track the run of a plan; if not `on`, all calls do nothing."""
+        self._on = on
         self._plan = plan
         self._tags = tags
         self._name = name
+        self.prefect: str | None = None
         self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-tracking")
         self._pending: list[Future[Any]] = []
         self._tracker: Tracker | None = None
@@ -37,9 +44,9 @@ class RunTracking:
         return self._later(lambda: self._begun().stage_run(node.name, key, asked))
 
     def epoch(self, run: Future[str], record: dict[str, Any]) -> None:
-        """Add one point to the stage's curves."""
-        point = EpochRecord.model_validate(record)
-        self._later(lambda: self._begun().log_epochs(run.result(), [point]))
+        """Add one point to the stage's curves, with the time of this call."""
+        point, now = EpochRecord.model_validate(record), time.time()
+        self._later(lambda: self._begun().log_epochs(run.result(), [point], now))
 
     def report(self, run: Future[str], report: EvaluationReport) -> None:
         """Log every metric of the evaluation, in the stage's run and in the pipeline's."""
@@ -81,13 +88,28 @@ class RunTracking:
             call.result()
         return self._tracker.run_id if self._tracker else None
 
-    def end(self, *, failed: bool) -> None:
-        """Close the pipeline's run, if one was opened, and end the thread."""
+    def page(self, server: str) -> str | None:
+        """Address of the pipeline's run on the MLflow server at `server`, or `None` if no stage has run."""
+        return self._tracker.page(server) if self.wait() and self._tracker else None
+
+    def end(self, report: Callable[[], str], lock: str | None, *, failed: bool) -> None:
+        """Close the pipeline's run, if one was opened, and end the thread.
+
+        Args:
+            report: makes the report in Markdown.
+            lock: the lock of the run, if it finished.
+            failed: whether it failed.
+        """
         if self._tracker or self._pending:
+            self._later(lambda: self._begun().log_papers(report(), lock)).exception()
             self._later(lambda: self._begun().end("FAILED" if failed else "FINISHED")).exception()
         self._calls.shutdown()
 
     def _later(self, call: Callable[[], Any]) -> Future[Any]:
+        if not self._on:
+            nothing: Future[Any] = Future()
+            nothing.set_result("")
+            return nothing
         future = self._calls.submit(call)
         self._pending.append(future)
         return future
@@ -98,8 +120,8 @@ class RunTracking:
             from kdq_registry.tracking import Tracker
 
             data = next((str(node.parts["data"]) for node in self._plan.nodes if "data" in node.parts), None)
-            tags = ({} if data is None else {"kdq.data": data}) | dict(self._tags)
             self._tracker = Tracker.begin(
-                self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=tags, name=self._name
-            )
+                self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=dict(self._tags), name=self._name,
+                data=data, prefect=self.prefect,
+            )  # fmt: skip
         return self._tracker

@@ -5,13 +5,14 @@ Prefect schedules, retries, and shows states and the result table; the store kno
 first imported.
 """
 
+import contextlib
 import logging
 import uuid
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, tags, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
 from prefect.logging.configuration import setup_logging
@@ -19,6 +20,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from kdq_core.errors import KdqError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
@@ -26,6 +28,7 @@ from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.schedules import too_late
 from kdq_flows.run.pipeline import Pipeline, name_of
 from kdq_flows.run.retrying import prefect_options
+from kdq_flows.servers.servers import ensure_mlflow_ui
 
 _PIPELINES: dict[str, Pipeline] = {}
 """Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
@@ -148,6 +151,8 @@ def _log_to(file: Path) -> None:
 def _drive(token: str) -> State:
     """Submit every stage to run after its parents, wait for all, and publish the result table."""
     pipeline = _PIPELINES[token]
+    address = str(runtime.flow_run.ui_url)
+    pipeline.tracking.prefect = address if address.startswith("http") else None
     futures: dict[str, Any] = {}
     try:
         for node in pipeline.plan.nodes:
@@ -169,9 +174,20 @@ def _drive(token: str) -> State:
 def _published(pipeline: Pipeline) -> State:
     facts = pipeline.facts()
     create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
+    if facts.status != "no-news":
+        _link(pipeline)
     if facts.status == "no-news":
         return Completed(name="NoNews", message="no news: every stage was cached")
     return Completed(message=_described(facts))
+
+
+def _link(pipeline: Pipeline) -> None:
+    """Publish the address of the run's page in MLflow; without that page the run is no worse."""
+    with contextlib.suppress(KdqError):
+        page = pipeline.tracking.page(ensure_mlflow_ui(pipeline.plan.site))
+        if page:
+            text = f"{pipeline.name} in MLflow"
+            create_link_artifact(page, text, key="kdq-mlflow", description="figures, curves and the model")
 
 
 def _described(facts: RunResult) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import KdqError, StageError, StoreError, UnforeseenError
+from kdq_core.plan.lock import SUFFIX, Lock, locked
 from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
@@ -25,6 +26,7 @@ from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry, Store, explained
 from kdq_core.worker.main import named
 from kdq_flows.facts.coverage import coverage_of
+from kdq_flows.facts.report import report, yaml_of
 from kdq_flows.facts.result import (
     RunResult,
     StageFacts,
@@ -45,6 +47,9 @@ from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.teachers import resolved
 from kdq_flows.run.warm import WarmWorker, for_recipe
 
+if TYPE_CHECKING:
+    from kdq_registry.fetching import Fetched
+
 
 class Pipeline:
     """The state of one run in this process; thread-safe.
@@ -58,16 +63,25 @@ class Pipeline:
         errors: errors of the failed stages, by stage.
     """
 
-    def __init__(self, recipe: Recipe, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        site: Site,
+        observer: Observer | None = None,
+        name: str | None = None,
+        *,
+        tracked: bool = True,
+    ) -> None:
         self.catalog = Catalog.load()
         self.observer: Observer = observer or Silent()
-        teachers: dict[str, str] = {}
+        teachers: dict[str, Fetched] = {}
         found = call_with_retries(
             lambda: resolved(recipe, site, teachers.__setitem__),
             recipe.retry,
             on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
         )
-        words = [f"{asked} is {meant}" for asked, meant in teachers.items()]
+        words = [f"{asked} is {meant.said}" for asked, meant in teachers.items()]
+        self._teachers = {str(meant.path): f"{meant.name}/{meant.version}" for meant in teachers.values()}
         for line in words:
             self.observer.message(f"teacher {line}")
         self.plan: Plan = make_plan(found, site, self.catalog)
@@ -77,7 +91,8 @@ class Pipeline:
         self.errors: dict[str, KdqError] = {}
         self.name = name or name_of(recipe.name)
         self.logs = site.home / "logs" / self.name
-        self.tracking = RunTracking(self.plan, self.name, {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)})
+        tags = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)}
+        self.tracking = RunTracking(self.plan, self.name, tags, on=tracked)
         self._warm: WarmWorker | None = None
         self._checked = False
         self._facts: dict[str, StageFacts] = {}
@@ -91,10 +106,14 @@ class Pipeline:
             log = self.logs / "warm-worker.log"
             self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
 
-    def run_inline(self) -> None:
-        """Run all unfinished stages in the order of the plan, with retries; afterwards `errors` says which failed."""
+    def run_inline(self, only: Container[str] | None = None) -> None:
+        """Run unfinished stages in the order of the plan, with retries; afterwards `errors` says which failed.
+
+        Args:
+            only: names of the stages to run; by default all.
+        """
         for node in self.plan.nodes:
-            if node.name in self.entries:
+            if node.name in self.entries or (only is not None and node.name not in only):
                 continue
             digests = {name: self.entries[name].digest for name in node.parents.values()}
             try:
@@ -105,6 +124,15 @@ class Pipeline:
                 )
             except KdqError:
                 return
+
+    def find(self) -> None:
+        """Take the entries that the store has already; computes nothing."""
+        for node in self.plan.nodes:
+            if all(name in self.entries for name in node.parents.values()):
+                key = node.key({name: self.entries[name].digest for name in node.parents.values()})
+                entry = self.store.lookup(key)
+                if entry is not None:
+                    self.entries[node.name] = entry
 
     def run_stage(self, name: str, parents: Mapping[str, str]) -> tuple[str, bool]:
         """Bring one stage's entry into the store.
@@ -140,6 +168,11 @@ class Pipeline:
         return entry.digest, cached
 
     @property
+    def lock(self) -> Lock:
+        """All that decides the results of the run, and the files that it gave so far."""
+        return locked(self.plan, self.entries, self._teachers)
+
+    @property
     def view(self) -> RunView:
         """The plan with the entries that are finished so far."""
         return RunView(self.plan, dict(self.entries))
@@ -163,7 +196,11 @@ class Pipeline:
         if self._warm is not None:
             self._warm.close()
             self._warm = None
-        self.tracking.end(failed=self.failed)
+        ran = not self.failed and any(one.state == "ran" for one in self._facts.values())
+        lock = self.lock.model_dump_json(indent=1) if ran else None
+        if lock is not None:
+            _keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
+        self.tracking.end(self._report, lock, failed=self.failed)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
@@ -187,6 +224,9 @@ class Pipeline:
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
         )
+
+    def _report(self) -> str:
+        return report(self.facts(), yaml_of(self.plan.recipe.model_dump(mode="json", by_alias=True)))
 
     def _work_ahead(self) -> bool:
         """Whether a heavy stage is missing from the store, or its entry is damaged."""
@@ -285,7 +325,11 @@ class Pipeline:
         """Run a stage in this process; only for stages with `device="none"`."""
         from kdq_core.work.run import StageRequest, run_stage
 
-        told = {"lineage": self.view.digests, "tracking_run": self.tracking.wait()}
+        told = {
+            "lineage": self.view.digests,
+            "tracking_run": self.tracking.wait(),
+            "lock": self.lock.model_dump_json(indent=1),
+        }
         request = StageRequest.model_validate(self._request(node, key, parents) | told)
         try:
             entry = run_stage(request, self.observer.progress, self.catalog)
@@ -312,6 +356,15 @@ class Pipeline:
 def name_of(recipe: str) -> str:
     """Name of a run that starts now."""
     return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _keep(text: str, path: Path) -> None:
+    """Write a file whole or not at all."""
+    with explained(path, "write the lock of the run"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}")
+        draft.write_text(text, encoding="utf-8")
+        draft.rename(path)
 
 
 def logged(error: Exception, log: Path) -> KdqError:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.recipe.teacher import MemberSpec
 
+if TYPE_CHECKING:
+    from kdq_registry.fetching import Fetched
 
-def resolved(recipe: Recipe, site: Site, tell: Callable[[str, str], None] = lambda _model, _found: None) -> Recipe:
+Tell = Callable[[str, "Fetched"], None]
+
+
+def resolved(recipe: Recipe, site: Site, tell: Tell = lambda _model, _found: None) -> Recipe:
     """Fetch the file of every `registered` member; gives the recipe with these members as `onnx`.
 
     Args:
         recipe: the recipe of the user; returned unchanged if no member is registered.
         site: the site whose registry KDQ reads, and whose home gets the files.
-        tell: called with each model as the recipe names it, and with its version and digest of today.
+        tell: called with each model as the recipe names it, and with the version that it means today.
 
     Raises:
         RecipeError: there is no such model, version or alias, or it is not an ONNX model.
@@ -27,12 +33,12 @@ def resolved(recipe: Recipe, site: Site, tell: Callable[[str, str], None] = lamb
     return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"members": members})})
 
 
-def _resolved(member: MemberSpec, site: Site, tell: Callable[[str, str], None]) -> MemberSpec:
+def _resolved(member: MemberSpec, site: Site, tell: Tell) -> MemberSpec:
     if member.model is None:
         return member
     from kdq_registry.fetching import fetch
 
     found = fetch(site, member.model)
-    tell(member.model, f"version {found.version} of {found.name!r}, sha256 {found.sha256[:12]}")
+    tell(member.model, found)
     file = {"source": "onnx", "model": None, "file": str(found.path)}
     return MemberSpec.model_validate(member.model_dump() | file)

@@ -121,13 +121,14 @@ def _prefect(site: Site) -> Managed:
 
 
 def _mlflow(site: Site) -> Managed:
-    from kdq_registry.environment import client, local_database
+    from kdq_registry.environment import client, follow_home, local_database
     from kdq_registry.server import server_command
 
     def command(port: int) -> list[str]:
         database = local_database(site.mlflow_uri)
         if database is not None and not database.exists():
             client(site)  # creates the database schema, under its lock
+        follow_home(site)
         return server_command(site, port)[0]
 
     def environment(port: int) -> dict[str, str]:
