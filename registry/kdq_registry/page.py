@@ -29,6 +29,14 @@ def made_by(source: str) -> dict[str, str]:
     return {"mlflow.user": user(), "mlflow.source.name": source, "mlflow.source.type": "LOCAL"}
 
 
+def training_page(server: str, path: str = "experiments") -> str:
+    """Address of a page of MLflow in its mode for model training.
+
+    MLflow 3.17 opens every other address in the mode that the browser used last, at first the one for language models.
+    """
+    return f"{server.rstrip('/')}/#/{path}?workflowType=machine_learning"
+
+
 def dataset(recipe: Recipe, fingerprint: str) -> Any:
     """Describe the workload's data as an input of a run; MLflow itself would hash the first 10,000 rows only."""
     from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -25,6 +25,7 @@ def test_a_run_names_its_user_its_source_its_data_and_its_page_in_prefect(site: 
     experiment = client(site).get_experiment_by_name("digits")
     assert tracker.page("http://mlflow:5000/") == (
         f"http://mlflow:5000/#/experiments/{experiment.experiment_id}/runs/{tracker.run_id}"
+        "?workflowType=machine_learning"
     )
 
 
