@@ -12,9 +12,21 @@ from pathlib import Path
 import pytest
 
 PANELS = {
-    "Run": ["init", "run", "quantize", "compress"],
-    "Inspect": ["check", "validate", "plan"],
-    "Registry": ["models", "promote"],
+    "Run": ["init", "run", "quantize", "compress", "replay"],
+    "Inspect": ["check", "validate", "plan", "lock"],
+    "Registry": [
+        "models",
+        "history",
+        "diff",
+        "pull",
+        "verify",
+        "gc",
+        "promote",
+        "rollback",
+        "encrypt",
+        "decrypt",
+        "watch",
+    ],  # fmt: skip
     "Operate": ["up", "down", "serve", "deploy", "doctor", "reconcile"],
     "Extend": ["schema", "plugins"],
 }

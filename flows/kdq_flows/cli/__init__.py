@@ -11,6 +11,7 @@ import typer
 from kdq_flows.cli import (
     authoring,
     common,
+    encrypting,
     models,
     own,
     plugins,
@@ -51,7 +52,7 @@ def _root(
     common.debug = debug
 
 
-for _module in (start, run, own, recipes, replay, models, promoting, watch, servers, plugins, authoring):
+for _module in (start, run, own, recipes, replay, models, promoting, encrypting, watch, servers, plugins, authoring):
     _module.register_commands(app)
 
 
