@@ -26,7 +26,7 @@ PANELS = {
         "encrypt",
         "decrypt",
         "watch",
-    ],  # fmt: skip
+    ],
     "Operate": ["up", "down", "serve", "deploy", "doctor", "reconcile"],
     "Extend": ["schema", "plugins"],
 }
