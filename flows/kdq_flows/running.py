@@ -53,6 +53,7 @@ def run_recipe(
 def _run_with_server(pipeline: Pipeline) -> dict[str, str]:
     """Run as a Prefect flow; gives the addresses of the Prefect and MLflow pages."""
     from kdq_flows.servers.servers import ensure_mlflow_ui, ensure_prefect
+    from kdq_registry.page import training_page
 
     site = pipeline.plan.site
     api, started = ensure_prefect(site)
@@ -65,7 +66,8 @@ def _run_with_server(pipeline: Pipeline) -> dict[str, str]:
     from kdq_flows.prefect.flow import run_as_flow
 
     run_as_flow(pipeline)
-    return {"prefect": api.removesuffix("/api"), "mlflow": ensure_mlflow_ui(site)}
+    page = ensure_mlflow_ui(site)
+    return {"prefect": api.removesuffix("/api"), "mlflow": pipeline.tracking.page(page) or training_page(page)}
 
 
 def check_home(site: Site) -> None:

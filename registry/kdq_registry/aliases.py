@@ -74,15 +74,29 @@ def repair(site: Site, mlflow: MlflowClient, name: str) -> list[str]:
     if wrong and (_kind(links, *wrong[0]) == "outside" or not _old(links)):
         time.sleep(LOOK_AGAIN_SECONDS)
         links, wrong = _differing(mlflow, name)
-    told = []
+    told, gone = [], []
     for alias, found in wrong:
-        kind = _kind(links, alias, found)
-        if kind == "repair" and not _old(links):
-            continue
-        told.append(_written(site, mlflow, name, links[-1], kind, alias, found))
+        kind, right = _kind(links, alias, found), links[-1].entry.aliases.get(alias)
+        if right is not None and deleted(mlflow, name, right):
+            gone.append(f"version {right} of {name!r}, which was {alias!r}, was deleted in MLflow; promote another one")
+        elif kind != "repair" or _old(links):
+            told.append(_written(site, mlflow, name, links[-1], kind, alias, found))
     if told:
         settle(mlflow, name)
-    return told
+    return told + gone
+
+
+def deleted(mlflow: MlflowClient, name: str, number: int) -> bool:
+    """Say whether somebody deleted a version, which drops its aliases."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
+    return False
 
 
 def _written(site: Site, mlflow: MlflowClient, name: str, link: Link, kind: Kind, alias: str, found: int | None) -> str:

@@ -38,9 +38,10 @@ def card(
         artifact: the int8 file.
         report: its figures, beside those of the other models.
         lineage: digests of everything the file was made from.
-        limit: most characters; the table of figures loses its last rows until the card fits.
+        limit: most characters. The table then has the figures with an interval, those of gates, and the size, and loses
+            its last rows until the card fits.
     """
-    rows = list(_figures(report))
+    rows = list(_figures(report, None if limit is None else _headlines(recipe, report)))
     while True:
         text = "\n".join(_lines(site, recipe, artifact, report, lineage, rows)) + "\n"
         if limit is None or len(text) <= limit:
@@ -92,7 +93,14 @@ def _origin(recipe: Recipe, lineage: Mapping[str, str]) -> Iterator[str]:
     yield f"- quantizer: `{recipe.quantize.use}`, {bits}"
 
 
-def _figures(report: EvaluationReport) -> Iterator[str]:
+def _headlines(recipe: Recipe, report: EvaluationReport) -> set[str] | None:
+    """The metrics that a short card shows; `None` for all."""
+    asked = {gate.metric for gate in recipe.gates} | {"bytes"}
+    found = {one.name for one in report.models.get("int8", ()) if one.name in asked or one.low is not None}
+    return found or None
+
+
+def _figures(report: EvaluationReport, wanted: set[str] | None) -> Iterator[str]:
     """The table: one row a metric of the int8 file, one column a model."""
     if "int8" not in report.models:
         return
@@ -101,8 +109,10 @@ def _figures(report: EvaluationReport) -> Iterator[str]:
     yield f"|---|---{'|---' * len(others)}|"
     values = {slot: {one.name: one for one in metrics} for slot, metrics in report.models.items()}
     for metric in report.models["int8"]:
+        if wanted is not None and metric.name not in wanted:
+            continue
         cells = [_cell(metric), *(_cell(values[slot].get(metric.name)) for slot in others)]
-        unit = f", {metric.unit}" if metric.unit not in ("fraction", "count") else ""
+        unit = "" if metric.unit in ("fraction", "count") or metric.unit in metric.name else f", {metric.unit}"
         yield f"| {metric.name}{unit} | {' | '.join(cells)} |"
 
 
@@ -111,15 +121,15 @@ def _cell(metric: Metric | None) -> str:
         return ""
     if metric.low is None or metric.high is None:
         return _number(metric.value)
-    return f"{_number(metric.value)} [{_number(metric.low)}, {_number(metric.high)}]"
+    return f"{_number(metric.value)} [{_number(metric.low, 3)}, {_number(metric.high, 3)}]"
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, digits: int = 4) -> str:
     if value is None:
         return "not measured"
     if not math.isfinite(value):
         return str(value)
-    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.{digits}g}"
 
 
 def _measured_with() -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 KIND_TAG = "mlflow.experimentKind"
 TRAINING = "custom_model_development"
-"""MLflow's page opens an experiment of this kind as model training, any other one in its mode for language models."""
+"""The kind of KDQ's experiments; where MLflow's page asks for it, it opens them as model training."""
 
 
 def experiment_id(mlflow: MlflowClient, site: Site, name: str) -> str:

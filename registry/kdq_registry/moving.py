@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import LostError
-from kdq_registry.aliases import CHAMPION, PREVIOUS, settle, state_of
+from kdq_registry.aliases import CHAMPION, PREVIOUS, deleted, settle, state_of
 from kdq_registry.chain import append, head, recent
 from kdq_registry.entries import MOVES, Aliases, Kind, Link, new_entry
 
@@ -40,9 +40,10 @@ def move(
         StageError: the chain is broken.
     """
     before, link = state_of(mlflow, name, seen), seen
+    there = {one: number for one, number in before.items() if not deleted(mlflow, name, number)}
     while True:
         entry = new_entry(
-            site, name, link, kind=kind, alias=alias, aliases=_after(before, alias, to),
+            site, name, link, kind=kind, alias=alias, aliases=_after(there, alias, to),
             came_from=before.get(alias), to=to, **fields,
         )  # fmt: skip
         won = append(site, mlflow, entry)

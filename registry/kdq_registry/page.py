@@ -29,6 +29,14 @@ def made_by(source: str) -> dict[str, str]:
     return {"mlflow.user": user(), "mlflow.source.name": source, "mlflow.source.type": "LOCAL"}
 
 
+def training_page(server: str, path: str = "experiments") -> str:
+    """Address of a page of MLflow in its mode for model training.
+
+    MLflow 3.17 opens every other address in the mode that the browser used last, at first the one for language models.
+    """
+    return f"{server.rstrip('/')}/#/{path}?workflowType=machine_learning"
+
+
 def dataset(recipe: Recipe, fingerprint: str) -> Any:
     """Describe the workload's data as an input of a run; MLflow itself would hash the first 10,000 rows only."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -76,3 +84,10 @@ def fill(
     ]
     for start in range(0, len(made), METRICS_PER_CALL):
         mlflow.log_batch(run_id, metrics=made[start : start + METRICS_PER_CALL])
+
+
+def shown_at(mlflow: MlflowClient, run_id: str, model_id: str) -> None:
+    """Let the page of a run name the logged model that it gave."""
+    from mlflow.entities import LoggedModelOutput
+
+    mlflow.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])

@@ -19,7 +19,7 @@ from kdq_registry.environment import client, folder, local_database, mlflow_erro
 from kdq_registry.experiments import experiment_id
 from kdq_registry.logged import LOGGED_TAG, OWNER_TAG, SHA_TAG, by_bytes, discard, link, new_logged, own_run, sweep
 from kdq_registry.packing import Package, pack, seal
-from kdq_registry.page import fill
+from kdq_registry.page import fill, shown_at
 from kdq_registry.resealing import reseal
 from kdq_registry.scratch import scratch
 from kdq_registry.seal import SEAL_TAG
@@ -151,6 +151,7 @@ def _made(
         mlflow.delete_tag(run, OWNER_TAG)
     if made.source != logged.artifact_location:
         return _again(site, mlflow, made, package, tags)
+    shown_at(mlflow, run, logged.model_id)
     return _record(site, made, tags[SHA_TAG])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdq_registry.environment import client, mlflow_errors
 from kdq_registry.experiments import experiment_id
-from kdq_registry.page import LOCK, METRICS_PER_CALL, NOTE_TAG, dataset, made_by, points
+from kdq_registry.page import LOCK, METRICS_PER_CALL, NOTE_TAG, dataset, made_by, points, training_page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -119,7 +119,7 @@ class Tracker:
 
     def page(self, server: str) -> str:
         """Address of the pipeline run's page on the MLflow server at `server`."""
-        return f"{server.rstrip('/')}/#/experiments/{self._experiment}/runs/{self.run_id}"
+        return training_page(server, f"experiments/{self._experiment}/runs/{self.run_id}")
 
     def log_metrics(self, run_id: str, role: str, metrics: Sequence[Metric]) -> None:
         """Write the metrics of one model as `role/name`, with `_low` and `_high` for those with an interval."""

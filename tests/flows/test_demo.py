@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from kdq_core.recipe.spec import Site
 from kdq_flows import compress
+from kdq_registry.promotion import promote
+from kdq_registry.pulling import pull
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"
 
@@ -25,6 +28,10 @@ def test_the_demo_gives_an_int8_model_that_keeps_its_promises(tmp_path: Path) ->
     assert (int8["coverage_macs"], int8["parity_flips"]) == (1.0, 0.0)
     assert int8["parity_p99_lsb"] <= 1
     assert result.version is not None
+    pull(site, "digits/1", tmp_path / "model")
+    outcomes = load_file(tmp_path / "model" / "samples.safetensors")
+    assert outcomes["top1"].mean() == pytest.approx(int8["top1"])
+    assert promote(site, "digits", 1).promoted
     again = compress(str(RECIPE), site, server=False)
     assert again.status == "no-news"
     assert again.version == result.version

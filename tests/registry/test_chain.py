@@ -93,6 +93,19 @@ def test_an_alias_that_was_moved_by_hand_is_told_and_moved_back(bare: Site) -> N
     assert {row["name"] for row in rows} == {"digits"}
 
 
+def test_a_champion_that_was_deleted_is_told_and_another_can_be_promoted(bare: Site) -> None:
+    moved(bare, 1), moved(bare, 2)
+    client(bare).delete_model_version("digits", "2")
+    for _ in range(2):  # reading it again writes nothing
+        assert list_models(bare)[1] == [
+            "version 2 of 'digits', which was 'champion', was deleted in MLflow; promote another one"
+        ]
+    assert len(history(bare, "digits")[0]) == 2
+    moved(bare, 3)
+    assert aliases_of(bare) == {"champion": 3, "previous": 1}
+    assert list_models(bare)[1] == []
+
+
 def test_what_a_killed_promotion_left_is_completed_by_whoever_reads(
     bare: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def test_a_run_names_its_user_its_source_its_data_and_its_page_in_prefect(site: 
     experiment = client(site).get_experiment_by_name("digits")
     assert tracker.page("http://mlflow:5000/") == (
         f"http://mlflow:5000/#/experiments/{experiment.experiment_id}/runs/{tracker.run_id}"
+        "?workflowType=machine_learning"
     )
 
 
@@ -58,7 +59,7 @@ def test_no_hash_is_a_tag_that_a_runs_page_shows(site: Site, recipe: Recipe) -> 
 def test_a_logged_model_has_the_figures_of_the_file_and_their_data(
     site: Site, registered: Callable[..., ModelVersion]
 ) -> None:
-    registered()
+    version = registered()
     mlflow = client(site)
     model = mlflow.get_logged_model(mlflow.get_model_version("digits", "1").tags["kdq.logged_model"])
     figures = {metric.key: metric for metric in model.metrics}
@@ -66,6 +67,8 @@ def test_a_logged_model_has_the_figures_of_the_file_and_their_data(
     assert (figures["int8/top1"].dataset_name, figures["int8/top1"].dataset_digest) == ("digits", "b" * 36)
     assert not [name for name in figures if name.startswith("teacher/")]
     assert model.tags["mlflow.user"] not in ("", "unknown")
+    outputs = mlflow.get_run(version.run_id).outputs.model_outputs
+    assert [one.model_id for one in outputs] == [model.model_id]
     registered(top1=0.5)
     figures = {metric.key: metric.value for metric in mlflow.get_logged_model(model.model_id).metrics}
     assert figures["int8/top1"] == 0.5

@@ -89,12 +89,22 @@ def pull(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME@ALIAS or NAME/NUMBER.")],
     to: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     policy: PolicyFile = None,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An EC key (PEM): write DIR.sig, which OpenSSF's model_signing verifies."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Bring the files of a version into a new folder, each checked against the seal."""
+    from kdq_registry.openssf import check_key, sign_folder
     from kdq_registry.pulling import pull as pulled
 
-    _tell(pulled(common.site(), model, to, signers=_signers(policy)), f"pulled to {str(to)!r}", as_json=as_json)
+    if sign_with is not None:
+        check_key(sign_with)
+    found = pulled(common.site(), model, to, signers=_signers(policy))
+    if sign_with is not None:
+        common.say(f"{sign_folder(to, sign_with)} is the signature for model_signing", err=True)
+    _tell(found, f"pulled to {str(to)!r}", as_json=as_json)
 
 
 def verify(

@@ -19,12 +19,14 @@ def register_commands(app: typer.Typer) -> None:
 def up(as_json: JsonFlag = False) -> None:
     """Start the site's Prefect server and MLflow page, if they are not running."""
     from kdq_flows.servers import servers
+    from kdq_registry.page import training_page
 
     site = common.site()
     addresses = servers.up(site)
+    page = addresses.mlflow_ui and training_page(addresses.mlflow_ui)
     rows: list[dict[str, object]] = [
         {"server": "Prefect", "page": addresses.prefect_ui, "api": addresses.prefect_api},
-        {"server": "MLflow", "page": addresses.mlflow_ui, "api": site.mlflow_uri},
+        {"server": "MLflow", "page": page, "api": site.mlflow_uri},
     ]
     common.show(rows, title="servers", as_json=as_json)
 
