@@ -66,8 +66,8 @@ class RunResult(Frozen):
         models: metrics by model and by name; JSON has "NaN", "Infinity" or "-Infinity" for a value that is not finite.
         table: the closing table, one row for each model, cells by heading.
         gains: what the teacher brought, one for each stage that trained a control.
-        notes: which layers of student and teacher were compared, and remarks of the evaluators on the int8 model, such
-            as the layer where file and simulation first differ.
+        notes: which layers of student and teacher were compared, remarks of the evaluators on the int8 model, such as
+            the layer where file and simulation first differ, evaluators that failed, and what forbids a comparison.
         gates: the recipe's gates, and whether the int8 model meets them; empty before the evaluation.
         weights: path of the weights in each slot that has some, such as `student`.
         artifact: the int8 file, if it was exported.
@@ -113,8 +113,17 @@ def notes_of(view: RunView) -> tuple[str, ...]:
     metrics = view.metrics.get("int8", ())
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
     said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
-    student = view.record("student", Checkpoint)
-    return (*(met(student) if student is not None else ()), *said)
+    student, report = view.record("student", Checkpoint), view.record("report", EvaluationReport)
+    return (*(met(student) if student is not None else ()), *said, *(troubles(report) if report is not None else ()))
+
+
+def troubles(report: EvaluationReport) -> Iterator[str]:
+    """Lines on evaluators that raised, one for each error, and on what forbids a comparison of the models."""
+    for name, error in dict.fromkeys((one.evaluator, one.error) for one in report.failures):
+        models = ", ".join(one.model for one in report.failures if (one.evaluator, one.error) == (name, error))
+        yield f"evaluator {name!r} failed on {models}: {error}"
+    for one in report.anomalies:
+        yield f"the models cannot be compared: {one.rule} is {one.value:.4g}, bound {one.bound:.4g}: {one.note}"
 
 
 def met(student: Checkpoint) -> Iterator[str]:
