@@ -49,6 +49,8 @@ from kdq_core.store.records import (
     TensorSpec,
 )
 from kdq_core.tensors import Batch, Batches, LossTerms, Outputs, Split, View
+from kdq_core.timing.times import Estimate, Times
+from kdq_core.timing.turns import measure_times
 
 if TYPE_CHECKING:
     from kdq_core.grids.fake import FakeQuantize, Grid
@@ -93,14 +95,15 @@ _LAZY = {
 
 __all__ = [
     "API_VERSION", "USER_CODE", "Z95", "Artifact", "Asked", "Attention", "Batch", "BatchNorm", "Batches", "Checkpoint",
-    "Column", "Departure", "Distiller", "Dropout", "EpochRecord", "EvaluationReport", "Evaluator", "FakeQuantize",
-    "Field", "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize", "Model",
-    "Needs", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError", "PluginSpec", "Port", "Quantizer",
-    "Reads", "RecipeError", "Record", "Recurrent", "Section", "Session", "Shapes", "Split", "Stage", "StageError",
-    "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "TransientError", "View", "Work", "Workload",
-    "departures_of_conversion", "dequantize", "dynamic_linear", "export_program", "hard_loss", "hookimpl",
-    "is_constant", "module_path", "outputs_of", "own_norm", "paired", "quantize", "recurrent", "round_to_grid",
-    "traced_gru", "traced_lstm", "user_module", "user_object", "why_untraceable", "wilson",
+    "Column", "Departure", "Distiller", "Dropout", "EpochRecord", "Estimate", "EvaluationReport", "Evaluator",
+    "FakeQuantize", "Field", "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
+    "MinMaxFakeQuantize", "Model", "Needs", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError",
+    "PluginSpec", "Port", "Quantizer", "Reads", "RecipeError", "Record", "Recurrent", "Section", "Session", "Shapes",
+    "Split", "Stage", "StageError", "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "Times",
+    "TransientError", "View", "Work", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear",
+    "export_program", "hard_loss", "hookimpl", "is_constant", "measure_times", "module_path", "outputs_of", "own_norm",
+    "paired", "quantize", "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "user_module", "user_object",
+    "why_untraceable", "wilson",
 ]  # fmt: skip
 
 
