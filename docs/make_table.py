@@ -17,14 +17,14 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.table import Table
 
-from kdq_flows.facts.result import RunResult, table_of
+from kdq_flows.facts.result import RunResult
 
 WIDTH = 84
 
 
 def draw(result: RunResult) -> str:
     """The table as an SVG that loads nothing from elsewhere."""
-    rows = table_of(result)
+    rows = result.table
     table = Table(title=f"{result.run}: {result.status} in {result.seconds:.1f} s", title_justify="left")
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "model" else "right")

@@ -12,13 +12,14 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe
 from kdq_core.store.family import Measured
-from kdq_core.store.records import EvaluationReport, OperatorCoverage
+from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage
 
 COVERAGE = "coverage_macs"
+ALL_PRODUCTS = "coverage_all_macs"
 FITTED: dict[str, tuple[tuple[Gate, ...], str]] = {
     "none": (
-        tuple(gate for gate in DEFAULT_GATES if gate.metric != COVERAGE),
-        "computes in float by design, so the default gates do without coverage_macs",
+        tuple(gate for gate in DEFAULT_GATES if gate.metric not in (COVERAGE, "speedup")),
+        "computes in float by design, so the default gates do without coverage_macs and speedup",
     ),
     "dynamic": (
         tuple(
@@ -107,7 +108,9 @@ def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: S
     said = "; ".join(
         f"{v.rule}: {_number(v.value)}, bound {_number(v.bound)}" + (f" ({v.note})" if v.note else "") for v in failed
     )
-    slow = [f"{row.path} ({row.reason})" for row in operators if row.macs and not row.int8]
+    everything = any(ALL_PRODUCTS in v.rule for v in failed)
+    rows = [row for row in operators if not row.int8 and (row.macs or (everything and row.activation_macs))]
+    slow = [f"{row.path or row.operator} ({row.reason})" for row in rows]
     floats = f"; in float: {', '.join(slow)}" if slow and any("coverage" in v.rule for v in failed) else ""
     raise StageError(
         f"required gates are not met: {said}{floats}; nothing was registered. "
@@ -125,18 +128,38 @@ def _finite(value: float | None) -> TypeGuard[float]:
 
 def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
     sign, limit = ("≥", gate.at_least) if gate.at_least is not None else ("≤", gate.at_most)
-    value, bound = report.value(gate.of, gate.metric), limit
+    assert limit is not None
+    metric = report.metric(gate.of, gate.metric)
+    value, bound, problem = _judged(gate, metric), limit, ""
     text = f"{limit:g}"
     if gate.relative_to is not None:
         base = report.value(gate.relative_to, gate.metric)
-        bound = None if base is None or limit is None else limit * base
         text += f" x {gate.relative_to} {gate.metric}"
+        bound, problem = _relative(gate, limit, base)
+    if value is None and metric is not None:
+        problem = f"{gate.of} {gate.metric} has no {gate.bound} end of an interval; leave 'bound' out of the gate"
+    elif value is not None and not _finite(value):
+        problem = f"{gate.of} {gate.metric} is not finite, which meets no gate"
     met = _finite(value) and _finite(bound) and (value >= bound if sign == "≥" else value <= bound)
-    note = next((m.note for m in report.models.get(gate.of, ()) if m.name == gate.metric), "")
-    if value is not None and bound is None:
-        note = f"{gate.relative_to} {gate.metric} was not measured"
-    elif value is not None and not (_finite(value) and _finite(bound)):
-        whose = gate.of if not _finite(value) else gate.relative_to
-        note = "; ".join(filter(None, (note, f"{whose} {gate.metric} is not finite, which meets no gate")))
-    rule = f"{gate.of} {gate.metric} {sign} {text}"
+    note = "; ".join(filter(None, ("" if metric is None else metric.note, problem)))
+    rule = f"{gate.of} {gate.metric}{f' ({gate.bound} end)' if gate.bound else ''} {sign} {text}"
     return GateVerdict(rule=rule, value=value, bound=bound, met=met, note="" if met else note)
+
+
+def _judged(gate: Gate, metric: Metric | None) -> float | None:
+    """The value that a gate is about: the metric's, or an end of its interval."""
+    if metric is None:
+        return None
+    return {None: metric.value, "low": metric.low, "high": metric.high}[gate.bound]
+
+
+def _relative(gate: Gate, limit: float, base: float | None) -> tuple[float | None, str]:
+    """The absolute bound of a relative gate, and what is wrong with it; a base that is not positive gives none."""
+    name = f"{gate.relative_to} {gate.metric}"
+    if base is None:
+        return None, f"{name} was not measured"
+    if not math.isfinite(base):
+        return limit * base, f"{name} is not finite, which meets no gate"
+    if base <= 0:
+        return None, f"{name} is {base:.6g}, and a share of what is not above 0 means nothing; write an absolute bound"
+    return limit * base, ""

@@ -353,6 +353,7 @@ class Column(Frozen):
     metric: str = Field(description="name of the metric it shows")
     form: str = Field(default="{:.3g}", description="format of the value, as for Python's `str.format`")
     by_task: bool = Field(default=False, description="true: one more column for each further task of the model")
+    interval: bool = Field(default=False, description="true: the ends of the interval follow the value")
 
 
 class Evaluator(Plugin, abc.ABC):

@@ -318,6 +318,10 @@ class Gate(Frozen):
     relative_to: str | None = Field(
         default=None, description="name of a model; KDQ multiplies the bound by that model's value of the same metric"
     )
+    bound: Literal["low", "high"] | None = Field(
+        default=None,
+        description="the end of the metric's 95 % interval to judge, `low` or `high`; null: the value itself",
+    )
     required: bool = Field(
         default=False, description="true: if the gate is not met, the run fails and registers nothing"
     )
@@ -340,6 +344,7 @@ DEFAULT_GATES = (
     Gate(metric="top1", of="int8", at_least=0.95, relative_to="teacher"),
     Gate(metric="coverage_macs", of="int8", at_least=1.0, required=True),
     Gate(metric="parity_flips", of="int8", at_most=0, required=True),
+    Gate(metric="speedup", of="int8", at_least=0.98, bound="low"),
 )
 
 

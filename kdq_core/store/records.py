@@ -128,7 +128,10 @@ class OperatorCoverage(Frozen):
     kernel: str = Field(description="operator type in the optimised graph, such as QLinearConv")
     int8: bool
     reason: str = Field(default="", description="why it is float; empty for int8")
-    macs: int = Field(default=0, ge=0, description="multiply-accumulates for one sample")
+    macs: int = Field(default=0, ge=0, description="multiply-accumulates with weights, for one sample")
+    activation_macs: int = Field(
+        default=0, ge=0, description="multiply-accumulates between activations, for one sample, as in attention"
+    )
     weight_bytes: int = Field(default=0, ge=0, description="bytes of the weights in the file")
 
 
@@ -198,7 +201,12 @@ class EvaluationReport(Record):
 
     def value(self, model: str, metric: str) -> float | None:
         """The value of `metric` for `model`, or `None` where it was not measured."""
-        return next((m.value for m in self.models.get(model, ()) if m.name == metric), None)
+        found = self.metric(model, metric)
+        return None if found is None else found.value
+
+    def metric(self, model: str, name: str) -> Metric | None:
+        """The metric `name` of `model`, or `None` where it was not measured."""
+        return next((metric for metric in self.models.get(model, ()) if metric.name == name), None)
 
 
 class ModelVersion(Record):

@@ -33,7 +33,7 @@ def check_evaluator(
 
     - Each option has a description.
     - It gives a tuple of metrics. If the class names its `metrics`, it gives no other.
-    - Metric names are unique and snake_case.
+    - Metric names are unique and snake_case; after a slash comes what the metric is about, such as a task.
     - Each metric has a unit, and a finite value inside its interval.
     - A second evaluation gives the same values, except for metrics named in `timed`.
     - The files do not change.
@@ -95,7 +95,7 @@ def check_metrics(evaluator: Evaluator, given: object) -> None:
 def check_metric(metric: Metric) -> None:
     """Check the name, unit, value and interval of one metric."""
     name = metric.name
-    assert re.fullmatch(r"[a-z][a-z0-9_]*", name), f"a metric's name should be snake_case, but it is {name!r}"
+    assert re.fullmatch(r"[a-z][a-z0-9_]*(/.+)?", name), f"a metric's name should be snake_case, but it is {name!r}"
     assert metric.unit, f"metric {name!r} should have a unit, but has none"
     assert math.isfinite(metric.value), f"metric {name!r} should be finite, but it is {metric.value}"
     low = -math.inf if metric.low is None else metric.low

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdq_core.timing.pinned import pinned
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROUNDS = 10
 """New sessions lie elsewhere in memory, so one file differs by some per cent from round to round."""
 BURST_SECONDS = 1e-3
-"""Least length of a turn: its calls follow each other, so that caches are as warm as in a program with one model."""
+"""About the least length of a turn: its calls follow each other, so that caches are warm, as in real use."""
 MOST_CALLS = 50
 """Most calls of one file in a turn."""
 FEWEST_TURNS = 2
@@ -47,12 +47,12 @@ Opener = Callable[[], Runs]
 
 @dataclass
 class _Batch:
-    """One batch, and what the first round finds out for all: calls in a turn of each file, and turns in a round."""
+    """One batch, and what the first round finds out for all: calls of a file in a turn, and turns in a round."""
 
     inputs: Inputs
     seconds: float
     order: random.Random
-    calls: list[int] = field(default_factory=list)
+    calls: int = 0
     turns: int = 0
 
 
@@ -118,7 +118,7 @@ def _round(sessions: list[Runs], batch: _Batch) -> list[np.ndarray]:
     import numpy as np
 
     if not batch.calls:
-        batch.calls = [_calls_in_turn(session, batch.inputs) for session in sessions]
+        batch.calls = _calls_in_turn(sessions, batch.inputs)
     quickest = _warm_up(sessions, batch)
     if not batch.turns:
         batch.turns = max(FEWEST_TURNS, round(batch.seconds * (1 - WARM_SHARE) / quickest))
@@ -127,15 +127,17 @@ def _round(sessions: list[Runs], batch: _Batch) -> list[np.ndarray]:
     found: list[list[list[float]]] = [[] for _ in sessions]
     for back in backwards:
         for index in sorted(range(len(sessions)), reverse=back):
-            found[index].append(_burst(sessions[index], batch.inputs, batch.calls[index]))
+            found[index].append(_burst(sessions[index], batch.inputs, batch.calls))
     return [np.array(times) for times in found]
 
 
-def _calls_in_turn(session: Runs, inputs: Inputs) -> int:
-    _burst(session, inputs, 1)
-    (took,) = _burst(session, inputs, 1)
-    if took < BURST_SECONDS:
-        took = min(_burst(session, inputs, 3))
+def _calls_in_turn(sessions: Sequence[Runs], inputs: Inputs) -> int:
+    """How many calls a file makes in a turn; as many for each file, because the first ones find the caches cold."""
+    took = 0.0
+    for session in sessions:
+        _burst(session, inputs, 1)
+        (once,) = _burst(session, inputs, 1)
+        took = max(took, once if once >= BURST_SECONDS else min(_burst(session, inputs, 5)))
     return max(1, min(MOST_CALLS, math.ceil(BURST_SECONDS / took)))
 
 
@@ -149,12 +151,11 @@ def _warm_up(sessions: list[Runs], batch: _Batch) -> float:
     end, quickest = time.perf_counter() + WARM_SHARE * batch.seconds, math.inf
     medians: list[list[float]] = [[] for _ in sessions]
     while True:
-        spent = 0.0
+        began = time.perf_counter()
         for index in batch.order.sample(range(len(sessions)), len(sessions)):
-            times = _burst(sessions[index], batch.inputs, batch.calls[index])
+            times = _burst(sessions[index], batch.inputs, batch.calls)
             medians[index].append(float(np.median(times)))
-            spent += sum(times)
-        quickest = min(quickest, spent)
+        quickest = min(quickest, time.perf_counter() - began)
         settled = len(medians[0]) >= 2 * STEADY_TURNS and all(map(_is_steady, medians))
         if settled or time.perf_counter() >= end:
             return quickest

@@ -12,6 +12,7 @@ from torch.fx import Node
 from kdq_core.api import OperatorCoverage, StageError, module_path
 from kdq_targets.onnx_operators import weight_of
 from kdq_targets.onnx_places import Finder
+from kdq_targets.onnx_products import activation_macs
 from kdq_targets.onnx_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
 from kdq_targets.onnx_unpack import shipped
 
@@ -129,6 +130,7 @@ def _row(node: Node, kind: str, reason: str, finder: Finder, file: File, kernels
         int8=int8,
         reason="" if int8 else reason or _why_of_file(kind, kernel, written, file) or _why(kernel),
         macs=finder.macs(node, kind),
+        activation_macs=activation_macs(node, kind),
         weight_bytes=weight_bytes,
     )
 

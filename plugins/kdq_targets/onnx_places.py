@@ -31,6 +31,7 @@ from kdq_targets.onnx_operators import (
     weight_of,
     why_float,
 )  # fmt: skip
+from kdq_targets.onnx_products import at_batch_1
 
 WIDE = ("conv", "linear", "lstm", "gru")
 """Kinds that multiply matrices in int8."""
@@ -287,11 +288,4 @@ def _steps(node: Node, batch_first: bool) -> int:
 
 def _per_sample(value: Any) -> int:
     """Elements of a tensor for one sample. Free sizes are multiples of the batch; here the batch is 1."""
-    return math.prod(_at_batch_1(size) for size in value.shape)
-
-
-def _at_batch_1(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    expression: Any = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+    return math.prod(at_batch_1(size) for size in value.shape)

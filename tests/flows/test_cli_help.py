@@ -13,7 +13,7 @@ import pytest
 
 PANELS = {
     "Run": ["init", "run", "quantize", "compress"],
-    "Inspect": ["check", "validate", "plan"],
+    "Inspect": ["check", "validate", "plan", "bench"],
     "Registry": ["models", "promote"],
     "Operate": ["up", "down", "serve", "deploy", "doctor", "reconcile"],
     "Extend": ["schema", "plugins"],

@@ -49,3 +49,24 @@ def test_a_guests_metric_can_be_shown(view_of: Any) -> None:
         {"model": "float student", "energy": ""},
         {"model": "int8 student", "energy": "1.2 J"},
     )
+
+
+def test_the_speed_up_stands_in_the_table_with_its_interval(view_of: Any) -> None:
+    def measured(**ends: float) -> EvaluationReport:
+        speedup = Metric(name="speedup", value=1.634, unit="ratio", direction="higher", **ends)
+        times = Metric(name="latency_p50_ms", value=0.5, unit="ms", direction="lower", low=0.4, high=0.6)
+        return EvaluationReport(models={"student": (times,), "int8": (times, speedup)})
+
+    rows = table_of(view_of(evaluate=measured(low=1.58, high=1.694)), house_columns())
+    assert rows == (
+        {"model": "teacher", "speed-up": ""},
+        {"model": "float student", "speed-up": ""},
+        {"model": "int8 student", "speed-up": "1.63 (1.58 to 1.69)"},
+    )
+    rows = table_of(view_of(evaluate=measured(low=1.58)), house_columns())
+    assert rows[2]["speed-up"] == "1.63"
+
+
+def test_both_shares_of_int8_stand_in_the_table(view_of: Any) -> None:
+    rows = table_of(view_of(evaluate=report(int8={"coverage_macs": 1.0, "coverage_all_macs": 0.64})), house_columns())
+    assert rows[2] == {"model": "int8 student", "int8 MACs": "100%", "of all": "64%"}

@@ -179,5 +179,5 @@ def _gates(result: RunResult) -> None:
         typer.echo(f"gates     all {len(result.gates)} met")
     for verdict in unmet:
         value = "not measured" if verdict.value is None else f"{verdict.value:.6g}"
-        against = f"; {verdict.note}" if verdict.bound is None and verdict.note else ""
+        against = f"; {verdict.note}" if None in (verdict.bound, verdict.value) and verdict.note else ""
         common.say(f"gates     not met: {verdict.rule} (it is {value}{against})")

@@ -19,7 +19,7 @@ class OperatorFacts(Frozen):
     kernel: str = Field(description="operator type in the optimised graph")
     int8: bool
     reason: str = Field(description="why it is float; empty for int8")
-    macs_share: float = Field(description="share of the model's multiply-accumulates, 0 to 1")
+    macs_share: float = Field(description="share of the multiply-accumulates of all products, 0 to 1")
     weight_share: float = Field(description="share of the bytes of all weights in the file, 0 to 1")
 
 
@@ -31,11 +31,12 @@ def coverage_of(view: RunView) -> tuple[OperatorFacts, ...]:
 
 def facts_of(operators: Sequence[OperatorCoverage]) -> tuple[OperatorFacts, ...]:
     """Each operator with its shares of the whole."""
-    macs, weights = sum(o.macs for o in operators) or 1, sum(o.weight_bytes for o in operators) or 1
+    macs = sum(o.macs + o.activation_macs for o in operators) or 1
+    weights = sum(o.weight_bytes for o in operators) or 1
     return tuple(
         OperatorFacts(
             **operator.model_dump(include={"path", "operator", "kernel", "int8", "reason"}),
-            macs_share=operator.macs / macs,
+            macs_share=(operator.macs + operator.activation_macs) / macs,
             weight_share=operator.weight_bytes / weights,
         )
         for operator in operators

@@ -12,7 +12,7 @@ from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
 from kdq_core.store.family import Measured
-from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, ModelVersion
+from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion
 from kdq_flows.facts.coverage import OperatorFacts
 
 
@@ -185,14 +185,14 @@ def table_of(view: RunView, columns: Sequence[Column]) -> tuple[dict[str, str], 
         view: the run so far.
         columns: the columns of the recipe's evaluators, in order.
     """
-    measured = models_of(view)
+    measured = {model: {metric.name: metric for metric in metrics} for model, metrics in view.metrics.items()}
     names = dict.fromkeys(name for values in measured.values() for name in values)
     shown: list[Column] = []
     for column in columns:
         others = [name for name in names if column.by_task and name.startswith(f"{column.metric}/")]
         tasks = [name.removeprefix(f"{column.metric}/") for name in others]
         more = [
-            Column(heading=f"{column.heading} {task}", metric=f"{column.metric}/{task}", form=column.form)
+            column.model_copy(update={"heading": f"{column.heading} {task}", "metric": f"{column.metric}/{task}"})
             for task in tasks
         ]
         shown += [one for one in (column, *more) if one.metric in names]
@@ -202,5 +202,10 @@ def table_of(view: RunView, columns: Sequence[Column]) -> tuple[dict[str, str], 
     )
 
 
-def _cell(values: Mapping[str, float], column: Column) -> str:
-    return column.form.format(values[column.metric]) if column.metric in values else ""
+def _cell(metrics: Mapping[str, Metric], column: Column) -> str:
+    metric = metrics.get(column.metric)
+    if metric is None:
+        return ""
+    ends = [column.form.format(end) for end in (metric.low, metric.high) if end is not None]
+    interval = f" ({' to '.join(ends)})" if column.interval and len(ends) == 2 else ""
+    return column.form.format(metric.value) + interval

@@ -66,11 +66,11 @@ def test_a_model_that_was_not_measured_is_named_where_a_gate_compares_with_it():
 @pytest.mark.parametrize(
     ("teacher", "left"),
     [
-        ({"members": [{"source": "onnx", "file": "t.onnx"}]}, 3),
-        ({"members": [{"source": "onnx", "file": "t.onnx", "normalize": {"mean": [0.1], "std": [1.0]}}]}, 2),
-        ({"members": [{"source": "registered", "model": "t/1"}, {"source": "pipeline"}]}, 2),
-        ({"members": [{"source": "pipeline"}, {"source": "student"}]}, 3),
-        ({"inputs": ["sound"]}, 2),
+        ({"members": [{"source": "onnx", "file": "t.onnx"}]}, 4),
+        ({"members": [{"source": "onnx", "file": "t.onnx", "normalize": {"mean": [0.1], "std": [1.0]}}]}, 3),
+        ({"members": [{"source": "registered", "model": "t/1"}, {"source": "pipeline"}]}, 3),
+        ({"members": [{"source": "pipeline"}, {"source": "student"}]}, 4),
+        ({"inputs": ["sound"]}, 3),
     ],
 )
 def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured(teacher, left, tmp_path):
@@ -78,9 +78,9 @@ def test_the_default_gates_do_not_compare_with_a_teacher_that_cannot_be_measured
     catalog = Catalog.load()
     asked = asked_of(recipe, Site(home=tmp_path), catalog)
     fitted, note = with_fitting_gates(asked, models_of(wire(asked, catalog), asked))
-    assert [gate.metric for gate in fitted.gates] == ["top1", "coverage_macs", "parity_flips"][3 - left :]
+    assert [gate.metric for gate in fitted.gates] == ["top1", "coverage_macs", "parity_flips", "speedup"][4 - left :]
     assert note == (
-        "" if left == 3 else
+        "" if left == 4 else
         "no teacher is measured beside the int8 file, so the default gates do not compare with one"
     )  # fmt: skip
 
@@ -118,10 +118,11 @@ def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():
 @pytest.mark.parametrize(
     ("quantizer", "metrics", "note"),
     [
-        ("static", ["top1", "coverage_macs", "parity_flips"], ""),
+        ("static", ["top1", "coverage_macs", "parity_flips", "speedup"], ""),
         ("weight-only", ["top1", "parity_flips"],
-         "quantizer 'weight-only' computes in float by design, so the default gates do without coverage_macs"),
-        ("dynamic", ["top1", "coverage_linear_macs", "parity_flips"],
+         "quantizer 'weight-only' computes in float by design, so the default gates do without coverage_macs and "
+         "speedup"),
+        ("dynamic", ["top1", "coverage_linear_macs", "parity_flips", "speedup"],
          "quantizer 'dynamic' computes linear layers alone in int8, so the default gates ask for coverage_linear_macs, "
          "not coverage_macs"),
     ],
@@ -133,7 +134,7 @@ def test_default_gates_fit_the_quantizer_and_written_ones_stay(
     recipe = Recipe.model_validate({"name": "x", "workload": "digits", "quantize": {"use": quantizer}})
     plan = make_plan(recipe, site, catalog)
     assert [gate.metric for gate in plan.recipe.gates] == metrics
-    assert {gate.metric for gate in plan.recipe.gates if gate.required} == set(metrics) - {"top1"}
+    assert {gate.metric for gate in plan.recipe.gates if gate.required} == set(metrics) - {"top1", "speedup"}
     assert plan.note == note
     again = make_plan(Recipe.model_validate(plan.recipe.model_dump(mode="json")), site, catalog)
     assert (again.recipe.gates, again.note) == (plan.recipe.gates, note)
@@ -144,8 +145,8 @@ def test_default_gates_fit_the_quantizer_and_written_ones_stay(
 @pytest.mark.parametrize(
     ("sections", "metrics", "note"),
     [
-        ({}, [], "no evaluator of the recipe gives 'top1', 'coverage_macs', 'parity_flips', so the default gates do "
-         "without"),
+        ({}, [], "no evaluator of the recipe gives 'top1', 'coverage_macs', 'parity_flips', 'speedup', so the default "
+         "gates do without"),
         ({"gates": [{"metric": "bytes", "at_most": 9}, {"metric": "top1/other", "at_least": 0.5}]},
          ["bytes", "top1/other"], "no evaluator of the recipe gives 'top1/other', so that gate cannot be met"),
     ],
@@ -159,3 +160,72 @@ def test_gates_of_what_no_evaluator_gives_are_told(
     assert ([gate.metric for gate in plan.recipe.gates], plan.note) == (metrics, note)
     again = make_plan(Recipe.model_validate(plan.recipe.model_dump(mode="json")), site, catalog)
     assert (again.recipe.gates, again.note) == (plan.recipe.gates, note)
+
+
+def with_interval(low: float | None, high: float | None, value: float = 1.0, note: str = "") -> EvaluationReport:
+    metric = Metric(name="speedup", value=value, unit="ratio", direction="higher", low=low, high=high, note=note)
+    teacher = Metric(name="speedup", value=0.5, unit="ratio", direction="higher")
+    return EvaluationReport(models={"int8": (metric,), "teacher": (teacher,)})
+
+
+@pytest.mark.parametrize(
+    ("ask", "rule", "value", "bound", "met"),
+    [
+        ({"at_least": 0.98, "bound": "low"}, "int8 speedup (low end) ≥ 0.98", 0.97, 0.98, False),
+        ({"at_least": 0.98}, "int8 speedup ≥ 0.98", 1.0, 0.98, True),
+        ({"at_least": 0.98, "bound": "high"}, "int8 speedup (high end) ≥ 0.98", 1.03, 0.98, True),
+        ({"at_most": 1.0, "bound": "high"}, "int8 speedup (high end) ≤ 1", 1.03, 1.0, False),
+        (
+            {"at_least": 1.9, "relative_to": "teacher", "bound": "low"},
+            "int8 speedup (low end) ≥ 1.9 x teacher speedup", 0.97, 0.95, True,
+        ),
+    ],
+)  # fmt: skip
+def test_a_gate_may_judge_an_end_of_the_interval(
+    ask: dict[str, Any], rule: str, value: float, bound: float, met: bool
+) -> None:
+    (verdict,) = judge((Gate(metric="speedup", **ask),), with_interval(0.97, 1.03))
+    assert (verdict.rule, verdict.value, verdict.met) == (rule, value, met)
+    assert verdict.bound == pytest.approx(bound)
+
+
+def test_a_gate_on_an_end_that_a_metric_does_not_have_is_not_met_and_told() -> None:
+    report = with_interval(None, 1.03, note="slow")
+    (low,) = judge((Gate(metric="speedup", at_least=0.5, bound="low"),), report)
+    assert (low.value, low.met) == (None, False)
+    assert low.note == "slow; int8 speedup has no low end of an interval; leave 'bound' out of the gate"
+    (high,) = judge((Gate(metric="speedup", at_least=0.5, bound="high"),), report)
+    assert high.met
+    assert high.note == ""
+
+
+@pytest.mark.parametrize("base", [0.0, -0.25])
+@pytest.mark.parametrize("ask", [{"at_least": 0.9}, {"at_most": 2.0}])
+def test_a_gate_relative_to_what_is_not_above_zero_is_not_met_and_told(base: float, ask: dict[str, float]) -> None:
+    both = report(1.0).models | {"teacher": report(base).models["int8"]}
+    (verdict,) = judge((Gate(metric="coverage_macs", relative_to="teacher", **ask),), EvaluationReport(models=both))
+    assert (verdict.met, verdict.bound) == (False, None)
+    assert verdict.note == (
+        f"teacher coverage_macs is {base:g}, and a share of what is not above 0 means nothing; write an absolute bound"
+    )
+
+
+def test_never_slower_than_float_is_a_default_gate_that_stops_no_run() -> None:
+    gate = DEFAULT_GATES[-1]
+    assert (gate.metric, gate.at_least, gate.bound, gate.required) == ("speedup", 0.98, "low", False)
+    assert judge((gate,), with_interval(0.981, 1.0, 0.99))[0].met
+    assert not judge((gate,), with_interval(0.979, 1.3, 1.1))[0].met
+
+
+def test_a_required_gate_on_all_products_names_those_between_activations_too() -> None:
+    product = row("", False, "products between activations gain nothing in int8", 0)
+    products = (*FLOATS, product.model_copy(update={"operator": "attention", "activation_macs": 5}))
+    metric = Metric(name="coverage_all_macs", value=0.5, unit="fraction", direction="higher")
+    gate = Gate(metric="coverage_all_macs", at_least=1.0, required=True)
+    with pytest.raises(StageError) as caught:
+        check_required((gate,), EvaluationReport(models={"int8": (metric,)}), products)
+    assert "in float: body (left in float by a rule of the recipe), attention (products between" in str(caught.value)
+    gates = (Gate(metric="coverage_macs", at_least=1.0, required=True),)
+    with pytest.raises(StageError) as caught:
+        check_required(gates, report(0.75), products)
+    assert "attention" not in str(caught.value)

@@ -57,7 +57,7 @@ def test_each_round_opens_the_files_anew_and_the_order_is_random_but_balanced() 
 def test_the_seed_decides_the_order_of_opening() -> None:
     def opened(seed: int) -> list[str]:
         notes: list[Any] = []
-        measure_times([opener("a", 0, notes), opener("b", 0, notes)], [X], seconds=0.01, rounds=8, seed=seed)
+        measure_times([opener("a", 0, notes), opener("b", 0, notes)], [X], seconds=0.01, rounds=4, seed=seed)
         return [name for kind, name in notes if kind == "open"]
 
     assert opened(3) == opened(3)
@@ -71,11 +71,14 @@ def test_several_batches_share_the_sessions_of_a_round() -> None:
     assert [times.batch for (times,) in found] == [3, 8]
 
 
-def test_short_calls_follow_each_other_in_a_turn_and_long_ones_stand_alone() -> None:
+@pytest.mark.parametrize(("slower", "least", "most"), [(0.0, 5, 50), (0.003, 1, 1)])
+def test_short_calls_follow_each_other_in_a_turn_and_each_file_makes_as_many(
+    slower: float, least: int, most: int
+) -> None:
     notes: list[Any] = []
-    ((short, long),) = measure_times([opener("a", 0, notes), opener("b", 0.003, notes)], [X], seconds=0.1, rounds=2)
-    assert short.rounds[0].shape[1] > 5
-    assert long.rounds[0].shape[1] == 1
+    ((one, other),) = measure_times([opener("a", 0, notes), opener("b", slower, notes)], [X], seconds=0.1, rounds=2)
+    assert one.rounds[0].shape == other.rounds[0].shape
+    assert least <= one.rounds[0].shape[1] <= most
 
 
 def test_the_warm_up_lasts_until_calls_do_not_become_faster() -> None:
@@ -87,7 +90,7 @@ def test_the_warm_up_lasts_until_calls_do_not_become_faster() -> None:
         return Sleeper("a", lambda done: 0.004 if done < 15 else 0.001, notes)
 
     ((times,),) = measure_times([slow_at_first], [X], seconds=1.0, rounds=2)
-    assert max(map(np.max, times.rounds)) < 0.0035
+    assert np.mean(np.concatenate(times.rounds) > 0.004) < 0.1
 
 
 def test_a_slow_file_is_measured_twice_a_round() -> None:
@@ -98,11 +101,16 @@ def test_a_slow_file_is_measured_twice_a_round() -> None:
 
 def test_the_thread_is_pinned_meanwhile_and_free_afterwards() -> None:
     before = os.sched_getaffinity(0)
-    with pytest.raises(KeyError), pinned(1) as cpus:
-        assert os.sched_getaffinity(0) == set(cpus)
-        assert len(cpus) == 1
-        assert not gc.isenabled()
-        raise KeyError
+
+    def fails() -> None:
+        with pinned(1) as cpus:
+            assert os.sched_getaffinity(0) == set(cpus)
+            assert len(cpus) == 1
+            assert not gc.isenabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
     assert os.sched_getaffinity(0) == before
     assert gc.isenabled()
 

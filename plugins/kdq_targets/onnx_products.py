@@ -1,0 +1,59 @@
+"""Count the multiply-accumulates between activations: attention, and products of tensors that depend on the input."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.fx import Node
+
+from kdq_core.api import is_constant
+
+OPERANDS = {"matmul": 0, "mm": 0, "bmm": 0, "baddbmm": 1, "addmm": 1}
+"""Products of two tensors, each with the place of its first factor."""
+
+
+def activation_macs(node: Node, kind: str) -> int:
+    """Return the multiply-accumulates between activations for one sample; 0 for an operator that has none.
+
+    Args:
+        node: an operator of a captured graph.
+        kind: its type, as in coverage.
+    """
+    if kind == "attention":
+        query, key = (_shape(arg) for arg in node.args[:2])
+        return key[-2] * (math.prod(query) + math.prod(_shape(node)))
+    name = str(getattr(node.target, "_opname", ""))
+    factors: Any = node.args[1] if name == "einsum" else ()
+    if name in OPERANDS:
+        factors = node.args[OPERANDS[name] : OPERANDS[name] + 2]
+    if len(factors) < 2 or any(is_constant(factor) for factor in factors):
+        return 0
+    contracted = _contracted(str(node.args[0]), factors) if name == "einsum" else _shape(factors[0])[-1]
+    return contracted * math.prod(_shape(node))
+
+
+def _contracted(equation: str, factors: Any) -> int:
+    """Product of the sizes of the indices over which an einsum sums."""
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, factor in zip(terms.split(","), factors):
+        before, _, after = term.partition("...")
+        shape = _shape(factor)
+        sizes |= dict(zip(before, shape)) | dict(zip(reversed(after), reversed(shape)))
+    if not arrow:
+        result = "".join(index for index in sizes if terms.count(index) == 1)
+    return math.prod(size for index, size in sizes.items() if index not in result)
+
+
+def _shape(node: Any) -> list[int]:
+    """Sizes of a tensor for one sample."""
+    return [at_batch_1(size) for size in node.meta["val"].shape]
+
+
+def at_batch_1(size: Any) -> int:
+    """Return a size for one sample. Free sizes are multiples of the batch; here the batch is 1."""
+    if isinstance(size, int):
+        return size
+    expression: Any = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
