@@ -24,6 +24,7 @@ GROUPS = {
     "recipe": "Recipe",
     "frozen": "Values",
     "intervals": "Intervals",
+    "timing": "Measuring time",
     "errors": "Errors",
 }
 API = """\

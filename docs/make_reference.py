@@ -59,16 +59,25 @@ For completion in an editor, put this line at the top. `kdq schema --output reci
 """
 GATES = """\
 The list replaces the default one. Quantizers that compute in float by design have other default gates: `weight-only`
-has no gate on `coverage_macs`, `dynamic` has one on `coverage_linear_macs` instead. Without a teacher to compare with,
-the default gates leave the comparison out.
+has none on `coverage_macs` and `speedup`, `dynamic` has one on `coverage_linear_macs` instead of `coverage_macs`.
+Without a teacher to compare with, the default gates leave the comparison out.
 
 Each gate is a rule that `kdq promote` checks. Give exactly one of `at_least` and `at_most`. If a metric was not
-measured, its gate is not met. KDQ's evaluators give these metrics:
+measured, its gate is not met. With `bound: low` or `bound: high` the gate judges that end of the metric's 95 % interval
+instead of its value, as in `{metric: top1, at_least: 0.99, relative_to: teacher, bound: low}`. A gate relative to a
+value that is not above zero is not met, and KDQ says so.
+
+The default gate on `speedup` asks that the file is not slower than the float student's. If it is slower, KDQ registers
+it and says so, and `kdq promote` refuses it.
+
+KDQ's evaluators give these metrics:
 
 - `quality`: `top1`, `precision`, `recall`, `f1`; for all models but the student also `top1_difference`, `agreement`
 - `size`: `bytes`, `weight_bytes_int8`, `weight_bytes_float`, `parameters`, `compression`
-- `latency`: `latency_p50_ms`, `latency_p95_ms`; for all models but the student also `speedup`
-- `coverage`, for `int8` only: `coverage_macs`, `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
+- `latency`: `latency_p50_ms`, `latency_p95_ms`, `latency_p99_ms`, `throughput`; for all models but the student also
+  `speedup`. At the further batch sizes: `throughput/8`, `throughput/32`, `speedup/8`, `speedup/32`
+- `coverage`, for `int8` only: `coverage_macs` (products with weights), `coverage_all_macs` (also products between
+  activations, such as attention), `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
 - `parity`, for `int8` only, against the converted model: `parity_flips`, `parity_ties`,
   `parity_agreement`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained model:
   `parity_prepared_flips` and so on, `top1_prepared`

@@ -1,4 +1,4 @@
-"""Keep a measurement on CPUs of its own, as far as the operating system lets a process choose."""
+"""Keep a measurement on the least busy CPUs, where the operating system lets a process choose."""
 
 from __future__ import annotations
 

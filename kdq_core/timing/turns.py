@@ -51,7 +51,6 @@ class _Batch:
 
     inputs: Inputs
     seconds: float
-    order: random.Random
     calls: int = 0
     turns: int = 0
 
@@ -82,14 +81,14 @@ def measure_times(
     Returns:
         For each batch the times of each file, in the order of `openers`.
     """
-    order = random.Random(seed)  # noqa: S311 - an order of turns, no secret
-    plans = [_Batch(inputs, seconds / rounds, order) for inputs in batches]
+    plans = [_Batch(inputs, seconds / rounds) for inputs in batches]
     found: list[list[list[np.ndarray]]] = [[[] for _ in openers] for _ in batches]
     with pinned(threads):
-        for _ in range(rounds):
+        for number in range(rounds):
+            order = random.Random(f"{seed} {number}")  # noqa: S311 - an order of turns, no secret
             sessions, _held = _opened(openers, order)
             for batch, per_file in zip(plans, found, strict=True):
-                for times, new in zip(per_file, _round(sessions, batch), strict=True):
+                for times, new in zip(per_file, _round(sessions, batch, order), strict=True):
                     times.append(new)
             del sessions, _held
     return tuple(
@@ -113,7 +112,7 @@ def _opened(openers: Sequence[Opener], order: random.Random) -> tuple[list[Runs]
     return [sessions[index] for index in range(len(openers))], held
 
 
-def _round(sessions: list[Runs], batch: _Batch) -> list[np.ndarray]:
+def _round(sessions: list[Runs], batch: _Batch, order: random.Random) -> list[np.ndarray]:
     """Warm up, and measure the turns of one round; give the times of each session, `[turns, calls]`."""
     import numpy as np
 
@@ -122,7 +121,7 @@ def _round(sessions: list[Runs], batch: _Batch) -> list[np.ndarray]:
     quickest = _warm_up(sessions, batch)
     if not batch.turns:
         batch.turns = max(FEWEST_TURNS, round(batch.seconds * (1 - WARM_SHARE) / quickest))
-    flips = [batch.order.random() < 0.5 for _ in range((batch.turns + 1) // 2)]
+    flips = [order.random() < 0.5 for _ in range((batch.turns + 1) // 2)]
     backwards = [turn for flip in flips for turn in (flip, not flip)][: batch.turns]
     found: list[list[list[float]]] = [[] for _ in sessions]
     for back in backwards:
@@ -136,8 +135,10 @@ def _calls_in_turn(sessions: Sequence[Runs], inputs: Inputs) -> int:
     took = 0.0
     for session in sessions:
         _burst(session, inputs, 1)
-        (once,) = _burst(session, inputs, 1)
-        took = max(took, once if once >= BURST_SECONDS else min(_burst(session, inputs, 5)))
+        times = _burst(session, inputs, 1)
+        if times[0] < 10 * BURST_SECONDS:  # else it is a single call, whatever disturbed it
+            times += _burst(session, inputs, 5)
+        took = max(took, min(times))
     return max(1, min(MOST_CALLS, math.ceil(BURST_SECONDS / took)))
 
 
@@ -152,7 +153,7 @@ def _warm_up(sessions: list[Runs], batch: _Batch) -> float:
     medians: list[list[float]] = [[] for _ in sessions]
     while True:
         began = time.perf_counter()
-        for index in batch.order.sample(range(len(sessions)), len(sessions)):
+        for index in range(len(sessions)):
             times = _burst(sessions[index], batch.inputs, batch.calls)
             medians[index].append(float(np.median(times)))
         quickest = min(quickest, time.perf_counter() - began)

@@ -16,7 +16,7 @@ def kdq_evaluators() -> Iterator[PluginSpec]:
     yield PluginSpec(
         name="latency",
         target="kdq_evaluators.latency:Latency",
-        summary="times of a call in the runtime, throughput, and speed-up over the float student",
+        summary="times of a call, throughput, and speed-up over the float student",
     )
     yield PluginSpec(
         name="parity",

@@ -42,7 +42,7 @@ def test_plugins_list_groups_names_and_summaries_by_kind(call) -> None:
         """\
 evaluators
   coverage  share of the work that runs in int8 kernels
-  latency   p50 and p95 in the runtime, interleaved with the float student
+  latency   times of a call, throughput, and speed-up over the float student
   parity    the file against its simulation in PyTorch, in LSBs and top-1 flips
   quality   top-1, precision, recall, F1, and the difference from the float
             student

@@ -199,6 +199,7 @@ def test_work_in_float_does_not_stop_a_run_and_a_flip_does(here: Path) -> None:
     assert {gate.metric: gate.required for gate in own.checked(made).gates} == {
         "coverage_macs": False,
         "parity_flips": True,
+        "speedup": False,
     }
     other = own.quantizing(
         "own_net.py:student", "data.npz", Site(home=here), weights="net.safetensors", quantizer="weight-only"

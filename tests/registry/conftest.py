@@ -58,10 +58,11 @@ def report_of() -> Callable[..., EvaluationReport]:
 
     def make(top1: float = 0.97, coverage: float = 1.0, flips: float = 0.0) -> EvaluationReport:
         int8 = {"top1": top1, "coverage_macs": coverage, "parity_flips": flips, "bytes": 1234.0}
+        speedup = Metric(name="speedup", value=1.5, unit="ratio", direction="higher", low=1.4, high=1.6)
         return EvaluationReport(
             models={
                 "teacher": (metric("top1", 0.98),),
-                "int8": tuple(metric(name, value) for name, value in int8.items()),
+                "int8": (*(metric(name, value) for name, value in int8.items()), speedup),
             }
         )
 

@@ -20,6 +20,7 @@ def test_gates_tell_rule_value_bound_and_verdict(report_of: Callable[..., Evalua
         {"rule": "int8 top1 ≥ 0.95 x teacher top1", "value": 0.9, "bound": 0.95 * 0.98, "met": False, "note": ""},
         {"rule": "int8 coverage_macs ≥ 1", "value": 1.0, "bound": 1.0, "met": True, "note": ""},
         {"rule": "int8 parity_flips ≤ 0", "value": 2.0, "bound": 0.0, "met": False, "note": ""},
+        {"rule": "int8 speedup (low end) ≥ 0.98", "value": 1.4, "bound": 0.98, "met": True, "note": ""},
         {"rule": "int8 latency_p50_ms ≤ 1.5", "value": None, "bound": 1.5, "met": False, "note": ""},
     ]
 
@@ -45,7 +46,7 @@ def test_a_promotion_moves_the_alias_and_writes_who_and_why(
     lines = [json.loads(line) for line in (site.home / "mlflow" / "promotions.jsonl").read_text().splitlines()]
     assert [(line["model"], line["from"], line["to"]) for line in lines] == [("digits", None, 1), ("digits", 1, 2)]
     assert "@" in lines[1]["who"]
-    assert [verdict["met"] for verdict in lines[1]["verdicts"]] == [True, True, True]
+    assert [verdict["met"] for verdict in lines[1]["verdicts"]] == [True] * 4
     assert json.loads(client(site).get_model_version("digits", "2").tags["kdq.promotion"]) == lines[1]
 
 
@@ -54,7 +55,7 @@ def test_an_unmet_gate_leaves_the_alias(site: Site, registered: Callable[..., Mo
     promote(site, "digits", 1)
     refused = promote(site, "digits", 2)
     assert not refused.promoted
-    assert [verdict.met for verdict in refused.verdicts] == [False, False, True]
+    assert [verdict.met for verdict in refused.verdicts] == [False, False, True, True]
     assert client(site).get_model_version_by_alias("digits", "champion").version == 1
     assert len((site.home / "mlflow" / "promotions.jsonl").read_text().splitlines()) == 1
 
@@ -166,7 +167,7 @@ def test_a_version_whose_metrics_are_not_finite_is_listed_and_not_promoted(
     (row,) = list_models(site)
     assert row["top1"] == "NaN"
     refused = promote(site, "digits", 1)
-    assert [verdict.met for verdict in refused.verdicts] == [False, False, True]
+    assert [verdict.met for verdict in refused.verdicts] == [False, False, True, True]
     assert [verdict.note for verdict in refused.verdicts] == [
-        "int8 top1 is not finite, which meets no gate", "int8 coverage_macs is not finite, which meets no gate", "",
+        "int8 top1 is not finite, which meets no gate", "int8 coverage_macs is not finite, which meets no gate", "", "",
     ]  # fmt: skip

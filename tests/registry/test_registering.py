@@ -47,7 +47,9 @@ def test_a_registered_version_is_the_file_with_signature_digest_and_lineage(
     assert tags["kdq.sha256"] == version.file_sha256
     assert tags["kdq.lineage.teacher"] == "a" * 64
     assert EvaluationReport.model_validate_json(tags["kdq.report"]).value("int8", "top1") == 0.97
-    assert [gate["metric"] for gate in json.loads(tags["kdq.gates"])] == ["top1", "coverage_macs", "parity_flips"]
+    assert [gate["metric"] for gate in json.loads(tags["kdq.gates"])] == [
+        "top1", "coverage_macs", "parity_flips", "speedup",
+    ]  # fmt: skip
     requirements = (model_folder(site, version) / "requirements.txt").read_text()
     assert [line.partition("==")[0] for line in requirements.split()] == ["onnxruntime", "mlflow-skinny", "pandas"]
 

@@ -1,4 +1,4 @@
-"""Files take turns in random order, in rounds with new sessions, on CPUs of their own."""
+"""Files take turns in random order, in rounds with new sessions, on the least busy CPUs."""
 
 from __future__ import annotations
 

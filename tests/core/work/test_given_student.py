@@ -63,7 +63,10 @@ def test_a_given_model_is_quantized_and_nothing_of_it_changes_before(
     assert [node.name for node in run.plan.nodes] == ["read_student", "quantize", "export", "evaluate"]
     assert [model.slot for model in run.plan.models] == ["student", "int8"]
     assert [gate.metric for gate in run.plan.recipe.gates] == ["coverage_macs", "parity_flips"]
-    assert run.plan.note == "no teacher is measured beside the int8 file, so the default gates do not compare with one"
+    assert run.plan.note == (
+        "no teacher is measured beside the int8 file, so the default gates do not compare with one; no evaluator of "
+        "the recipe gives 'speedup', so the default gates do without"
+    )
     read = run.stage("read_student")
     assert isinstance(read.record, Checkpoint)
     kept, asked = load_file(read.file(read.record.weights)), net().state_dict()
