@@ -17,12 +17,13 @@ from kdq_core.errors import LockedError
 _POLL_SECONDS = 0.05
 
 
-def held(path: Path, *, seconds: float | None = None) -> FileIO:
+def held(path: Path, *, seconds: float | None = None, shared: bool = False) -> FileIO:
     """Wait for the lock of `path` and take it.
 
     Args:
         path: the lock file; `held` creates it and its folder if they are missing.
         seconds: how long to wait; `None` waits for ever.
+        shared: several may hold the lock together that ask for it so.
 
     Returns:
         The open file. Closing it releases the lock; a child that inherits its descriptor holds the lock too.
@@ -32,7 +33,7 @@ def held(path: Path, *, seconds: float | None = None) -> FileIO:
         OSError: the file cannot be written.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
-    while (file := try_held(path)) is None:
+    while (file := try_held(path, shared=shared)) is None:
         if deadline is not None and time.monotonic() >= deadline:
             raise LockedError(
                 f"the lock file {str(path)!r} was not free within {seconds:g} s: another process holds it; wait for "
@@ -42,7 +43,7 @@ def held(path: Path, *, seconds: float | None = None) -> FileIO:
     return file
 
 
-def try_held(path: Path) -> FileIO | None:
+def try_held(path: Path, *, shared: bool = False) -> FileIO | None:
     """Take the lock of `path` as `held` does, or return `None` at once if another process or thread holds it.
 
     A holder may remove the file before it releases the lock. A process that opened the file before that would then lock
@@ -55,7 +56,7 @@ def try_held(path: Path) -> FileIO | None:
     while True:
         file = path.open("a+b", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if _names(path, file):
                 return file
         except BlockingIOError:

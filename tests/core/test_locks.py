@@ -114,3 +114,11 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) 
     (tmp_path / "home").write_text("not a folder")
     with pytest.raises(NotADirectoryError):
         try_held(tmp_path / "home" / "locks" / "a.lock")
+
+
+def test_several_hold_a_lock_together_if_all_ask_for_it_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with held(path, shared=True), held(path, seconds=0, shared=True):
+        assert try_held(path) is None
+    with held(path):
+        assert try_held(path, shared=True) is None

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from kdq_core.errors import StoreError, TransientError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import owner_tag
-from kdq_flows.run.leases import device_lease, holder, physical_device
+from kdq_flows.run.leases import device_lease, holder, machine_lease, physical_device
 
 HOLD = """
 import sys, time
@@ -119,3 +120,57 @@ def test_a_lease_that_finds_the_disk_full_is_explained_and_given_back(
     )
     with device_lease(site, "cpu", timeout=1):
         pass
+
+
+class Stage(threading.Thread):
+    """Holds the machine until it is told to end."""
+
+    def __init__(self, site: Site, *, alone: bool) -> None:
+        super().__init__(daemon=True)
+        self.site, self.alone = site, alone
+        self.waits, self.runs, self.may_end = threading.Event(), threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        with machine_lease(self.site, alone=self.alone, on_wait=self.waits.set):
+            self.runs.set()
+            self.may_end.wait(20)
+
+    def end(self) -> None:
+        self.may_end.set()
+        self.join(20)
+
+
+def test_stages_share_the_machine_and_one_that_measures_time_has_it_alone(site: Site) -> None:
+    first, second = Stage(site, alone=False), Stage(site, alone=False)
+    assert first.runs.wait(5)
+    assert second.runs.wait(5)
+    measuring = Stage(site, alone=True)
+    assert measuring.waits.wait(5)
+    first.end()
+    assert not measuring.runs.wait(0.2)
+    second.end()
+    assert measuring.runs.wait(5)
+    later = Stage(site, alone=False)
+    assert later.waits.wait(5)
+    assert not later.runs.wait(0.2)
+    measuring.end()
+    assert later.runs.wait(5)
+    later.end()
+    assert not first.waits.is_set()
+
+
+def test_a_stage_that_comes_later_waits_behind_one_that_measures_time(site: Site) -> None:
+    first = Stage(site, alone=False)
+    assert first.runs.wait(5)
+    measuring = Stage(site, alone=True)
+    assert measuring.waits.wait(5)
+    later = Stage(site, alone=False)
+    assert later.waits.wait(5)
+    assert not later.runs.is_set()
+    first.end()
+    assert measuring.runs.wait(5)
+    assert not later.runs.is_set()
+    measuring.end()
+    assert later.runs.wait(5)
+    later.end()

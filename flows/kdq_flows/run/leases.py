@@ -1,7 +1,7 @@
-"""A device belongs to one stage at a time: a lock file per device.
+"""A device belongs to one stage at a time: a lock file per device. A stage that measures time has the machine alone.
 
-The parent takes the lock and passes the open file to its worker. The device stays locked as long as either of them
-lives.
+The parent takes the lock of the device and passes the open file to its worker. The device stays locked as long as
+either of them lives. The lock of the machine belongs to the parent.
 """
 
 from __future__ import annotations
@@ -71,6 +71,35 @@ def device_lease(
             os.ftruncate(lock.fileno(), 0)
             os.pwrite(lock.fileno(), owner_tag().encode(), 0)
         yield lock.fileno()
+
+
+@contextmanager
+def machine_lease(site: Site, *, alone: bool, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Share the machine with the heavy stages of this home on other devices, or have it alone to measure time.
+
+    A stage that comes later waits behind one that waits for the machine alone, which else might wait for ever. Take the
+    lease of the device first.
+
+    Args:
+        site: its home holds the lock files.
+        alone: no other heavy stage of this home may run beside.
+        on_wait: called once if KDQ must wait.
+
+    Raises:
+        StoreError: a lock file cannot be written.
+    """
+    folder = site.home / "leases"
+    with explained(folder, "write the lock file"):
+        queue = try_held(folder / "queue.lock")
+        lock = None if queue is None else try_held(folder / "machine.lock", shared=not alone)
+        if lock is None:
+            on_wait()
+            queue = queue or held(folder / "queue.lock")
+            lock = held(folder / "machine.lock", shared=not alone)
+        assert queue is not None
+        queue.close()
+    with lock:
+        yield
 
 
 def _lock_path(site: Site, device: str) -> Path:

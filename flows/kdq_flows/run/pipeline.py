@@ -39,7 +39,7 @@ from kdq_flows.facts.result import (
 )
 from kdq_flows.facts.tracking import RunTracking
 from kdq_flows.observer import Observer, Silent
-from kdq_flows.run.leases import device_lease
+from kdq_flows.run.leases import device_lease, machine_lease
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.teachers import resolved
@@ -259,7 +259,14 @@ class Pipeline:
             by = f" by process {owner.split(':')[1]}" if owner else ""
             self.observer.message(f"{node.name} waits: device {site.device!r} is in use{by}")
 
-        with device_lease(site, site.device, on_wait=waiting) as lease:
+        def crowded() -> None:
+            why = "it measures time, and another stage computes" if node.needs.alone else "another stage measures time"
+            self.observer.message(f"{node.name} waits: {why}")
+
+        with (
+            device_lease(site, site.device, on_wait=waiting) as lease,
+            machine_lease(site, alone=node.needs.alone, on_wait=crowded),
+        ):
             run_child(
                 request,
                 site=site,

@@ -81,6 +81,8 @@ def test_what_multiplies_matrices_is_int8_and_the_rest_says_why_not(name, tmp_pa
     wide = [row for row in files.rows if row.operator in ("conv", "linear", "lstm", "gru", "embedding")]
     assert all(row.int8 and row.weight_bytes > 0 for row in wide)
     assert all(row.int8 == (row.reason == "") for row in files.rows)
+    products = {row.operator for row in files.rows if row.activation_macs}
+    assert products == ({"attention"} if name == "transformer" else set())
     lsb = np.abs(files.integers - files.answers) / files.scale
     assert np.quantile(lsb, 0.99) <= 1.01
     assert lsb.mean() < 0.02
