@@ -83,6 +83,7 @@ def measure_times(
     """
     plans = [_Batch(inputs, seconds / rounds) for inputs in batches]
     found: list[list[list[np.ndarray]]] = [[[] for _ in openers] for _ in batches]
+    openers[0]()  # a runtime that starts on few CPUs, as OpenVINO does, would keep to so many threads in this process
     with pinned(threads):
         for number in range(rounds):
             order = random.Random(f"{seed} {number}")  # noqa: S311 - an order of turns, no secret
