@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,16 @@ def interleaved(one: Callable[[], object], other: Callable[[], object], rounds: 
     }  # fmt: skip
 
 
+def beside(openers: Sequence[Callable[[], Any]], inputs: tuple[Any, ...], rounds: int) -> dict[str, Any]:
+    """Measure two files beside each other as `kdq bench` does: milliseconds of each, and the ratio one / other."""
+    from kdq_core.timing.turns import measure_times
+
+    ((one, other),) = measure_times(openers, [inputs], seconds=2 * SLOT * rounds, rounds=rounds)
+    ratio = one.ratio_to(other)
+    times = {name: 1e3 * file.quantile(0.5).value for name, file in (("one", one), ("other", other))}
+    return {**times, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+
+
 def share_of(operators: Any) -> float:
     """Return the int8 share of the multiply-accumulates of conv, linear and recurrent layers."""
     wide = [row for row in operators if row.operator in COMPUTING]
@@ -155,10 +165,10 @@ def latency(items: list[Any], rounds: int) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as folder:
                 *paths, operators = files(item, target, Path(folder))
                 share = share_of(operators)
-                sessions = [target.session(path, threads=1) for path in paths]
+                openers = [partial(target.session, path, threads=1) for path in paths]
                 for batch in BATCHES:
                     x = tuple(part.numpy() for part in item.inputs(batch))
-                    found = interleaved(*(partial(session.run, x) for session in sessions), rounds)
+                    found = beside(openers, x, rounds)
                     rows.append({"model": item.name, "runtime": runtime, "batch": batch, "share": share, **found})
                     report(rows[-1])
     return rows
@@ -173,10 +183,9 @@ def size(items: list[Any], rounds: int) -> list[dict[str, Any]]:
             made = {bits: files(item, target, Path(name), (bits, 8)) for bits in (8, 4, 2)}
             whole = made[8][0].stat().st_size
             x = tuple(part.numpy() for part in item.inputs(32))
-            sessions = {bits: target.session(paths[1], threads=1) for bits, paths in made.items()}
+            openers = {bits: partial(target.session, paths[1], threads=1) for bits, paths in made.items()}
             for bits, paths in made.items():
-                eight, low = sessions[8], sessions[bits]
-                found = interleaved(partial(eight.run, x), partial(low.run, x), rounds)
+                found = beside([openers[8], openers[bits]], x, rounds)
                 bytes_ = paths[1].stat().st_size
                 rows.append({"model": item.name, "bits": bits, "float_bytes": whole, "bytes": bytes_, **found})
                 report(rows[-1])
