@@ -28,7 +28,7 @@ def test_models_and_promote_speak_json(
     registered()
     code, out = kdq("promote", "digits", "1", "--json")
     result = json.loads(out)
-    assert (code, result["promoted"], result["previous"], len(result["verdicts"])) == (0, True, None, 3)
+    assert (code, result["promoted"], result["previous"], len(result["verdicts"])) == (0, True, None, 4)
     code, out = kdq("models", "--json")
     assert (code, json.loads(out)[0]["aliases"]) == (0, ["champion"])
 
