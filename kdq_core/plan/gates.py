@@ -130,6 +130,7 @@ def _verdict(gate: Gate, report: EvaluationReport) -> GateVerdict:
     sign, limit = ("≥", gate.at_least) if gate.at_least is not None else ("≤", gate.at_most)
     assert limit is not None
     metric = report.metric(gate.of, gate.metric)
+    bound: float | None
     value, bound, problem = _judged(gate, metric), limit, ""
     text = f"{limit:g}"
     if gate.relative_to is not None:

@@ -38,6 +38,8 @@ from kdq_core.api import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
 QUANTILES = {"latency_p50_ms": 0.5, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
@@ -77,14 +79,14 @@ class Latency(Evaluator):
         times = dict(zip(sizes, found, strict=True))
         return (*_times_of(times[self.batch_size][0]), *self._by_size("throughput", times), *self._speedups(times))
 
-    def _speedups(self, times: dict[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
+    def _speedups(self, times: Mapping[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
         both = {size: measured for size, measured in times.items() if len(measured) == 2}
         found = self._by_size("speedup", both)
         if not found:
             return ()
         return (found[0].model_copy(update={"note": _note(*found)}), *found[1:])
 
-    def _by_size(self, name: str, times: dict[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
+    def _by_size(self, name: str, times: Mapping[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
         """The throughput or the speed-up at each batch size; that of `batch_size` has the plain name."""
         made = []
         for size, (own, *others) in times.items():
