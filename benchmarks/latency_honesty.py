@@ -5,7 +5,7 @@ machine and beside two busy processes, and it should find two more layers behind
 `benchmarks/latency_honesty.json`, goes on where it ended, and writes `benchmarks/latency_honesty.md` anew:
 
 ```
-python benchmarks/latency_honesty.py idle busy planted --tries 100
+python benchmarks/latency_honesty.py same busy planted --tries 100
 ```
 """
 
@@ -28,7 +28,7 @@ from machine import busy, machine
 RESULTS = Path(__file__).with_suffix(".json")
 PACKAGES = ("kdq", "onnxruntime")
 CONDITIONS = {
-    "idle": "a file against itself",
+    "same": "a file against itself",
     "busy": "a file against itself, beside two busy processes",
     "planted": "a file against one with 10 % more work",
 }
@@ -94,14 +94,15 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# How honest `kdq bench` is",
         "",
-        "Written by `python benchmarks/latency_honesty.py idle busy planted --tries 100`.",
+        "Written by `python benchmarks/latency_honesty.py same busy planted --tries 100`.",
         "",
         f"Each try compares two files for {SECONDS:g} s with one thread. A file against itself has no difference; two "
         f"more layers behind {LAYERS} are 10 % more work. *Half width* is the median of half the width of the 99 % "
-        "intervals. Small: layers of 64 units, one sample in a call. Middle: layers of 128 units, 32 samples.",
+        "intervals. *Load*: cores that other processes kept busy before a part began; two busy processes of the script "
+        "come on top. Small: layers of 64 units, one sample in a call. Middle: layers of 128 units, 32 samples.",
         "",
-        "| comparison | net | ms a call | tries | no difference | slower | faster | median ratio | half width |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| comparison | net | ms a call | load | tries | no difference | slower | faster | median ratio | half width |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for condition, title in CONDITIONS.items():
         for net in NETS:
@@ -110,13 +111,12 @@ def page(results: dict[str, Any]) -> str:
                 verdicts = [row["verdict"] for row in rows]
                 counts = (verdicts.count(one) for one in ("no difference", "slower", "faster"))
                 half = statistics.median((row["high"] - row["low"]) / 2 for row in rows)
+                middle = {name: statistics.median(row[name] for row in rows) for name in ("ms", "ratio")}
                 lines.append(
-                    f"| {title} | {net} | {statistics.median(row['ms'] for row in rows):.3f} | {len(rows)} "
-                    f"| {' | '.join(map(str, counts))} | {statistics.median(row['ratio'] for row in rows):.3f} "
-                    f"| {half:.3f} |"
+                    f"| {title} | {net} | {middle['ms']:.3f} | {results['load'][f'{condition} {net}']:.1f} | {len(rows)} "
+                    f"| {' | '.join(map(str, counts))} | {middle['ratio']:.3f} | {half:.3f} |"
                 )
-    load = max(results["load"].values(), default=0.0)
-    lines += ["", f"Before each part, other processes kept up to {load:.1f} cores busy.", "", results["machine"], ""]
+    lines += ["", results["machine"], ""]
     return "\n".join(lines)
 
 
