@@ -111,9 +111,10 @@ def page(results: dict[str, Any]) -> str:
                 verdicts = [row["verdict"] for row in rows]
                 counts = (verdicts.count(one) for one in ("no difference", "slower", "faster"))
                 half = statistics.median((row["high"] - row["low"]) / 2 for row in rows)
+                load = results["load"][f"{condition} {net}"]
                 middle = {name: statistics.median(row[name] for row in rows) for name in ("ms", "ratio")}
                 lines.append(
-                    f"| {title} | {net} | {middle['ms']:.3f} | {results['load'][f'{condition} {net}']:.1f} | {len(rows)} "
+                    f"| {title} | {net} | {middle['ms']:.3f} | {load:.1f} | {len(rows)} "
                     f"| {' | '.join(map(str, counts))} | {middle['ratio']:.3f} | {half:.3f} |"
                 )
     lines += ["", results["machine"], ""]
