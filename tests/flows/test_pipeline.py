@@ -1,8 +1,16 @@
 """What a stage raises that runs in the process of the run."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
+import pytest
+
 from kdq_core.errors import TransientError, UnforeseenError
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.observer import Silent
+from kdq_flows.run import pipeline
 from kdq_flows.run.pipeline import logged
 
 
@@ -21,3 +29,40 @@ def test_a_mistake_is_told_as_a_worker_tells_it_and_its_traceback_is_in_the_stag
 def test_a_connection_that_fails_is_worth_another_try(tmp_path: Path) -> None:
     told = logged(ConnectionRefusedError("refused"), tmp_path / "t.log")
     assert type(told) is TransientError
+
+
+class Hearing(Silent):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    @contextlib.contextmanager
+    def machine_lease(_site: Site, *, alone: bool, on_wait: Callable[[], None]) -> Iterator[None]:
+        asked.append(alone)
+        on_wait()
+        yield
+
+    hearing = Hearing()
+    run = pipeline.Pipeline(Recipe.model_validate({"name": "x", "workload": "digits"}), site, hearing)
+    monkeypatch.setattr(run, "_request", lambda *_: {})
+    monkeypatch.setattr(pipeline, "machine_lease", machine_lease)
+    monkeypatch.setattr(pipeline, "run_child", lambda *_, **__: None)
+    monkeypatch.setattr(run.store, "get", lambda key: key)
+    heavy = [node for node in run.plan.nodes if node.heavy]
+    for node in heavy:
+        run._in_worker(node, "k", dict.fromkeys(node.parents.values(), "d"), Future())
+    assert dict(zip((node.name for node in heavy), asked, strict=True)) == {
+        **dict.fromkeys((node.name for node in heavy), False), "evaluate": True
+    }  # fmt: skip
+    assert hearing.messages == [
+        *(f"{node.name} waits: another stage measures time" for node in heavy[:-1]),
+        "evaluate waits: it measures time, and another stage computes",
+    ]
