@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,15 @@ from kdq_registry.moving import move
 HOMES = 4
 
 
-def race(folder: Path, uri: str, processes: int, rounds: int, name: str = "raced") -> list[dict[str, Any]]:
+def race(folder: Path, uri: str, processes: int, rounds: int, name: str = "raced") -> Iterator[dict[str, Any]]:
     """Let the processes race; this process opens no database, because it forks.
 
-    Returns:
+    Yields:
         A dict for each round: `won`, the versions that won; `told`, what each loser was told; `aliases`; `wrong`, what
             is wrong with the chain; `seconds`.
     """
     homes = [folder / f"home {number}" for number in range(HOMES)]
     _child(lambda: _prepare(Site(home=homes[0], tracking_uri=uri), name, processes)).get()
-    found = []
     for _ in range(rounds):
         ready, go = os.pipe(), os.pipe()
         racing = [
@@ -54,8 +54,7 @@ def race(folder: Path, uri: str, processes: int, rounds: int, name: str = "raced
             os.close(end)
         after = _child(lambda: _look(Site(home=homes[0], tracking_uri=uri), name)).get()
         told = [text for kind, text in answers if kind == "lost"]
-        found.append(after | {"won": [v for kind, v in answers if kind == "won"], "told": told, "seconds": seconds})
-    return found
+        yield after | {"won": [v for kind, v in answers if kind == "won"], "told": told, "seconds": seconds}
 
 
 class _child:  # noqa: N801 - it reads as a verb
@@ -119,18 +118,19 @@ def main() -> None:
         uri = given.uri or f"sqlite:///{folder}/mlflow.db"
         import mlflow.onnx  # noqa: F401 - once, before the forks
 
+        took = []
         found = race(Path(folder), uri, given.processes, given.rounds, name=f"raced{os.getpid()}")
-    for number, one in enumerate(found, start=1):
-        fine = len(one["won"]) == 1 and not one["wrong"] and len(one["told"]) == given.processes - 1
-        named = sum(f"promoted version {one['won'][0]} at the same moment" in text for text in one["told"])
-        print(
-            f"round {number}: won {one['won']}, champion {one['aliases'].get('champion')}, {named} losers told the "
-            f"winner, {one['entries']} entries, {one['seconds']:.1f} s, {'fine' if fine else one['wrong']}"
-        )
-    seconds = sorted(one["seconds"] for one in found)
-    print(
-        f"{len(found)} rounds of {given.processes}: median {seconds[len(seconds) // 2]:.1f} s, most {seconds[-1]:.1f} s"
-    )
+        for number, one in enumerate(found, start=1):
+            fine = len(one["won"]) == 1 and not one["wrong"] and len(one["told"]) == given.processes - 1
+            named = sum(f"promoted version {one['won'][0]} at the same moment" in text for text in one["told"])
+            print(
+                f"round {number}: won {one['won']}, champion {one['aliases'].get('champion')}, {named} losers told the "
+                f"winner, {one['entries']} entries, {one['seconds']:.1f} s, {'fine' if fine else one['wrong']}",
+                flush=True,
+            )
+            took.append(one["seconds"])
+    took.sort()
+    print(f"{len(took)} rounds of {given.processes}: median {took[len(took) // 2]:.1f} s, most {took[-1]:.1f} s")
 
 
 if __name__ == "__main__":

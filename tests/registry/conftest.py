@@ -120,7 +120,7 @@ def registered(
             report=report_of(**figures),
             lineage={"teacher": "a" * 64, "data": data},
             run_id=None,
-            example={"image": np.ones((2, 4), np.float32)},
+            example={one.name: np.ones((2, *one.shape[1:]), np.float32) for one in artifact.inputs},
             samples=samples,
         )
 

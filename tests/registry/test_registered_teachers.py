@@ -13,7 +13,7 @@ from kdq_core.plan.plan import Plan, make_plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import ModelVersion
+from kdq_core.store.records import Artifact, ModelVersion, TensorSpec
 from kdq_core.store.store import Entry
 from kdq_core.tensors import View
 from kdq_core.work.run import StageRequest, run_stage
@@ -46,6 +46,17 @@ def onnx_file(tmp_path: Path) -> Callable[[int], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def artifact(artifact: Artifact) -> Artifact:
+    """What describes that teacher's file."""
+    return artifact.model_copy(
+        update={
+            "inputs": (TensorSpec(name="x", dtype="float32", shape=(-1, 1, 8, 8)),),
+            "outputs": (TensorSpec(name="y", dtype="float32", shape=(-1, 10)),),
+        }
+    )
 
 
 @pytest.fixture
