@@ -69,8 +69,7 @@ class Result:
 
     def report(self) -> str:
         """The report as Markdown."""
-        from kdq_flows.facts.report import report
-        from kdq_flows.own import yaml_of
+        from kdq_flows.facts.report import report, yaml_of
 
         return report(self.facts, yaml_of(self.recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)))
 

@@ -12,6 +12,7 @@ from typing import Any
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.facts.report import yaml_of
 from kdq_flows.in_hand import keep
 
 ARRAYS = (".npz", ".safetensors")
@@ -259,14 +260,6 @@ def written(state: Mapping[str, Any], site: Site) -> str:
     data = save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
     name = f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
     return str(keep(data, site, name, what="the weights"))
-
-
-def yaml_of(recipe: Mapping[str, Any]) -> str:
-    """A recipe as YAML."""
-    import yaml
-
-    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
-    return text
 
 
 def checked(recipe: Mapping[str, Any], *, said: str = "the recipe") -> Recipe:

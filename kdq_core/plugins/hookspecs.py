@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pluggy
 
@@ -25,6 +26,17 @@ class PluginSpec(Frozen):
     name: str
     target: str
     summary: str = ""
+
+
+class ReportSection(Frozen):
+    """A section that a plug-in adds to the page of a run.
+
+    `html` stands in the page as it is: it must load nothing and needs no script. The page's classes `table-wrap` (around
+    a table), `note` and `num` (cells with numbers) give it the page's looks.
+    """
+
+    title: str
+    html: str
 
 
 @hookspec
@@ -75,3 +87,8 @@ def kdq_stage_failed(recipe: str, stage: str, key: str, error: str) -> None:
 @hookspec
 def kdq_before_promotion(name: str, version: int, report: EvaluationReport) -> Iterable[str]:  # type: ignore[empty-body]
     """Yield reasons against promoting this version; any reason vetoes it."""
+
+
+@hookspec
+def kdq_report_sections(view: Any, result: Any) -> Iterable[ReportSection]:  # type: ignore[empty-body]
+    """Yield sections for the page of a run: `view` is its `RunView`, `result` its `RunResult`."""

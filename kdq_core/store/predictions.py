@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kdq_core.store.records import StoredPredictions
+from kdq_core.store.records import StoredArray, StoredPredictions
 
 
 def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) -> list[tuple[str, tuple[int, ...]]]:
@@ -34,8 +34,15 @@ def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) ->
     return forms
 
 
-def opened(folder: Path, stored: StoredPredictions) -> np.ndarray:
-    """Open the predictions `[N, ...]` in an entry's folder, memory-mapped and read-only."""
+def write_array(folder: Path, name: str, path: str, values: np.ndarray) -> StoredArray:
+    """Write one array to `path` below an entry's folder, whose parent must exist."""
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    (folder / path).write_bytes(little.tobytes())
+    return StoredArray(name=name, path=path, dtype=little.dtype.str, shape=little.shape)
+
+
+def opened(folder: Path, stored: StoredPredictions | StoredArray) -> np.ndarray:
+    """Open an array in an entry's folder, memory-mapped and read-only."""
     if 0 in stored.shape:
         return np.empty(stored.shape, stored.dtype)
     return np.asarray(np.memmap(folder / stored.path, dtype=stored.dtype, mode="r", shape=stored.shape))

@@ -16,6 +16,7 @@ from kdq_core.api import (
     Artifact,
     Asked,
     Batch,
+    Checkpoint,
     EvaluationReport,
     Metric,
     Needs,
@@ -31,6 +32,8 @@ from kdq_core.work.slots import ARTIFACT, MEMBERS, PLACED, QUANTIZED, STUDENT, T
 if TYPE_CHECKING:
     from kdq_core.work.work import StageWork
 
+GAINED = {"student": "student", "quantized": "int8"}
+"""Inputs whose records hold gains from the teacher, each with the model whose report tells them."""
 LIBRARIES = ("onnx", "onnxruntime", "torchmetrics", "scikit-learn")
 
 
@@ -63,6 +66,7 @@ class Evaluate(Stage):
         """Run every evaluator on every file. Each file runs over the test split once; evaluators share its outputs."""
         from kdq_core.work.data import EVALUATION_BATCH, checked
         from kdq_core.work.predictions import KeptPredictions
+        from kdq_core.work.samples import labels_of, shown_of
 
         workload = work.workload
 
@@ -80,8 +84,31 @@ class Evaluate(Stage):
             metrics = named[name].evaluate(candidate, subjects["student"], batches)
             measured[slot] = measured.get(slot, ()) + metrics
             work.progress(done, len(todo), f"{slot} {type(named[name]).__name__.lower()}")
+        for port, slot in GAINED.items():
+            if work.has(port) and slot in measured:
+                measured[slot] += gained(work.record(port, Checkpoint))
         stored = tuple(one for predictions in kept.values() for one in predictions.stored)
-        return EvaluationReport(models=measured, predictions=stored)
+        artifact = work.record("artifact", Artifact)
+        names = [[one.name for one in specs] for specs in (artifact.inputs, artifact.outputs)]
+        labels = labels_of(batches, names[1], work.draft) if stored else ()
+        shown = shown_of(batches, names[0], stored, labels, work.draft) if stored else None
+        return EvaluationReport(models=measured, predictions=stored, labels=labels, shown=shown)
+
+
+def gained(student: Checkpoint) -> tuple[Metric, ...]:
+    """What the teacher brought a student, as metrics of its file, so that gates may ask for it."""
+    return tuple(
+        Metric(
+            name=gain.metric_name,
+            value=gain.difference,
+            unit="fraction" if gain.higher_is_better else "loss",
+            direction="higher" if gain.higher_is_better else "lower",
+            low=gain.low,
+            high=gain.high,
+            samples=gain.samples,
+        )
+        for gain in student.gains
+    )
 
 
 def subjects_of(work: StageWork) -> dict[str, Subject]:

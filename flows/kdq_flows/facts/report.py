@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from kdq_flows.facts.coverage import float_lines
 from kdq_flows.facts.result import RunResult, line_of
@@ -21,7 +22,7 @@ def report(result: RunResult, recipe: str) -> str:
 def _lines(result: RunResult, recipe: str) -> Iterator[str]:
     yield f"# {result.run}"
     yield ""
-    yield f"{result.status} in {result.seconds:.1f} s"
+    yield f"{result.status} in {result.seconds:.1f} s{f'. {result.verdict}' if result.verdict else ''}"
     if result.table:
         columns = list(dict.fromkeys(name for row in result.table for name in row))
         yield ""
@@ -49,3 +50,11 @@ def _lines(result: RunResult, recipe: str) -> Iterator[str]:
 
 def _row(cells: Sequence[object]) -> str:
     return f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |"
+
+
+def yaml_of(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML."""
+    import yaml
+
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
+    return text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, tags, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
 from prefect.logging.configuration import setup_logging
@@ -160,6 +160,7 @@ def _drive(token: str) -> State:
         if not isinstance(stopped, Exception):  # if only the server is lost, the workers may finish
             pipeline.cancelled.set()
         raise
+    pipeline.write_page()
     error = pipeline.error
     if error is not None:
         raise error
@@ -169,6 +170,10 @@ def _drive(token: str) -> State:
 def _published(pipeline: Pipeline) -> State:
     facts = pipeline.facts()
     create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
+    if facts.report is not None:
+        create_link_artifact(
+            Path(facts.report).as_uri(), link_text=facts.report, key="kdq-report", description=facts.verdict
+        )
     if facts.status == "no-news":
         return Completed(name="NoNews", message="no news: every stage was cached")
     return Completed(message=_described(facts))

@@ -25,6 +25,7 @@ from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry, Store, explained
 from kdq_core.worker.main import named
 from kdq_flows.facts.coverage import coverage_of
+from kdq_flows.facts.report import yaml_of
 from kdq_flows.facts.result import (
     RunResult,
     StageFacts,
@@ -38,7 +39,9 @@ from kdq_flows.facts.result import (
     weights_of,
 )
 from kdq_flows.facts.tracking import RunTracking
+from kdq_flows.facts.verdict import verdict_of
 from kdq_flows.observer import Observer, Silent
+from kdq_flows.report import kept
 from kdq_flows.run.leases import device_lease
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.supervisor import run_child
@@ -82,6 +85,9 @@ class Pipeline:
         self._checked = False
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
+        self._started = time.time()
+        self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
+        self._page: Path | None = None
         if self.plan.note:
             self.observer.message(self.plan.note)
 
@@ -168,6 +174,7 @@ class Pipeline:
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
         failed, view = self.failed, self.view
+        gains, gates = gains_of(view), gates_of(view)
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
@@ -177,16 +184,43 @@ class Pipeline:
             stages=stages,
             models=models_of(view),
             table=table_of(view, self._columns()) if view.metrics else (),
-            gains=gains_of(view),
+            gains=gains,
             notes=notes_of(view),
-            gates=gates_of(view),
+            gates=gates,
             weights=weights_of(view),
             artifact=artifact_of(view),
             coverage=coverage_of(view),
             version=version_of(view),
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
+            verdict=verdict_of(view, gains, gates),
+            report=None if self._page is None else str(self._page),
         )
+
+    def write_page(self) -> None:
+        """Write record and page of the run, once; if every stage was cached, find those of the run that computed them.
+
+        A page that cannot be made or written costs a message, and never the run.
+        """
+        if self._page is not None or not self._facts:
+            return
+        facts, site = self.facts(), self.plan.site
+        try:
+            if facts.status == "no-news":
+                self._page = kept.same(site, [stage.key for stage in facts.stages])
+            if self._page is None:
+                from kdq_flows.report.page import page
+
+                facts = facts.model_copy(update={"report": str(kept.folder(site, self.name) / kept.PAGE)})
+                record = kept.RunRecord(
+                    result=facts, plan=kept.bare(self.plan), recipe=self._asked, began=self._started
+                )
+                html = page(record, self.view, self.catalog)
+                self._page = kept.keep(site, record, html)
+                self.tracking.page(html)
+        except Exception as error:
+            logged(error, self.logs / "report.log")
+            self.observer.message(f"the report could not be written: {error}; 'kdq report {self.name}' tries again")
 
     def _work_ahead(self) -> bool:
         """Whether a heavy stage is missing from the store, or its entry is damaged."""

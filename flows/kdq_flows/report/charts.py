@@ -1,0 +1,209 @@
+"""Geometry of the report's charts: scales, ticks and points in the units of an SVG; `charts.j2` draws them.
+
+The pictures are plain SVG with text, so that a report needs no script: it shows, prints and zooms anywhere, takes its
+colours from the page, and has a size of kilobytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+WIDTH, HEIGHT = 440, 270
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
+ROW = 34
+"""Height of one row of a chart of intervals."""
+Form = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line or a point: its name, the class that gives colour and mark, and its values."""
+
+    label: str
+    style: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval; ends that were not measured are `None`."""
+
+    label: str
+    style: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic scale from values to places."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Where a value is drawn."""
+        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        return round(self.start + (at - low) / (high - low) * (self.end - self.start), 2)
+
+    def ticks(self, form: Form, count: int = 5) -> list[tuple[float, str]]:
+        """Places and texts of round numbers; a text that would repeat is left out."""
+        values = _decades(self.low, self.high) if self.log else _round_numbers(self.low, self.high, count)
+        found = {form(value): self.place(value) for value in values}
+        return [(place, text) for text, place in found.items()]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart in SVG units.
+
+    Attributes:
+        name: accessible name.
+        described: what it shows, in a sentence, for those who do not see it.
+        lines: for each series its label, style, path of the line, and marks as (x, y, text).
+        whiskers: for intervals, (x1, x2, y, style).
+        reference: ends of a line to compare with: x1, y1, x2, y2.
+    """
+
+    name: str
+    described: str
+    x_title: str
+    y_title: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[tuple[str, str, str, list[tuple[float, float, str]]]] = field(default_factory=list)
+    whiskers: list[tuple[float, float, float, str]] = field(default_factory=list)
+    labels: list[tuple[float, float, str, str]] = field(default_factory=list)
+    rings: list[tuple[float, float]] = field(default_factory=list)
+    reference: tuple[float, float, float, float] | None = None
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def lines(
+    name: str, series: Sequence[Series], x_title: str, y_title: str, form: Form, *, log: bool = False
+) -> Drawn | None:
+    """Lines over whole numbers, such as curves over epochs; values that are not finite are left out."""
+    kept = [Series(s.label, s.style, [p for p in s.points if math.isfinite(p[1])]) for s in series]
+    kept = [s for s in kept if s.points]
+    if not kept:
+        return None
+    xs, ys = ([point[at] for s in kept for point in s.points] for at in (0, 1))
+    log = log and min(ys) > 0 and max(ys) / min(ys) > 20
+    x, y = axis(xs, LEFT, WIDTH - RIGHT, pad=0.02), axis(ys, HEIGHT - BOTTOM, TOP, log=log)
+    ends = "; ".join(f"{s.label} ends at {form(s.points[-1][1])}" for s in kept)
+    return Drawn(
+        name, f"{name}: {ends}.", x_title, y_title, x.ticks(_whole, 6), y.ticks(form),
+        lines=[_line(s, x, y, lambda p, s=s: f"{s.label}, {x_title} {p[0]:g}: {form(p[1])}") for s in kept],  # type: ignore[misc]
+    )  # fmt: skip
+
+
+def scatter(
+    name: str,
+    series: Sequence[Series],
+    axes: tuple[tuple[str, Form], tuple[str, Form]],
+    *,
+    front: Iterable[str] = (),
+    square: bool = False,
+) -> Drawn | None:
+    """One labelled point for each series; those of `front` get a ring. `square`: both axes 0 to 1 with the diagonal."""
+    if not any(s.points for s in series):
+        return None
+    (x_title, x_form), (y_title, y_form) = axes
+    xs, ys = ([point[at] for s in series for point in s.points] for at in (0, 1))
+    if square:
+        xs, ys = [0.0, 1.0], [0.0, 1.0]
+    x = axis(xs, LEFT, WIDTH - RIGHT, pad=0.0 if square else 0.14)
+    y = axis(ys, HEIGHT - BOTTOM, TOP, pad=0.0 if square else 0.14)
+    front = set(front)
+    found = Drawn(
+        name, "; ".join(f"{s.label}: {x_form(p[0])}, {y_form(p[1])}" for s in series for p in s.points[:1]) + ".",
+        x_title, y_title, x.ticks(x_form, 4), y.ticks(y_form),
+        lines=[_line(s, x, y, lambda p, s=s: f"{s.label}: {x_form(p[0])}, {y_form(p[1])}") for s in series],  # type: ignore[misc]
+        reference=(x.place(0), y.place(0), x.place(1), y.place(1)) if square else None,
+    )  # fmt: skip
+    for s in () if square else series:
+        at = (x.place(s.points[0][0]), y.place(s.points[0][1]))
+        near_end = at[0] > (LEFT + WIDTH - RIGHT) * 0.62
+        found.labels.append((at[0] + (-11 if near_end else 11), at[1] + 4, s.label, "end" if near_end else "start"))
+        if s.label in front:
+            found.rings.append(at)
+    return found
+
+
+def intervals(name: str, rows: Sequence[Interval], title: str, form: Form, *, at: float | None = None) -> Drawn | None:
+    """Values with their intervals, one below the other; `at` draws a line to compare with, such as 1 for a ratio."""
+    rows = [row for row in rows if math.isfinite(row.value)]
+    if not rows:
+        return None
+    ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None and math.isfinite(v)]
+    left = 14 + max(int(6.6 * len(row.label)) for row in rows)
+    height = TOP + ROW * len(rows) + BOTTOM
+    x = axis([*ends, *([] if at is None else [at])], left, WIDTH - RIGHT - 10, pad=0.08)
+    places = [TOP + ROW * (number + 0.5) for number in range(len(rows))]
+    found = Drawn(
+        name, "; ".join(f"{row.label}: {_said(row, form)}" for row in rows) + ".", title, "", x.ticks(form, 4),
+        [(place + 4, row.label) for place, row in zip(places, rows)],
+        height=height, left=left, bottom=height - BOTTOM,
+        reference=None if at is None else (x.place(at), TOP, x.place(at), height - BOTTOM),
+    )  # fmt: skip
+    for place, row in zip(places, rows):
+        mark = (x.place(row.value), place, f"{row.label}: {_said(row, form)}")
+        found.lines.append((row.label, row.style, "", [mark]))
+        if row.low is not None and row.high is not None and math.isfinite(row.low) and math.isfinite(row.high):
+            found.whiskers.append((x.place(row.low), x.place(row.high), place, row.style))
+    return found
+
+
+def axis(values: Sequence[float], start: float, end: float, *, pad: float = 0.06, log: bool = False) -> Axis:
+    """A scale that fits values, with some space at both ends."""
+    low, high = min(values), max(values)
+    if log:
+        grown = (high / low) ** pad
+        return Axis(low / grown, high * grown, start, end, log=True)
+    room = pad * (high - low) or abs(high) * 0.05 or 1.0
+    if high == low:
+        return Axis(low - room, high + room, start, end)
+    return Axis(low - (room if pad else 0), high + (room if pad else 0), start, end)
+
+
+def _line(
+    series: Series, x: Axis, y: Axis, told: Callable[[tuple[float, float]], str]
+) -> tuple[str, str, str, list[tuple[float, float, str]]]:
+    marks = [(x.place(point[0]), y.place(point[1]), told(point)) for point in series.points]
+    path = " ".join(f"{'L' if number else 'M'}{a:g} {b:g}" for number, (a, b, _) in enumerate(marks))
+    return series.label, series.style, path if len(marks) > 1 else "", marks
+
+
+def _said(row: Interval, form: Form) -> str:
+    ends = [form(end) for end in (row.low, row.high) if end is not None]
+    return f"{form(row.value)} ({ends[0]} to {ends[1]})" if len(ends) == 2 else form(row.value)
+
+
+def _round_numbers(low: float, high: float, count: int) -> list[float]:
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    few = high / low > 1e3
+    values = [factor * 10.0**power for power in powers for factor in ((1,) if few else (1, 2, 5))]
+    return [value for value in values if low <= value <= high]
+
+
+def _whole(value: float) -> str:
+    return f"{value:g}" if value == int(value) else ""
