@@ -49,13 +49,19 @@ def quality_in_words(ours: Sequence[Metric], theirs: Sequence[Metric]) -> str:
         return ""
     mine, base = _named(ours)[name], _named(theirs)[name]
     difference = _named(ours).get(f"{name}_difference")
-    word = NAMES.get(name, name.replace("_", " "))
+    word = words_of(name)
     percent = mine.unit == "fraction"
     scale, unit = (100.0, f" points {word}") if percent else (1.0, f" {word}")
     value = mine.value - base.value if difference is None else difference.value
     said = f"{scale * value + 0.0:+.1f}" if percent else f"{value:+.3g}"
     interval = "" if difference is None else between(difference.low, difference.high, scale, 1 if percent else None)
     return f"{said}{unit} against float{interval}"
+
+
+def words_of(metric: str) -> str:
+    """A metric's name in words."""
+    first, _, rest = metric.partition("_")
+    return " ".join([NAMES.get(first, first), *rest.split("_")]).strip()
 
 
 def between(low: float | None, high: float | None, scale: float = 1.0, digits: int | None = None) -> str:

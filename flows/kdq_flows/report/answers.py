@@ -111,9 +111,12 @@ def reliability(answers: Answers, titles: Mapping[str, str], styles: Mapping[str
             if (bins == one).sum() >= FEW
         ]
         series.append(Series(titles[model], styles[model], points))
-    percent = ("", lambda value: short(value, "fraction"))
-    axes = (("confidence", percent[1]), ("right answers", percent[1]))
-    return scatter("Reliability", series, axes, square=True)
+    return scatter("Share of right answers by confidence", series, "confidence", (percent, percent), square=True)
+
+
+def percent(value: float) -> str:
+    """A tick in percent."""
+    return short(value, "fraction")
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -135,7 +138,7 @@ def samples_of(view: RunView, titles: Mapping[str, str]) -> list[Sample]:
     found = []
     for number, row in enumerate(rows):
         shown = tuple((name, picture(values[number])) for name, values in inputs.items())
-        told = tuple(_answer(titles[model], x[row], classes=classes) for model, x in outputs.items())
+        told = tuple(_answer(titles[model].removesuffix(" student"), x[row], classes=classes) for model, x in outputs.items())
         label = str(int(labels[row])) if classes and labels is not None else ""
         found.append(Sample(row, kinds.get(row, "close" if classes else "changed"), shown, label, told))
     return found

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 440, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 54, 22, 12, 42
 ROW = 34
 """Height of one row of a chart of intervals."""
 Form = Callable[[float], str]
@@ -68,13 +68,15 @@ class Drawn:
         described: what it shows, in a sentence, for those who do not see it.
         lines: for each series its label, style, path of the line, and marks as (x, y, text).
         whiskers: for intervals, (x1, x2, y, style).
+        labels: texts in the chart, as (x, y, text, anchor).
+        rings: middles of the rings around some points.
         reference: ends of a line to compare with: x1, y1, x2, y2.
+        grid: the axis whose ticks have lines across the chart.
     """
 
     name: str
     described: str
     x_title: str
-    y_title: str
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     lines: list[tuple[str, str, str, list[tuple[float, float, str]]]] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Drawn:
     labels: list[tuple[float, float, str, str]] = field(default_factory=list)
     rings: list[tuple[float, float]] = field(default_factory=list)
     reference: tuple[float, float, float, float] | None = None
+    grid: str = "y"
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -91,7 +94,7 @@ class Drawn:
 
 
 def lines(
-    name: str, series: Sequence[Series], x_title: str, y_title: str, form: Form, *, log: bool = False
+    name: str, series: Sequence[Series], x_title: str, form: Form, *, log: bool = False
 ) -> Drawn | None:
     """Lines over whole numbers, such as curves over epochs; values that are not finite are left out."""
     kept = [Series(s.label, s.style, [p for p in s.points if math.isfinite(p[1])]) for s in series]
@@ -103,7 +106,7 @@ def lines(
     x, y = axis(xs, LEFT, WIDTH - RIGHT, pad=0.02), axis(ys, HEIGHT - BOTTOM, TOP, log=log)
     ends = "; ".join(f"{s.label} ends at {form(s.points[-1][1])}" for s in kept)
     return Drawn(
-        name, f"{name}: {ends}.", x_title, y_title, x.ticks(_whole, 6), y.ticks(form),
+        name, f"{name}: {ends}.", x_title, x.ticks(_whole, 6), y.ticks(form),
         lines=[_line(s, x, y, lambda p, s=s: f"{s.label}, {x_title} {p[0]:g}: {form(p[1])}") for s in kept],  # type: ignore[misc]
     )  # fmt: skip
 
@@ -111,7 +114,8 @@ def lines(
 def scatter(
     name: str,
     series: Sequence[Series],
-    axes: tuple[tuple[str, Form], tuple[str, Form]],
+    x_title: str,
+    forms: tuple[Form, Form],
     *,
     front: Iterable[str] = (),
     square: bool = False,
@@ -119,7 +123,7 @@ def scatter(
     """One labelled point for each series; those of `front` get a ring. `square`: both axes 0 to 1 with the diagonal."""
     if not any(s.points for s in series):
         return None
-    (x_title, x_form), (y_title, y_form) = axes
+    x_form, y_form = forms
     xs, ys = ([point[at] for s in series for point in s.points] for at in (0, 1))
     if square:
         xs, ys = [0.0, 1.0], [0.0, 1.0]
@@ -128,17 +132,37 @@ def scatter(
     front = set(front)
     found = Drawn(
         name, "; ".join(f"{s.label}: {x_form(p[0])}, {y_form(p[1])}" for s in series for p in s.points[:1]) + ".",
-        x_title, y_title, x.ticks(x_form, 4), y.ticks(y_form),
+        x_title, x.ticks(x_form, 4), y.ticks(y_form),
         lines=[_line(s, x, y, lambda p, s=s: f"{s.label}: {x_form(p[0])}, {y_form(p[1])}") for s in series],  # type: ignore[misc]
         reference=(x.place(0), y.place(0), x.place(1), y.place(1)) if square else None,
     )  # fmt: skip
-    for s in () if square else series:
-        at = (x.place(s.points[0][0]), y.place(s.points[0][1]))
-        near_end = at[0] > (LEFT + WIDTH - RIGHT) * 0.62
-        found.labels.append((at[0] + (-11 if near_end else 11), at[1] + 4, s.label, "end" if near_end else "start"))
-        if s.label in front:
-            found.rings.append(at)
+    places = [(x.place(s.points[0][0]), y.place(s.points[0][1])) for s in series]
+    if not square:
+        found.labels.extend(labels(places, [s.label for s in series]))
+        found.rings.extend(place for place, s in zip(places, series) if s.label in front)
     return found
+
+
+def labels(places: Sequence[tuple[float, float]], texts: Sequence[str]) -> list[tuple[float, float, str, str]]:
+    """Put a text beside each point where it covers no other text or point: right, left, above or below it."""
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
+    found = []
+    for number, ((x, y), text) in enumerate(zip(places, texts)):
+        wide = 8.2 * len(text)
+        half = wide / 2
+        ways = [(x + 12, y + 4, "start", 0.0), (x - 12, y + 4, "end", -wide)]
+        ways += [(x, y + shift, "middle", -half) for shift in (-14, 22, -30, 38, -46)]
+        boxes = [(left + back, base - 11, left + back + wide, base + 3) for left, base, _, back in ways]
+        others = taken[:number] + taken[number + 1 :]
+        free = [n for n, box in enumerate(boxes) if LEFT - 40 < box[0] and box[2] < WIDTH and not _hits(box, others)]
+        best = (free or [0])[0]
+        taken.append(boxes[best])
+        found.append((*ways[best][:2], text, ways[best][2]))
+    return found
+
+
+def _hits(box: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> bool:
+    return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 
 def intervals(name: str, rows: Sequence[Interval], title: str, form: Form, *, at: float | None = None) -> Drawn | None:
@@ -147,15 +171,16 @@ def intervals(name: str, rows: Sequence[Interval], title: str, form: Form, *, at
     if not rows:
         return None
     ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None and math.isfinite(v)]
-    left = 14 + max(int(6.6 * len(row.label)) for row in rows)
-    height = TOP + ROW * len(rows) + BOTTOM
+    left = 14 + max(int(7.4 * len(row.label)) for row in rows)
+    bottom = BOTTOM if title else BOTTOM - 16
+    height = TOP + ROW * len(rows) + bottom
     x = axis([*ends, *([] if at is None else [at])], left, WIDTH - RIGHT - 10, pad=0.08)
     places = [TOP + ROW * (number + 0.5) for number in range(len(rows))]
     found = Drawn(
-        name, "; ".join(f"{row.label}: {_said(row, form)}" for row in rows) + ".", title, "", x.ticks(form, 4),
-        [(place + 4, row.label) for place, row in zip(places, rows)],
-        height=height, left=left, bottom=height - BOTTOM,
-        reference=None if at is None else (x.place(at), TOP, x.place(at), height - BOTTOM),
+        name, "; ".join(f"{row.label}: {_said(row, form)}" for row in rows) + ".", title, x.ticks(form, 4),
+        [(place, row.label) for place, row in zip(places, rows)],
+        grid="x", height=height, left=left, bottom=height - bottom,
+        reference=None if at is None else (x.place(at), TOP, x.place(at), height - bottom),
     )  # fmt: skip
     for place, row in zip(places, rows):
         mark = (x.place(row.value), place, f"{row.label}: {_said(row, form)}")

@@ -21,7 +21,7 @@ def number(value: float, unit: str) -> str:
     if unit == "ratio":
         return f"{value:.3g}x"
     whole = f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
-    return whole if unit == "count" else f"{whole} {unit}"
+    return whole if unit in ("", "count") else f"{whole} {unit}"
 
 
 def interval(metric: Metric) -> str:
@@ -35,7 +35,7 @@ def short(value: float, unit: str) -> str:
     """A tick of an axis."""
     if unit == "fraction":
         return f"{100 * value:.4g}%"
-    return number(value, unit).replace(" ms", "") if unit == "ms" else number(value, unit)
+    return f"{value:.4g}" if unit in ("", "ms") else number(value, unit)
 
 
 def seconds(value: float) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kdq_core.plan.view import RunView
 from kdq_core.store.records import Artifact, Checkpoint, EpochRecord, Metric
 from kdq_flows.facts.front import on_front
 from kdq_flows.facts.result import RunResult
-from kdq_flows.facts.verdict import between, main_metric
+from kdq_flows.facts.verdict import between, main_metric, words_of
 from kdq_flows.report.charts import Drawn, Interval, Series, intervals, lines, scatter
 from kdq_flows.report.numbers import number, short
 
@@ -49,7 +50,7 @@ def tiles(view: RunView, result: RunResult) -> list[tuple[str, str, str]]:
     name = main_metric(tuple(ours.values()), tuple(theirs.values()))
     if name is not None:
         difference = ours.get(f"{name}_difference")
-        said = f"{name} of the int8 file; float has {number(theirs[name].value, theirs[name].unit)}"
+        said = f"{words_of(name)} of the int8 file; float has {number(theirs[name].value, theirs[name].unit)}"
         worse = difference is not None and difference.high is not None and difference.high < 0
         found.append((number(ours[name].value, ours[name].unit), said, "bad" if worse else "good"))
     if "bytes" in ours and "bytes" in theirs and ours["bytes"].value:
@@ -119,7 +120,7 @@ def charts_of(
     for name in shown:
         percent = all(0 <= v <= 1 for s in found[name] for _, v in s.points) and not name.endswith("loss")
         unit = "fraction" if percent else ""
-        made.append(lines(name, found[name], "epoch", "", lambda v, unit=unit: short(v, unit).strip(), log=not percent))  # type: ignore[misc]
+        made.append(lines(name, found[name], "epoch", partial(short, unit=unit), log=not percent))
     return [one for one in made if one is not None]
 
 
@@ -154,8 +155,9 @@ def _trade(
     marked = on_front(points, higher=first.direction != "lower")
     series = [Series(titles[slot], style_of(slot, n), [p]) for n, (slot, p) in enumerate(zip(slots, points))]
     front = [titles[slot] for slot, mark in zip(slots, marked) if mark]
-    axes = ((words, lambda v: short(v, named[slots[0]][cost].unit)), (first.name, lambda v: short(v, first.unit)))
-    return scatter(f"{first.name} against {words}", series, axes, front=front)
+    costs = named[slots[0]][cost].unit
+    forms = (partial(short, unit=costs), partial(short, unit=first.unit))
+    return scatter(f"{words_of(first.name)} against {words}", series, words, forms, front=front)
 
 
 def _rows(
@@ -164,7 +166,7 @@ def _rows(
     found = {slot: metrics[name] for slot, metrics in named.items() if name in metrics}
     rows = [Interval(titles[s], style_of(s, n), m.value, m.low, m.high) for n, (s, m) in enumerate(found.items())]
     unit = next((m.unit for m in found.values()), "")
-    return intervals(name.replace("_", " "), rows, "", lambda value: short(value, unit), at=at)
+    return intervals(words_of(name), rows, "", partial(short, unit=unit), at=at)
 
 
 def measurements(view: RunView) -> list[tuple[str, list[Metric | None]]]:
