@@ -31,8 +31,8 @@ class PluginSpec(Frozen):
 class ReportSection(Frozen):
     """A section that a plug-in adds to the page of a run.
 
-    `html` stands in the page as it is: it must load nothing and needs no script. The page's classes `table-wrap` (around
-    a table), `note` and `num` (cells with numbers) give it the page's looks.
+    `html` stands in the page as it is: it must load nothing, and needs no script. The page's classes `table-wrap`
+    (around a table), `note`, and `num` (cells with numbers) give it the page's looks.
     """
 
     title: str

@@ -90,9 +90,7 @@ def shown_of(
         return None
     (draft / FOLDER).mkdir(exist_ok=True)
     arrays = [np.stack(parts) for parts in zip(*(found[row] for row in kept))]
-    stored = (
-        write_array(draft, name, f"{FOLDER}/input-{n}.bin", x) for n, (name, x) in enumerate(zip(inputs, arrays))
-    )
+    stored = (write_array(draft, name, f"{FOLDER}/input-{n}.bin", x) for n, (name, x) in enumerate(zip(inputs, arrays)))
     return ShownSamples(rows=tuple(kept), inputs=tuple(stored))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdq_core.errors import StageError, listing
 from kdq_core.store.hashing import sha256_file
 from kdq_registry.environment import folder
-from kdq_registry.registering import SHA_TAG
+from kdq_registry.versions import SHA_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,8 +15,7 @@ from kdq_core.errors import RecipeError, StageError, listing
 from kdq_core.frozen import Frozen
 from kdq_core.store.hashing import canonical, sha256_file, sha256_of
 from kdq_registry.environment import client, local_database, mlflow_errors, read_only
-from kdq_registry.registering import SHA_TAG
-from kdq_registry.versions import nothing_yet, unknown_model, version_called, version_numbered
+from kdq_registry.versions import SHA_TAG, nothing_yet, unknown_model, version_called, version_numbered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -22,8 +22,8 @@ from kdq_core.store.family import in_json
 from kdq_core.store.records import EvaluationReport
 from kdq_registry.blessing import bless
 from kdq_registry.environment import client, folder, mlflow_errors
-from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
-from kdq_registry.versions import model_named, models, nothing_yet, unknown_model, version_numbered, versions
+from kdq_registry.registering import GATES_TAG, REPORT_TAG
+from kdq_registry.versions import SHA_TAG, model_named, models, nothing_yet, unknown_model, version_numbered, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,6 +20,7 @@ from kdq_core.recipe.spec import Site
 from kdq_core.store.records import ModelVersion
 from kdq_registry.environment import client, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
+from kdq_registry.versions import SHA_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from kdq_core.recipe.spec import Gate, Recipe
     from kdq_core.store.records import Artifact, EvaluationReport, TensorSpec
 
-SHA_TAG, REPORT_TAG, GATES_TAG = "kdq.sha256", "kdq.report", "kdq.gates"
+REPORT_TAG, GATES_TAG = "kdq.report", "kdq.gates"
 TAG_LIMIT = 100_000
 """Characters MLflow allows in a tag of a model version."""
 

@@ -15,7 +15,8 @@ from kdq_core.recipe.spec import Site
 from kdq_core.store.records import ModelVersion
 from kdq_registry.environment import client
 from kdq_registry.promotion import list_models, promote
-from kdq_registry.registering import GATES_TAG, REPORT_TAG, SHA_TAG
+from kdq_registry.registering import GATES_TAG, REPORT_TAG
+from kdq_registry.versions import SHA_TAG
 
 REMEDY = "; promote another version, or register the model again"
 

@@ -124,7 +124,8 @@ def options_of(settings: list[str] | None) -> dict[str, Any]:
 
 def _run(recipe: dict[str, Any], output: Path | None, written: Path | None, *, as_json: bool) -> None:
     """Run a recipe inline, and copy its file and report."""
-    from kdq_flows.own import checked, yaml_of
+    from kdq_flows.facts.report import yaml_of
+    from kdq_flows.own import checked
 
     text = yaml_of(recipe)
 

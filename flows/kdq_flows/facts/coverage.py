@@ -55,7 +55,8 @@ def float_lines(operators: Iterable[OperatorFacts]) -> list[str]:
     for operator in operators:
         if not operator.int8:
             groups.setdefault((operator.operator, operator.reason), []).append(operator)
-    lines, small = [], {}
+    lines: list[str] = []
+    small: dict[str, int] = {}
     for (kind, reason), found in sorted(groups.items(), key=lambda one: -sum(o.macs_share for o in one[1])):
         where = ", ".join(repr(o.path) for o in found[:3] if o.path) + (", ..." if len(found) > 3 else "")
         share = sum(o.macs_share for o in found)

@@ -95,7 +95,8 @@ def changed_classes(answers: Answers) -> list[tuple[int, int, float, float]]:
     changed = [int(c) for c in np.argsort(right["int8"] - right["student"], kind="stable")]
     listed = [c for c in changed if counts[c] and right["int8"][c] != right["student"][c]]
     listed = sorted(listed, key=lambda c: -abs(int(right["int8"][c]) - int(right["student"][c])))[:CLASSES]
-    return [(c, int(counts[c]), *(float(right[model][c] / counts[c]) for model in ("student", "int8"))) for c in listed]
+    recall = {model: right[model] / np.maximum(counts, 1) for model in right}
+    return [(c, int(counts[c]), float(recall["student"][c]), float(recall["int8"][c])) for c in listed]
 
 
 def reliability(answers: Answers, titles: Mapping[str, str], styles: Mapping[str, str]) -> Drawn | None:
@@ -138,7 +139,9 @@ def samples_of(view: RunView, titles: Mapping[str, str]) -> list[Sample]:
     found = []
     for number, row in enumerate(rows):
         shown = tuple((name, picture(values[number])) for name, values in inputs.items())
-        told = tuple(_answer(titles[model].removesuffix(" student"), x[row], classes=classes) for model, x in outputs.items())
+        told = tuple(
+            _answer(titles[model].removesuffix(" student"), x[row], classes=classes) for model, x in outputs.items()
+        )
         label = str(int(labels[row])) if classes and labels is not None else ""
         found.append(Sample(row, kinds.get(row, "close" if classes else "changed"), shown, label, told))
     return found

@@ -93,9 +93,7 @@ class Drawn:
     bottom: int = HEIGHT - BOTTOM
 
 
-def lines(
-    name: str, series: Sequence[Series], x_title: str, form: Form, *, log: bool = False
-) -> Drawn | None:
+def lines(name: str, series: Sequence[Series], x_title: str, form: Form, *, log: bool = False) -> Drawn | None:
     """Lines over whole numbers, such as curves over epochs; values that are not finite are left out."""
     kept = [Series(s.label, s.style, [p for p in s.points if math.isfinite(p[1])]) for s in series]
     kept = [s for s in kept if s.points]
@@ -154,7 +152,7 @@ def labels(places: Sequence[tuple[float, float]], texts: Sequence[str]) -> list[
         ways += [(x, y + shift, "middle", -half) for shift in (-14, 22, -30, 38, -46)]
         boxes = [(left + back, base - 11, left + back + wide, base + 3) for left, base, _, back in ways]
         others = taken[:number] + taken[number + 1 :]
-        free = [n for n, box in enumerate(boxes) if LEFT - 40 < box[0] and box[2] < WIDTH and not _hits(box, others)]
+        free = [n for n, box in enumerate(boxes) if box[0] > LEFT - 40 and box[2] < WIDTH and not _hits(box, others)]
         best = (free or [0])[0]
         taken.append(boxes[best])
         found.append((*ways[best][:2], text, ways[best][2]))

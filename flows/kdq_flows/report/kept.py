@@ -1,4 +1,4 @@
-"""What KDQ keeps of each run below `KDQ_HOME/runs/<run>/`: a record, from which a report can be made anew, and the page.
+"""What KDQ keeps of each run below `KDQ_HOME/runs/<run>/`: a record and the page, which can be made anew from it.
 
 The record holds facts and keys. Results stay in the store alone.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
 
 RECORD, PAGE = "run.json", "report.html"
+VERSION = re.compile(r"[^/@]+(/[1-9]\d*|@[^/@]+)")
+"""A registered version: `NAME/NUMBER` or `NAME@ALIAS`."""
 SHOWN = 8
 """The most runs that an error names."""
 
@@ -95,11 +98,14 @@ def find(site: Site, asked: str) -> RunRecord:
 
     Args:
         site: its home has the runs.
-        asked: the name of a run; a recipe's file or its name, for the recipe's last run.
+        asked: the name of a run; a recipe's file or its name, for the recipe's last run; or a registered version, as
+            `NAME/NUMBER` or `NAME@ALIAS`, for the last run that made its file.
 
     Raises:
-        RecipeError: there is no such run, or it is of another version of KDQ.
+        RecipeError: there is no such run or version, or it is of another version of KDQ.
     """
+    if VERSION.fullmatch(asked) and not Path(asked).exists():
+        return _of_version(site, asked)
     path = folder(site, asked) / RECORD
     if "/" not in asked and path.is_file():
         try:
@@ -125,6 +131,19 @@ def same(site: Site, keys: Iterable[str]) -> Path | None:
             page = folder(site, record.result.run) / PAGE
             return page if page.is_file() else None
     return None
+
+
+def _of_version(site: Site, version: str) -> RunRecord:
+    from kdq_registry.versions import sha256_of_version
+
+    sha256 = sha256_of_version(site, version)
+    for record in records(site):
+        if record.result.artifact is not None and record.result.artifact.sha256 == sha256:
+            return record
+    raise RecipeError(
+        f"no run in {str(site.home)!r} made the file of version {version!r} (sha256 {sha256[:12]}); set KDQ_HOME to the "
+        "home of the run that registered it"
+    )
 
 
 def _recipe_name(asked: str) -> str:

@@ -97,9 +97,7 @@ def curves(view: RunView) -> list[Drawn]:
     return charts_of({n: r.history for n, r in histories.items()}, {n: r.slot for n, r in histories.items()}, view)
 
 
-def charts_of(
-    histories: Mapping[str, Sequence[EpochRecord]], slots: Mapping[str, str], view: RunView
-) -> list[Drawn]:
+def charts_of(histories: Mapping[str, Sequence[EpochRecord]], slots: Mapping[str, str], view: RunView) -> list[Drawn]:
     """The charts of curves, from the points of each stage so far."""
     titles = titles_of(view) or {"teacher": "teacher", "student": "float student", "int8": "int8 student"}
     found: dict[str, list[Series]] = {}
@@ -185,7 +183,9 @@ def layers(view: RunView) -> list[dict[str, object]]:
         {
             "path": o.path or "(the model's own forward)",
             "operator": o.operator,
-            "bits": "float" if not o.int8 else " / ".join(f"{n}{b}" for n, b in _bits(o.weight_bits, o.activation_bits)),
+            "bits": "float"
+            if not o.int8
+            else " / ".join(f"{n}{b}" for n, b in _bits(o.weight_bits, o.activation_bits)),
             "kernel": o.kernel,
             "int8": o.int8,
             "macs": o.macs / macs,
