@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "precision": "KDQ_PRECISION",
     "tracking_uri": "KDQ_TRACKING_URI",
     "prefect_api": "PREFECT_API_URL",
+    "tensorboard": "KDQ_TENSORBOARD",
 }
 """The environment variable behind each field of `Site`."""
 
@@ -36,10 +37,13 @@ class Site(Frozen):
         default=None, description="MLflow's tracking URI; default: a SQLite file below `home`"
     )
     prefect_api: str | None = Field(default=None, description="Prefect's API URL; default: a server of this site")
+    tensorboard: Path | None = Field(
+        default=None, description="folder for TensorBoard's event files, one below it a run; default: none are written"
+    )
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> Site:
-        """Read KDQ_HOME, KDQ_DEVICE, KDQ_THREADS, KDQ_PRECISION, KDQ_TRACKING_URI and PREFECT_API_URL.
+        """Read KDQ_HOME, KDQ_DEVICE, KDQ_THREADS, KDQ_PRECISION, KDQ_TRACKING_URI, PREFECT_API_URL, KDQ_TENSORBOARD.
 
         Args:
             **overrides: fields that win over the environment; `None` means "not given".

@@ -93,11 +93,10 @@ def _rows(result: Compared) -> list[dict[str, object]]:
     for cells in result.frame.to_dict("records"):
         row: dict[str, object] = {"run": cells["run"], "model": cells["model"]}
         for name in (result.metric, "bytes", *times, "speedup"):
-            value, low, high = (cells.get(f"{name}{end}") for end in ("", "_low", "_high"))
-            if value is not None and value == value:
+            value, low, high = (float(cells.get(f"{name}{end}", "nan")) for end in ("", "_low", "_high"))
+            if value == value:
                 unit = result.units[name]
-                shown = unit == "fraction" and low is not None and low == low
-                ends = f" ({100 * low:.2f} to {100 * high:.2f})" if shown else ""
+                ends = f" ({100 * low:.2f} to {100 * high:.2f})" if unit == "fraction" and low == low else ""
                 row[words_of(name)] = f"{number(value, unit)}{ends}"
         row["front"] = "*" if cells["front"] else ""
         if cells.get("paired_p") == cells.get("paired_p") and "paired_p" in cells:

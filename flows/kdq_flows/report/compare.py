@@ -92,8 +92,8 @@ def _judged_by(runs: Sequence[tuple[str, RunView]]) -> tuple[str, bool]:
         told = ", ".join(f"{run} by {metric!r}" for run, metric in names.items())
         raise RecipeError(f"the runs are judged by different metrics ({told}); compare runs of one task")
     metric = next(iter(names.values()))
-    found = next(one for one in runs[0][1].metrics["int8"] if one.name == metric)
-    return metric, found.direction != "lower"
+    directions = {one.name: one.direction for one in runs[0][1].metrics["int8"]}
+    return metric, directions[metric] != "lower"
 
 
 def _cells(metrics: Sequence[Metric]) -> dict[str, float]:

@@ -141,8 +141,8 @@ def _of_version(site: Site, version: str) -> RunRecord:
         if record.result.artifact is not None and record.result.artifact.sha256 == sha256:
             return record
     raise RecipeError(
-        f"no run in {str(site.home)!r} made the file of version {version!r} (sha256 {sha256[:12]}); set KDQ_HOME to the "
-        "home of the run that registered it"
+        f"no run in {str(site.home)!r} made the file of version {version!r} (sha256 {sha256[:12]}); set KDQ_HOME to "
+        "the home of the run that registered it"
     )
 
 

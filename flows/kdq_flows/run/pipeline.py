@@ -42,6 +42,7 @@ from kdq_flows.facts.tracking import RunTracking
 from kdq_flows.facts.verdict import verdict_of
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report import kept
+from kdq_flows.report.live import Live
 from kdq_flows.run.leases import device_lease
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.supervisor import run_child
@@ -88,6 +89,7 @@ class Pipeline:
         self._started = time.time()
         self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
         self._page: Path | None = None
+        self._live = Live(self.plan, self.name, self.observer.message)
         if self.plan.note:
             self.observer.message(self.plan.note)
 
@@ -169,6 +171,7 @@ class Pipeline:
         if self._warm is not None:
             self._warm.close()
             self._warm = None
+        self._live.close()
         self.tracking.end(failed=self.failed)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
@@ -286,6 +289,7 @@ class Pipeline:
             self.tracking.check()
             if event["event"] == "epoch":
                 self.tracking.epoch(run, event["record"])
+                self._live.epoch(node.name, event["record"])
             else:
                 self.observer.progress(event)
 
