@@ -62,6 +62,8 @@ class Site(Frozen):
             raise RecipeError(
                 f"{subject} is {str(fields['home'])!r}; allowed: the path of a folder ({str(error).rstrip('.')})"
             ) from None
+        if fields.get("tensorboard"):
+            fields["tensorboard"] = Path(fields["tensorboard"]).absolute()
         try:
             return cls(**fields)
         except ValidationError as error:
