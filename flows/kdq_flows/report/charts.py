@@ -129,7 +129,7 @@ def scatter(
     y = axis(ys, HEIGHT - BOTTOM, TOP, pad=0.0 if square else 0.14)
     front = set(front)
     found = Drawn(
-        name, "; ".join(f"{s.label}: {x_form(p[0])}, {y_form(p[1])}" for s in series for p in s.points[:1]) + ".",
+        name, f"{name}: {_listed(series, forms)}.",
         x_title, x.ticks(x_form, 4), y.ticks(y_form),
         lines=[_line(s, x, y, lambda p, s=s: f"{s.label}: {x_form(p[0])}, {y_form(p[1])}") for s in series],  # type: ignore[misc]
         reference=(x.place(0), y.place(0), x.place(1), y.place(1)) if square else None,
@@ -175,7 +175,7 @@ def intervals(name: str, rows: Sequence[Interval], title: str, form: Form, *, at
     x = axis([*ends, *([] if at is None else [at])], left, WIDTH - RIGHT - 10, pad=0.08)
     places = [TOP + ROW * (number + 0.5) for number in range(len(rows))]
     found = Drawn(
-        name, "; ".join(f"{row.label}: {_said(row, form)}" for row in rows) + ".", title, x.ticks(form, 4),
+        name, f"{name}: " + "; ".join(f"{row.label}: {_said(row, form)}" for row in rows) + ".", title, x.ticks(form, 4),
         [(place, row.label) for place, row in zip(places, rows)],
         grid="x", height=height, left=left, bottom=height - bottom,
         reference=None if at is None else (x.place(at), TOP, x.place(at), height - bottom),
@@ -206,6 +206,12 @@ def _line(
     marks = [(x.place(point[0]), y.place(point[1]), told(point)) for point in series.points]
     path = " ".join(f"{'L' if number else 'M'}{a:g} {b:g}" for number, (a, b, _) in enumerate(marks))
     return series.label, series.style, path if len(marks) > 1 else "", marks
+
+
+def _listed(series: Sequence[Series], forms: tuple[Form, Form]) -> str:
+    """The last point of each series in words."""
+    ends = [(s.label, s.points[-1]) for s in series if s.points]
+    return "; ".join(f"{label}: {forms[0](x)}, {forms[1](y)}" for label, (x, y) in ends)
 
 
 def _said(row: Interval, form: Form) -> str:

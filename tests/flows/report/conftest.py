@@ -15,7 +15,14 @@ from kdq_core.plugins.kinds import Column
 from kdq_core.recipe.spec import Gate
 from kdq_core.store.predictions import write_array
 from kdq_core.store.records import (
-    Artifact, Checkpoint, EpochRecord, EvaluationReport, Metric, OperatorCoverage, ShownSamples, StoredPredictions,
+    Artifact,
+    Checkpoint,
+    EpochRecord,
+    EvaluationReport,
+    Metric,
+    OperatorCoverage,
+    ShownSamples,
+    StoredPredictions,
 )  # fmt: skip
 from kdq_flows.facts.result import RunResult, StageFacts, models_of, table_of
 from kdq_flows.facts.verdict import verdict_of
@@ -40,7 +47,9 @@ def measured(value: float, **more: float) -> tuple[Metric, ...]:
 
 
 def history(*values: float) -> tuple[EpochRecord, ...]:
-    return tuple(EpochRecord(epoch=n, values={"validation/top1": v, "train/loss": 1 - v}) for n, v in enumerate(values, 1))
+    return tuple(
+        EpochRecord(epoch=n, values={"validation/top1": v, "train/loss": 1 - v}) for n, v in enumerate(values, 1)
+    )
 
 
 @pytest.fixture
@@ -56,7 +65,9 @@ def records(tmp_path: Path) -> dict[str, Any]:
         path = f"predictions/{model}-test-0.bin"
         array = write_array(tmp_path, "logits", path, logits(given))
         stored.append(
-            StoredPredictions(model=model, split="test", output="logits", path=path, dtype=array.dtype, shape=array.shape)
+            StoredPredictions(
+                model=model, split="test", output="logits", path=path, dtype=array.dtype, shape=array.shape
+            )
         )
     pictures = np.linspace(0, 1, 2 * 64, dtype=np.float32).reshape(2, 1, 8, 8)
     report = EvaluationReport(

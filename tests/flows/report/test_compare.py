@@ -91,8 +91,8 @@ def test_a_run_without_measurements_is_an_error(run: Any, view_of: Any) -> None:
     with pytest.raises(RecipeError) as caught:
         compare([run("x-1", 0), ("x-2", view_of())])
     assert str(caught.value) == (
-        "run 'x-2' measured no int8 file beside a float student, so there is nothing to compare; name a run whose recipe "
-        "lists the stages 'export' and 'evaluate'"
+        "run 'x-2' measured no int8 file beside a float student, so there is nothing to compare; name a run whose "
+        "recipe lists the stages 'export' and 'evaluate'"
     )
 
 

@@ -42,7 +42,8 @@ def test_a_run_that_is_not_there_is_an_error_with_the_nearest(two: Site, tmp_pat
     with pytest.raises(RecipeError) as caught:
         kept.find(two, "x-11")
     assert str(caught.value) == (
-        "no run named 'x-11'; did you mean 'x-1'? The last runs: x-1, x-2; name one, or a recipe's file for its last run"
+        "no run named 'x-11'; did you mean 'x-1'? The last runs: x-1, x-2; name one, or a recipe's file for its last "
+        "run"
     )
     with pytest.raises(RecipeError) as caught:
         kept.find(Site(home=tmp_path / "empty"), "y")
@@ -66,8 +67,8 @@ def test_a_version_means_the_last_run_that_made_its_file(two: Site, monkeypatch:
     with pytest.raises(RecipeError) as caught:
         kept.find(two, "x/1")
     assert str(caught.value) == (
-        f"no run in {str(two.home)!r} made the file of version 'x/1' (sha256 abababababab); set KDQ_HOME to the home of "
-        "the run that registered it"
+        f"no run in {str(two.home)!r} made the file of version 'x/1' (sha256 abababababab); set KDQ_HOME to the home "
+        "of the run that registered it"
     )
     record = kept.find(two, "x-1")
     file = {"path": "f", "sha256": "ab" * 32, "bytes": 1}

@@ -78,8 +78,8 @@ def test_each_stage_has_event_files_of_its_own(view_of: Any, monkeypatch: pytest
 
     stands_in = types.SimpleNamespace(SummaryWriter=Writer)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stands_in)  # type: ignore[arg-type]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
     plan = view_of().plan
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
     site = plan.site.model_copy(update={"tensorboard": tmp_path})
     live = Live(plan.model_copy(update={"site": site}), "x-1", lambda _text: None)
     live.epoch("distill", point(1, 0.5))

@@ -84,8 +84,8 @@ def test_pictures_have_names_tables_have_heads_and_every_link_inside_leads_somew
 def test_the_verdict_is_first_and_the_figures_are_in_tables_and_pictures(html: str) -> None:
     words = Parsed(html).words
     verdict = (
-        "int8: +0.2 points top-1 against float (-2.0 to 3.0), 4.0x smaller, 1.2x the speed (1.1 to 1.3) at batch 1; 1 of "
-        "1 gates not met"
+        "int8: +0.2 points top-1 against float (-2.0 to 3.0), 4.0x smaller, 1.2x the speed (1.1 to 1.3) at batch 1; "
+        "1 of 1 gates not met"
     )
     assert words.index(verdict) < words.index("Models")
     assert "int8 top1 ≥ 0.95 0.9 0.95 not met" in words
@@ -94,7 +94,9 @@ def test_the_verdict_is_first_and_the_figures_are_in_tables_and_pictures(html: s
     assert any("float student: 400 kB, 90%" in label for label in labels)
     assert "validation/top1: teacher ends at 90%; float student ends at 90%; int8 student ends at 85%." in labels
     assert "top-1 difference: int8 student: 0.2% (-2% to 3%)." in labels
-    assert any(label.startswith("Graph of the stages: train_teacher; cache_teacher reads train_teacher;") for label in labels)
+    assert any(
+        label.startswith("Graph of the stages: train_teacher; cache_teacher reads train_teacher;") for label in labels
+    )
     assert "cache_teacher cached 2.5 s" in words
 
 

@@ -21,8 +21,9 @@ from kdq_flows.report.pictures import picture
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
-    [(0.98765, "fraction", "98.77 %"), (228_727, "bytes", "228.7 kB"), (999, "bytes", "999 B"), (0.0348, "ms", "0.0348 ms"),
-     (1.2852, "ratio", "1.29x"), (221_434, "count", "221,434"), (math.inf, "ms", "inf"), (3, "lsb", "3 lsb")],
+    [(0.98765, "fraction", "98.77 %"), (228_727, "bytes", "228.7 kB"), (999, "bytes", "999 B"),
+     (0.0348, "ms", "0.0348 ms"), (1.2852, "ratio", "1.29x"), (221_434, "count", "221,434"), (math.inf, "ms", "inf"),
+     (3, "lsb", "3 lsb")],
 )  # fmt: skip
 def test_a_value_has_its_unit(value: float, unit: str, text: str) -> None:
     assert number(value, unit) == text
@@ -34,7 +35,7 @@ def test_durations_are_read_at_a_glance() -> None:
 
 def test_ticks_are_round_numbers_inside_the_axis() -> None:
     assert [text for _, text in axis([0.53, 0.99], 0, 100).ticks(lambda v: short(v, "fraction"))] == [
-        "60%", "70%", "80%", "90%", "100%"
+        "60%", "80%", "100%"
     ]  # fmt: skip
     assert [text for _, text in axis([0.04, 5], 0, 100, log=True).ticks(lambda v: f"{v:g}")] == [
         "0.05", "0.1", "0.2", "0.5", "1", "2", "5"
@@ -78,7 +79,7 @@ def image(data: str) -> Image.Image:
 @pytest.mark.parametrize(
     ("shape", "kind", "size"),
     [((1, 8, 8), "image", (8, 8)), ((3, 300, 600), "image", (144, 72)), ((40, 100), "image", (100, 40)),
-     ((1, 16000), "spectrogram", (144, 67))],
+     ((1, 16000), "spectrogram", (144, 73))],
 )  # fmt: skip
 def test_images_and_sound_are_pictures(shape: tuple[int, ...], kind: str, size: tuple[int, int]) -> None:
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -114,9 +115,7 @@ def test_slower_and_faster_are_said_only_where_the_interval_parts_from_one() -> 
 
 
 def test_a_regression_is_told_by_its_first_error() -> None:
-    ours, theirs = (
-        [Metric(name="rmse", value=value, unit="label", direction="lower")] for value in (0.105, 0.1)
-    )
+    ours, theirs = ([Metric(name="rmse", value=value, unit="label", direction="lower")] for value in (0.105, 0.1))
     assert quality_in_words(ours, theirs) == "+0.005 rmse against float"
     assert quality_in_words(ours, ()) == ""
 
@@ -128,8 +127,6 @@ def test_a_regression_is_told_by_its_first_error() -> None:
      (["better", "worse"], ["WORSE with the teacher (s1: +1 points top-1 (0.1 to 2))"])],
 )  # fmt: skip
 def test_the_verdict_says_what_the_teacher_brought(verdicts: list[str], words: list[str]) -> None:
-    gains = [
-        GainFacts(stage=f"s{n}", metric="top1", taught=1, control=1, difference=0.01, low=0.001, high=0.02, samples=9, verdict=v)  # type: ignore[arg-type]
-        for n, v in enumerate(verdicts)
-    ]
+    shown = {"metric": "top1", "taught": 1, "control": 1, "difference": 0.01, "low": 0.001, "high": 0.02, "samples": 9}
+    gains = [GainFacts.model_validate({"stage": f"s{n}", "verdict": v, **shown}) for n, v in enumerate(verdicts)]
     assert list(_teacher(gains)) == words
