@@ -175,8 +175,8 @@ def intervals(name: str, rows: Sequence[Interval], title: str, form: Form, *, at
     x = axis([*ends, *([] if at is None else [at])], left, WIDTH - RIGHT - 10, pad=0.08)
     places = [TOP + ROW * (number + 0.5) for number in range(len(rows))]
     found = Drawn(
-        name, f"{name}: " + "; ".join(f"{row.label}: {_said(row, form)}" for row in rows) + ".", title, x.ticks(form, 4),
-        [(place, row.label) for place, row in zip(places, rows)],
+        name, f"{name}: " + "; ".join(f"{row.label}: {_said(row, form)}" for row in rows) + ".", title,
+        x.ticks(form, 4), [(place, row.label) for place, row in zip(places, rows)],
         grid="x", height=height, left=left, bottom=height - bottom,
         reference=None if at is None else (x.place(at), TOP, x.place(at), height - bottom),
     )  # fmt: skip
