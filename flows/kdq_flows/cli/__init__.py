@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdq_flows.cli import authoring, common, models, own, plugins, recipes, report, run, servers, start
+from kdq_flows.cli import authoring, common, explain, models, own, plugins, recipes, report, run, servers, start
 
 app = typer.Typer(
     name="kdq",
@@ -38,7 +38,7 @@ def _root(
     common.debug = debug
 
 
-for _module in (start, run, own, recipes, report, models, servers, plugins, authoring):
+for _module in (start, run, own, recipes, report, explain, models, servers, plugins, authoring):
     _module.register_commands(app)
 
 
