@@ -13,7 +13,7 @@ from kdq_flows.cli.report import RunName
 
 if TYPE_CHECKING:
     from kdq_core.tensors import Split
-    from kdq_core.work.explaining import Explained
+    from kdq_core.work.effects import Explained
 
 SHOWN = 12
 """Rows of the table; --json has all."""
@@ -93,6 +93,11 @@ def _lines(found: Explained, size: int | None) -> list[str]:
 
     shipped = f"as shipped {_share(found.quantized)}, in float {_share(found.in_float)}" if found.quantized else ""
     lines = [f"{found.samples} samples: {shipped or 'no classes'}, outputs {found.quantized_db:.1f} dB"]
+    if found.origin is not None:
+        lines.append(
+            f"outliers begin in {found.origin.layer!r}: one channel of its weights is {found.origin.outliers:.0f} times "
+            "as wide as the median channel; look at these weights, or try 'quantize.equalize: true'"
+        )
     if not found.rules:
         return [*lines, "no rule is proposed: quality is that of float, or no layer left out brings it back"]
     more = f" and {size:,} bytes" if size is not None else ""

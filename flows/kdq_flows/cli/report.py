@@ -42,7 +42,7 @@ def report(
     site = common.site()
     record = kept.find(site, run)
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
-        html = page(record, record.view(Store(site.store)), Catalog.load())
+        html = page(record, record.view(Store(site.store)), Catalog.load(), kept.explained(site, record.result.run))
     path = output or kept.folder(site, record.result.run) / kept.PAGE
     try:
         kept.write(path, html)

@@ -18,12 +18,12 @@ from kdq_core.recipe.spec import Rule, Site
 from kdq_core.store.records import Artifact
 from kdq_core.store.store import Store
 from kdq_core.tensors import Split
-from kdq_core.work.explaining import Explained, explain
+from kdq_core.work.effects import Explained
+from kdq_core.work.explaining import explain
 from kdq_core.work.work import StageWork
 from kdq_flows.facts.report import yaml_of
 from kdq_flows.report import kept
 
-EXPLAINED = "explain.json"
 BATCH = 64
 
 
@@ -62,16 +62,8 @@ def explained(
         result = explain(work.quantized(), batches)
     place = kept.folder(site, record.result.run)
     place.mkdir(parents=True, exist_ok=True)
-    kept.write(place / EXPLAINED, result.model_dump_json())
+    kept.write(place / kept.EXPLAINED, result.model_dump_json())
     return result
-
-
-def kept_of(site: Site, run: str) -> Explained | None:
-    """What `kdq explain` found in a run; `None` if nobody asked."""
-    try:
-        return Explained.model_validate_json((kept.folder(site, run) / EXPLAINED).read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def predicted_bytes(view: RunView, rules: tuple[Rule, ...]) -> int | None:

@@ -19,10 +19,12 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.plan import Plan
 from kdq_core.plan.view import RunView
 from kdq_core.recipe.spec import Site
-from kdq_core.store.store import Store, explained
+from kdq_core.store.store import Store
+from kdq_core.store.store import explained as explaining
+from kdq_core.work.effects import Explained
 from kdq_flows.facts.result import RunResult
 
-RECORD, PAGE = "run.json", "report.html"
+RECORD, PAGE, EXPLAINED = "run.json", "report.html", "explain.json"
 VERSION = re.compile(r"[^/@]+(/[1-9]\d*|@[^/@]+)")
 """A registered version: `NAME/NUMBER` or `NAME@ALIAS`."""
 SHOWN = 8
@@ -53,6 +55,14 @@ def folder(site: Site, run: str) -> Path:
     return site.home / "runs" / run
 
 
+def explained(site: Site, run: str) -> Explained | None:
+    """What `kdq explain` found in a run; `None` if nobody asked, or another version of KDQ wrote it."""
+    try:
+        return Explained.model_validate_json((folder(site, run) / EXPLAINED).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def bare(plan: Plan) -> Plan:
     """The plan without the parts of keys, and without addresses, which may hold a password."""
     site = plan.site.model_copy(update={"tracking_uri": None, "prefect_api": None})
@@ -67,7 +77,7 @@ def keep(site: Site, record: RunRecord, page: str) -> Path:
         StoreError: the home cannot be written.
     """
     place = folder(site, record.result.run)
-    with explained(place, "write the record of the run to"):
+    with explaining(place, "write the record of the run to"):
         place.mkdir(parents=True, exist_ok=True)
         for name, text in ((PAGE, page), (RECORD, record.model_dump_json())):
             write(place / name, text)

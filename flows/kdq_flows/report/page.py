@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.hookspecs import ReportSection
 from kdq_core.recipe.spec import Site
+from kdq_flows.facts.report import yaml_of
 from kdq_flows.facts.result import RunResult, line_of
 from kdq_flows.report import answers, numbers, overview
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import jinja2
 
     from kdq_core.plugins.catalog import Catalog
+    from kdq_core.work.effects import Explained
     from kdq_flows.report.kept import RunRecord
 
 log = logging.getLogger("kdq")
@@ -33,13 +35,14 @@ class Guests:
     failures: tuple[str, ...] = ()
 
 
-def page(record: RunRecord, view: RunView, catalog: Catalog) -> str:
+def page(record: RunRecord, view: RunView, catalog: Catalog, effects: Explained | None = None) -> str:
     """Make the page.
 
     Args:
         record: the run as it is kept.
         view: the run, with the entries that the store has.
         catalog: the plug-ins, which may add sections.
+        effects: what `kdq explain` found in the run, if somebody asked.
     """
     result = record.result
     given = _safely({"tiles": lambda: overview.tiles(view, result), "charts": lambda: overview.model_charts(view),
@@ -53,7 +56,7 @@ def page(record: RunRecord, view: RunView, catalog: Catalog) -> str:
         models=overview.titles_of(view), guests=guests(catalog, view, result), failures=given[1],
         gone=[s.name for s in result.stages if s.state != "failed" and s.name not in view.entries],
         recipe=record.recipe, surroundings=surroundings(view), command=command(view.plan.site, view.plan.recipe.name),
-        first=FIRST,
+        first=FIRST, effects=effects, rules=_rules(effects),
     )  # fmt: skip
 
 
@@ -120,6 +123,12 @@ def _answers(view: RunView) -> dict[str, Any]:
         "samples": samples, "matrix": matrix, "pairs": pairs, "classes": answers.changed_classes(found),
         "reliability": chart, "known": len(found.rows),
     }  # fmt: skip
+
+
+def _rules(effects: Explained | None) -> str:
+    """The rules that `kdq explain` proposes, as a recipe writes them."""
+    found = () if effects is None else effects.rules
+    return yaml_of({"rules": [rule.model_dump(mode="json", exclude_none=True) for rule in found]}) if found else ""
 
 
 def _safely(parts: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
