@@ -120,6 +120,19 @@ def test_a_run_ends_with_a_page_of_its_own_in_its_home_and_in_mlflow(
     assert page.read_text() == html
 
 
+@pytest.mark.rare
+def test_a_run_is_explained_from_its_kept_results(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    home, _, result = finished
+    done = kdq(home, "explain", result["run"], "--samples", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["samples"] == 64
+    layers = {(one["layer"], one["role"]) for one in found["effects"]}
+    assert {("blocks.0.conv1", "weights"), ("head", "weights"), ("head", "activations")} <= layers
+    assert kdq(home, "report", "tiny").returncode == 0
+    assert "Where quality is lost" in Path(result["report"]).read_text()
+
+
 def test_a_run_writes_nothing_to_the_users_home(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, _, _ = finished
     assert list((home.parent / "user").rglob("*")) == []

@@ -95,8 +95,8 @@ def _lines(found: Explained, size: int | None) -> list[str]:
     lines = [f"{found.samples} samples: {shipped or 'no classes'}, outputs {found.quantized_db:.1f} dB"]
     if found.origin is not None:
         lines.append(
-            f"outliers begin in {found.origin.layer!r}: one channel of its weights is {found.origin.outliers:.0f} times "
-            "as wide as the median channel; look at these weights, or try 'quantize.equalize: true'"
+            f"outliers begin in {found.origin.layer!r}: one channel of its weights is {found.origin.outliers:.0f} "
+            "times as wide as the median channel; look at these weights, or try 'quantize.equalize: true'"
         )
     if not found.rules:
         return [*lines, "no rule is proposed: quality is that of float, or no layer left out brings it back"]
