@@ -70,18 +70,30 @@ def bare(plan: Plan) -> Plan:
     return plan.model_copy(update={"site": site, "nodes": nodes})
 
 
-def keep(site: Site, record: RunRecord, page: str) -> Path:
-    """Write record and page of a run, whole or not at all; gives the path of the page.
+def keep(site: Site, record: RunRecord) -> None:
+    """Write the record of a run, whole or not at all.
 
     Raises:
         StoreError: the home cannot be written.
     """
-    place = folder(site, record.result.run)
+    _put(site, record.result.run, RECORD, record.model_dump_json())
+
+
+def keep_page(site: Site, run: str, html: str) -> Path:
+    """Write the page of a run, whole or not at all; gives its path.
+
+    Raises:
+        StoreError: the home cannot be written.
+    """
+    return _put(site, run, PAGE, html)
+
+
+def _put(site: Site, run: str, name: str, text: str) -> Path:
+    place = folder(site, run)
     with explaining(place, "write the record of the run to"):
         place.mkdir(parents=True, exist_ok=True)
-        for name, text in ((PAGE, page), (RECORD, record.model_dump_json())):
-            write(place / name, text)
-    return place / PAGE
+        write(place / name, text)
+    return place / name
 
 
 def write(path: Path, text: str) -> None:

@@ -218,8 +218,9 @@ class Pipeline:
                 record = kept.RunRecord(
                     result=facts, plan=kept.bare(self.plan), recipe=self._asked, began=self._started
                 )
+                kept.keep(site, record)
                 html = page(record, self.view, self.catalog)
-                self._page = kept.keep(site, record, html)
+                self._page = kept.keep_page(site, self.name, html)
                 self.tracking.page(html)
         except Exception as error:
             logged(error, self.logs / "report.log")

@@ -101,7 +101,7 @@ def test_the_command_prints_a_table_and_writes_all_metrics(
 ) -> None:
     views = dict([run("x-1", 0, 2), run("x-2", 9)])
     for name, view in views.items():
-        kept.keep(Site(home=tmp_path / "home"), record_of(view, name), "")
+        kept.keep(Site(home=tmp_path / "home"), record_of(view, name))
     monkeypatch.setattr(kept.RunRecord, "view", lambda self, _store: views[self.result.run])
     monkeypatch.setenv("COLUMNS", "200")
     code, out, err = call("compare", "x-1", "x-2", "--csv", "all.csv", "--parquet", "all.parquet")

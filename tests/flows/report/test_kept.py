@@ -18,7 +18,8 @@ def two(records: dict[str, Any], view_of: Any, record_of: Any, tmp_path: Path) -
     """A home with two runs of recipe `x`, `x-1` before `x-2`."""
     site = Site(home=tmp_path / "home")
     for name in ("x-1", "x-2"):
-        kept.keep(site, record_of(view_of(**records), name), f"page of {name}")
+        kept.keep(site, record_of(view_of(**records), name))
+        kept.keep_page(site, name, f"page of {name}")
     return site
 
 
@@ -35,7 +36,8 @@ def test_a_record_has_no_address_that_could_hold_a_password(
     view = view_of(**records)
     there = view.plan.site.model_copy(update={"tracking_uri": "postgresql://me:secret@host/db"})
     record = record_of(type(view)(view.plan.model_copy(update={"site": there}), view.entries))
-    assert "secret" not in kept.keep(there, record, "").with_name(kept.RECORD).read_text()
+    kept.keep(there, record)
+    assert "secret" not in (kept.folder(there, "x-1") / kept.RECORD).read_text()
 
 
 def test_a_run_that_is_not_there_is_an_error_with_the_nearest(two: Site, tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_version_means_the_last_run_that_made_its_file(two: Site, monkeypatch:
     record = kept.find(two, "x-1")
     file = {"path": "f", "sha256": "ab" * 32, "bytes": 1}
     result = record.result.model_validate(record.result.model_dump() | {"artifact": file})
-    kept.keep(two, record.model_copy(update={"result": result}), "")
+    kept.keep(two, record.model_copy(update={"result": result}))
     assert [kept.find(two, asked).result.run for asked in ("x/1", "x@champion")] == ["x-1", "x-1"]
 
 
