@@ -8,6 +8,7 @@ from functools import partial
 
 from kdq_core.plan.view import RunView
 from kdq_core.store.records import Artifact, Checkpoint, EpochRecord, Metric
+from kdq_flows.facts.coverage import facts_of
 from kdq_flows.facts.front import on_front
 from kdq_flows.facts.result import RunResult
 from kdq_flows.facts.verdict import between, main_metric, words_of
@@ -167,6 +168,25 @@ def _rows(
     return intervals(words_of(name), rows, "", partial(short, unit=unit), at=at)
 
 
+def robustness(view: RunView) -> list[Drawn]:
+    """How much worse the models answer to corrupted inputs, by corruption, and whether int8 loses more than float."""
+    titles, found = titles_of(view), []
+    named = {slot: {m.name: m for m in metrics} for slot, metrics in view.metrics.items()}
+    for name, at in (("robust_drop", None), ("robust_drop_difference", 0.0)):
+        kinds = [metric for metric in named.get("int8", {}) if metric == name or metric.startswith(f"{name}/")]
+        rows, unit = [], ""
+        for kind in kinds:
+            for slot in ("student", "int8") if at is None else ("int8",):
+                one = named.get(slot, {}).get(kind)
+                if one is not None:
+                    unit = one.unit
+                    words = f"{kind.partition('/')[2] or 'mean'}, {titles[slot].removesuffix(' student')}"
+                    rows.append(Interval(words, style_of(slot), one.value, one.low, one.high))
+        drawn = intervals(words_of(name), rows, "", partial(short, unit=unit), at=at)
+        found += [drawn] if drawn is not None else []
+    return found
+
+
 def measurements(view: RunView) -> list[tuple[str, list[Metric | None]]]:
     """Every metric with its value for each model, in the order of the report."""
     names = dict.fromkeys(metric.name for found in view.metrics.values() for metric in found)
@@ -178,7 +198,6 @@ def layers(view: RunView) -> list[dict[str, object]]:
     """Each operator of the int8 file: bits, kernel, shares of work and weights, and why it is float."""
     artifact = view.record("artifact", Artifact)
     operators = () if artifact is None else artifact.operators
-    macs, weights = sum(o.macs for o in operators) or 1, sum(o.weight_bytes for o in operators) or 1
     return [
         {
             "path": o.path or "(the model's own forward)",
@@ -188,11 +207,11 @@ def layers(view: RunView) -> list[dict[str, object]]:
             else " / ".join(f"{n}{b}" for n, b in _bits(o.weight_bits, o.activation_bits)),
             "kernel": o.kernel,
             "int8": o.int8,
-            "macs": o.macs / macs,
-            "weights": o.weight_bytes / weights,
+            "macs": facts.macs_share,
+            "weights": facts.weight_share,
             "reason": o.reason,
         }
-        for o in operators
+        for o, facts in zip(operators, facts_of(operators))
     ]
 
 

@@ -47,7 +47,7 @@ def page(record: RunRecord, view: RunView, catalog: Catalog, effects: Explained 
     result = record.result
     given = _safely({"tiles": lambda: overview.tiles(view, result), "charts": lambda: overview.model_charts(view),
         "curves": lambda: overview.curves(view), "layers": lambda: overview.layers(view),
-        "measured": lambda: overview.measurements(view), "answers": lambda: _answers(view)})  # fmt: skip
+        "measured": lambda: overview.measurements(view), "robust": lambda: overview.robustness(view), "answers": lambda: _answers(view)})  # fmt: skip
     rows, paths = overview.stage_rows(view, result)
     return environment().get_template("report.html.j2").render(
         given[0], result=result, title=result.run, recipe_name=view.plan.recipe.name, made=_when(record.began),

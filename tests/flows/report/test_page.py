@@ -13,6 +13,7 @@ import pytest
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.hookspecs import ReportSection, hookimpl
 from kdq_core.plugins.loading import LoadedPlugin, _manager
+from kdq_core.store.records import Metric
 from kdq_flows.report import page as made
 from kdq_flows.report.page import page
 
@@ -114,6 +115,25 @@ def test_layers_have_bits_kernel_and_reason_and_text_of_the_model_is_escaped(htm
     words = Parsed(html).words
     assert "<b>conv conv W4 / A8 QLinearConv 90.0 %" in words
     assert "head a rule linear float Gemm 10.0 %" in words
+
+
+def test_corrupted_inputs_have_a_section_where_they_were_measured(
+    records: dict[str, Any], view_of: Any, record_of: Any, html: str
+) -> None:
+    assert "Corrupted inputs" not in html
+    report = records["evaluate"]
+    more = {
+        "student": [("robust_drop/noise", 0.1)],
+        "int8": [("robust_drop/noise", 0.12), ("robust_drop_difference/noise", 0.02)],
+    }
+    models = dict(report.models)
+    for slot, found in more.items():
+        models[slot] += tuple(Metric(name=n, value=v, unit="fraction", direction="lower") for n, v in found)
+    view = view_of(**{**records, "evaluate": report.model_copy(update={"models": models})})
+    found = Parsed(page(record_of(view), view, Catalog((), ())))
+    labels = [one.get("aria-label", "") for one in found.all("svg")]
+    assert "robust drop: noise, float: 10%; noise, int8: 12%." in labels
+    assert "robust drop difference: noise, int8: 2%." in labels
 
 
 class Guest:
