@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,16 @@ def page(record: RunRecord, view: RunView, catalog: Catalog, effects: Explained 
         effects: what `kdq explain` found in the run, if somebody asked.
     """
     result = record.result
-    given = _safely({"tiles": lambda: overview.tiles(view, result), "charts": lambda: overview.model_charts(view),
-        "curves": lambda: overview.curves(view), "layers": lambda: overview.layers(view),
-        "measured": lambda: overview.measurements(view), "robust": lambda: overview.robustness(view), "answers": lambda: _answers(view)})  # fmt: skip
+    parts: dict[str, Callable[[], Any]] = {
+        "tiles": lambda: overview.tiles(view, result),
+        "charts": lambda: overview.model_charts(view),
+        "curves": lambda: overview.curves(view),
+        "layers": lambda: overview.layers(view),
+        "measured": lambda: overview.measurements(view),
+        "robust": lambda: overview.robustness(view),
+        "answers": lambda: _answers(view),
+    }
+    given = _safely(parts)
     rows, paths = overview.stage_rows(view, result)
     return environment().get_template("report.html.j2").render(
         given[0], result=result, title=result.run, recipe_name=view.plan.recipe.name, made=_when(record.began),
@@ -131,7 +138,7 @@ def _rules(effects: Explained | None) -> str:
     return yaml_of({"rules": [rule.model_dump(mode="json", exclude_none=True) for rule in found]}) if found else ""
 
 
-def _safely(parts: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _safely(parts: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Make each part; one that fails is left out and named, so that no odd record costs the whole page."""
     made: dict[str, Any] = {}
     failures = []
