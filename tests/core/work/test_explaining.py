@@ -98,6 +98,7 @@ def test_running_from_a_layer_on_gives_the_same_as_running_all() -> None:
             fake.quantizing = False
         whole = replay.model(*inputs)
         assert torch.equal(replay.switched(env, replay.groups[3:4], inputs, on=False), whole)
+        assert all(fake.quantizing for group in replay.groups for _, fake in group.nodes)  # switched back
         assert not torch.equal(whole, rounded)
 
 
