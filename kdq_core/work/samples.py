@@ -23,6 +23,8 @@ MOST, ENOUGH = 24, 12
 MOST_BYTES = 32 * 2**20
 """The most that one input of the kept samples may take."""
 FOLDER = "samples"
+BLOCK = 16_384
+"""Rows that are computed with at once."""
 
 
 def labels_of(batches: Batches, outputs: Sequence[str], draft: Path) -> tuple[StoredArray, ...]:
@@ -73,7 +75,8 @@ def shown_of(
     first = {one.model: opened(draft, one) for one in reversed(predictions)}
     if not {"student", "int8"} <= first.keys() or first["student"].shape != first["int8"].shape:
         return None
-    truth = {one.name: opened(draft, one) for one in labels}.get(predictions[0].output)
+    name = next(one.output for one in predictions if one.model == "int8")
+    truth = {one.name: opened(draft, one) for one in labels}.get(name)
     rows = chosen(first["student"], first["int8"], truth)
     found: dict[int, tuple[np.ndarray, ...]] = {}
     start = 0
@@ -103,13 +106,20 @@ def chosen(student: np.ndarray, int8: np.ndarray, truth: np.ndarray | None) -> l
         truth: classes `[N]`, below 0 where a sample has none; `None` if the labels are no classes.
     """
     if truth is None or int8.ndim != 2 or int8.shape[1] < 2:
-        change = np.square(int8.astype(np.float64) - student).reshape(len(int8), -1).mean(1)
+        parts = [np.square(int8[at].astype(np.float64) - student[at]) for at in blocks(len(int8))]
+        change = np.concatenate([part.reshape(len(part), -1).mean(1) for part in parts])
         return [int(row) for row in np.argsort(-change, kind="stable")[:ENOUGH]]
-    known, flips = truth >= 0, flipped(student, int8, truth)
-    ordered = np.sort(int8.astype(np.float64), axis=1)
-    close = [int(row) for row in np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable") if known[row]]
+    flips = flipped(student, int8, truth)
+    tops = [np.partition(int8[at].astype(np.float64), -2, axis=1)[:, -2:] for at in blocks(len(int8))]
+    margins = np.where(truth >= 0, np.concatenate([top[:, 1] - top[:, 0] for top in tops]), np.inf)
+    close = [int(row) for row in np.argsort(margins, kind="stable")[: 2 * MOST] if np.isfinite(margins[row])]
     changed = [row for kind in ("lost", "gained") for row in flips[kind]][:MOST]
     return changed + [row for row in close if row not in changed][: max(0, ENOUGH - len(changed))]
+
+
+def blocks(rows: int) -> list[slice]:
+    """Slices that cover so many rows; outputs are memory-mapped, and may be larger than the memory."""
+    return [slice(start, start + BLOCK) for start in range(0, rows, BLOCK)]
 
 
 def flipped(student: np.ndarray, int8: np.ndarray, truth: np.ndarray) -> Mapping[str, list[int]]:

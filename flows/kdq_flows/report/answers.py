@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from kdq_core.plan.view import RunView
-from kdq_core.work.samples import flipped
+from kdq_core.work.samples import blocks, flipped
 from kdq_flows.report.charts import Drawn, Series, scatter
 from kdq_flows.report.numbers import short
 from kdq_flows.report.pictures import Picture, picture
@@ -19,7 +20,7 @@ FEW = 5
 """A bin of fewer samples is not drawn."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answers:
     """The answers of the float student and the int8 file to the labelled samples of the test split.
 
@@ -38,9 +39,19 @@ class Answers:
         """Number of classes."""
         return int(self.outputs["int8"].shape[1])
 
+    @functools.cache  # noqa: B019 - one object a page
+    def sure(self, model: str) -> tuple[np.ndarray, np.ndarray]:
+        """The answers of a model, and the probability of each."""
+        found = [(x.argmax(1), probabilities(x).max(1)) for x in map(self.outputs[model].__getitem__, self._blocks)]
+        return np.concatenate([answer for answer, _ in found]), np.concatenate([likely for _, likely in found])
+
+    @property
+    def _blocks(self) -> list[slice]:
+        return blocks(len(self.truth))
+
     def confusion(self, model: str) -> np.ndarray:
         """Counts `[C, C]`: row is the label, column the answer."""
-        cells = self.truth * self.classes + self.outputs[model].argmax(1)
+        cells = self.truth * self.classes + self.sure(model)[0]
         return np.bincount(cells, minlength=self.classes**2).reshape(self.classes, self.classes)
 
 
@@ -68,7 +79,9 @@ def answers_of(view: RunView) -> Answers | None:
     if not fits or len({x.shape for x in outputs.values()}) > 1:
         return None
     rows = np.flatnonzero((truth >= 0) & (truth < outputs["int8"].shape[1]))
-    return Answers(truth[rows], {model: x[rows] for model, x in outputs.items()}, rows) if len(rows) else None
+    if len(rows) < len(truth):
+        truth, outputs = truth[rows], {model: x[rows] for model, x in outputs.items()}
+    return Answers(truth, outputs, rows) if len(rows) else None
 
 
 def changed_cells(answers: Answers) -> tuple[list[list[tuple[int, float]]], list[tuple[int, int, int]]]:
@@ -103,8 +116,8 @@ def reliability(answers: Answers, titles: Mapping[str, str], styles: Mapping[str
     """Share of right answers against confidence, in bins; a model that knows itself lies on the diagonal."""
     series = []
     for model in ("student", "int8"):
-        likely = probabilities(answers.outputs[model])
-        sure, right = likely.max(1), answers.outputs[model].argmax(1) == answers.truth
+        given, sure = answers.sure(model)
+        right = given == answers.truth
         bins = np.minimum((sure * BINS).astype(int), BINS - 1)
         points = [
             (float(sure[bins == one].mean()), float(right[bins == one].mean()))

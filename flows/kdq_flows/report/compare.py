@@ -123,7 +123,7 @@ def _tested(first: RunView, other: RunView) -> tuple[dict[str, float], str]:
         return {}, "no paired test, because predictions or classes of the test split were not kept"
     if _data(first) != _data(other) or not np.array_equal(ours.truth, theirs.truth):
         return {}, "no paired test, because the runs have other test samples"
-    right = [found.outputs["int8"].argmax(1) == found.truth for found in (ours, theirs)]
+    right = [found.sure("int8")[0] == found.truth for found in (ours, theirs)]
     gained, lost = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     low, high = paired(gained, lost, len(ours.truth))
     p = 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
