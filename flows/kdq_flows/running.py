@@ -45,6 +45,7 @@ def run_recipe(
         else:
             _reconcile(site)
             pipeline.run_inline()
+        pipeline.write_page()
     finally:
         pipeline.finish()
     return pipeline.facts(links), pipeline.error

@@ -12,7 +12,7 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe
 from kdq_core.store.family import Measured
-from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage
+from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage, gain_metrics
 
 COVERAGE = "coverage_macs"
 ALL_PRODUCTS = "coverage_all_macs"
@@ -80,10 +80,14 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
 
 
 def given_metrics(asked: Asked) -> set[str] | None:
-    """The metrics that the recipe's evaluators give; `None` if one of them does not declare its metrics."""
+    """The metrics of the report: those of the recipe's evaluators, and the teacher's gains if it asks for a control.
+
+    `None` if an evaluator does not declare its metrics.
+    """
     if not all(evaluator.metrics for evaluator in asked.evaluators):
         return None
-    return {metric for evaluator in asked.evaluators for metric in evaluator.metrics}
+    gains = gain_metrics(asked.recipe.distill.control, asked.recipe.quantize.control)
+    return gains | {metric for evaluator in asked.evaluators for metric in evaluator.metrics}
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:

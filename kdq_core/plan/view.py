@@ -64,6 +64,25 @@ class RunView:
         asked = [one for one in report.predictions if (one.model, one.split) == (model, split)]
         return {one.output: opened(entry.folder, one) for one in asked}
 
+    def labels(self) -> dict[str, np.ndarray]:
+        """Classes of the test split by output of the files, int64 `[N]`; below 0 where a sample has none.
+
+        The dict is empty if no evaluator read predictions, or if the labels are no classes.
+        """
+        from kdq_core.store.predictions import opened
+
+        entry, report = self.entry("report"), self.record("report", EvaluationReport)
+        return {} if entry is None or report is None else {one.name: opened(entry.folder, one) for one in report.labels}
+
+    def shown(self) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
+        """Samples of the test split to show: their rows, and each input `[len(rows), ...]` by name; empty without."""
+        from kdq_core.store.predictions import opened
+
+        entry, report = self.entry("report"), self.record("report", EvaluationReport)
+        if entry is None or report is None or report.shown is None:
+            return (), {}
+        return report.shown.rows, {one.name: opened(entry.folder, one) for one in report.shown.inputs}
+
     @property
     def metrics(self) -> dict[str, tuple[Metric, ...]]:
         """The metrics of each model of the plan, in the order of the closing table; empty before the evaluation."""

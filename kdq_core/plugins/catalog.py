@@ -10,7 +10,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue, PydanticUserError, ValidationError
@@ -205,18 +205,24 @@ class Catalog:
             `kdq_before_promotion` the failure is a reason against the promotion, because the plug-in did not agree.
         """
         answers: list[Any] = []
+        for _, given, reason in self.each(hook_name, **kwargs):
+            answers += given
+            if reason and hook_name == "kdq_before_promotion":
+                answers.append([reason])
+        return answers
+
+    def each(self, hook_name: str, **kwargs: Any) -> Iterator[tuple[str, list[Any], str]]:
+        """Call a hook of every plug-in: its distribution, its answers, and why it failed, or an empty text."""
         for plugin in self.plugins:
             try:
                 given = getattr(plugin.manager.hook, hook_name)(**kwargs)
-                answers += [_listed(answer) for answer in given]
+                yield plugin.distribution, [_listed(answer) for answer in given], ""
             except (KeyboardInterrupt, MemoryError):
                 raise
             except BaseException as error:
                 reason = f"plug-in {plugin.distribution!r} failed in {hook_name}: {describe(error)}"
                 log.warning(reason)
-                if hook_name == "kdq_before_promotion":
-                    answers.append([reason])
-        return answers
+                yield plugin.distribution, [], reason
 
 
 def declared(base: type[Plugin]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pluggy
 
@@ -25,6 +26,17 @@ class PluginSpec(Frozen):
     name: str
     target: str
     summary: str = ""
+
+
+class ReportSection(Frozen):
+    """A section that a plug-in adds to the page of a run.
+
+    `html` stands in the page as it is: it must load nothing, and needs no script. The page's classes `table-wrap`
+    (around a table), `note`, and `num` (cells with numbers) give it the page's looks.
+    """
+
+    title: str
+    html: str
 
 
 @hookspec
@@ -80,3 +92,8 @@ def kdq_before_promotion(name: str, version: int, report: EvaluationReport) -> I
 @hookspec
 def kdq_after_promotion(name: str, version: int, alias: str, before: int | None, kind: str, entry: str) -> None:
     """An alias moved from version `before` to `version`: `kind` is move, force or rollback; `entry` is its digest."""
+
+
+@hookspec
+def kdq_report_sections(view: Any, result: Any) -> Iterable[ReportSection]:  # type: ignore[empty-body]
+    """Yield sections for the page of a run: `view` is its `RunView`, `result` its `RunResult`."""

@@ -19,6 +19,7 @@ from kdq_core.reading.recipe_file import read_document, recipe_from_document
 from kdq_core.reading.stages import check_options, check_stages, options_at
 from kdq_core.reading.teachers import check_teachers
 from kdq_core.recipe.site import Site
+from kdq_core.store.records import gain_metrics
 
 if TYPE_CHECKING:
     from kdq_core.recipe.spec import Recipe
@@ -102,6 +103,7 @@ def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | 
     if "gates" not in recipe.model_fields_set or not all(evaluator.metrics for evaluator in evaluators):
         return
     given = {name for evaluator in evaluators for name in evaluator.metrics}
+    given |= gain_metrics(recipe.distill.control, recipe.quantize.control)
     for index, gate in enumerate(recipe.gates):
         if gate.metric.partition("/")[0] not in given:  # after the slash: one of several outputs
             place = lines.where(("gates", index, "metric")) if lines else ""

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "tracking_uri": "KDQ_TRACKING_URI",
     "prefect_api": "PREFECT_API_URL",
     "signing_key": "KDQ_SIGNING_KEY",
+    "tensorboard": "KDQ_TENSORBOARD",
 }
 """The environment variable behind each field of `Site`."""
 
@@ -40,10 +41,13 @@ class Site(Frozen):
     signing_key: Path | None = Field(
         default=None, description="file of the Ed25519 key (PEM) that signs versions and promotions"
     )
+    tensorboard: Path | None = Field(
+        default=None, description="folder for TensorBoard's event files, one below it a run; default: none are written"
+    )
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> Site:
-        """Read KDQ_HOME, KDQ_DEVICE, KDQ_THREADS, KDQ_PRECISION, KDQ_TRACKING_URI, PREFECT_API_URL, KDQ_SIGNING_KEY.
+        """Read KDQ_HOME, KDQ_DEVICE, KDQ_THREADS, KDQ_PRECISION, KDQ_TRACKING_URI, PREFECT_API_URL and the others.
 
         Args:
             **overrides: fields that win over the environment; `None` means "not given".
@@ -62,6 +66,8 @@ class Site(Frozen):
             raise RecipeError(
                 f"{subject} is {str(fields['home'])!r}; allowed: the path of a folder ({str(error).rstrip('.')})"
             ) from None
+        if fields.get("tensorboard"):
+            fields["tensorboard"] = Path(fields["tensorboard"]).absolute()
         try:
             return cls(**fields)
         except ValidationError as error:

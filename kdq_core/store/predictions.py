@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from kdq_core.errors import StoreError
-from kdq_core.store.records import StoredPredictions
+from kdq_core.store.records import StoredArray, StoredPredictions
 
 
 def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) -> list[tuple[str, tuple[int, ...]]]:
@@ -36,8 +36,15 @@ def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) ->
     return forms
 
 
-def opened(folder: Path, stored: StoredPredictions) -> np.ndarray:
-    """Open the predictions `[N, ...]` in an entry's folder, memory-mapped and read-only.
+def write_array(folder: Path, name: str, path: str, values: np.ndarray) -> StoredArray:
+    """Write one array to `path` below an entry's folder, whose parent must exist."""
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    (folder / path).write_bytes(little.tobytes())
+    return StoredArray(name=name, path=path, dtype=little.dtype.str, shape=little.shape)
+
+
+def opened(folder: Path, stored: StoredPredictions | StoredArray) -> np.ndarray:
+    """Open an array in an entry's folder, memory-mapped and read-only.
 
     Raises:
         StoreError: the file is missing, or has another size than its record says.
@@ -49,7 +56,13 @@ def opened(folder: Path, stored: StoredPredictions) -> np.ndarray:
     if size != wanted:
         there = "is missing" if size is None else f"has {size:,} bytes"
         raise StoreError(
-            f"the predictions of the {stored.model} model in {str(path)!r} should have {wanted:,} bytes, but the file "
+            f"{_title(stored)} in {str(path)!r} should have {wanted:,} bytes, but the file "
             f"{there}; run the recipe again: KDQ drops the damaged entry and computes it anew"
         )
     return np.asarray(np.memmap(path, dtype=stored.dtype, mode="r", shape=stored.shape))
+
+
+def _title(stored: StoredPredictions | StoredArray) -> str:
+    if isinstance(stored, StoredPredictions):
+        return f"the predictions of the {stored.model} model"
+    return f"the values of {stored.name!r}"

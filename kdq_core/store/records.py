@@ -9,6 +9,8 @@ from pydantic import Field, JsonValue
 from kdq_core.frozen import Frozen
 from kdq_core.store.family import AnyRecord, Measured, Record
 
+TEACHER_GAIN = "teacher_gain_"
+"""Begins the names of the metrics that say what the teacher brought."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -42,11 +44,26 @@ class Gain(Frozen):
     samples: int = Field(ge=1, description="number of samples that both models were measured on")
 
     @property
+    def metric_name(self) -> str:
+        """Name of the gain as a metric of the report: `teacher_gain_top1` or `teacher_gain_loss`, with the task."""
+        return f"{TEACHER_GAIN}{self.metric}"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a positive difference is a gain; for a loss, a negative one is."""
+        return self.metric.startswith("top1")
+
+    @property
     def verdict(self) -> Literal["better", "worse", "undecided"]:
         """`better` or `worse` if the whole interval is on one side of zero; for a loss, lower is better."""
         if not (self.low > 0 or self.high < 0):
             return "undecided"
-        return "better" if (self.low > 0) == self.metric.startswith("top1") else "worse"
+        return "better" if (self.low > 0) == self.higher_is_better else "worse"
+
+
+def gain_metrics(*controls: bool) -> set[str]:
+    """Names of the metrics that say what the teacher brought: none if no stage trains a control."""
+    return {f"{TEACHER_GAIN}{metric}" for metric in ("top1", "loss") if any(controls)}
 
 
 class Surgery(Frozen):
@@ -133,6 +150,8 @@ class OperatorCoverage(Frozen):
         default=0, ge=0, description="multiply-accumulates between activations, for one sample, as in attention"
     )
     weight_bytes: int = Field(default=0, ge=0, description="bytes of the weights in the file")
+    weight_bits: int | None = Field(default=None, description="bits of the weights; null: float, or no weights")
+    activation_bits: int | None = Field(default=None, description="bits of the result; null: float")
 
 
 class Departure(Frozen):
@@ -209,6 +228,22 @@ class Anomaly(Frozen):
     note: str = Field(description="what is true, and what to do")
 
 
+class StoredArray(Frozen):
+    """One flat, memory-mapped file: one array."""
+
+    name: str = Field(description="of an output of the files, or of an input")
+    path: str = Field(description="file in the entry: values in little-endian order, nothing else")
+    dtype: str = Field(description="as NumPy writes it, such as '<f4'")
+    shape: tuple[int, ...]
+
+
+class ShownSamples(Frozen):
+    """A few samples of the test split to show beside the report: those whose answer changed, then close calls."""
+
+    rows: tuple[int, ...] = Field(description="numbers of the samples, in the order of the split")
+    inputs: tuple[StoredArray, ...] = Field(description="each input of these samples, samples first")
+
+
 class EvaluationReport(Record):
     """The metrics of the exported files, measured in their runtime."""
 
@@ -219,6 +254,10 @@ class EvaluationReport(Record):
     )
     failures: tuple[Failure, ...] = Field(default=(), description="evaluators that raised, in order")
     anomalies: tuple[Anomaly, ...] = Field(default=(), description="what forbids a comparison of the models")
+    labels: tuple[StoredArray, ...] = Field(
+        default=(), description="labels of the test split by output, if predictions are kept and labels are classes"
+    )
+    shown: ShownSamples | None = Field(default=None, description="samples to show, if predictions are kept")
 
     def unmeasured(self, model: str, metric: str) -> str:
         """Why `metric` of `model` was not measured: the failure of the evaluator that gives it, or nothing known."""

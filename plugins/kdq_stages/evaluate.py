@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from kdq_core.recipe.site import Site
     from kdq_core.work.work import StageWork
 
+GAINED = {"student": "student", "quantized": "int8"}
+"""Inputs whose records hold gains from the teacher, each with the model whose report tells them."""
 LIBRARIES = ("onnx", "onnxruntime", "torchmetrics", "scikit-learn", "scipy")
 
 
@@ -99,6 +101,7 @@ class Evaluate(Stage):
         from kdq_core.work.anomalies import lost, shared
         from kdq_core.work.data import EVALUATION_BATCH, checked
         from kdq_core.work.predictions import KeptPredictions
+        from kdq_core.work.samples import labels_of, shown_of
 
         workload = work.workload
 
@@ -114,7 +117,15 @@ class Evaluate(Stage):
         if self.lost is not None:
             found += lost(report, curves, subjects, batches, workload, self.lost)
         stored = tuple(one for predictions in kept.values() for one in predictions.stored)
-        return report.model_copy(update={"predictions": stored, "anomalies": tuple(found)})
+        artifact = work.record("artifact", Artifact)
+        names = [[one.name for one in specs] for specs in (artifact.inputs, artifact.outputs)]
+        labels = labels_of(batches, names[1], work.draft) if stored else ()
+        kept_beside = {
+            "predictions": stored,
+            "labels": labels,
+            "shown": shown_of(batches, names[0], stored, labels, work.draft) if stored else None,
+        }
+        return report.model_copy(update={**kept_beside, "models": with_gains(work, report), "anomalies": tuple(found)})
 
     def still_there(self, record: Record, site: Site) -> bool:  # noqa: ARG002
         """Whether every evaluator succeeded; else the next run measures again: what was missing may be there."""
@@ -150,6 +161,31 @@ def measured(work: StageWork, subjects: Mapping[str, Subject], batches: Batches)
     if first is not None and len(failures) == len(todo):
         raise first
     return EvaluationReport(models=models, failures=tuple(failures))
+
+
+def with_gains(work: StageWork, report: EvaluationReport) -> dict[str, tuple[Metric, ...]]:
+    """The metrics of each model, with what the teacher brought it."""
+    models = dict(report.models)
+    for port, slot in GAINED.items():
+        if work.has(port) and slot in models:
+            models[slot] += gained(work.record(port, Checkpoint))
+    return models
+
+
+def gained(student: Checkpoint) -> tuple[Metric, ...]:
+    """What the teacher brought a student, as metrics of its file, so that gates may ask for it."""
+    return tuple(
+        Metric(
+            name=gain.metric_name,
+            value=gain.difference,
+            unit="fraction" if gain.higher_is_better else "loss",
+            direction="higher" if gain.higher_is_better else "lower",
+            low=gain.low,
+            high=gain.high,
+            samples=gain.samples,
+        )
+        for gain in student.gains
+    )
 
 
 def subjects_of(work: StageWork) -> dict[str, Subject]:

@@ -9,10 +9,10 @@ Limits: KDQ does not export a teacher that reads other inputs than the student. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdq_core.api import Artifact, Asked, Model, Needs, Port, Reads, Record, Section, Stage
+from kdq_core.api import Artifact, Asked, Model, Needs, OperatorCoverage, Place, Port, Reads, Record, Section, Stage
 from kdq_core.work.shown import request_of
 from kdq_core.work.slots import MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdq_core.work.checking import CheckWork
     from kdq_core.work.work import StageWork
 
+ROLES = ("weight", "activation")
 INT8, EXAMPLE = "int8.onnx", "example.safetensors"
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -95,6 +96,8 @@ class Export(Stage):
                 target.export(model, example, file)
             work.progress(done, len(slots) + 1, file.name)
         graph = capture(student, example)
+        placed = placement(work, graph)
+        operators = target.coverage(work.draft / INT8, graph, keep_float=placed.keep_float)
         inputs, outputs = target.signature(work.draft / INT8)
         save_file({spec.name: x.contiguous() for spec, x in zip(inputs, example)}, work.draft / EXAMPLE)
         return Artifact(
@@ -105,8 +108,15 @@ class Export(Stage):
             outputs=outputs,
             output_scales=output_scales(converted),
             weight_bits_used=weight_bits(target.resolved()),
-            operators=target.coverage(work.draft / INT8, graph, keep_float=placement(work, graph).keep_float),
+            operators=tuple(with_bits(operator, placed.places) for operator in operators),
         )
+
+
+def with_bits(operator: OperatorCoverage, places: Sequence[Place]) -> OperatorCoverage:
+    """The operator with the bits of its weights and of its result, where the recipe quantizes them."""
+    own = [place for place in places if (place.path, place.operator) == (operator.path, operator.operator)]
+    bits = {f"{role}_bits": max((p.bits for p in own if p.role == role), default=None) for role in ROLES}
+    return operator.model_copy(update=bits)
 
 
 def file_of(slot: str) -> str:

@@ -140,6 +140,11 @@ class Tracker:
                 self._mlflow.set_tag(run_id, name, gain.verdict)
         self._log(run_id, found)
 
+    def log_page(self, html: str) -> None:
+        """Add the page of the run as the artifact `report.html`."""
+        with mlflow_errors(self._site):
+            self._mlflow.log_text(self.run_id, html, "report.html")
+
     def finish(self, run_id: str, status: Status) -> None:
         """Close the run of a stage."""
         with mlflow_errors(self._site):

@@ -141,4 +141,5 @@ def test_the_page_about_quantizing_and_the_python_examples_do_what_they_say(tmp_
     for words in [*lines, *examples]:
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
-    assert {path.name for path in (tmp_path / "my_model-int8").iterdir()} == {"int8.onnx", "report.md", "result.json"}
+    files = {"int8.onnx", "report.html", "report.md", "result.json"}
+    assert {path.name for path in (tmp_path / "my_model-int8").iterdir()} == files

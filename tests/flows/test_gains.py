@@ -11,6 +11,7 @@ from kdq_flows.cli.run import _closing
 from kdq_flows.facts.result import GainFacts, line_of
 from kdq_flows.run.pipeline import Pipeline
 
+TRY = "; try another 'alpha' or 'temperature', 'taught_by: student' for the quantized student, or no teacher"
 SHOWN = Gain(metric="top1", taught=0.9, control=0.888, difference=0.012, low=0.004, high=0.02, samples=900)
 
 
@@ -26,10 +27,10 @@ def told(**changed: Any) -> str:
         ({"low": 0.00004}, "distill: with the teacher +1.2 points top-1 (0.004 to 2)"),
         ({"low": -0.006}, "distill: no gain of the teacher shown: +1.2 points top-1 (-0.6 to 2)"),
         ({"difference": -0.012, "low": -0.02, "high": -0.004},
-         "distill: WORSE with the teacher: -1.2 points top-1 (-2 to -0.4)"),
+         f"distill: WORSE with the teacher: -1.2 points top-1 (-2 to -0.4){TRY}"),
         ({"metric": "loss", "difference": -0.0123, "low": -0.02, "high": -0.004},
          "distill: with the teacher -0.0123 hard loss (-0.02 to -0.004)"),
-        ({"metric": "loss"}, "distill: WORSE with the teacher: +0.012 hard loss (0.004 to 0.02)"),
+        ({"metric": "loss"}, f"distill: WORSE with the teacher: +0.012 hard loss (0.004 to 0.02){TRY}"),
         ({"metric": "loss/age", "low": -0.004},
          "distill: no gain of the teacher shown: +0.012 hard loss of 'age' (-0.004 to 0.02)"),
     ],

@@ -103,7 +103,8 @@ def test_one_command_quantizes_a_model_and_says_the_recipe(here: Path) -> None:
     facts = json.loads(done.stdout)
     assert [stage["name"] for stage in facts["stages"]] == ["read_student", "quantize", "export", "evaluate"]
     assert {"student", "int8"} == facts["models"].keys()
-    assert sorted(path.name for path in Path("out").iterdir()) == ["int8.onnx", "report.md", "result.json"]
+    files = ["int8.onnx", "report.html", "report.md", "result.json"]
+    assert sorted(path.name for path in Path("out").iterdir()) == files
     assert Path("out/int8.onnx").read_bytes() == Path(facts["artifact"]["path"]).read_bytes()
     assert Path("ptq.yaml").read_text() in done.stderr
     assert Path("ptq.yaml").read_text() in Path("out/report.md").read_text()

@@ -78,7 +78,7 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
     _, _, result = finished
     assert list(result) == [
         "run", "status", "seconds", "stages", "models", "table", "gains", "notes", "gates", "weights", "artifact",
-        "coverage", "version", "error", "links",
+        "coverage", "version", "error", "links", "verdict", "report",
     ]  # fmt: skip
     assert result["status"] == "completed"
     assert states(result) == dict.fromkeys(STAGES, "ran")
@@ -100,6 +100,40 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
     assert result["version"] == {"name": "tiny", "version": 1}
 
 
+def test_a_run_ends_with_a_page_of_its_own_in_its_home_and_in_mlflow(
+    finished: tuple[Path, Path, dict[str, Any]],
+) -> None:
+    home, recipe, result = finished
+    page = Path(result["report"])
+    assert page == home / "runs" / result["run"] / "report.html"
+    html = page.read_text()
+    assert result["verdict"].startswith("int8: ")
+    assert f'<p class="verdict">{result["verdict"]}</p>' in html
+    assert html.count("<img src=") >= 12  # digits to look at
+    for title in ("Models", "Gates", "Stages", "Training curves", "Where int8 answers differently", "Layers"):
+        assert f">{title}</h2>" in html
+    assert len(html) < 1_000_000
+    (artifact,) = home.glob("mlflow/artifacts/tiny/*/artifacts/report.html")
+    assert artifact.read_text() == html
+    page.unlink()
+    done = kdq(home, "report", str(recipe))
+    assert (done.stdout.strip(), done.stderr) == (str(page), "")
+    assert page.read_text() == html
+
+
+@pytest.mark.rare
+def test_a_run_is_explained_from_its_kept_results(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    home, _, result = finished
+    done = kdq(home, "explain", result["run"], "--samples", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["samples"] == 64
+    layers = {(one["layer"], one["role"]) for one in found["effects"]}
+    assert {("blocks.0.conv1", "weights"), ("head", "weights"), ("head", "activations")} <= layers
+    assert kdq(home, "report", "tiny").returncode == 0
+    assert "Where quality is lost" in Path(result["report"]).read_text()
+
+
 def test_a_run_writes_nothing_to_the_users_home(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, _, _ = finished
     assert list((home.parent / "user").rglob("*")) == []
@@ -114,6 +148,7 @@ def test_a_second_run_is_no_news_and_registers_nothing(finished: tuple[Path, Pat
     assert states(result) == dict.fromkeys(STAGES, "cached")
     assert result["version"] == first["version"]
     assert result["models"] == first["models"]
+    assert result["report"] == first["report"]
     assert versions(home) == 1
 
 

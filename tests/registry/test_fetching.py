@@ -17,6 +17,7 @@ from kdq_registry import fetching
 from kdq_registry.environment import client
 from kdq_registry.fetching import fetch
 from kdq_registry.promotion import promote
+from kdq_registry.versions import sha256_of_version
 
 Registered = Callable[..., ModelVersion]
 
@@ -56,6 +57,24 @@ def test_an_alias_that_was_moved_by_hand_is_told_and_the_chain_decides(site: Sit
         f"version 2 of 'digits', sha256 {found.sha256[:12]}; 'champion' of 'digits' was moved outside of KDQ, to "
         "version 1; the chain of promotions says version 2, so KDQ moved it back"
     )
+
+
+def test_a_version_has_the_sha256_of_its_file_without_fetching_it(
+    site: Site, registered: Registered, onnx_file: Callable[[int], Path], tmp_path: Path
+) -> None:
+    registered(0)
+    client(site).set_registered_model_alias("digits", "champion", "1")
+    sha256 = hashlib.sha256(onnx_file(0).read_bytes()).hexdigest()
+    assert [sha256_of_version(site, asked) for asked in ("digits/1", "digits@champion")] == [sha256, sha256]
+    assert not (site.home / "registered").exists()
+    foreign(site, tmp_path / "m", lambda folder: folder.mkdir())
+    with pytest.raises(RecipeError) as caught:
+        sha256_of_version(site, "others/1")
+    assert str(caught.value) == (
+        "KDQ did not register version 'others/1': it has no tag 'kdq.sha256'; name a version of KDQ's"
+    )
+    with pytest.raises(RecipeError, match="no registered model named 'x'"):
+        sha256_of_version(Site(home=tmp_path / "empty"), "x/1")
 
 
 def test_a_file_is_downloaded_once_and_again_where_it_was_damaged(

@@ -43,6 +43,12 @@ def test_a_stage_is_a_nested_run_with_its_options_and_curves(site: Site, tracker
     assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]
 
 
+def test_the_page_of_a_run_is_its_artifact(site: Site, tracker: Tracker) -> None:
+    tracker.log_page("<p>verdict</p>")
+    artifacts = site.home / "mlflow" / "artifacts" / "digits" / tracker.run_id / "artifacts"
+    assert (artifacts / "report.html").read_text() == "<p>verdict</p>"
+
+
 def test_metrics_are_named_by_role_and_carry_their_interval(site: Site, tracker: Tracker) -> None:
     top1 = Metric(name="top1", value=0.9, unit="fraction", direction="higher", low=0.8, high=0.95)
     tracker.log_metrics(tracker.run_id, "int8", [top1])

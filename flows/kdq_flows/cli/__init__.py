@@ -13,12 +13,14 @@ from kdq_flows.cli import (
     bench,
     common,
     encrypting,
+    explain,
     models,
     own,
     plugins,
     promoting,
     recipes,
     replay,
+    report,
     run,
     servers,
     start,
@@ -54,7 +56,8 @@ def _root(
 
 
 _MODULES = (
-    start, run, own, recipes, bench, replay, models, promoting, encrypting, watch, servers, plugins, authoring,
+    start, run, own, recipes, bench, replay, report, explain, models, promoting, encrypting, watch, servers, plugins,
+    authoring,
 )  # fmt: skip
 for _module in _MODULES:
     _module.register_commands(app)

@@ -143,7 +143,7 @@ def _run(recipe: dict[str, Any], output: Path | None, written: Path | None, *, a
 
 
 def _deliver(result: RunResult, folder: Path, recipe: str) -> None:
-    """Copy the int8 file, and write the report beside it."""
+    """Copy the int8 file and the page of the run, and write the report beside them."""
     import shutil
 
     from kdq_flows.facts.report import report
@@ -152,6 +152,8 @@ def _deliver(result: RunResult, folder: Path, recipe: str) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(result.artifact.path, folder / Path(result.artifact.path).name)
+    if result.report is not None:
+        shutil.copyfile(result.report, folder / "report.html")
     _write(folder / "report.md", report(result, recipe))
     _write(folder / "result.json", result.model_dump_json(indent=2) + "\n")
 

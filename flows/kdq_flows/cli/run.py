@@ -170,6 +170,10 @@ def _closing(result: RunResult) -> None:
         typer.echo(f"{name:9} {address}")
     if not result.links:
         typer.echo("pages     'kdq up' starts them, or says where they are")
+    if result.report:
+        typer.echo(f"report    {result.report}")
+    if result.verdict:
+        common.say(result.verdict)
 
 
 def _gates(result: RunResult) -> None:

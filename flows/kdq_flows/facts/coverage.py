@@ -43,15 +43,29 @@ def facts_of(operators: Sequence[OperatorCoverage]) -> tuple[OperatorFacts, ...]
     )
 
 
+MATTERS = 0.01
+"""A group of float operators is told by itself from this share of the work or of the weights on."""
+
+
 def float_lines(operators: Iterable[OperatorFacts]) -> list[str]:
-    """One line for each kind of operator that runs in float and each reason; most multiply-accumulates first."""
+    """One line for each kind of operator that runs in float and each reason; most multiply-accumulates first.
+
+    Groups without a share in work and weights that matters are one line at the end.
+    """
     groups: dict[tuple[str, str], list[OperatorFacts]] = {}
     for operator in operators:
         if not operator.int8:
             groups.setdefault((operator.operator, operator.reason), []).append(operator)
-    lines = []
+    lines: list[str] = []
+    small: dict[str, int] = {}
     for (kind, reason), found in sorted(groups.items(), key=lambda one: -sum(o.macs_share for o in one[1])):
         where = ", ".join(repr(o.path) for o in found[:3] if o.path) + (", ..." if len(found) > 3 else "")
         share = sum(o.macs_share for o in found)
-        lines.append(f"{len(found)} {kind}{f' at {where}' if where else ''}, {share:.1%} of the MACs: {reason}")
+        if max(share, sum(o.weight_share for o in found)) < MATTERS:
+            small[kind] = small.get(kind, 0) + len(found)
+        else:
+            lines.append(f"{len(found)} {kind}{f' at {where}' if where else ''}, {share:.1%} of the MACs: {reason}")
+    if small:
+        listed = ", ".join(f"{count} {kind}" for kind, count in small.items())
+        lines.append(f"{listed}: each kind under {MATTERS:.0%} of the MACs and of the weights")
     return lines

@@ -19,18 +19,10 @@ def report(result: RunResult, recipe: str) -> str:
     return "\n".join(_lines(result, recipe)) + "\n"
 
 
-def yaml_of(recipe: Mapping[str, Any]) -> str:
-    """A recipe as YAML."""
-    import yaml
-
-    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
-    return text
-
-
 def _lines(result: RunResult, recipe: str) -> Iterator[str]:
     yield f"# {result.run}"
     yield ""
-    yield f"{result.status} in {result.seconds:.1f} s"
+    yield f"{result.status} in {result.seconds:.1f} s{f'. {result.verdict}' if result.verdict else ''}"
     if result.table:
         columns = list(dict.fromkeys(name for row in result.table for name in row))
         yield ""
@@ -58,3 +50,11 @@ def _lines(result: RunResult, recipe: str) -> Iterator[str]:
 
 def _row(cells: Sequence[object]) -> str:
     return f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |"
+
+
+def yaml_of(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML."""
+    import yaml
+
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
+    return text

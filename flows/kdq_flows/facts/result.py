@@ -75,6 +75,8 @@ class RunResult(Frozen):
         version: the model version, if it was registered.
         error: the error of a failed run.
         links: addresses of the web pages that are up.
+        verdict: the int8 file against the float student in one line; empty if they were not measured.
+        report: path of the run's page.
     """
 
     run: str
@@ -92,6 +94,8 @@ class RunResult(Frozen):
     version: VersionFacts | None = None
     error: str | None = None
     links: dict[str, str] = Field(default={})
+    verdict: str = ""
+    report: str | None = None
 
 
 def models_of(view: RunView) -> dict[str, dict[str, float]]:
@@ -174,14 +178,21 @@ VERDICTS = {
 }
 
 
+TRY = "; try another 'alpha' or 'temperature', 'taught_by: student' for the quantized student, or no teacher"
+
+
 def line_of(gain: GainFacts) -> str:
     """A gain in words; KDQ calls it a gain or a harm only if its whole interval is on that side of zero."""
+    return f"{gain.stage}: {VERDICTS[gain.verdict]} {gain_in_words(gain)}{TRY if gain.verdict == 'worse' else ''}"
+
+
+def gain_in_words(gain: GainFacts) -> str:
+    """The difference with its unit and interval, such as `+1.2 points top-1 (0.4 to 2)`."""
     kind, _, task = gain.metric.partition("/")
     scale, unit = (100, "points top-1") if kind == "top1" else (1, "hard loss")
     unit += f" of {task!r}" if task else ""
     low, high = (f"{scale * end:.3g}" for end in (gain.low, gain.high))
-    found = VERDICTS[gain.verdict]
-    return f"{gain.stage}: {found} {scale * gain.difference:+.3g} {unit} ({low} to {high})"
+    return f"{scale * gain.difference:+.3g} {unit} ({low} to {high})"
 
 
 def table_of(view: RunView, columns: Sequence[Column]) -> tuple[dict[str, str], ...]:

@@ -67,6 +67,11 @@ class RunTracking:
         if met or student.transferred:
             self._later(lambda: self._begun().log_params(run.result(), {k: v for k, v in found.items() if v}))
 
+    def add_page(self, html: str) -> None:
+        """Add the page of the run to the pipeline's run, if one was opened."""
+        if self._tracker or self._pending:
+            self._later(lambda: self._begun().log_page(html))
+
     def stage_ended(self, run: Future[str], *, failed: bool) -> None:
         """Close the stage's nested run."""
         self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))

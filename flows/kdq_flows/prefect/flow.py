@@ -165,6 +165,7 @@ def _drive(token: str) -> State:
         if not isinstance(stopped, Exception):  # if only the server is lost, the workers may finish
             pipeline.cancelled.set()
         raise
+    pipeline.write_page()
     error = pipeline.error
     if error is not None:
         raise error
@@ -176,6 +177,10 @@ def _published(pipeline: Pipeline) -> State:
     create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
     if facts.status != "no-news":
         _link(pipeline)
+    if facts.report is not None:
+        create_link_artifact(
+            Path(facts.report).as_uri(), link_text=facts.report, key="kdq-report", description=facts.verdict
+        )
     if facts.status == "no-news":
         return Completed(name="NoNews", message="no news: every stage was cached")
     return Completed(message=_described(facts))

@@ -40,7 +40,10 @@ from kdq_flows.facts.result import (
     weights_of,
 )
 from kdq_flows.facts.tracking import RunTracking
+from kdq_flows.facts.verdict import verdict_of
 from kdq_flows.observer import Observer, Silent
+from kdq_flows.report import kept
+from kdq_flows.report.live import Live
 from kdq_flows.run.leases import device_lease, machine_lease
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.supervisor import run_child
@@ -97,6 +100,10 @@ class Pipeline:
         self._checked = False
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
+        self._started = time.time()
+        self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
+        self._page: Path | None = None
+        self._live = Live(self.plan, self.name, self.observer.message)
         if self.plan.note:
             self.observer.message(self.plan.note)
 
@@ -200,11 +207,13 @@ class Pipeline:
         lock = self.lock.model_dump_json(indent=1) if ran else None
         if lock is not None:
             _keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
+        self._live.close()
         self.tracking.end(self._report, lock, failed=self.failed)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
         failed, view = self.failed, self.view
+        gains, gates = gains_of(view), gates_of(view)
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
@@ -214,19 +223,47 @@ class Pipeline:
             stages=stages,
             models=models_of(view),
             table=table_of(view, self._columns()) if view.metrics else (),
-            gains=gains_of(view),
+            gains=gains,
             notes=notes_of(view),
-            gates=gates_of(view),
+            gates=gates,
             weights=weights_of(view),
             artifact=artifact_of(view),
             coverage=coverage_of(view),
             version=version_of(view),
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
+            verdict=verdict_of(view, gains, gates),
+            report=None if self._page is None else str(self._page),
         )
 
     def _report(self) -> str:
         return report(self.facts(), yaml_of(self.plan.recipe.model_dump(mode="json", by_alias=True)))
+
+    def write_page(self) -> None:
+        """Write record and page of the run, once; if every stage was cached, find those of the run that computed them.
+
+        A page that cannot be made or written costs a message, and never the run.
+        """
+        if self._page is not None or not self._facts:
+            return
+        facts, site = self.facts(), self.plan.site
+        try:
+            if facts.status == "no-news":
+                self._page = kept.same(site, [stage.key for stage in facts.stages])
+            if self._page is None:
+                from kdq_flows.report.page import page
+
+                facts = facts.model_copy(update={"report": str(kept.folder(site, self.name) / kept.PAGE)})
+                record = kept.RunRecord(
+                    result=facts, plan=kept.bare(self.plan), recipe=self._asked, began=self._started
+                )
+                kept.keep(site, record)
+                html = page(record, self.view, self.catalog)
+                self._page = kept.keep_page(site, self.name, html)
+                self.tracking.add_page(html)
+        except Exception as error:
+            logged(error, self.logs / "report.log")
+            self.observer.message(f"the report could not be written: {error}; 'kdq report {self.name}' tries again")
 
     def _work_ahead(self) -> bool:
         """Whether a heavy stage is missing from the store, or its entry is damaged."""
@@ -292,6 +329,7 @@ class Pipeline:
             self.tracking.check()
             if event["event"] == "epoch":
                 self.tracking.epoch(run, event["record"])
+                self._live.epoch(node.name, event["record"])
             else:
                 self.observer.progress(event)
 

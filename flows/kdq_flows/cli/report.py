@@ -1,0 +1,106 @@
+"""`kdq report` and `kdq compare`: the page of a run, and runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdq_flows.cli import common
+
+if TYPE_CHECKING:
+    from kdq_flows.report.compare import Compared
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of a run, as its closing lines have it; or a recipe, its last run.")
+]
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Add `report` and `compare`."""
+    app.command("report", rich_help_panel="Inspect")(report)
+    app.command("compare", rich_help_panel="Inspect")(compare)
+
+
+def report(
+    run: RunName,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; default: beside the run's record, below KDQ_HOME.")
+    ] = None,
+) -> None:
+    """Write the page of a run anew: one HTML file with verdict, charts, samples, layers, gates and the recipe."""
+    import contextlib
+    import sys
+
+    from kdq_core.errors import RecipeError
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.store.store import Store
+    from kdq_flows.report import kept
+    from kdq_flows.report.page import page
+
+    site = common.site()
+    record = kept.find(site, run)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
+        html = page(record, record.view(Store(site.store)), Catalog.load(), kept.explained(site, record.result.run))
+    path = output or kept.folder(site, record.result.run) / kept.PAGE
+    try:
+        kept.write(path, html)
+    except OSError as error:
+        raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None
+    typer.echo(path)
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN|VERSION...", help="Runs as for kdq report, or NAME/NUMBER, NAME@ALIAS.")
+    ],
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write all metrics to this CSV file.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Also write them to this Parquet file.")] = None,
+    as_json: common.JsonFlag = False,
+) -> None:
+    """Put runs side by side: quality, size and speed, the Pareto front, and paired tests on the same samples."""
+    from kdq_core.errors import RecipeError
+    from kdq_core.store.store import Store
+    from kdq_flows.report import kept
+    from kdq_flows.report.compare import compare as compared
+
+    site = common.site()
+    found = {record.result.run: record for record in (kept.find(site, run) for run in runs)}
+    result = compared([(name, record.view(Store(site.store))) for name, record in found.items()])
+    for path, write in ((csv, result.frame.to_csv), (parquet, result.frame.to_parquet)):
+        if path is not None:
+            try:
+                write(path, index=False)
+            except OSError as error:
+                raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None
+    if as_json:
+        typer.echo(result.frame.to_json(orient="records", indent=2))
+        return
+    common.show(_rows(result), title=f"Models of {len(found)} runs", as_json=False)
+    for note in result.notes:
+        common.say(note)
+    common.say("front: no other file is both smaller and better; paired: against the first run's int8 file, 95 %")
+
+
+def _rows(result: Compared) -> list[dict[str, object]]:
+    """The table for the terminal: the main figures with their intervals."""
+    from kdq_flows.facts.verdict import between, words_of
+    from kdq_flows.report.numbers import number
+
+    rows = []
+    times = [name for name, unit in result.units.items() if unit == "ms"][:1]
+    for cells in result.frame.to_dict("records"):
+        row: dict[str, object] = {"run": cells["run"], "model": cells["model"]}
+        for name in (result.metric, "bytes", *times, "speedup"):
+            value, low, high = (float(cells.get(f"{name}{end}", "nan")) for end in ("", "_low", "_high"))
+            if value == value:
+                unit = result.units[name]
+                ends = f" ({100 * low:.2f} to {100 * high:.2f})" if unit == "fraction" and low == low else ""
+                row[words_of(name)] = f"{number(value, unit)}{ends}"
+        row["front"] = "*" if cells["front"] else ""
+        if cells.get("paired_p") == cells.get("paired_p") and "paired_p" in cells:
+            interval = between(cells["paired_low"], cells["paired_high"], 100, 2)
+            row["paired"] = f"{100 * cells['paired_difference']:+.2f} points{interval}, p {cells['paired_p']:.2g}"
+        rows.append(row)
+    return rows
