@@ -3,7 +3,7 @@
 Each section measures, adds its rows to `benchmarks/distillation.json` and writes `benchmarks/distillation.md` anew:
 
 ```
-pip install ./benchmarks/workloads
+pip install ./examples
 python benchmarks/distillation.py step cache memory
 ```
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdq_bench_workloads.nets import BagOfWords, TextTransformer, resnet
+from kdq_examples.nets import BagOfWords, TextTransformer, resnet
 from machine import busy, machine
 from quantization import interleaved, interval, report
 from torch import Tensor, nn

@@ -4,9 +4,10 @@ All variants of a seed start from the same weights. Variants that are compared t
 samples in the same order. One teacher, of seed 0, teaches all seeds. KDQ does not repeat what is in the store already.
 
 ```
-pip install ./benchmarks/workloads
-python benchmarks/quality.py fashion-mnist --folder DIR --home DIR > benchmarks/quality-fashion-mnist.md
-python benchmarks/quality.py clinc150 --folder DIR --home DIR > benchmarks/quality-clinc150.md
+pip install ./examples
+export KDQ_DATA_DIR=DIR # where the files of the data sets are; without it KDQ fetches those of Fashion-MNIST
+python benchmarks/quality.py fashion-mnist --home DIR > benchmarks/quality-fashion-mnist.md
+python benchmarks/quality.py clinc150 --home DIR > benchmarks/quality-clinc150.md
 ```
 """
 
@@ -147,11 +148,10 @@ def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sectio
     """Build the recipe of one run. In `sections`, `options` are the workload's and `views` the cache's."""
     rest = {name: section for name, section in sections.items() if name not in ("options", "views")}
     views = sections.get("views", SETTINGS[asked.data].views)
-    options = {"folder": asked.folder} | sections.get("options", {})
     return Recipe.model_validate({
         "name": asked.data,
         "seed": seed,
-        "workload": {"use": asked.data, "options": options},
+        "workload": {"use": asked.data, "options": sections.get("options", {})},
         "teacher": {"cache": {"views": views}, **teacher},
         "evaluate": ["quality", "size", "coverage", "parity"],
         "gates": [],
@@ -189,7 +189,6 @@ def main() -> None:
     """Run the variants that are not in the store yet, and print the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", choices=sorted(SETTINGS))
-    parser.add_argument("--folder", required=True, help="where the files of the data set are")
     parser.add_argument("--home", required=True, help="KDQ_HOME; what is there already is not computed again")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
@@ -247,7 +246,7 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
     lines = [
         f"# Quality on {asked.data}",
         "",
-        f"Written by `python benchmarks/quality.py {asked.data} --folder DIR --home DIR`. {setting.about}",
+        f"Written by `python benchmarks/quality.py {asked.data} --home DIR`. {setting.about}",
         "",
         *([
             f"- *alone*: no teacher. {alone.epochs} epochs in float and {alone.qat} quantized (`static`: "

@@ -7,27 +7,28 @@ Source: Larson et al. 2019, https://aclanthology.org/D19-1131 (CC BY 3.0).
 Defaults and where they come from: the teacher has two encoder layers, 128 wide. The student has one layer, 64 wide;
     `student_net: bag` makes it the mean of word vectors, a common model for intents on a CPU.
 Costs: each process reads the file once.
-Limits: the file must exist; KDQ downloads nothing. Out-of-scope sentences are left out.
+Limits: the file is that of `KDQ_DATA_DIR`. Out-of-scope sentences are left out.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
-import gzip
 import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kdq_core.api import Batch, Field, Outputs, PluginError, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_examples import files
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+FILE = "clinc150/clinc150.csv.gz"
 LENGTH, CLASSES = 24, 150
 NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
@@ -37,28 +38,27 @@ class Clinc150(Workload):
 
     student_options: ClassVar[frozenset[str]] = frozenset({"student_net", "student_width"})
 
-    folder: str = Field(min_length=1, description="where clinc150.csv.gz is")
     student_net: Literal["transformer", "bag"] = Field(default="transformer", description="kind of the student")
     student_width: int = Field(default=64, ge=32, le=512, multiple_of=32, description="width of the student")
     teacher_width: int = Field(default=128, ge=32, le=512, multiple_of=32, description="width of the teacher")
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the file and of a mark for how it is read."""
-        return hashlib.sha256(b"clinc150 1" + self._file().read_bytes()).hexdigest()
+        """Return a sha256 of the file's hash and of a mark for how it is read."""
+        return hashlib.sha256(f"clinc150 2: {files.sha256(FILE)}".encode()).hexdigest()
 
     def teacher(self) -> nn.Module:
         """Make a transformer of two layers, `[B, 24] -> [B, 150]`."""
-        from kdq_bench_workloads.nets import TextTransformer
+        from kdq_examples.nets import TextTransformer
 
-        return TextTransformer(words(self._file()), CLASSES, self.teacher_width, 2, LENGTH)
+        return TextTransformer(words(), CLASSES, self.teacher_width, 2, LENGTH)
 
     def student(self) -> nn.Module:
         """Make a transformer of one layer, or a mean of word vectors, `[B, 24] -> [B, 150]`."""
-        from kdq_bench_workloads.nets import BagOfWords, TextTransformer
+        from kdq_examples.nets import BagOfWords, TextTransformer
 
         if self.student_net == "bag":
-            return BagOfWords(words(self._file()), CLASSES, self.student_width)
-        return TextTransformer(words(self._file()), CLASSES, self.student_width, 1, LENGTH)
+            return BagOfWords(words(), CLASSES, self.student_width)
+        return TextTransformer(words(), CLASSES, self.student_width, 1, LENGTH)
 
     def batches(
         self,
@@ -73,7 +73,7 @@ class Clinc150(Workload):
         import numpy as np
         import torch
 
-        tokens, labels = read(self._file())[split]
+        tokens, labels = read()[split]
         order = np.arange(len(labels))
         if split == "train":
             order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(labels))
@@ -94,42 +94,36 @@ class Clinc150(Workload):
             raise StageError("the loss of workload 'clinc150' needs labels; this batch has none")
         return F.cross_entropy(outputs.logits.float(), batch.targets)
 
-    def _file(self) -> Path:
-        path = Path(self.folder).expanduser() / "clinc150.csv.gz"
-        if not path.is_file():
-            raise PluginError(f"workload 'clinc150' found no {path.name!r} in {self.folder!r}; put it there")
-        return path
 
-
-def rows(path: Path) -> Iterator[tuple[str, list[str], str]]:
+def rows() -> Iterator[tuple[str, list[str], str]]:
     """Yield split, words and label of each in-scope sentence."""
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["label"] != "oos" and row["split"] in NAMES:
-                yield NAMES[row["split"]], re.findall(r"[a-z0-9']+", row["text"].lower()), row["label"]
+    text = io.StringIO(files.content(FILE).decode(), newline="")
+    for row in csv.DictReader(text):
+        if row["label"] != "oos" and row["split"] in NAMES:
+            yield NAMES[row["split"]], re.findall(r"[a-z0-9']+", row["text"].lower()), row["label"]
 
 
 @functools.cache
-def vocabulary(path: Path) -> dict[str, int]:
+def vocabulary() -> dict[str, int]:
     """Number each word that the training split has at least twice, starting from 2."""
-    counts = Counter(word for split, text, _ in rows(path) if split == "train" for word in text)
+    counts = Counter(word for split, text, _ in rows() if split == "train" for word in text)
     return {word: number for number, word in enumerate(sorted(w for w, n in counts.items() if n > 1), start=2)}
 
 
-def words(path: Path) -> int:
+def words() -> int:
     """Count the word numbers."""
-    return len(vocabulary(path)) + 2
+    return len(vocabulary()) + 2
 
 
 @functools.cache
-def read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Read each split: word numbers int64 `[N, 24]` and labels int64 `[N]`."""
     import numpy as np
 
-    known = vocabulary(path)
-    labels = {label: number for number, label in enumerate(sorted({label for _, _, label in rows(path)}))}
+    known = vocabulary()
+    labels = {label: number for number, label in enumerate(sorted({label for _, _, label in rows()}))}
     splits: dict[str, tuple[list[list[int]], list[int]]] = {name: ([], []) for name in set(NAMES.values())}
-    for split, text, label in rows(path):
+    for split, text, label in rows():
         numbers = [known.get(word, 1) for word in text[:LENGTH]] or [1]
         splits[split][0].append(numbers + [0] * (LENGTH - len(numbers)))
         splits[split][1].append(labels[label])

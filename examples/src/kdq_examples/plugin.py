@@ -12,11 +12,11 @@ def kdq_workloads() -> Iterator[PluginSpec]:
     """Yield one entry per workload. KDQ loads its class when a recipe needs it."""
     yield PluginSpec(
         name="fashion-mnist",
-        target="kdq_bench_workloads.fashion_mnist:FashionMnist",
+        target="kdq_examples.fashion_mnist:FashionMnist",
         summary="28x28 grey images of clothes, 10 classes, ResNet-14 and ResNet-8",
     )
     yield PluginSpec(
         name="clinc150",
-        target="kdq_bench_workloads.clinc150:Clinc150",
+        target="kdq_examples.clinc150:Clinc150",
         summary="short English sentences, 150 intents, transformers or mean of word vectors",
     )
