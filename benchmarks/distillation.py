@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdq_examples.nets import BagOfWords, TextTransformer, resnet
+from kdq_examples.nets import resnet
+from kdq_examples.text_nets import BagOfWords, TextTransformer
 from machine import busy, machine
 from quantization import interleaved, interval, report
 from torch import Tensor, nn

@@ -75,6 +75,7 @@ class Setting:
 
     Attributes:
         about: data and models, for the page.
+        workload: options of the workload.
         alone: fit of a student without a teacher; the float student trains for the sum of both numbers of epochs.
         taught: fit of a student with a teacher, and of its control.
         options: options of `logit-kd`.
@@ -87,6 +88,7 @@ class Setting:
     """
 
     about: str
+    workload: dict[str, Any]
     alone: Fit
     taught: Fit
     options: dict[str, float]
@@ -101,6 +103,7 @@ SETTINGS = {
     "fashion-mnist": Setting(
         about="First 12,000 training images, 10,000 test images. Student: ResNet-8 of 78 thousand parameters. Teacher: "
         "ResNet-14 of 0.7 million, trained on all labels.",
+        workload={"train_images": 12_000, "augment": True, "teacher_width": 32},
         alone=Fit(128, (3e-3, 3e-3), epochs=5, qat=15), taught=Fit(64, (2e-3, 1e-3), epochs=20, qat=6),
         options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=128, teacher_epochs=16, views=6, few=(600, 12, 80),
         longer=(Fit(64, (2e-3, 1e-3), epochs=30, qat=10), 12),
@@ -108,6 +111,7 @@ SETTINGS = {
     "clinc150": Setting(
         about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one "
         "layer, 64 wide. Teacher: two layers, 128 wide.",
+        workload={},
         alone=Fit(64, (3e-3, 3e-3), epochs=4, qat=12), taught=Fit(64, (3e-3, 1e-3), epochs=12, qat=6),
         options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=64, teacher_epochs=16, views=1,
     ),
@@ -147,11 +151,12 @@ def variants(setting: Setting) -> dict[str, dict[str, Any]]:
 def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sections: dict[str, Any]) -> Recipe:
     """Build the recipe of one run. In `sections`, `options` are the workload's and `views` the cache's."""
     rest = {name: section for name, section in sections.items() if name not in ("options", "views")}
-    views = sections.get("views", SETTINGS[asked.data].views)
+    setting = SETTINGS[asked.data]
+    options, views = setting.workload | sections.get("options", {}), sections.get("views", setting.views)
     return Recipe.model_validate({
         "name": asked.data,
         "seed": seed,
-        "workload": {"use": asked.data, "options": sections.get("options", {})},
+        "workload": {"use": asked.data, "options": options},
         "teacher": {"cache": {"views": views}, **teacher},
         "evaluate": ["quality", "size", "coverage", "parity"],
         "gates": [],
