@@ -1,4 +1,4 @@
-"""The page `gallery.md`: the recipes in `recipes/`, their results, and tables of `benchmarks/`. No number is its own."""
+"""The page `gallery.md`: the recipes, their results, and tables of `benchmarks/`. No number is its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
 # Gallery
 
-`docs/make_pages.py` writes this page from `recipes/*.yaml`, `examples/RESULTS.md` and `benchmarks/*.md`. Do not edit it.
-Each table names its machine. The scripts beside those pages measure again on yours.
+`docs/make_pages.py` writes this page from `recipes/*.yaml`, `examples/RESULTS.md` and `benchmarks/*.md`. Do not edit
+it. Each table names its machine. The scripts beside those pages measure again on yours.
 
 `digits.yaml` runs with KDQ alone, the other recipes with the package of `examples/` beside it."""
 MEASURED = (
