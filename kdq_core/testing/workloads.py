@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -198,7 +199,9 @@ def usable_models(workload: Workload, teacher_inputs: Sequence[str] = ()) -> Non
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, f"every parameter of the {name} should get a gradient, but {without} get none"
         repeats(name, model.eval(), batch)
-        torch.export.export(model, batch.inputs, strict=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export warns of its own internals, such as those of nn.GRU
+            torch.export.export(model, batch.inputs, strict=False)
     said = {name: given.get("", given) for name, given in shapes.items()}
     assert shapes["teacher"] == shapes["student"], f"teacher and student should give one shape, but give {said}"
 

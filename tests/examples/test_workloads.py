@@ -53,7 +53,6 @@ def test_fashion_mnist_keeps_its_promises(options: dict[str, object], monkeypatc
     check_workload(workload)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.gru._flat_weights")  # torch.export of any nn.GRU
 @pytest.mark.parametrize("net", ["transformer", "gru", "bag"])
 @pytest.mark.usefixtures("sentences")
 def test_clinc150_keeps_its_promises(net: str) -> None:
