@@ -53,7 +53,11 @@ def test_every_number_of_the_gallery_stands_in_a_recipe_or_a_benchmark() -> None
     ]
     known = "".join(path.read_text(encoding="utf-8") for path in sources)
     lines = (DOCS / "gallery.md").read_text(encoding="utf-8").splitlines()
-    own = [line for line in lines if re.search(r"\d", line) and not line.startswith("#") and line not in known]
+    own = [
+        line
+        for line in lines
+        if re.search(r"\d", line) and not line.startswith(("#", "kdq run ")) and line not in known
+    ]
     assert own == []
 
 
