@@ -12,7 +12,7 @@ class TextTransformer(nn.Module):
 
     def __init__(self, words: int, classes: int, width: int, layers: int, length: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(words, width), nn.Embedding(length, width)
+        self.words, self.places = table(words, width, 0.1), table(length, width, 0.02)
         self.dropout = nn.Dropout(dropout)
         layer = nn.TransformerEncoderLayer(width, max(1, width // 32), 2 * width, dropout, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
@@ -32,7 +32,7 @@ class TextGru(nn.Module):
 
     def __init__(self, words: int, classes: int, width: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.words, self.dropout = nn.Embedding(words, width), nn.Dropout(dropout)
+        self.words, self.dropout = table(words, width, 0.1), nn.Dropout(dropout)
         self.gru = nn.GRU(width, width, batch_first=True, bidirectional=True)
         self.head = nn.Linear(2 * width, classes)
 
@@ -48,13 +48,20 @@ class BagOfWords(nn.Module):
 
     def __init__(self, words: int, classes: int, width: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(words, width)
+        self.words = table(words, width, 0.1)
         self.hidden, self.head = nn.Linear(width, 2 * width), nn.Linear(2 * width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits `[B, classes]`."""
         logits: Tensor = self.head(F.relu(self.hidden(self.words(tokens).mean(1))))
         return logits
+
+
+def table(rows: int, width: int, spread: float) -> nn.Embedding:
+    """Vectors from N(0, spread^2): with torch's N(0, 1) a rare token would be noise in the mean."""
+    made = nn.Embedding(rows, width)
+    nn.init.normal_(made.weight, std=spread)
+    return made
 
 
 def mean(x: Tensor, padding: Tensor) -> Tensor:
