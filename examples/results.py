@@ -104,17 +104,17 @@ def cell(name: str, given: list[float] | None, *, signed: bool = False) -> str:
 
 def page(rows: dict[str, Any]) -> str:
     """The results as Markdown."""
-    table = [line for recipe in sorted(rows) for line in line_of(recipe, rows[recipe])]
-    failed = [
-        f"`{recipe}`: {rule}" for recipe, row in sorted(rows.items()) for rule, met in row["gates"].items() if not met
-    ]
-    gates = (
-        f"Gates that are not met: {'; '.join(failed)}." if failed else "Each int8 file meets all gates of its recipe."
-    )
-    machines = [f"`{recipe}`: {row['machine']}" for recipe, row in sorted(rows.items())]
+    ordered = sorted(rows.items())
+    table = [line for recipe, row in ordered for line in line_of(recipe, row)]
+    failed = [f"`{recipe}`: {rule}" for recipe, row in ordered for rule, met in row["gates"].items() if not met]
+    gates = "Each int8 file meets all gates of its recipe."
+    if failed:
+        gates = f"Gates that are not met: {'; '.join(failed)}."
+    notes = [f"`{recipe}`: {row['note']}" for recipe, row in ordered if row["note"]]
+    machines = [f"`{recipe}`: {row['machine']}" for recipe, row in ordered]
     if len({row["machine"] for row in rows.values()}) == 1:
-        machines = [next(iter(rows.values()))["machine"]]
-    return "\n".join([HEAD, *table, "", gates, "", *machines, ""])
+        machines = [row["machine"] for row in list(rows.values())[:1]]
+    return "\n".join([HEAD, *table, "", "\n\n".join([gates, *notes, *machines]), ""])
 
 
 def main() -> None:
@@ -122,12 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, help="JSON of `kdq run --json`; none: write the page anew")
     parser.add_argument("--cpu-minutes", type=float, help="CPU time of the run")
+    parser.add_argument("--note", help="a sentence on how the run was made, for the page")
     asked = parser.parse_args()
     rows = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
     for file in asked.results:
         result = RunResult.model_validate_json(file.read_text(encoding="utf-8").splitlines()[-1])
         name = result.run
-        rows[name] = facts(result, Store(Site.from_environment().store), rows) | {"cpu_minutes": asked.cpu_minutes}
+        given = {"cpu_minutes": asked.cpu_minutes, "note": asked.note}
+        rows[name] = facts(result, Store(Site.from_environment().store), rows) | given
     KEPT.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 

@@ -52,7 +52,7 @@ def run(**states: str) -> RunResult:
 
 
 def test_a_row_has_values_intervals_and_the_time_of_all_stages(results: ModuleType, store: Store) -> None:
-    row: dict[str, Any] = results.facts(run(), store, {}) | {"cpu_minutes": 5.25}
+    row: dict[str, Any] = results.facts(run(), store, {}) | {"cpu_minutes": 5.25, "note": None}
     [line] = results.line_of("clothes", row)
     assert line == (
         "| `clothes` | top1 | 90.00 (88.00 to 92.00) | 90.00 (88.00 to 92.00) | 90.00 (88.00 to 92.00) "
@@ -69,8 +69,9 @@ def test_the_time_of_a_kept_stage_is_that_of_the_run_that_computed_it(results: M
 
 
 def test_a_gate_that_is_not_met_stands_on_the_page(results: ModuleType, store: Store) -> None:
-    row = results.facts(run(), store, {}) | {"cpu_minutes": None}
+    row = results.facts(run(), store, {}) | {"cpu_minutes": None, "note": "The machine was busy."}
     assert "Each int8 file meets all gates of its recipe." in results.page({"clothes": row})
+    assert "\n\n`clothes`: The machine was busy.\n\n" in results.page({"clothes": row})
     row["gates"] = {"top1 of int8 at least 0.95": False}
     assert "Gates that are not met: `clothes`: top1 of int8 at least 0.95." in results.page({"clothes": row})
 
