@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +128,7 @@ def main() -> None:
     rows = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
     for file in asked.results:
         result = RunResult.model_validate_json(file.read_text(encoding="utf-8").splitlines()[-1])
-        name = result.run
+        name = re.sub(r"-\d{8}-\d{6}$", "", result.run)
         given = {"cpu_minutes": asked.cpu_minutes, "note": asked.note}
         rows[name] = facts(result, Store(Site.from_environment().store), rows) | given
     KEPT.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
