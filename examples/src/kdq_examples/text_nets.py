@@ -58,7 +58,7 @@ class BagOfWords(nn.Module):
 
 
 def table(rows: int, width: int, spread: float) -> nn.Embedding:
-    """Vectors from N(0, spread^2): with torch's N(0, 1) a rare token would be noise in the mean."""
+    """Vectors from N(0, spread^2)."""
     made = nn.Embedding(rows, width)
     nn.init.normal_(made.weight, std=spread)
     return made
