@@ -48,7 +48,7 @@ class SpokenDigits(Workload):
     )
     student_net: Literal["cnn", "gru"] = Field(default="cnn", description="kind of the student")
     student_width: int = Field(default=16, ge=4, le=256, description="channels of the CNN; 4 of them are one GRU unit")
-    teacher_width: int = Field(default=24, ge=4, le=256, description="channels of the teacher's first layer")
+    teacher_width: int = Field(default=20, ge=4, le=256, description="channels of the teacher's first layer")
 
     def fingerprint(self) -> str:
         """Return a sha256 of the files' hashes and of the split."""

@@ -56,9 +56,13 @@ def test_every_recipe_of_the_house_is_valid_and_names_the_schema(path: Path, hou
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_recipe_of_the_examples_is_valid_where_they_are_installed_and_says_so(
-    path: Path, house: Catalog, with_examples: Catalog
+    path: Path, house: Catalog, with_examples: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = path.read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r"file: ([\w.-]+)", text):
+        (tmp_path / name).touch()  # the recipe's comment says how to write it
+        assert f" {name}\n" in text.partition("\nname: ")[0] + "\n"
     comment, _, fields = text.partition("\nname: ")
     assert re.fullmatch(r"(# .+\n?)+", comment)
     assert "pip install ./examples" in comment
