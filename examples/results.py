@@ -31,7 +31,9 @@ from kdq_flows.facts.result import RunResult
 HERE = Path(__file__).resolve().parent
 KEPT, PAGE = HERE / "results.json", HERE / "RESULTS.md"
 MODELS = ("teacher", "student", "int8")
-QUALITY = ("top1", "rmse", "hr@10", "ndcg@10")
+QUALITY = (
+    "top1", "rmse", "hr_at_10", "ndcg_at_10", "eer", "phoneme_error_rate", "phoneme_error_rate_to_float",
+)  # fmt: skip
 """Metrics of quality; a row shows each that was measured."""
 SHOWN = ("parameters", "bytes", "top1_difference")
 PACKAGES = ("kdq", "torch", "onnxruntime", "openvino")
