@@ -36,7 +36,7 @@ def test_the_weights_of_resemblyzer_fit_its_net(
 def test_a_checkpoint_that_would_run_code_is_not_loaded(small_files: dict[str, bytes]) -> None:
     from kdq_examples.weights import resemblyzer
 
-    small_files[RESEMBLYZER] = pickle.dumps(Path)
+    small_files[RESEMBLYZER] = pickle.dumps(Path, protocol=2)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         resemblyzer()
 
