@@ -11,7 +11,7 @@ CLASSES = 10
 
 
 class DigitCnn(nn.Module):
-    """Three stages of residual blocks over a spectrogram and a linear head, `[B, 1, bands, frames] -> [B, 10]`."""
+    """A stem and three stages of residual blocks, each of which halves the map: `[B, 1, F, T] -> [B, 10]`."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class DigitCnn(nn.Module):
         for stage in range(3):
             out = width * 2**stage
             for number in range(blocks):
-                stages.append(Block(channels, out, 2 if stage and not number else 1))
+                stages.append(Block(channels, out, 1 if number else 2))
                 channels = out
         self.blocks, self.drop, self.head = nn.Sequential(*stages), nn.Dropout(0.2), nn.Linear(channels, CLASSES)
 

@@ -48,7 +48,7 @@ class Voices(Workload):
     test: Literal["official", "unseen"] = Field(
         default="official", description="official: other recordings of the same speakers; unseen: three other speakers"
     )
-    pieces: int = Field(default=960, ge=2, le=100_000, description="train samples")
+    pieces: int = Field(default=720, ge=2, le=100_000, description="train samples")
     student_width: int = Field(default=96, ge=4, le=512, description="width of the student's LSTM")
 
     def fingerprint(self) -> str:
