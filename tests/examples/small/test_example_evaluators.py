@@ -35,7 +35,7 @@ class Runtime:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
 
-    def session(self, path: Path, *, threads: int) -> Runtime:  # noqa: ARG002
+    def session(self, path: Path, *, threads: int) -> Runtime:
         """Give the function itself."""
         return self
 
