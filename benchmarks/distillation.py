@@ -3,7 +3,7 @@
 Each section measures, adds its rows to `benchmarks/distillation.json` and writes `benchmarks/distillation.md` anew:
 
 ```
-pip install ./benchmarks/workloads
+pip install ./examples
 python benchmarks/distillation.py step cache memory
 ```
 """
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdq_bench_workloads.nets import BagOfWords, TextTransformer, resnet
 from machine import busy, machine
 from quantization import interleaved, interval, report
 from torch import Tensor, nn
@@ -38,6 +37,8 @@ from kdq_core.teachers.source import CachedTeacher, OnlineTeacher
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.layout import channels_last
 from kdq_distillers.logit_kd import LogitKd
+from kdq_examples.nets import resnet
+from kdq_examples.text_nets import BagOfWords, TextTransformer
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "distillation.json"

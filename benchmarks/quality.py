@@ -4,9 +4,10 @@ All variants of a seed start from the same weights. Variants that are compared t
 samples in the same order. One teacher, of seed 0, teaches all seeds. KDQ does not repeat what is in the store already.
 
 ```
-pip install ./benchmarks/workloads
-python benchmarks/quality.py fashion-mnist --folder DIR --home DIR > benchmarks/quality-fashion-mnist.md
-python benchmarks/quality.py clinc150 --folder DIR --home DIR > benchmarks/quality-clinc150.md
+pip install ./examples
+export KDQ_DATA_DIR=DIR # where the files of the data sets are; without it KDQ fetches those of Fashion-MNIST
+python benchmarks/quality.py fashion-mnist --home DIR > benchmarks/quality-fashion-mnist.md
+python benchmarks/quality.py clinc150 --home DIR > benchmarks/quality-clinc150.md
 ```
 """
 
@@ -74,6 +75,7 @@ class Setting:
 
     Attributes:
         about: data and models, for the page.
+        workload: options of the workload.
         alone: fit of a student without a teacher; the float student trains for the sum of both numbers of epochs.
         taught: fit of a student with a teacher, and of its control.
         options: options of `logit-kd`.
@@ -86,6 +88,7 @@ class Setting:
     """
 
     about: str
+    workload: dict[str, Any]
     alone: Fit
     taught: Fit
     options: dict[str, float]
@@ -100,6 +103,7 @@ SETTINGS = {
     "fashion-mnist": Setting(
         about="First 12,000 training images, 10,000 test images. Student: ResNet-8 of 78 thousand parameters. Teacher: "
         "ResNet-14 of 0.7 million, trained on all labels.",
+        workload={"train_images": 12_000, "augment": True, "teacher_width": 32},
         alone=Fit(128, (3e-3, 3e-3), epochs=5, qat=15), taught=Fit(64, (2e-3, 1e-3), epochs=20, qat=6),
         options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=128, teacher_epochs=16, views=6, few=(600, 12, 80),
         longer=(Fit(64, (2e-3, 1e-3), epochs=30, qat=10), 12),
@@ -107,6 +111,7 @@ SETTINGS = {
     "clinc150": Setting(
         about="In-scope sentences: 15,000 to train on, 4,500 to test, 150 intents. Student: a transformer of one "
         "layer, 64 wide. Teacher: two layers, 128 wide.",
+        workload={},
         alone=Fit(64, (3e-3, 3e-3), epochs=4, qat=12), taught=Fit(64, (3e-3, 1e-3), epochs=12, qat=6),
         options={"alpha": 0.5, "temperature": 2.0}, teacher_batch=64, teacher_epochs=16, views=1,
     ),
@@ -146,8 +151,8 @@ def variants(setting: Setting) -> dict[str, dict[str, Any]]:
 def recipe(asked: argparse.Namespace, seed: int, teacher: dict[str, Any], sections: dict[str, Any]) -> Recipe:
     """Build the recipe of one run. In `sections`, `options` are the workload's and `views` the cache's."""
     rest = {name: section for name, section in sections.items() if name not in ("options", "views")}
-    views = sections.get("views", SETTINGS[asked.data].views)
-    options = {"folder": asked.folder} | sections.get("options", {})
+    setting = SETTINGS[asked.data]
+    options, views = setting.workload | sections.get("options", {}), sections.get("views", setting.views)
     return Recipe.model_validate({
         "name": asked.data,
         "seed": seed,
@@ -189,7 +194,6 @@ def main() -> None:
     """Run the variants that are not in the store yet, and print the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", choices=sorted(SETTINGS))
-    parser.add_argument("--folder", required=True, help="where the files of the data set are")
     parser.add_argument("--home", required=True, help="KDQ_HOME; what is there already is not computed again")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
@@ -247,7 +251,7 @@ def page(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]], teac
     lines = [
         f"# Quality on {asked.data}",
         "",
-        f"Written by `python benchmarks/quality.py {asked.data} --folder DIR --home DIR`. {setting.about}",
+        f"Written by `python benchmarks/quality.py {asked.data} --home DIR`. {setting.about}",
         "",
         *([
             f"- *alone*: no teacher. {alone.epochs} epochs in float and {alone.qat} quantized (`static`: "

@@ -1,4 +1,4 @@
-"""The page `gallery.md`: the recipes in `recipes/`, and tables of `benchmarks/`. No number is its own."""
+"""The page `gallery.md`: the recipes, their results, and tables of `benchmarks/`. No number is its own."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
 # Gallery
 
-`docs/make_pages.py` writes this page from `recipes/*.yaml` and `benchmarks/*.md`. Do not edit it. Each table names its
-machine. The scripts beside those pages measure again on yours."""
+`docs/make_pages.py` writes this page from `recipes/*.yaml`, `examples/RESULTS.md` and `benchmarks/*.md`. Do not edit
+it. Each table names its machine. The scripts beside those pages measure again on yours.
+
+`digits.yaml` runs with KDQ alone, the other recipes with the package of `examples/` beside it."""
 MEASURED = (
-    ("## The demo recipe, measured", "pipeline.md", None),
-    ("## Quality\n\n### Fashion-MNIST", "quality-fashion-mnist.md", None),
-    ("### CLINC150", "quality-clinc150.md", None),
-    ("## Speed and size\n\n### Latency", "quantization.md", "Latency, one thread"),
-    ("### File size", "quantization.md", "File size, ONNX"),
-    ("## Training beside a teacher", "distillation.md", "Training step"),
+    ("## The recipes, measured", "examples/RESULTS.md", None),
+    ("## The demo recipe, measured", "benchmarks/pipeline.md", None),
+    ("## Quality\n\n### Fashion-MNIST", "benchmarks/quality-fashion-mnist.md", None),
+    ("### CLINC150", "benchmarks/quality-clinc150.md", None),
+    ("## Speed and size\n\n### Latency", "benchmarks/quantization.md", "Latency, one thread"),
+    ("### File size", "benchmarks/quantization.md", "File size, ONNX"),
+    ("## Training beside a teacher", "benchmarks/distillation.md", "Training step"),
 )
-"""Heading, page of `benchmarks/`, and section of that page; without a section the whole page."""
+"""Heading, page of measured results, and section of that page; without a section the whole page."""
 
 
 def page() -> str:
@@ -35,11 +38,11 @@ def _recipe(path: Path) -> str:
 
 
 def _body(file: str, section: str | None) -> str:
-    """A page of `benchmarks/` without its title, or one of its sections."""
-    text = (ROOT / "benchmarks" / file).read_text(encoding="utf-8")
+    """A page without its title, or one of its sections."""
+    text = (ROOT / file).read_text(encoding="utf-8")
     if section is None:
         return text.partition("\n")[2].strip()
     found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
     if found is None:
-        raise LookupError(f"benchmarks/{file} has no section {section!r}")
-    return f"From `benchmarks/{file}`.\n\n{found[1].strip()}"
+        raise LookupError(f"{file} has no section {section!r}")
+    return f"From `{file}`.\n\n{found[1].strip()}"

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.catalog import Catalog
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the suite runs in several processes: threads would only wait for each other
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # otherwise importing onnxruntime writes to the user's home folder
@@ -26,6 +32,16 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = sorted(map(str, (ROOT / "tests" / "guest").iterdir()))
     subprocess.run([*pip, "--no-build-isolation", "--target", str(target), *folders], check=True, timeout=120)
     return target
+
+
+@pytest.fixture(scope="session")
+def with_examples() -> Catalog:
+    """KDQ's own plug-ins and those of examples/, which are on the path and not installed."""
+    from kdq_core.plugins.catalog import Catalog
+
+    project = tomllib.loads((ROOT / "examples" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    examples = [EntryPoint(name, value, "kdq") for name, value in project["entry-points"]["kdq"].items()]
+    return Catalog.load([*distribution("kdq").entry_points.select(group="kdq"), *examples])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

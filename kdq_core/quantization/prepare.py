@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from kdq_core.errors import StageError
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.bias import RoundBias, insert_bias_rounding
-from kdq_core.quantization.capture import BatchNorm
+from kdq_core.quantization.capture import BatchNorm, Dropout
 from kdq_core.quantization.constants import constant_value
 from kdq_core.quantization.dynamic import RoundDynamically, insert_dynamic_rounding
 from kdq_core.quantization.layers import weight_readers
@@ -87,10 +87,11 @@ def _shaped(place: Place, node: fx.Node) -> Place:
 
 
 def _is_rounded(prepared: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether the values of `node` are on a grid: it is a fake-quantizer, or moves the data of one."""
-    while node.op == "call_function" and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node.op == "call_module" and isinstance(prepared.get_submodule(str(node.target)), FakeQuantize)
+    """Tell whether the values of `node` are on a grid in eval mode: they come from a fake-quantizer, perhaps moved."""
+    module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if node.all_input_nodes and (node.op == "call_function" or isinstance(module, Dropout)):
+        return _is_rounded(prepared, node.all_input_nodes[0])
+    return isinstance(module, FakeQuantize)
 
 
 def _key(place: Place, holder: nn.ModuleDict) -> str:

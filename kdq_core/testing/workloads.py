@@ -10,6 +10,7 @@ import torch
 
 from kdq_core.errors import StageError
 from kdq_core.plugins.kinds import Workload, takes_views
+from kdq_core.quantization.tracing import export_program
 from kdq_core.recipe.spec import STUDENTS
 from kdq_core.teachers.source import reading
 from kdq_core.tensors import Batch, Outputs, Split, View
@@ -198,7 +199,7 @@ def usable_models(workload: Workload, teacher_inputs: Sequence[str] = ()) -> Non
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, f"every parameter of the {name} should get a gradient, but {without} get none"
         repeats(name, model.eval(), batch)
-        torch.export.export(model, batch.inputs, strict=False)
+        export_program(model, batch.inputs)
     said = {name: given.get("", given) for name, given in shapes.items()}
     assert shapes["teacher"] == shapes["student"], f"teacher and student should give one shape, but give {said}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (".", "docs", "kdq_core", "plugins", "flows", "registry", "tests", "recipes", "benchmarks")
+FOLDERS = (".", "docs", "kdq_core", "plugins", "flows", "registry", "tests", "recipes", "benchmarks", "examples")
 PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 BLOCK = re.compile(r"(?:<!-- (file|example): (\S+) -->\n)?```(\w*)\n(.*?)```\n", re.DOTALL)
 LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")

@@ -28,7 +28,7 @@ RECIPES = [
 
 
 def test_every_room_has_a_readme() -> None:
-    rooms = ("kdq_core", "plugins", "flows", "registry", "tests", "recipes", "benchmarks")
+    rooms = ("kdq_core", "plugins", "flows", "registry", "tests", "recipes", "benchmarks", "examples")
     assert [room for room in rooms if not (ROOT / room / "README.md").is_file()] == []
     assert len(RECIPES) >= 4
 
@@ -81,7 +81,8 @@ def test_every_command_stands_in_the_readme() -> None:
 
 
 def test_environment_variables_in_the_documents_are_read_by_the_product() -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdq_core").rglob("*.py"))
+    read = [*(ROOT / "kdq_core").rglob("*.py"), *(ROOT / "examples" / "src").rglob("*.py")]
+    source = "".join(path.read_text(encoding="utf-8") for path in read)
     used = set(re.findall(r"\bKDQ_[A-Z_]+\b", source))
     named = {name for page in PAGES for name in re.findall(r"\bKDQ_[A-Z_]+\b", page.read_text(encoding="utf-8"))}
     assert named <= used

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +18,8 @@ from kdq_core.reading.recipe_file import recipe_from_text
 from kdq_core.reading.schema import recipe_schema
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+HOUSE = [RECIPES / "digits.yaml"]
+EXAMPLES = sorted(set(RECIPES.glob("*.yaml")) - set(HOUSE))
 SHORT = "name: x\nworkload: digits\n"
 
 
@@ -44,11 +47,28 @@ def test_the_committed_schema_is_that_of_the_house_plugins(house: Catalog) -> No
     assert committed == recipe_schema(house), "run: kdq schema --output recipes/recipe.schema.json"
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", HOUSE, ids=lambda path: path.name)
 def test_every_recipe_of_the_house_is_valid_and_names_the_schema(path: Path, house: Catalog) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
     assert verdicts(text, house) == (True, True)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_recipe_of_the_examples_is_valid_where_they_are_installed_and_says_so(
+    path: Path, house: Catalog, with_examples: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = path.read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r"file: ([\w.-]+)", text):
+        (tmp_path / name).touch()  # the recipe's comment says how to write it
+        assert f" {name}\n" in text.partition("\nname: ")[0] + "\n"
+    comment, _, fields = text.partition("\nname: ")
+    assert re.fullmatch(r"(# .+\n?)+", comment)
+    assert "pip install ./examples" in comment
+    assert fields.startswith(f"{path.stem}\n")
+    assert verdicts(text, with_examples) == (True, True)
+    assert verdicts(text, house) == (False, False)
 
 
 @pytest.mark.parametrize(

@@ -331,3 +331,21 @@ def test_a_gru_is_weight_only_where_the_target_is_told_so(tmp_path):
     assert gru.weight_bytes == 3 * 12 * (8 + 12)
     assert np.abs(files.integers - files.answers).max() <= 1.01 * files.scale
     assert np.abs(files.simulated - files.integers).max() <= 1.01 * files.scale
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_dropout_before_a_recurrent_layer_leaves_it_in_int8(kind, tmp_path):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.drop, self.head = nn.Embedding(20, 8), nn.Dropout(0.3), nn.Linear(24, 4)
+            self.recurrent = getattr(nn, kind.upper())(8, 12, batch_first=True, bidirectional=True)
+
+        def forward(self, tokens):
+            return self.head(self.recurrent(self.drop(self.table(tokens)))[0].mean(1))
+
+    files = shipped(Tokens, lambda count, data: (torch.randint(20, (count, 6), generator=data),), tmp_path)
+    row = next(row for row in files.rows if row.operator == kind)
+    assert (row.int8, row.reason) == (True, "")
+    assert np.quantile(np.abs(files.integers - files.answers) / files.scale, 0.99) <= 1.01
+    assert np.quantile(np.abs(files.simulated - files.integers) / files.scale, 0.99) <= 1.01

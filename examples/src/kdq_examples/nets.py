@@ -1,8 +1,7 @@
-"""The nets of the benchmark workloads."""
+"""Nets for images."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,34 +52,32 @@ def resnet(width: int, blocks: int) -> nn.Module:
     return ResNet(width, blocks)
 
 
-class TextTransformer(nn.Module):
-    """Encoder over word numbers `[B, L]` (0 is padding), mean over the words, linear head: `[B, classes]`."""
+class Separable(nn.Module):
+    """A depthwise 3x3 and a pointwise convolution, `[B, C, H, W] -> [B, out, H / stride, W / stride]`."""
 
-    def __init__(self, words: int, classes: int, width: int, layers: int, length: int) -> None:
+    def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(words, width), nn.Embedding(length, width)
-        layer = nn.TransformerEncoderLayer(width, max(1, width // 32), 2 * width, 0.1, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.head = nn.Linear(width, classes)
-        self.register_buffer("places_of", torch.arange(length), persistent=False)
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, out, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(out)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits `[B, classes]`."""
-        x = self.encoder(self.words(tokens) + self.places(self.places_of))
-        kept = (tokens != 0).to(x.dtype).unsqueeze(-1)
-        logits: Tensor = self.head((x * kept).sum(1) / kept.sum(1))
-        return logits
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        return F.relu(self.norm2(self.pointwise(F.relu(self.norm1(self.depthwise(x))))))
 
 
-class BagOfWords(nn.Module):
-    """Mean of word vectors and two linear layers, `[B, L] -> [B, classes]`."""
+class DepthwiseNet(nn.Module):
+    """A small MobileNet: a 3x3 convolution, six separable blocks and a linear head, `[B, 1, H, W] -> [B, 10]`."""
 
-    def __init__(self, words: int, classes: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(words, width)
-        self.hidden, self.head = nn.Linear(width, 2 * width), nn.Linear(2 * width, classes)
+        self.stem, self.norm = nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        shape = ((1, 2, 2), (2, 2, 1), (2, 4, 2), (4, 4, 1), (4, 4, 1), (4, 4, 1))
+        self.blocks = nn.Sequential(*(Separable(a * width, b * width, stride) for a, b, stride in shape))
+        self.head = nn.Linear(4 * width, 10)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits `[B, classes]`."""
-        logits: Tensor = self.head(F.relu(self.hidden(self.words(tokens).mean(1))))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[B, 10]`."""
+        x = self.blocks(F.relu(self.norm(self.stem(x))))
+        logits: Tensor = self.head(x.mean((2, 3)))
         return logits

@@ -1,1 +1,0 @@
-"""Workloads of KDQ's benchmarks."""

@@ -1,0 +1,1 @@
+"""Workloads of KDQ's recipes on published data."""
