@@ -7,14 +7,16 @@ embedding bag would be written as a loop over its bags.
 # ruff: noqa: ARG001  (torch reads an operator's signature, its fake's too)
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 
@@ -118,6 +120,24 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     rest = inspect.Parameter.VAR_POSITIONAL
     named = kinds.index(rest) if rest in kinds else len(example)
     asked = (*shapes[:named], shapes[named:]) if named < len(shapes) else shapes
-    with _Whole(), warnings.catch_warnings():
+    with _Whole(), _masks_as_given(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own internals
-        return torch.export.export(model, example, dynamic_shapes=asked, strict=False)
+        program = torch.export.export(model, example, dynamic_shapes=asked, strict=False)
+    for node in program.graph.nodes:  # the strides of what attention gives differ from those that were traced
+        if node.target == torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    return program
+
+
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Keep PyTorch's transformer from looking at the values of a mask for whether it is causal: a graph has none.
+
+    It only chooses a faster kernel by that; with the mask itself the results are the same.
+    """
+    found = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = found

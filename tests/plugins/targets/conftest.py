@@ -107,8 +107,8 @@ def compared():
     The float file must give what the model gives in torch, and the converted model what the prepared model gives.
     """
 
-    def compared(model, prepared, target, inputs, folder, data):
-        converted, x = convert(prepared), inputs(64, data)
+    def compared(model, prepared, target, inputs, folder, data, samples=64):
+        converted, x = convert(prepared), inputs(samples, data)
         files = {"float": model, "int8": converted}
         for name, one in files.items():
             target.export(one, inputs(2, data), folder / f"{name}.onnx")
