@@ -11,13 +11,15 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
 
 
 @torch.library.custom_op("kdq::lstm", mutates_args=())
@@ -72,7 +74,15 @@ class _Whole(TorchFunctionMode):
                 return tuple(traced_gru(args[0], args[1], list(args[2]), *args[3:]))
         if func is F.embedding_bag:
             return reduced_bags(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and args and args[0].dim() == 3:
+            return one_head(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def one_head(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **named: Any) -> Tensor:
+    """Compute attention of `[B, L, E]` as that of one head: the exporter writes attention of `[B, H, L, E]` alone."""
+    parts = [None if x is None else x.unsqueeze(1) if x.dim() > 2 else x for x in (query, key, value, attn_mask)]
+    return F.scaled_dot_product_attention(*cast(Any, parts), *args, **named).squeeze(1)
 
 
 def reduced_bags(
@@ -123,10 +133,20 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     with _Whole(), _masks_as_given(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own internals
         program = torch.export.export(model, example, dynamic_shapes=asked, strict=False)
-    for node in program.graph.nodes:  # the strides of what attention gives differ from those that were traced
-        if node.target == torch.ops.aten.view.default:
-            node.target = torch.ops.aten.reshape.default
+    _own_strides(program.graph)
     return program
+
+
+def _own_strides(graph: torch.fx.Graph) -> None:
+    """Copy what a view reads if it comes from attention: the exporter's attention lays out its result differently."""
+    views = (aten.view.default, aten.reshape.default)
+    for node in [node for target in views for node in graph.find_nodes(op="call_function", target=target)]:
+        moved = node.args[0]
+        if moved.target == aten.transpose.int and moved.args[0].target == aten.scaled_dot_product_attention.default:
+            with graph.inserting_before(node):
+                copy = graph.call_function(aten.clone.default, (moved,), {"memory_format": torch.contiguous_format})
+            copy.meta = dict(moved.meta)
+            node.replace_input_with(moved, copy)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu")
 PRODUCTS = ("Conv", "Gemm")
+INTEGER = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", *ACTIVATIONS)
+"""Operators that are int8 if their result is rounded."""
 MOVERS = {
     "QuantizeLinear", "DequantizeLinear", "Clip", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice",
-    "Gather", "Split", "MaxPool", "Pad", "Resize", "Expand", "Concat",
+    "Gather", "Split", "MaxPool", "Pad", "Resize", "Expand",
 }  # fmt: skip
 
 
@@ -63,14 +65,14 @@ def _readers(graph: Any) -> dict[str, list[Any]]:
 
 
 def _reaches_float(node: Any, readers: dict[str, list[Any]]) -> bool:
-    """Whether a float operator reads the value of `node`, as it is or moved; its result is not rounded again."""
+    """Whether a float operator reads the value of `node`, as it is or moved."""
     for reader in (reader for value in node.output for reader in readers.get(value, [])):
         if reader.op_type in PRODUCTS:
             continue
         if reader.op_type in MOVERS:
             if _reaches_float(reader, readers):
                 return True
-        elif not _is_rounded(reader, readers):
+        elif reader.op_type not in INTEGER or not _is_rounded(reader, readers):
             return True
     return False
 
@@ -135,6 +137,16 @@ def _with_last(node: Any) -> list[Any]:
     made = node.output[0]
     node.output[0] = f"{made}_same"
     return [node, helper.make_node("Max", [f"{made}_same", "kdq.lowest"], [made])]
+
+
+def constants_last(graph: Any) -> None:
+    """Write the constant of a product second. OpenVINO 2026.4 fails to load some products that begin with one."""
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if all(value in constants for value in node.input):
+            constants.update(node.output)
+        if node.op_type == "Mul" and node.input[0] in constants and node.input[1] not in constants:
+            node.input[:] = [node.input[1], node.input[0]]
 
 
 def separate_turned(graph: Any) -> None:

@@ -90,7 +90,7 @@ def ships(simulated, compared, table, tmp_path):
         for target_name, quantizer in OFTEN.get(name) or itertools.product(TARGETS, ("static", "minmax-qat")):
             target, data = TARGETS[target_name](reduce_range="on"), torch.Generator().manual_seed(1)
             graph, prepared = simulated(model, inputs, target, quantizer, data)
-            parity = compared(model, prepared, target, inputs, tmp_path, data, samples=256)
+            parity = compared(model, prepared, target, inputs, tmp_path, data, samples=256, trained_lsb=3.01)
             rows = target.coverage(tmp_path / "int8.onnx", graph)
             layers = [row for row in rows if row.macs]
             table[name][f"{target_name} {quantizer}"] = {
