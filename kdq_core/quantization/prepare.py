@@ -55,7 +55,8 @@ def prepare(
         raise StageError(NO_LAYER)
     prepared = copy.deepcopy(graph)
     nodes = {node.name: node for node in prepared.graph.nodes}
-    in_float = {user.name for place in places if place.weight_only for user in nodes[place.node].users}
+    weights = [place for place in places if place.role == "weight" and not place.weight_only]
+    in_int8 = {user.name for place in weights for user in nodes[place.node].users}
     holder = nn.ModuleDict()
     prepared.add_module(HOLDER, holder)
     for place in places:
@@ -75,7 +76,7 @@ def prepare(
     for node in prepared.graph.nodes:
         module = prepared.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, Recurrent):
-            module.rounds_state = node.name not in in_float and _is_rounded(prepared, node.args[0])
+            module.rounds_state = node.name in in_int8 and _is_rounded(prepared, node.args[0])
     prepared.meta[PLACES] = tuple(places)
     prepared.recompile()
     return prepared.train(graph.training)

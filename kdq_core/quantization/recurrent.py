@@ -29,7 +29,7 @@ class Recurrent(nn.Module):
         batch_first: whether inputs are `[B, T, I]` instead of `[T, B, I]`.
 
     Attributes:
-        rounds_state: whether eval mode rounds the hidden state; `prepare` sets it if the input is quantized.
+        rounds_state: whether eval mode rounds the hidden state; `prepare` sets it if input and weights are quantized.
     """
 
     def __init__(

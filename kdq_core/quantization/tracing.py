@@ -7,15 +7,19 @@ embedding bag would be written as a loop over its bags.
 # ruff: noqa: ARG001  (torch reads an operator's signature, its fake's too)
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
 
 
 @torch.library.custom_op("kdq::lstm", mutates_args=())
@@ -70,7 +74,15 @@ class _Whole(TorchFunctionMode):
                 return tuple(traced_gru(args[0], args[1], list(args[2]), *args[3:]))
         if func is F.embedding_bag:
             return reduced_bags(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and args and args[0].dim() == 3:
+            return one_head(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def one_head(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **named: Any) -> Tensor:
+    """Compute attention of `[B, L, E]` as that of one head: the exporter writes attention of `[B, H, L, E]` alone."""
+    parts = [None if x is None else x.unsqueeze(1) if x.dim() > 2 else x for x in (query, key, value, attn_mask)]
+    return F.scaled_dot_product_attention(*cast(Any, parts), *args, **named).squeeze(1)
 
 
 def reduced_bags(
@@ -118,6 +130,34 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     rest = inspect.Parameter.VAR_POSITIONAL
     named = kinds.index(rest) if rest in kinds else len(example)
     asked = (*shapes[:named], shapes[named:]) if named < len(shapes) else shapes
-    with _Whole(), warnings.catch_warnings():
+    with _Whole(), _masks_as_given(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own internals
-        return torch.export.export(model, example, dynamic_shapes=asked, strict=False)
+        program = torch.export.export(model, example, dynamic_shapes=asked, strict=False)
+    _own_strides(program.graph)
+    return program
+
+
+def _own_strides(graph: torch.fx.Graph) -> None:
+    """Copy what a view reads if it comes from attention: the exporter's attention lays out its result differently."""
+    views = (aten.view.default, aten.reshape.default)
+    for node in [node for target in views for node in graph.find_nodes(op="call_function", target=target)]:
+        moved = node.args[0]
+        if moved.target == aten.transpose.int and moved.args[0].target == aten.scaled_dot_product_attention.default:
+            with graph.inserting_before(node):
+                copy = graph.call_function(aten.clone.default, (moved,), {"memory_format": torch.contiguous_format})
+            copy.meta = dict(moved.meta)
+            node.replace_input_with(moved, copy)
+
+
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Keep PyTorch's transformer from looking at the values of a mask for whether it is causal: a graph has none.
+
+    It only chooses a faster kernel by that; with the mask itself the results are the same.
+    """
+    found = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = found

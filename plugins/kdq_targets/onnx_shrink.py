@@ -42,15 +42,16 @@ def label_layers(graph: Any) -> None:
     Torch's optimizer merges constants and operators that are equal; a layer's weight no longer tells which it is then.
     """
     for node in graph:
-        value = node.inputs[1] if node.op_type in WEIGHTED else None
+        value, label = (node.inputs[1] if node.op_type in WEIGHTED else None), ""
         while value is not None and not value.is_initializer():
             maker = value.producer()
-            if maker is not None and LABEL in maker.metadata_props:
-                node.metadata_props[LABEL] = mark(maker.metadata_props[LABEL])
-            carries = maker is not None and maker.op_type in CARRIERS and LABEL not in maker.metadata_props
-            value = maker.inputs[0] if carries else None
+            if maker is None or maker.op_type not in CARRIERS:
+                value = None  # a product of two activations
+            else:
+                label = label or maker.metadata_props.get(LABEL, "")
+                value = maker.inputs[0]
         if value is not None:
-            node.metadata_props[LABEL] = mark_weight(value.name)
+            node.metadata_props[LABEL] = mark(label) if label else mark_weight(value.name)
 
 
 def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = (), tasks: Sequence[str] = ()) -> None:
@@ -101,15 +102,14 @@ def _weight_mark(node: Any, makers: dict[str, Any], initializers: set[str], labe
     """The mark that `label_layers` gave; else, if a rewrite made the node anew, that of its weight."""
     if labels.get(id(node), "").startswith("<"):
         return labels[id(node)]
-    value = node.input[1]
+    value, label = node.input[1], ""
     while value not in initializers:
         maker = makers.get(value)
-        if maker is not None and id(maker) in labels:
-            return mark(labels[id(maker)])
         if maker is None or maker.op_type not in CARRIERS:
             return ""
+        label = label or labels.get(id(maker), "")
         value = maker.input[0]
-    return mark_weight(value)
+    return mark(label) if label else mark_weight(value)
 
 
 def _guard_float(graph: Any) -> None:

@@ -7,22 +7,30 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+ACTIVATIONS = ("Relu", "Clip", "LeakyRelu")
+PRODUCTS = ("Conv", "Gemm")
+INTEGER = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", *ACTIVATIONS)
+"""Operators that are int8 if their result is rounded."""
+MOVERS = {
+    "QuantizeLinear", "DequantizeLinear", "Clip", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice",
+    "Gather", "Split", "MaxPool", "Pad", "Resize", "Expand",
+}  # fmt: skip
+
 
 def separate_sums(graph: Any, *, every: bool) -> None:
-    """Keep the grid of a conv's output that is added to another tensor.
+    """Keep the grid of a conv's output that is added to another tensor, or that a float operator reads.
 
     OpenVINO adds within the conv before it rounds to that grid, and drops a clip of its integers. A LeakyRelu of slope
-    1 between two quantizers of one grid prevents that. It changes no value and becomes part of the conv.
+    1 between two quantizers of one grid prevents that. Before a float operator, OpenVINO 2026.4 can move the bias of
+    the conv into the rounding, and then add it wrongly, by up to 15 steps. A LeakyRelu in front of the quantizer
+    prevents that. Both change no value and become part of the conv.
 
     Args:
         graph: the ONNX graph.
-        every: do so also for a grid of 8 bits, where only its rounding is at stake.
+        every: do so also for a sum on a grid of 8 bits, where only its rounding is at stake.
     """
     makers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
+    readers = _readers(graph)
     nodes: list[Any] = []
     for node in graph.node:
         nodes.append(node)
@@ -31,7 +39,8 @@ def separate_sums(graph: Any, *, every: bool) -> None:
             continue
         clips = [reader for reader in readers.get(node.output[0], []) if reader.op_type == "Clip"]
         wides = readers.get((clips[0] if clips else node).output[0], [])
-        if (clips or every) and any(r.op_type == "Add" for wide in wides for r in readers.get(wide.output[0], [])):
+        added = any(r.op_type == "Add" for wide in wides for r in readers.get(wide.output[0], []))
+        if added and (clips or every):
             value, grid = node.output[0], node.input[1:]
             node.output[0] = f"{value}_first"
             nodes += [
@@ -39,17 +48,50 @@ def separate_sums(graph: Any, *, every: bool) -> None:
                 helper.make_node("LeakyRelu", [f"{value}_wide"], [f"{value}_same"], alpha=1.0),
                 helper.make_node("QuantizeLinear", [f"{value}_same", *grid], [value]),
             ]
+        elif _reaches_float(node, readers):
+            value = f"{node.output[0]}_given"
+            nodes.insert(-1, helper.make_node("LeakyRelu", [node.input[0]], [value], alpha=1.0))
+            node.input[0] = value
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _readers(graph: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for value in node.input:
+            found.setdefault(value, []).append(node)
+    return found
+
+
+def _reaches_float(node: Any, readers: dict[str, list[Any]]) -> bool:
+    """Whether a float operator reads the value of `node`, as it is or moved."""
+    for reader in (reader for value in node.output for reader in readers.get(value, [])):
+        if reader.op_type in PRODUCTS:
+            continue
+        if reader.op_type in MOVERS:
+            if _reaches_float(reader, readers):
+                return True
+        elif reader.op_type not in INTEGER or not _is_rounded(reader, readers):
+            return True
+    return False
+
+
+def _is_rounded(node: Any, readers: dict[str, list[Any]]) -> bool:
+    after = [reader for value in node.output for reader in readers.get(value, [])]
+    return all(
+        one.op_type == "QuantizeLinear" or (one.op_type in ACTIVATIONS and _is_rounded(one, readers)) for one in after
+    )
 
 
 def keep_means(graph: Any) -> None:
     """Write means, sums and extremes so that OpenVINO computes them correctly.
 
     In int8, OpenVINO 2026.4 gives wrong means over the last axis of `[B, C, L]`, wrong sums wherever the zero point is
-    not 0, and wrong extremes where they are rounded. KDQ writes pooling on `[B, C, L, 1]`, where OpenVINO is right. It
-    keeps other means, sums and average pooling in float by a LeakyRelu of slope 1, and parts extremes from their
-    rounding by a Max with the least float; both change no value.
+    not 0, wrong extremes where they are rounded, and wrong values of a batch norm behind a mean or sum. KDQ writes
+    pooling on `[B, C, L, 1]`, where OpenVINO is right. It keeps other means, sums and average pooling in float by a
+    LeakyRelu of slope 1, and parts means, sums and extremes from what follows by a Max with the least float; both
+    change no value.
     """
     known = [*graph.value_info, *graph.input, *graph.output]
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
@@ -69,19 +111,42 @@ def keep_means(graph: Any) -> None:
             nodes.append(helper.make_node("Reshape", [f"{made}_mean", "kdq.drop_axis"], [made]))
             node.input[0], node.output[0] = f"{made}_wide", f"{made}_mean"
         elif node.op_type in ("ReduceMax", "ReduceMin") and given not in counted:
-            nodes += [node, helper.make_node("Max", [f"{made}_same", "kdq.lowest"], [made])]
-            node.output[0] = f"{made}_same"
-        elif (node.op_type in ("ReduceMean", "ReduceSum") and given not in counted) or (
-            node.op_type == "AveragePool" and made not in quantized
-        ):
-            nodes += [helper.make_node("LeakyRelu", [given], [f"{made}_same"], alpha=1.0), node]
-            node.input[0] = f"{made}_same"
+            nodes += _with_last(node)
+        elif node.op_type in ("ReduceMean", "ReduceSum") and given not in counted:
+            nodes += [_with_first(node), *_with_last(node)]
+        elif node.op_type == "AveragePool" and made not in quantized:
+            nodes += [_with_first(node), node]
         else:
             nodes.append(node)
     used = {value for node in nodes for value in node.input} & constants.keys()
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(numpy_helper.from_array(constants[name], name) for name in sorted(used))
+
+
+def _with_first(node: Any) -> Any:
+    """A LeakyRelu of slope 1 in front of `node`, which then reads it."""
+    value = f"{node.output[0]}_given"
+    made = helper.make_node("LeakyRelu", [node.input[0]], [value], alpha=1.0)
+    node.input[0] = value
+    return made
+
+
+def _with_last(node: Any) -> list[Any]:
+    """`node`, and a Max with the least float behind it."""
+    made = node.output[0]
+    node.output[0] = f"{made}_same"
+    return [node, helper.make_node("Max", [f"{made}_same", "kdq.lowest"], [made])]
+
+
+def constants_last(graph: Any) -> None:
+    """Write the constant of a product second. OpenVINO 2026.4 fails to load some products that begin with one."""
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if all(value in constants for value in node.input):
+            constants.update(node.output)
+        if node.op_type == "Mul" and node.input[0] in constants and node.input[1] not in constants:
+            node.input[:] = [node.input[1], node.input[0]]
 
 
 def separate_turned(graph: Any) -> None:
@@ -105,6 +170,6 @@ def separate_turned(graph: Any) -> None:
 
 def _is_conv(node: Any, makers: dict[str, Any]) -> bool:
     """Whether `node` is a conv, or an activation after one."""
-    while node.op_type in ("Relu", "Clip", "LeakyRelu") and node.input[0] in makers:
+    while node.op_type in ACTIVATIONS and node.input[0] in makers:
         node = makers[node.input[0]]
     return bool(node.op_type == "Conv")

@@ -1,0 +1,111 @@
+"""Takes a model of the zoo to files for both targets, after training, by calibration and by two steps of QAT.
+
+With KDQ_ZOO=FILE the run writes what it measured there, as JSON; `docs/make_zoo.py` makes a page of it.
+"""
+
+import itertools
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
+from kdq_targets.openvino_cpu import OpenVinoCpu
+from kdq_targets.ort_kernels import optimized_graph
+from kdq_targets.openvino_kernels import OpenVinoKernels
+
+TARGETS = {"onnxruntime-cpu": OnnxRuntimeCpu, "openvino": OpenVinoCpu}
+OFTEN = {}
+"""Models that `make test` takes too, each with the target and the quantizer; the others are left to `make test-all`."""
+
+
+def pytest_collection_modifyitems(items):
+    here = str(Path(__file__).parent)
+    for item in items:
+        if str(item.path).startswith(here) and item.callspec.params["name"] not in OFTEN:
+            item.add_marker(pytest.mark.rare)
+
+
+@pytest.fixture(scope="session")
+def table():
+    rows = {}
+    yield rows
+    if rows and "KDQ_ZOO" in os.environ:
+        Path(os.environ["KDQ_ZOO"]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def samples(specs):
+    """Makes inputs: a tuple is the shape of normal numbers; a dict asks for tokens, or for a mask of a length."""
+
+    def one(spec, count, data):
+        if isinstance(spec, tuple):
+            return torch.randn(count, *spec, generator=data)
+        if "mask" in spec:
+            lengths = torch.randint(1, spec["mask"] + 1, (count, 1), generator=data)
+            return (torch.arange(spec["mask"]) < lengths).long()
+        return torch.randint(spec["tokens"], (count, spec["length"]), generator=data)
+
+    return lambda count, data: tuple(one(spec, count, data) for spec in specs)
+
+
+def trained(make, inputs):
+    """A model whose batch norms have seen data."""
+    torch.manual_seed(0)
+    model = make()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.7
+    for _ in range(3):
+        model(*inputs(64, torch.Generator().manual_seed(7)))
+    return model.eval()
+
+
+def runs(target, path):
+    """How many convolutions and linear layers the runtime's own graph computes in int8, and whether recurrent ones."""
+    if isinstance(target, OpenVinoCpu):
+        layers = [kernel for kernel in OpenVinoKernels(path).kernels if kernel.endswith(("_u8", "_i8"))]
+        return sum(layer.startswith(("Convolution", "FullyConnected", "MatMul")) for layer in layers), False
+    names = [node.op_type for node in optimized_graph(path).node]
+    recurrent = {"DynamicQuantizeLSTM", "Scan"} & set(names)
+    return sum(name in ("QLinearConv", "QGemm", "QLinearMatMul") for name in names), bool(recurrent)
+
+
+def claims(rows):
+    """The same by coverage."""
+    int8 = [row.operator for row in rows if row.int8]
+    return sum(kind in ("conv", "linear") for kind in int8), bool({"lstm", "gru"} & set(int8))
+
+
+@pytest.fixture
+def ships(simulated, compared, table, tmp_path):
+    """Gives a function: name, factory, specs of the inputs -> nothing; the files are as good as was promised."""
+
+    def ships(name, make, specs):
+        inputs = samples(specs)
+        model, problems = trained(make, inputs), []
+        table[name] = {}
+        for target_name, quantizer in OFTEN.get(name) or itertools.product(TARGETS, ("static", "minmax-qat")):
+            target, data = TARGETS[target_name](reduce_range="on"), torch.Generator().manual_seed(1)
+            graph, prepared = simulated(model, inputs, target, quantizer, data)
+            parity = compared(model, prepared, target, inputs, tmp_path, data, samples=256, trained_lsb=3.01)
+            rows = target.coverage(tmp_path / "int8.onnx", graph)
+            layers = [row for row in rows if row.macs]
+            table[name][f"{target_name} {quantizer}"] = {
+                "parity": round(parity, 2),
+                "share": round(sum(row.macs for row in layers if row.int8) / sum(row.macs for row in layers), 4),
+                "operators": sorted({row.operator for row in rows}),
+                "float": {row.operator: row.reason for row in rows if not row.int8},
+                "float layers": [[row.path, row.operator, row.reason, row.kernel] for row in layers if not row.int8],
+            }
+            if parity > 1.01:
+                problems.append(f"{target_name} {quantizer}: parity {parity:.2f} LSB")
+            if any(row.int8 != (row.reason == "") for row in rows):
+                problems.append(f"{target_name} {quantizer}: reasons {rows}")
+            if claims(rows) != (found := runs(target, tmp_path / "int8.onnx")):
+                problems.append(f"{target_name} {quantizer}: {claims(rows)} int8 layers by coverage, {found} by the runtime")
+        assert not problems, "\n".join(problems)
+
+    return ships
