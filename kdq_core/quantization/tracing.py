@@ -79,7 +79,9 @@ class _Whole(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def one_head(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **named: Any) -> Tensor:
+def one_head(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **named: Any
+) -> Tensor:
     """Compute attention of `[B, L, E]` as that of one head: the exporter writes attention of `[B, H, L, E]` alone."""
     parts = [None if x is None else x.unsqueeze(1) if x.dim() > 2 else x for x in (query, key, value, attn_mask)]
     return F.scaled_dot_product_attention(*cast(Any, parts), *args, **named).squeeze(1)

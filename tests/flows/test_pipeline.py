@@ -11,7 +11,7 @@ from kdq_core.errors import TransientError, UnforeseenError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.observer import Silent
 from kdq_flows.run import pipeline
-from kdq_flows.run.pipeline import logged
+from kdq_flows.run.logs import logged
 
 
 def test_a_mistake_is_told_as_a_worker_tells_it_and_its_traceback_is_in_the_stages_log(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.schedules import too_late
-from kdq_flows.run.pipeline import Pipeline, name_of
+from kdq_flows.run.logs import name_of
+from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.servers.servers import ensure_mlflow_ui
 

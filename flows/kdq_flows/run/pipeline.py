@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Container, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdq_core.errors import KdqError, StageError, StoreError, UnforeseenError
+from kdq_core.errors import KdqError
 from kdq_core.plan.lock import SUFFIX, Lock, locked
 from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
 from kdq_core.plan.view import RunView
@@ -23,8 +22,7 @@ from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
-from kdq_core.store.store import Entry, Store, explained
-from kdq_core.worker.main import named
+from kdq_core.store.store import Entry, Store
 from kdq_flows.facts.coverage import coverage_of
 from kdq_flows.facts.report import report, yaml_of
 from kdq_flows.facts.result import (
@@ -45,10 +43,11 @@ from kdq_flows.observer import Observer, Silent
 from kdq_flows.report import kept
 from kdq_flows.report.live import Live
 from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.teachers import resolved
-from kdq_flows.run.warm import WarmWorker, for_recipe
+from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
 
 if TYPE_CHECKING:
     from kdq_registry.fetching import Fetched
@@ -109,7 +108,7 @@ class Pipeline:
 
     def warm_up(self) -> None:
         """Start the warm worker, which imports libraries beforehand and forks stages, if a heavy stage must run."""
-        if self._warm is None and self._work_ahead():
+        if self._warm is None and work_ahead(self.plan, self.store):
             log = self.logs / "warm-worker.log"
             self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
 
@@ -206,7 +205,7 @@ class Pipeline:
         ran = not self.failed and any(one.state == "ran" for one in self._facts.values())
         lock = self.lock.model_dump_json(indent=1) if ran else None
         if lock is not None:
-            _keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
+            keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
         self._live.close()
         self.tracking.end(self._report, lock, failed=self.failed)
 
@@ -264,20 +263,6 @@ class Pipeline:
         except Exception as error:
             logged(error, self.logs / "report.log")
             self.observer.message(f"the report could not be written: {error}; 'kdq report {self.name}' tries again")
-
-    def _work_ahead(self) -> bool:
-        """Whether a heavy stage is missing from the store, or its entry is damaged."""
-        digests: dict[str, str] = {}
-        for node in self.plan.nodes:
-            if node.heavy:
-                try:
-                    digest = self.store.peek(node.key(digests))
-                except StoreError:
-                    return True
-                if digest is None:
-                    return True
-                digests[node.name] = digest
-        return False
 
     def _cached(self, node: Node, key: str) -> Entry | None:
         entry = self.store.lookup_or_discard(key, self.observer.message)
@@ -389,34 +374,3 @@ class Pipeline:
 
     def _lifecycle(self, hook: str, node: Node, key: str, **facts: Any) -> None:
         self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)
-
-
-def name_of(recipe: str) -> str:
-    """Name of a run that starts now."""
-    return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _keep(text: str, path: Path) -> None:
-    """Write a file whole or not at all."""
-    with explained(path, "write the lock of the run"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}")
-        draft.write_text(text, encoding="utf-8")
-        draft.rename(path)
-
-
-def logged(error: Exception, log: Path) -> KdqError:
-    """`error` as one of KDQ's own errors, converted as in a worker; writes its traceback to `log`."""
-    with explained(log, "write the log"):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.writelines(traceback.format_exception(error))
-    found = named(error)
-    return (
-        UnforeseenError(f"{found}; the traceback is in {str(log)!r}") if isinstance(found, UnforeseenError) else found
-    )
-
-
-def failure(error: BaseException) -> KdqError:
-    """`error` as one of KDQ's own errors; a foreign error becomes a `StageError` with its class in the text."""
-    return error if isinstance(error, KdqError) else StageError(f"{type(error).__name__}: {error}")

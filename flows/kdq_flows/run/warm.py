@@ -18,10 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from kdq_core.errors import StoreError
+from kdq_core.plan.plan import Plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.named import named_plugins
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import explained
+from kdq_core.store.store import Store, explained
 from kdq_core.worker.warm import CAPTURE, EVERY_STAGE
 from kdq_flows.run.supervisor import Child, StageCancelledError, child_environment
 
@@ -183,3 +185,18 @@ class WarmChild:
             self.returncode = int(number) if said == "code" else -9
             self._status.close()
         return True
+
+
+def work_ahead(plan: Plan, store: Store) -> bool:
+    """Whether a heavy stage is missing from the store, or its entry is damaged."""
+    digests: dict[str, str] = {}
+    for node in plan.nodes:
+        if node.heavy:
+            try:
+                digest = store.peek(node.key(digests))
+            except StoreError:
+                return True
+            if digest is None:
+                return True
+            digests[node.name] = digest
+    return False

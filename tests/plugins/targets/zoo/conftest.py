@@ -105,7 +105,9 @@ def ships(simulated, compared, table, tmp_path):
             if any(row.int8 != (row.reason == "") for row in rows):
                 problems.append(f"{target_name} {quantizer}: reasons {rows}")
             if claims(rows) != (found := runs(target, tmp_path / "int8.onnx")):
-                problems.append(f"{target_name} {quantizer}: {claims(rows)} int8 layers by coverage, {found} by the runtime")
+                problems.append(
+                    f"{target_name} {quantizer}: {claims(rows)} int8 layers by coverage, {found} by the runtime"
+                )
         assert not problems, "\n".join(problems)
 
     return ships
