@@ -20,7 +20,7 @@ import typer
 from kdq_flows.cli import app
 from tests.architecture.pages import BLOCK, PAGES, ROOT, blocks, name_of, titled
 
-PROGRAMS = {"export", "kdq", "make", "openssl", "pip", "python", "python3", "."}
+PROGRAMS = {"export", "kdq", "make", "mlflow", "openssl", "pip", "python", "python3", "."}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
