@@ -135,7 +135,10 @@ class Autoencoder(nn.Module):
         self.down = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ELU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ELU(), nn.Flatten())
         self.inner, self.outer = nn.Linear(128, 6), nn.Linear(6, 128)
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(8, 8, 3, 2, 1, output_padding=1), nn.ELU(), nn.ConvTranspose2d(8, 1, 4, 2, 1), nn.Sigmoid()
+            nn.ConvTranspose2d(8, 8, 3, 2, 1, output_padding=1),
+            nn.ELU(),
+            nn.ConvTranspose2d(8, 1, 4, 2, 1),
+            nn.Sigmoid(),
         )
 
     def forward(self, x):

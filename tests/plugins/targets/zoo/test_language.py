@@ -22,7 +22,9 @@ class Attention(nn.Module):
 
     def forward(self, x, added=None, rotate=None, causal=False):
         count, length, _ = x.shape
-        q, k, v = (part(x).view(count, length, -1, WIDTH // self.heads).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k, v = (
+            part(x).view(count, length, -1, WIDTH // self.heads).transpose(1, 2) for part in (self.q, self.k, self.v)
+        )
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         if self.groups < self.heads:
@@ -124,7 +126,11 @@ class Llama(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.words, self.norms, self.last = nn.Embedding(VOCABULARY, WIDTH), nn.ModuleList(RmsNorm() for _ in range(2)), RmsNorm()
+        self.words, self.norms, self.last = (
+            nn.Embedding(VOCABULARY, WIDTH),
+            nn.ModuleList(RmsNorm() for _ in range(2)),
+            RmsNorm(),
+        )
         self.attention = Attention(4, 2, bias=False)
         self.gate, self.up, self.down = (nn.Linear(*s, bias=False) for s in ((WIDTH, 32), (WIDTH, 32), (32, WIDTH)))
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
