@@ -151,6 +151,10 @@ def _own_strides(graph: torch.fx.Graph) -> None:
             node.replace_input_with(moved, copy)
 
 
+def _only_if_said(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return bool(is_causal)
+
+
 @contextlib.contextmanager
 def _masks_as_given() -> Iterator[None]:
     """Keep PyTorch's transformer from looking at the values of a mask for whether it is causal: a graph has none.
@@ -158,7 +162,7 @@ def _masks_as_given() -> Iterator[None]:
     It only chooses a faster kernel by that; with the mask itself the results are the same.
     """
     found = transformer._detect_is_causal_mask
-    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    transformer._detect_is_causal_mask = _only_if_said
     try:
         yield
     finally:

@@ -139,16 +139,6 @@ def _with_last(node: Any) -> list[Any]:
     return [node, helper.make_node("Max", [f"{made}_same", "kdq.lowest"], [made])]
 
 
-def constants_last(graph: Any) -> None:
-    """Write the constant of a product second. OpenVINO 2026.4 fails to load some products that begin with one."""
-    constants = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        if all(value in constants for value in node.input):
-            constants.update(node.output)
-        if node.op_type == "Mul" and node.input[0] in constants and node.input[1] not in constants:
-            node.input[:] = [node.input[1], node.input[0]]
-
-
 def separate_turned(graph: Any) -> None:
     """Give each layer that reads a weight the other way round a copy of it.
 

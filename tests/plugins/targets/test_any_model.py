@@ -209,3 +209,67 @@ def test_extremes_and_a_weight_read_both_ways_are_computed_as_in_torch(rows_of):
 
     model = Net(forward, stem=lambda: nn.Linear(8, 8), both=lambda: nn.Linear(8, 8), head=head(16))
     assert told(rows_of(model, normal(5, 8))) == [("linear", True)] * 4
+
+
+def test_products_of_two_layers_are_no_layers_of_the_file(rows_of):
+    def forward(net, x):
+        q, k, v = (part(x) for part in net.parts)
+        return net.head(F.softmax(q @ k.transpose(1, 2), -1) @ v)
+
+    model = Net(forward, parts=lambda: nn.ModuleList(nn.Linear(8, 8) for _ in range(3)), head=head())
+    assert told(rows_of(model, normal(5, 8))) == [("linear", True)] * 4
+
+
+def test_attention_without_heads_and_with_a_bias_for_each_pair_is_written(rows_of):
+    def forward(net, x):
+        y = net.first(x)
+        y = F.scaled_dot_product_attention(y, y, y)
+        y = y.view(-1, 5, 2, 4).transpose(1, 2)
+        y = F.scaled_dot_product_attention(y, y, y, net.bias[None], scale=1.0)
+        return net.head(y.transpose(1, 2).reshape(x.shape[0], 5, 8))
+
+    parts = {"first": lambda: nn.Linear(8, 8), "bias": lambda: nn.Parameter(torch.randn(2, 5, 5)), "head": head()}
+    model = Net(forward, **parts)
+    assert told(rows_of(model, normal(5, 8))) == [("linear", True)] * 2
+
+
+def test_a_mask_given_to_pytorchs_transformer_is_traced(rows_of):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = Net(
+        lambda net, x: net.head(net.encoder(x, torch.full((5, 5), -torch.inf).triu(1))),
+        encoder=lambda: nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), head=head(),
+    )  # fmt: skip
+    assert told(rows_of(model, normal(5, 8))) == [("linear", True)] * 5
+
+
+def test_a_patch_layer_before_float_operators_keeps_its_bias(rows_of):
+    """OpenVINO moves the bias into the rounding, where it is up to 15 steps off."""
+
+    def forward(net, x):
+        x = net.patch(x).flatten(2).transpose(1, 2)
+        return net.head(net.norm(torch.cat([net.token.expand(x.shape[0], -1, -1), x], 1)))
+
+    model = Net(
+        forward, patch=lambda: nn.Conv2d(3, 8, 4, 4), token=lambda: nn.Parameter(torch.randn(1, 1, 8)),
+        norm=lambda: nn.LayerNorm(8), head=head(),
+    )  # fmt: skip
+    assert told(rows_of(model, normal(3, 8, 8))) == [("conv", True), ("linear", True)]
+
+
+def test_a_batch_norm_behind_a_mean_is_computed_as_in_torch(rows_of):
+    model = Net(
+        lambda net, x: net.head(net.norm((x + net.first(x)).mean(1))), first=lambda: nn.Linear(8, 8),
+        norm=lambda: nn.BatchNorm1d(8), head=head(),
+    )  # fmt: skip
+    model.norm.running_mean.uniform_(-1, 1)
+    model.norm.running_var.uniform_(0.1, 2)
+    assert told(rows_of(model, normal(5, 8))) == [("linear", True)] * 2
+
+
+def test_a_recurrent_layer_in_float_behind_an_int8_layer_keeps_its_state_in_float(rows_of):
+    model = Net(
+        lambda net, x: net.head(net.lstm(F.relu(net.conv(x)).flatten(2).transpose(1, 2))[0]),
+        conv=lambda: nn.Conv2d(2, 8, 3, padding=1), lstm=lambda: nn.LSTM(8, 6, batch_first=True), head=head(6),
+    )  # fmt: skip
+    rows = rows_of(model, normal(2, 3, 2))
+    assert [row.operator for row in rows if row.macs] == ["conv", "lstm", "linear"]

@@ -6,7 +6,6 @@ With KDQ_ZOO=FILE the run writes what it measured there, as JSON; `docs/make_zoo
 import itertools
 import json
 import os
-import warnings
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ import torch
 
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from kdq_targets.openvino_cpu import OpenVinoCpu
-from kdq_targets.ort_kernels import optimized_graph
 from kdq_targets.openvino_kernels import OpenVinoKernels
+from kdq_targets.ort_kernels import optimized_graph
 
 TARGETS = {"onnxruntime-cpu": OnnxRuntimeCpu, "openvino": OpenVinoCpu}
 OFTEN = {}
