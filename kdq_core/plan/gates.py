@@ -87,8 +87,30 @@ def given_metrics(asked: Asked) -> set[str] | None:
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
-    """Judge every gate; a metric that was not measured, or is not finite, does not meet its gate."""
-    return tuple(_verdict(gate, report) for gate in gates)
+    """Judge every gate; a metric that was not measured, or is not finite, does not meet its gate.
+
+    Anomalies come first, as verdicts that are not met; with one, no gate is met that compares an anomalous model.
+    """
+    return (
+        *(GateVerdict(rule=a.rule, value=a.value, bound=a.bound, met=False, note=a.note) for a in report.anomalies),
+        *(_in_context(gate, _verdict(gate, report), report) for gate in gates),
+    )
+
+
+def _in_context(gate: Gate, verdict: GateVerdict, report: EvaluationReport) -> GateVerdict:
+    """The verdict with the evaluator that failed to measure it, or the anomaly that forbids the comparison."""
+    why = report.unmeasured(gate.of, gate.metric) if verdict.value is None else ""
+    if not why and verdict.value is not None and verdict.bound is None and gate.relative_to is not None:
+        why = report.unmeasured(gate.relative_to, gate.metric)
+    if not why and report.metric(gate.of, gate.metric) is None and report.models.get(gate.of):
+        measured = sorted({one.name.partition("/")[0] for one in report.models[gate.of]})
+        why = f"no evaluator measured it for {gate.of}; they measured: {', '.join(measured)}"
+    if why:
+        return verdict.model_copy(update={"note": "; ".join(filter(None, (verdict.note, why)))})
+    odd = next((a for a in report.anomalies if gate.relative_to and a.model in ("", gate.of, gate.relative_to)), None)
+    if odd is None:
+        return verdict
+    return verdict.model_copy(update={"met": False, "note": f"not compared, because of {odd.rule}"})
 
 
 def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: Sequence[OperatorCoverage]) -> None:
@@ -100,8 +122,11 @@ def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: S
         operators: coverage of the int8 file, to name the operators in float.
 
     Raises:
-        StageError: names each required gate that is not met, its value and bound.
+        StageError: names each required gate that is not met, its value and bound, or what forbids a comparison.
     """
+    odd = [f"{a.rule}: {_number(a.value)}, bound {_number(a.bound)} ({a.note})" for a in report.anomalies]
+    if odd:
+        raise StageError(f"the models cannot be compared: {'; '.join(odd)}; nothing was registered")
     failed = [v for gate, v in zip(gates, judge(gates, report), strict=True) if gate.required and not v.met]
     if not failed:
         return

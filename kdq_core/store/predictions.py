@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from kdq_core.errors import StoreError
 from kdq_core.store.records import StoredPredictions
 
 
@@ -35,7 +37,19 @@ def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) ->
 
 
 def opened(folder: Path, stored: StoredPredictions) -> np.ndarray:
-    """Open the predictions `[N, ...]` in an entry's folder, memory-mapped and read-only."""
+    """Open the predictions `[N, ...]` in an entry's folder, memory-mapped and read-only.
+
+    Raises:
+        StoreError: the file is missing, or has another size than its record says.
+    """
     if 0 in stored.shape:
         return np.empty(stored.shape, stored.dtype)
-    return np.asarray(np.memmap(folder / stored.path, dtype=stored.dtype, mode="r", shape=stored.shape))
+    path, wanted = folder / stored.path, math.prod(stored.shape) * np.dtype(stored.dtype).itemsize
+    size = path.stat().st_size if path.is_file() else None
+    if size != wanted:
+        there = "is missing" if size is None else f"has {size:,} bytes"
+        raise StoreError(
+            f"the predictions of the {stored.model} model in {str(path)!r} should have {wanted:,} bytes, but the file "
+            f"{there}; run the recipe again: KDQ drops the damaged entry and computes it anew"
+        )
+    return np.asarray(np.memmap(path, dtype=stored.dtype, mode="r", shape=stored.shape))

@@ -190,6 +190,25 @@ class StoredPredictions(Frozen):
     shape: tuple[int, ...] = Field(description="`(N, ...)`, samples first")
 
 
+class Failure(Frozen):
+    """An evaluator that raised an exception for one model."""
+
+    evaluator: str = Field(description="its name in the recipe")
+    model: str = Field(description="the model that it was asked about, such as int8")
+    error: str
+    metrics: tuple[str, ...] = Field(default=(), description="the metrics that its class names; empty if it names none")
+
+
+class Anomaly(Frozen):
+    """A reason why the models of a run cannot be compared, such as a test split that was trained on."""
+
+    rule: str = Field(description="what was to hold, such as 'student top1 on the test split ≥ 0.83'")
+    value: Measured
+    bound: Measured
+    model: str = Field(default="", description="the model that it concerns; empty: all of them")
+    note: str = Field(description="what is true, and what to do")
+
+
 class EvaluationReport(Record):
     """The metrics of the exported files, measured in their runtime."""
 
@@ -198,6 +217,14 @@ class EvaluationReport(Record):
     predictions: tuple[StoredPredictions, ...] = Field(
         default=(), description="predictions of each model, if an evaluator read them"
     )
+    failures: tuple[Failure, ...] = Field(default=(), description="evaluators that raised, in order")
+    anomalies: tuple[Anomaly, ...] = Field(default=(), description="what forbids a comparison of the models")
+
+    def unmeasured(self, model: str, metric: str) -> str:
+        """Why `metric` of `model` was not measured: the failure of the evaluator that gives it, or nothing known."""
+        name = metric.partition("/")[0]
+        failed = [one for one in self.failures if one.model == model and (not one.metrics or name in one.metrics)]
+        return "; ".join(f"evaluator {one.evaluator!r} failed on {model}: {one.error}" for one in failed)
 
     def value(self, model: str, metric: str) -> float | None:
         """The value of `metric` for `model`, or `None` where it was not measured."""

@@ -2,12 +2,20 @@
 
 What: runs every evaluator of the recipe on every model's file. Only `parity` also runs models in PyTorch, to compare
     the files with them: the int8 file with its simulation, the float files with the models they were written from.
-Defaults: the evaluators quality, size, latency, coverage and parity.
-Limits: it measures time, so no other computation of KDQ may run beside it.
+    An evaluator that raises is named; the others go on, a gate on one of its metrics is not met, and the next run
+    measures again. If test samples are in the training split, or teacher or float student are far worse than at the end
+    of their training, the models cannot be compared: no gate relative to them is met, and nothing is registered.
+Formula: in the module `kdq_core.work.anomalies`, with the sources of both tolerances.
+Defaults: the evaluators quality, size, latency, coverage and parity; tolerances of 1 point of shared samples and 15
+    points of top-1.
+Costs: beside the evaluators, one pass over the inputs of the training split, to compare samples.
+Limits: it measures time, so no other computation of KDQ may run beside it. In a training split that is augmented at
+    random, no sample of the test split is found. A model without a training curve is not compared with one.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +24,9 @@ from kdq_core.api import (
     Artifact,
     Asked,
     Batch,
+    Checkpoint,
     EvaluationReport,
+    Field,
     Metric,
     Needs,
     Port,
@@ -25,13 +35,18 @@ from kdq_core.api import (
     Section,
     Stage,
     Subject,
+    TransientError,
 )
+from kdq_core.errors import KdqError
+from kdq_core.store.records import Failure
 from kdq_core.work.slots import ARTIFACT, MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
 
 if TYPE_CHECKING:
+    from kdq_core.api import Batches
+    from kdq_core.recipe.site import Site
     from kdq_core.work.work import StageWork
 
-LIBRARIES = ("onnx", "onnxruntime", "torchmetrics", "scikit-learn")
+LIBRARIES = ("onnx", "onnxruntime", "torchmetrics", "scikit-learn", "scipy")
 
 
 class Evaluate(Stage):
@@ -40,6 +55,19 @@ class Evaluate(Stage):
     gives: ClassVar[str] = "report"
     record: ClassVar[type[Record]] = EvaluationReport
     needs: ClassVar[Needs] = Needs(device="cpu", alone=True)
+
+    shared: float | None = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of test samples that may be in the training split, beyond the twins that the training split "
+        "has by itself; null: do not look",
+    )
+    lost: float | None = Field(
+        default=0.15, ge=0, le=1,
+        description="how much lower than at the end of its training the top-1 of teacher or student may be, beyond "
+        "chance; null: do not look",
+    )  # fmt: skip
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
         """The exported files, and the models that they were made of, which `parity` needs."""
@@ -60,7 +88,15 @@ class Evaluate(Stage):
         return Reads(sections=sections, plugins=plugins, libraries=libraries)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
-        """Run every evaluator on every file. Each file runs over the test split once; evaluators share its outputs."""
+        """Run every evaluator on every file. Each file runs over the test split once; evaluators share its outputs.
+
+        An evaluator that raises is named in the report, and the others go on.
+
+        Raises:
+            TransientError: an evaluator raised it; another try may succeed.
+            StageError: every evaluator raised.
+        """
+        from kdq_core.work.anomalies import lost, shared
         from kdq_core.work.data import EVALUATION_BATCH, checked
         from kdq_core.work.predictions import KeptPredictions
 
@@ -72,16 +108,48 @@ class Evaluate(Stage):
         subjects = subjects_of(work)
         kept = {slot: KeptPredictions(subject, batches, work.draft) for slot, subject in subjects.items()}
         subjects = {slot: replace(subject, kept=kept[slot]) for slot, subject in subjects.items()}
-        named = {use.use: evaluator for use, evaluator in zip(work.section("evaluate"), work.evaluators, strict=True)}
-        measured: dict[str, tuple[Metric, ...]] = {}
-        todo = [(slot, name) for slot in subjects for name in named]
-        for done, (slot, name) in enumerate(todo, start=1):
-            candidate = replace(subjects[slot], folder=work.draft / "files" / name / slot)
-            metrics = named[name].evaluate(candidate, subjects["student"], batches)
-            measured[slot] = measured.get(slot, ()) + metrics
-            work.progress(done, len(todo), f"{slot} {type(named[name]).__name__.lower()}")
+        report = measured(work, subjects, batches)
+        curves = {slot: work.record(slot, Checkpoint) for slot in ("teacher", "student") if work.has(slot)}
+        found = [] if self.shared is None else [*shared(workload, self.shared)]
+        if self.lost is not None:
+            found += lost(report, curves, subjects, batches, workload, self.lost)
         stored = tuple(one for predictions in kept.values() for one in predictions.stored)
-        return EvaluationReport(models=measured, predictions=stored)
+        return report.model_copy(update={"predictions": stored, "anomalies": tuple(found)})
+
+    def still_there(self, record: Record, site: Site) -> bool:  # noqa: ARG002
+        """Whether every evaluator succeeded; else the next run measures again: what was missing may be there."""
+        return not (isinstance(record, EvaluationReport) and record.failures)
+
+
+def measured(work: StageWork, subjects: Mapping[str, Subject], batches: Batches) -> EvaluationReport:
+    """The metrics of all files, and the evaluators that raised.
+
+    Raises:
+        TransientError: an evaluator raised it.
+        KdqError: the first error, if nothing at all was measured.
+    """
+    named = {use.use: evaluator for use, evaluator in zip(work.section("evaluate"), work.evaluators, strict=True)}
+    models: dict[str, tuple[Metric, ...]] = {}
+    failures: list[Failure] = []
+    first: Exception | None = None
+    todo = [(slot, name) for slot in subjects for name in named]
+    for done, (slot, name) in enumerate(todo, start=1):
+        evaluator = named[name]
+        candidate = replace(subjects[slot], folder=work.draft / "files" / name / slot, beside=subjects)
+        try:
+            models[slot] = models.get(slot, ()) + evaluator.evaluate(candidate, subjects["student"], batches)
+        except TransientError:
+            raise
+        except Exception as error:
+            first = first or error
+            if not isinstance(error, KdqError):
+                traceback.print_exc()
+            text = str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}"
+            failures.append(Failure(evaluator=name, model=slot, error=text, metrics=type(evaluator).metrics))
+        work.progress(done, len(todo), f"{slot} {type(evaluator).__name__.lower()}")
+    if first is not None and len(failures) == len(todo):
+        raise first
+    return EvaluationReport(models=models, failures=tuple(failures))
 
 
 def subjects_of(work: StageWork) -> dict[str, Subject]:

@@ -112,8 +112,17 @@ def notes_of(view: RunView) -> tuple[str, ...]:
     metrics = view.metrics.get("int8", ())
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
     said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
-    student = view.record("student", Checkpoint)
-    return (*(met(student) if student is not None else ()), *said)
+    student, report = view.record("student", Checkpoint), view.record("report", EvaluationReport)
+    return (*(met(student) if student is not None else ()), *said, *(troubles(report) if report is not None else ()))
+
+
+def troubles(report: EvaluationReport) -> Iterator[str]:
+    """Lines on evaluators that raised, one for each error, and on what forbids a comparison of the models."""
+    for name, error in dict.fromkeys((one.evaluator, one.error) for one in report.failures):
+        models = ", ".join(one.model for one in report.failures if (one.evaluator, one.error) == (name, error))
+        yield f"evaluator {name!r} failed on {models}: {error}"
+    for one in report.anomalies:
+        yield f"the models cannot be compared: {one.rule} is {one.value:.4g}, bound {one.bound:.4g}: {one.note}"
 
 
 def met(student: Checkpoint) -> Iterator[str]:

@@ -111,7 +111,7 @@ def test_a_note_with_a_metric_that_is_not_finite_is_kept() -> None:
 
 
 def test_a_metric_that_was_not_measured_does_not_meet_a_required_gate():
-    with pytest.raises(StageError, match=r"int8 top1 ≥ 0.9: not measured, bound 0.9; nothing was registered"):
+    with pytest.raises(StageError, match=r"int8 top1 ≥ 0.9: not measured, bound 0.9 .*; nothing was registered"):
         check_required((Gate(metric="top1", at_least=0.9, required=True),), report(1.0), FLOATS)
 
 
@@ -229,3 +229,10 @@ def test_a_required_gate_on_all_products_names_those_between_activations_too() -
     with pytest.raises(StageError) as caught:
         check_required(gates, report(0.75), products)
     assert "attention" not in str(caught.value)
+
+
+def test_a_metric_of_another_task_is_told_with_what_was_measured():
+    (verdict,) = judge((Gate(metric="rmse", at_most=0.3),), report(1.0))
+    assert (verdict.met, verdict.note) == (
+        False, "no evaluator measured it for int8; they measured: coverage_macs",
+    )  # fmt: skip

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from kdq_core.api import Batches, Evaluator, Metric, Subject
+from kdq_core.errors import StoreError
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Kind, Plugin
-from kdq_core.store.records import EvaluationReport
+from kdq_core.recipe.spec import Use
+from kdq_core.store.predictions import opened
+from kdq_core.store.records import EvaluationReport, Failure
+from kdq_flows.facts.result import troubles
+from kdq_stages.evaluate import Evaluate, subjects_of
+from kdq_stages.evaluate import measured as stage_measured
 from kdq_targets.ort_session import OrtSession
 
 FIT = {"epochs": 1, "batch_size": 48}
@@ -96,3 +103,66 @@ def test_the_entry_holds_predictions_and_the_files_of_evaluators(measured: Any) 
         *(f"files/size/{model}/role.txt" for model in FILES),
     }
     assert entry.file("files/size/int8/role.txt").read_text() == "int8"
+
+
+class Raises(Evaluator):
+    """Raises for the int8 file, in place of `latency`."""
+
+    metrics = ("speedup",)
+
+    def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:
+        if candidate.role == "int8":
+            raise ZeroDivisionError("no time passed")
+        return ()
+
+
+def test_an_evaluator_that_raises_is_named_and_the_others_are_reported(measured: Any, tmp_path: Path) -> None:
+    run, _ = measured
+    work, stage = run.work("evaluate", tmp_path), Evaluate()
+    evaluators = (*work.evaluators[:1], Raises())
+    uses = (*run.recipe.evaluate[:1], Use(use="latency"))
+    fake = SimpleNamespace(
+        section=lambda name: uses, evaluators=evaluators, draft=tmp_path, progress=lambda *args: None
+    )
+    subjects = subjects_of(work)
+    batches = lambda: work.workload.batches("test", batch_size=64)  # noqa: E731
+    report = stage_measured(fake, subjects, batches)  # type: ignore[arg-type]
+    assert report.failures == (
+        Failure(
+            evaluator="latency", model="int8", error="ZeroDivisionError: no time passed", metrics=("speedup",)
+        ),
+    )  # fmt: skip
+    assert report.value("int8", "top1") is not None
+    assert not stage.still_there(report, run.site)
+    assert stage.still_there(run.entries["evaluate"].record, run.site)
+    (line,) = troubles(report)
+    assert line == "evaluator 'latency' failed on int8: ZeroDivisionError: no time passed"
+
+
+def test_if_every_evaluator_raises_so_does_the_stage(measured: Any, tmp_path: Path) -> None:
+    run, _ = measured
+    subjects = {"int8": subjects_of(run.work("evaluate", tmp_path))["int8"]}
+    subjects["student"] = subjects["int8"]
+    fake = SimpleNamespace(
+        section=lambda name: (Use(use="latency"),), evaluators=(Raises(),), draft=tmp_path, progress=lambda *args: None
+    )
+    with pytest.raises(ZeroDivisionError, match="no time passed"):
+        stage_measured(fake, {"int8": subjects["int8"], "student": subjects["int8"]}, tuple)  # type: ignore[arg-type]
+
+
+def test_predictions_that_are_cut_off_are_told(measured: Any, tmp_path: Path) -> None:
+    run, _ = measured
+    entry = run.entries["evaluate"]
+    stored = entry.record.predictions[0]
+    (tmp_path / "predictions").mkdir()
+    path, whole = tmp_path / stored.path, (entry.folder / stored.path).read_bytes()
+    for content, said in ((whole[:-1], f"has {len(whole) - 1:,} bytes"), (None, "is missing")):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(StoreError) as caught:
+            opened(tmp_path, stored)
+        assert str(caught.value) == (
+            f"the predictions of the {stored.model} model in {str(path)!r} should have {len(whole):,} bytes, but the "
+            f"file {said}; run the recipe again: KDQ drops the damaged entry and computes it anew"
+        )
