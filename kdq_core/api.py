@@ -15,7 +15,7 @@ from pydantic import Field
 from kdq_core.errors import PluginError, RecipeError, StageError, TransientError
 from kdq_core.frozen import Frozen
 from kdq_core.grids.place import Place
-from kdq_core.intervals import Z95, paired, wilson
+from kdq_core.intervals import Z95, exact, mcnemar, paired, student_975, wilson
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, hookimpl
@@ -100,10 +100,10 @@ __all__ = [
     "MinMaxFakeQuantize", "Model", "Needs", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError",
     "PluginSpec", "Port", "Quantizer", "Reads", "RecipeError", "Record", "Recurrent", "Section", "Session", "Shapes",
     "Split", "Stage", "StageError", "Subject", "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "Times",
-    "TransientError", "View", "Work", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear",
-    "export_program", "hard_loss", "hookimpl", "is_constant", "measure_times", "module_path", "outputs_of", "own_norm",
-    "paired", "quantize", "recurrent", "round_to_grid", "traced_gru", "traced_lstm", "user_module", "user_object",
-    "why_untraceable", "wilson",
+    "TransientError", "View", "Work", "Workload", "departures_of_conversion", "dequantize", "dynamic_linear", "exact",
+    "export_program", "hard_loss", "hookimpl", "is_constant", "mcnemar", "measure_times", "module_path", "outputs_of",
+    "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "student_975", "traced_gru", "traced_lstm",
+    "user_module", "user_object", "why_untraceable", "wilson",
 ]  # fmt: skip
 
 

@@ -33,6 +33,23 @@ def wilson(successes: int, samples: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def exact(successes: int, samples: int) -> tuple[float, float]:
+    """95 % exact interval of a proportion (Clopper and Pearson 1934); without samples, from 0 to 1."""
+    from scipy.stats import binomtest
+
+    if not samples:
+        return 0.0, 1.0
+    interval = binomtest(successes, samples).proportion_ci(confidence_level=0.95, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p-value of McNemar's test (1947): are `gained` and `lost` samples equally likely?"""
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+
+
 def student_975(freedom: int) -> float:
     """97.5 % quantile of Student's t, for the 95 % interval of a mean of `freedom` + 1 values."""
     from scipy.stats import t

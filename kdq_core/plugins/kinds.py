@@ -9,7 +9,7 @@ import abc
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -265,6 +265,7 @@ class Subject:
         prepared: the model with fake quantization that was trained, for an int8 file.
         kept: gives the predictions that KDQ keeps, or `None` for other batches; `predict` calls it first.
         folder: folder for the files of one evaluator; see `file`.
+        beside: the files of all models of the run, by slot, such as `teacher`.
     """
 
     role: str
@@ -277,6 +278,7 @@ class Subject:
     prepared: nn.Module | None = None
     kept: Callable[[Subject, Batches], tuple[np.ndarray, ...] | None] | None = None
     folder: Path | None = None
+    beside: Mapping[str, Subject] = field(default_factory=dict)
 
     def predict(self, batches: Batches) -> tuple[np.ndarray, ...]:
         """Every output of the file for every sample, in order, each `[N, ...]` and read-only.
