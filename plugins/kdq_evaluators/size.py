@@ -17,6 +17,7 @@ Limits: ONNX files only. Weights count as packed if constant bytes look them up 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -61,12 +62,17 @@ class Size(Evaluator):
 
 @dataclass(frozen=True)
 class Contents:
-    """Counts of a file: its bytes with external data, bytes of int8 and of float weights, stored parameters."""
+    """Counts of a file: its bytes with external data, bytes of int8 and of float weights, stored parameters by bits."""
 
     bytes: int
     int8: int
     floating: int
-    parameters: int
+    by_bits: dict[float, int]
+
+    @property
+    def parameters(self) -> int:
+        """The number of all stored parameters."""
+        return sum(self.by_bits.values())
 
 
 def metric(name: str, value: float, unit: str, direction: Literal["higher", "lower", "neither"]) -> Metric:
@@ -88,7 +94,8 @@ def read(path: Path) -> Contents:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise StageError(f"evaluator 'size' reads ONNX files, but {path.name!r} is none; leave it out") from error
-    int8 = floating = parameters = 0
+    int8 = floating = packed_bytes = 0
+    by_bits: Counter[float] = Counter()
     external: set[str] = set()
     skipped = set(scales(model.graph))
     packing, packed_parameters = packed(model.graph)
@@ -98,12 +105,15 @@ def read(path: Path) -> Contents:
         number, is_int8 = kind.name.startswith(("float", "bfloat")), kind.name in ("int8", "uint8")
         if name in packing:
             int8 += elements * is_int8
+            packed_bytes += elements * kind.itemsize
         elif name not in skipped and (number or is_int8 or kind.name == "int32"):
-            parameters += elements
+            by_bits[8.0 * kind.itemsize] += elements
             int8 += elements * is_int8 * (len(tensor.dims) > 1)
             floating += elements * kind.itemsize * number * (len(tensor.dims) > 1)
     total = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external)
-    return Contents(bytes=total, int8=int8, floating=floating, parameters=parameters + packed_parameters)
+    if packed_parameters:
+        by_bits[8 * packed_bytes / packed_parameters] += packed_parameters
+    return Contents(bytes=total, int8=int8, floating=floating, by_bits=dict(by_bits))
 
 
 def graphs(graph: Any) -> Iterator[Any]:
