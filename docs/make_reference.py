@@ -63,16 +63,19 @@ has none on `coverage_macs` and `speedup`, `dynamic` has one on `coverage_linear
 Without a teacher to compare with, the default gates leave the comparison out.
 
 Each gate is a rule that `kdq promote` checks. Give exactly one of `at_least` and `at_most`. If a metric was not
-measured, its gate is not met. With `bound: low` or `bound: high` the gate judges that end of the metric's 95 % interval
-instead of its value, as in `{metric: top1, at_least: 0.99, relative_to: teacher, bound: low}`. A gate relative to a
-value that is not above zero is not met, and KDQ says so.
+measured, its gate is not met, and the verdict names the evaluator that failed. With `bound: low` or `bound: high` the
+gate judges that end of the metric's 95 % interval instead of its value, as in `{metric: top1, at_least: 0.99,
+relative_to: teacher, bound: low}`. A gate relative to a value that is not above zero is not met, and KDQ says so.
 
 The default gate on `speedup` asks that the file is not slower than the float student's. If it is slower, KDQ registers
 it and says so, and `kdq promote` refuses it.
 
 KDQ's evaluators give these metrics:
 
-- `quality`: `top1`, `precision`, `recall`, `f1`; for all models but the student also `top1_difference`, `agreement`
+- `quality`, for classes: `top1`, `topk`, `precision`, `recall`, `f1`, `recall_worst`, `ece`, `nll`, `brier`,
+  `prior_shift`, `agreement_teacher`; for all models but the student also `top1_difference`, `top1_mcnemar`,
+  `f1_difference`, `nll_difference`, `agreement`. For numbers: `rmse`, `mae`; for labels of 0 and 1: `label_accuracy`,
+  `label_f1`; each also as a difference
 - `size`: `bytes`, `weight_bytes_int8`, `weight_bytes_float`, `parameters`, `compression`
 - `latency`: `latency_p50_ms`, `latency_p95_ms`, `latency_p99_ms`, `throughput`; for all models but the student also
   `speedup`. At the further batch sizes: `throughput/8`, `throughput/32`, `speedup/8`, `speedup/32`
@@ -81,6 +84,8 @@ KDQ's evaluators give these metrics:
 - `parity`, for `int8` only, against the converted model: `parity_flips`, `parity_ties`,
   `parity_agreement`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained model:
   `parity_prepared_flips` and so on, `top1_prepared`
+- `ranking`, `detection`, `transcription`, `translation`, `cost` and `robustness`, which no recipe has by default:
+  [Evaluation](evaluation.md) lists theirs
 
 A metric of a further output or task ends in its name (`top1/price`)."""
 LOSSES = """\
