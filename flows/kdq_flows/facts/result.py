@@ -65,8 +65,8 @@ class RunResult(Frozen):
         models: metrics by model and by name; JSON has "NaN", "Infinity" or "-Infinity" for a value that is not finite.
         table: the closing table, one row for each model, cells by heading.
         gains: what the teacher brought, one for each stage that trained a control.
-        notes: which layers of student and teacher were compared, and remarks of the evaluators on the int8 model, such
-            as the layer where file and simulation first differ.
+        notes: which layers of student and teacher were compared, remarks of the evaluators on the int8 model, such as
+            the layer where file and simulation first differ, evaluators that failed, and what forbids a comparison.
         gates: the recipe's gates, and whether the int8 model meets them; empty before the evaluation.
         weights: path of the weights in each slot that has some, such as `student`.
         artifact: the int8 file, if it was exported.
