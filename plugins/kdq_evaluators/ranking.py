@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from kdq_core.api import Batch
 
-Lists = list[tuple["np.ndarray", "np.ndarray"]]
-
 
 class Ranking(Evaluator):
     """Hit rate and discounted gain of the first k items."""
