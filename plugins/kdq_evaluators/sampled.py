@@ -104,15 +104,15 @@ def ratio_of(
     return Sampled(name, value, (over - value * under) / under.mean(), unit, direction)
 
 
-FOLDS = 10
+FOLDS = 2
 """Parts of the samples, by their order, for `excess`."""
 
 
 def excess(places: np.ndarray, amounts: np.ndarray, count: int) -> float:
     """By how much noise may raise a distance, the sum over K places of |sum of the amounts at the place|.
 
-    The distance is at least the sum with any other signs. So the signs of each tenth of the samples are taken from the
-    other tenths, where they do not follow the noise of that tenth: the sum then is too low rather than too high.
+    The distance is at least the sum with any other signs. So the signs of each half of the samples are taken from the
+    other half, where they do not follow the noise of that half: the sum then is too low rather than too high.
 
     Args:
         places: the places of the amounts of each sample, int64 `[N, M]`.
