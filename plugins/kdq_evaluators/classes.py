@@ -23,7 +23,7 @@ class Said(NamedTuple):
     Attributes:
         truth: the labels, int64 `[N]`.
         classes: the class of the largest logit, int64 `[N]`.
-        count: number of classes.
+        width: number of classes.
         among: whether the label is among the k largest logits, bool `[N]`.
         sure: softmax of the largest logit, float32 `[N]`.
         surprise: -log softmax of the label, float32 `[N]`.
@@ -32,7 +32,7 @@ class Said(NamedTuple):
 
     truth: np.ndarray
     classes: np.ndarray
-    count: int
+    width: int
     among: np.ndarray
     sure: np.ndarray
     surprise: np.ndarray
@@ -80,7 +80,7 @@ def pieces(samples: int, width: int) -> Iterator[slice]:
 def absolute(one: Said, k: int) -> tuple[Metric, ...]:
     """Metrics of one model."""
     right, samples = one.classes == one.truth, len(one.truth)
-    among = (share("topk", int(one.among.sum()), samples),) if one.count > k else ()
+    among = (share("topk", int(one.among.sum()), samples),) if one.width > k else ()
     found = (*macro(one), *(estimate(one) for estimate in (nll, brier, ece, prior_shift)))
     return (
         share("top1", int(right.sum()), samples),
@@ -139,7 +139,7 @@ def macro(one: Said) -> tuple[Sampled, Sampled, Sampled]:
         "recall": weight * safely(hit - recalls[truth], labels[truth]),
         "f1": weight * (safely(2 * hit - f1s[truth], both[truth]) - safely(f1s[predicted], both[predicted])),
     }
-    worth = float((labels > 0).sum() ** 2 / safely(np.ones(one.count), labels).sum())
+    worth = float((labels > 0).sum() ** 2 / safely(np.ones(one.width), labels).sum())
     functions = {
         "precision": classification.multiclass_precision,
         "recall": classification.multiclass_recall,
@@ -147,7 +147,7 @@ def macro(one: Said) -> tuple[Sampled, Sampled, Sampled]:
     }
     given = torch.from_numpy(predicted), torch.from_numpy(truth)
     with counting_by_bins():
-        values = {n: float(f(*given, num_classes=one.count, average="macro")) for n, f in functions.items()}
+        values = {n: float(f(*given, num_classes=one.width, average="macro")) for n, f in functions.items()}
     precision, recall, f1 = (Sampled(n, v, influence[n], worth=worth) for n, v in values.items())
     return precision, recall, f1
 
@@ -156,15 +156,17 @@ def counts(one: Said) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each class how often it is a label, how often it is predicted, and how often both, `[C]` each."""
     import numpy as np
 
-    labels, chosen = (np.bincount(x, minlength=one.count) for x in (one.truth, one.classes))
-    return labels, chosen, np.bincount(one.truth[one.classes == one.truth], minlength=one.count)
+    labels, chosen = (np.bincount(x, minlength=one.width) for x in (one.truth, one.classes))
+    return labels, chosen, np.bincount(one.truth[one.classes == one.truth], minlength=one.width)
 
 
 def safely(over: np.ndarray, under: np.ndarray) -> np.ndarray:
     """The quotient in float32; 0 where `under` is 0."""
     import numpy as np
 
-    return np.divide(over, under, out=np.zeros(np.shape(over), np.float32), where=under != 0, casting="same_kind")
+    found: np.ndarray = np.zeros(np.shape(over), np.float32)
+    np.divide(over, under, out=found, where=under != 0, casting="same_kind")
+    return found
 
 
 def recall_worst(one: Said) -> Metric:
@@ -211,7 +213,7 @@ def prior_shift(one: Said) -> Sampled:
     sign, value = np.sign(chosen - labels) / 2, float(np.abs(chosen - labels).sum() / 2 / samples)
     away = sign[one.classes] - sign[one.truth] - value
     places, amounts = np.stack((one.classes, one.truth), 1), np.broadcast_to((0.5, -0.5), (samples, 2))
-    far = excess(places, amounts, one.count) / samples
+    far = excess(places, amounts, one.width) / samples
     return Sampled("prior_shift", value, away, direction="lower", excess=far)
 
 

@@ -70,7 +70,8 @@ LONG = 1000
 def image_noise(x: np.ndarray, severity: int, random: np.random.Generator, data: Data) -> np.ndarray:
     """Gaussian noise."""
     amount = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
-    return x + amount * (data.high - data.low) * random.standard_normal(x.shape)
+    found: np.ndarray = x + amount * (data.high - data.low) * random.standard_normal(x.shape)
+    return found
 
 
 def blur(x: np.ndarray, severity: int, random: np.random.Generator, data: Data) -> np.ndarray:  # noqa: ARG001
@@ -84,7 +85,8 @@ def blur(x: np.ndarray, severity: int, random: np.random.Generator, data: Data) 
 
 def brightness(x: np.ndarray, severity: int, random: np.random.Generator, data: Data) -> np.ndarray:  # noqa: ARG001
     """More light."""
-    return x + severity / 10 * (data.high - data.low)
+    found: np.ndarray = x + severity / 10 * (data.high - data.low)
+    return found
 
 
 def shift(x: np.ndarray, severity: int, random: np.random.Generator, data: Data) -> np.ndarray:  # noqa: ARG001
@@ -103,7 +105,8 @@ def sound_noise(x: np.ndarray, severity: int, random: np.random.Generator, data:
 
     decibels = (30, 20, 15, 10, 5)[severity - 1]
     loud = np.sqrt(np.square(x, dtype=np.float64).mean(-1, keepdims=True))
-    return x + loud * 10 ** (-decibels / 20) * random.standard_normal(x.shape)
+    found: np.ndarray = x + loud * 10 ** (-decibels / 20) * random.standard_normal(x.shape)
+    return found
 
 
 def gain(x: np.ndarray, severity: int, random: np.random.Generator, data: Data) -> np.ndarray:  # noqa: ARG001
@@ -152,7 +155,8 @@ def missing(x: np.ndarray, severity: int, random: np.random.Generator, data: Dat
 
 def columns(x: np.ndarray, severity: int, random: np.random.Generator, data: Data) -> np.ndarray:  # noqa: ARG001
     """Shift each column by a number of standard deviations that is drawn for the whole split, times 0.2 a severity."""
-    return x + 0.2 * severity * data.drift * data.spread
+    found: np.ndarray = x + 0.2 * severity * data.drift * data.spread
+    return found
 
 
 KINDS: dict[str, dict[str, Corruption]] = {

@@ -177,16 +177,19 @@ def operations(subject: Subject, inputs: tuple[np.ndarray, ...]) -> tuple[Metric
 
 
 def counted(model: Any, inputs: tuple[np.ndarray, ...]) -> int:
-    """Half of the floating-point operations of one call on one sample, as torch counts them."""
+    """Half of the floating-point operations of one call on one sample, as torch counts them.
+
+    oneDNN is off meanwhile: its LSTM is one operator, which torch does not count.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    before = torch.backends.mkldnn.set_flags(_enabled=False)[0]  # its LSTM is one operator that is not counted
+    before = torch.backends.mkldnn.set_flags(_enabled=False)[0]  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(*(torch.from_numpy(x) for x in inputs))
     finally:
-        torch.backends.mkldnn.set_flags(_enabled=before)
+        torch.backends.mkldnn.set_flags(_enabled=before)  # type: ignore[no-untyped-call]
     return int(counter.get_total_flops()) // 2
 
 

@@ -48,7 +48,7 @@ def errors(given: np.ndarray, truth: np.ndarray) -> tuple[Sampled, ...]:
     away = np.abs(given.astype(np.float64) - truth)
     squares = (away**2).mean(1)
     return (
-        Sampled("rmse", rmse, safely(squares - rmse**2, np.float64(2 * rmse)), "of the label", "lower"),
+        Sampled("rmse", rmse, safely(squares - rmse**2, np.asarray(2 * rmse)), "of the label", "lower"),
         Sampled("mae", mae, away.mean(1) - mae, "of the label", "lower"),
     )
 

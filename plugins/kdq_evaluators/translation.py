@@ -71,7 +71,7 @@ def corpus(name: str, make: Callable[[], Any], given: Sequence[str], wanted: Seq
     groups = groups_of(len(wanted))
     parts = []
     for group in range(int(groups.max()) + 1):
-        rows = np.flatnonzero(groups == group)
+        rows = np.flatnonzero(groups == group).tolist()
         part = make()
         part.update([given[row] for row in rows], [[wanted[row]] for row in rows])
         parts.append(dict(part.metric_state))
