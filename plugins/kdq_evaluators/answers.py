@@ -30,13 +30,15 @@ def answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
     """
     import numpy as np
 
-    from kdq_evaluators.classes import pieces
+    from kdq_evaluators.classes import forget
+    from kdq_evaluators.sampled import pieces
 
     outputs = subject.predict(batches)
     for values in outputs:
         axes = tuple(range(1, values.ndim))
         parts = pieces(len(values), max(1, values.size // len(values)))
         wrong = sum(int((~np.isfinite(values[part])).any(axis=axes).sum()) for part in parts)
+        forget(values)
         if wrong:
             raise StageError(
                 f"{subject.role} model {subject.path.name!r} gives NaN or infinity for {wrong} of {len(values)} test "

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdq_core.api import Metric, StageError, mcnemar, paired, wilson
-from kdq_evaluators.sampled import Sampled, excess, mean_of
+from kdq_evaluators.sampled import Sampled, excess, filled, mean_of, pieces
 
 if TYPE_CHECKING:
     import numpy as np
 
-PIECE = 4_000_000
-"""How many logits are in memory at a time."""
 BINS = 15
 
 
@@ -21,8 +19,8 @@ class Said(NamedTuple):
     """Answers to N labelled samples.
 
     Attributes:
-        truth: the labels, int64 `[N]`.
-        classes: the class of the largest logit, int64 `[N]`.
+        truth: the labels, int32 `[N]`.
+        classes: the class of the largest logit, int32 `[N]`.
         width: number of classes.
         among: whether the label is among the k largest logits, bool `[N]`.
         sure: softmax of the largest logit, float32 `[N]`.
@@ -54,13 +52,13 @@ def said(logits: np.ndarray, rows: np.ndarray, truth: np.ndarray, k: int) -> Sai
             f"the test split has the label {truth.max()}, but the output has {count} classes, numbered from 0; correct "
             "the labels, or give the model that many outputs"
         )
-    classes, among = np.empty(samples, np.int64), np.empty(samples, bool)
+    classes, among = np.empty(samples, np.int32), np.empty(samples, bool)
     sure, surprise, brier = (np.empty(samples, np.float32) for _ in range(3))
     done = 0
     for part in pieces(len(logits), count):
         some = torch.from_numpy(logits[part][rows[part]].astype(np.float64))
         at = slice(done, done := done + len(some))
-        label = torch.from_numpy(truth[at])[:, None]
+        label = torch.from_numpy(truth[at].astype(np.int64))[:, None]
         odds = some.log_softmax(1)
         chance = odds.exp()
         classes[at] = some.numpy().argmax(1)
@@ -68,13 +66,20 @@ def said(logits: np.ndarray, rows: np.ndarray, truth: np.ndarray, k: int) -> Sai
         sure[at] = chance.amax(1)
         surprise[at] = -odds.gather(1, label)[:, 0]
         brier[at] = chance.square().sum(1) - 2 * chance.gather(1, label)[:, 0] + 1
-    return Said(truth, classes, count, among, sure, surprise, brier)
+        forget(logits)
+    return Said(truth.astype(np.int32), classes, count, among, sure, surprise, brier)
 
 
-def pieces(samples: int, width: int) -> Iterator[slice]:
-    """Yield slices of samples of `width` values each, so that a piece has at most `PIECE` values."""
-    size = max(1, PIECE // max(1, width))
-    yield from (slice(start, start + size) for start in range(0, samples, size))
+def forget(values: np.ndarray) -> None:
+    """Give the memory of a mapped file back, whose pages stay in the system's cache."""
+    import mmap
+
+    import numpy as np
+
+    base = values.base if isinstance(values.base, np.memmap) else values
+    mapped = getattr(base, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def absolute(one: Said, k: int) -> tuple[Metric, ...]:
@@ -103,7 +108,7 @@ def relative(one: Said, other: Said) -> tuple[Metric, ...]:
         Metric(
             name="top1_mcnemar", value=mcnemar(gained, lost), unit="p-value", direction="neither", samples=samples
         ),
-        macro(one)[2].difference(macro(other)[2]),
+        f1(one).difference(f1(other)),
         nll(one).difference(nll(other)),
         agreement("agreement", one.classes, other.classes),
     )  # fmt: skip
@@ -124,32 +129,60 @@ def share(name: str, successes: int, samples: int) -> Metric:
 
 def macro(one: Said) -> tuple[Sampled, Sampled, Sampled]:
     """Precision, recall and F1, each the mean over the classes that are predicted or labels."""
+    return precision(one), recall(one), f1(one)
+
+
+def precision(one: Said) -> Sampled:
+    """Macro-averaged precision."""
+    _, chosen, hits = counts(one)
+    return _averaged("precision", one, lambda _, p, hit: safely(hit - safely(hits, chosen)[p], chosen[p]))
+
+
+def recall(one: Said) -> Sampled:
+    """Macro-averaged recall."""
+    labels, _, hits = counts(one)
+    return _averaged("recall", one, lambda t, _, hit: safely(hit - safely(hits, labels)[t], labels[t]))
+
+
+def f1(one: Said) -> Sampled:
+    """Macro-averaged F1."""
+    labels, chosen, hits = counts(one)
+    both = labels + chosen
+    each = safely(2 * hits, both)
+    return _averaged("f1", one, lambda t, p, hit: safely(2 * hit - each[t], both[t]) - safely(each[p], both[p]))
+
+
+def _averaged(name: str, one: Said, influence: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Sampled:
+    """A macro average, as torchmetrics computes it.
+
+    Args:
+        name: of the metric.
+        one: the answers.
+        influence: of samples with labels, predictions and whether both are equal, without the factor samples / classes.
+    """
     import numpy as np
     import torch
-    from torchmetrics.functional import classification
+    from torchmetrics import classification
 
-    truth, predicted = one.truth, one.classes
-    labels, chosen, hits = counts(one)
-    there = int(((labels + chosen) > 0).sum())
-    weight, hit = len(truth) / there, predicted == truth
-    recalls, precisions, f1s = (safely(hits, under) for under in (labels, chosen, (labels + chosen) / 2))
-    both = (labels + chosen).astype(np.float64)
-    influence = {
-        "precision": weight * safely(hit - precisions[predicted], chosen[predicted]),
-        "recall": weight * safely(hit - recalls[truth], labels[truth]),
-        "f1": weight * (safely(2 * hit - f1s[truth], both[truth]) - safely(f1s[predicted], both[predicted])),
-    }
-    worth = float((labels > 0).sum() ** 2 / safely(np.ones(one.width), labels).sum())
-    functions = {
-        "precision": classification.multiclass_precision,
-        "recall": classification.multiclass_recall,
-        "f1": classification.multiclass_f1_score,
-    }
-    given = torch.from_numpy(predicted), torch.from_numpy(truth)
+    labels, chosen, _ = counts(one)
+    samples, there = len(one.truth), int(((labels + chosen) > 0).sum())
+    kind = {
+        "precision": classification.MulticlassPrecision,
+        "recall": classification.MulticlassRecall,
+        "f1": classification.MulticlassF1Score,
+    }[name]
+    metric = kind(one.width, average="macro", validate_args=False)
     with counting_by_bins():
-        values = {n: float(f(*given, num_classes=one.width, average="macro")) for n, f in functions.items()}
-    precision, recall, f1 = (Sampled(n, v, influence[n], worth=worth) for n, v in values.items())
-    return precision, recall, f1
+        for part in pieces(samples, 8):
+            metric.update(*(torch.from_numpy(x[part].astype(np.int64)) for x in (one.classes, one.truth)))
+        value = float(metric.compute())
+
+    def each(part: slice) -> np.ndarray:
+        truth, predicted = one.truth[part], one.classes[part]
+        return samples / there * influence(truth, predicted, truth == predicted)
+
+    worth = float((labels > 0).sum() ** 2 / safely(np.ones(one.width), labels).sum())
+    return Sampled(name, value, filled(samples, each), worth=worth)
 
 
 def counts(one: Said) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -196,25 +229,38 @@ def ece(one: Said) -> Sampled:
     """Expected calibration error of the largest probability, over bins of equal width."""
     import numpy as np
 
+    def gaps(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        place = np.minimum((one.sure[part] * BINS).astype(np.int64), BINS - 1)
+        return place, one.sure[part] - (one.classes[part] == one.truth[part]).astype(np.float64)
+
     # torchmetrics sums in float32, which at 10 million samples no longer counts.
-    place = np.minimum((one.sure * BINS).astype(np.int64), BINS - 1)
-    each = one.sure - (one.classes == one.truth).astype(np.float64)
-    gaps = np.bincount(place, each, BINS) / len(each)
-    value = float(np.abs(gaps).sum())
-    away = np.sign(gaps)[place] * each - value
-    return Sampled("ece", value, away, direction="lower", excess=excess(place[:, None], each, BINS) / len(each))
+    samples, sums = len(one.truth), np.zeros(BINS * 2)
+    for part in pieces(samples, 8):
+        place, each = gaps(part)
+        half = np.arange(part.start, part.start + len(place)) % 2
+        sums += np.bincount(place * 2 + half, each, BINS * 2)
+    halves = sums.reshape(BINS, 2) / samples
+    signs, value = np.sign(halves.sum(1)), float(np.abs(halves.sum(1)).sum())
+
+    def away(part: slice) -> np.ndarray:
+        place, each = gaps(part)
+        found: np.ndarray = signs[place] * each - value
+        return found
+
+    return Sampled("ece", value, filled(samples, away), direction="lower", excess=excess(halves))
 
 
 def prior_shift(one: Said) -> Sampled:
     """Total variation distance of the predicted classes from the labels: the share of predictions to move."""
     import numpy as np
 
-    (labels, chosen, _), samples = counts(one), len(one.truth)
-    sign, value = np.sign(chosen - labels) / 2, float(np.abs(chosen - labels).sum() / 2 / samples)
-    away = sign[one.classes] - sign[one.truth] - value
-    places, amounts = np.stack((one.classes, one.truth), 1), np.broadcast_to((0.5, -0.5), (samples, 2))
-    far = excess(places, amounts, one.width) / samples
-    return Sampled("prior_shift", value, away, direction="lower", excess=far)
+    samples, halves = len(one.truth), np.empty((one.width, 2))
+    for half in (0, 1):
+        chosen, labels = (np.bincount(x[half::2], minlength=one.width) for x in (one.classes, one.truth))
+        halves[:, half] = (chosen - labels) / (2 * samples)
+    signs, value = np.sign(halves.sum(1)) / 2, float(np.abs(halves.sum(1)).sum())
+    away = filled(samples, lambda part: signs[one.classes[part]] - signs[one.truth[part]] - value)
+    return Sampled("prior_shift", value, away, direction="lower", excess=excess(halves))
 
 
 @contextmanager

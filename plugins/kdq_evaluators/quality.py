@@ -54,7 +54,7 @@ class Quality(Evaluator):
         Column(heading="RMSE", metric="rmse", form="{:.4g}", by_task=True),
         Column(heading="labels right", metric="label_accuracy", form="{:.2%}", by_task=True),
     )
-    late_imports: ClassVar[tuple[str, ...]] = ("torchmetrics.functional.classification",)
+    late_imports: ClassVar[tuple[str, ...]] = ("torchmetrics.classification", "torchmetrics.functional.classification")
 
     k: int = Field(default=5, ge=2, le=10_000, description="`topk`: the label is among the k largest logits")
 

@@ -14,6 +14,7 @@ Source: infinitesimal jackknife, the limit of the bootstrap for many samples: Ef
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kdq_core.api import Z95, Metric, student_975
@@ -104,26 +105,17 @@ def ratio_of(
     return Sampled(name, value, (over - value * under) / under.mean(), unit, direction)
 
 
-FOLDS = 2
-"""Parts of the samples, by their order, for `excess`."""
-
-
-def excess(places: np.ndarray, amounts: np.ndarray, count: int) -> float:
+def excess(sums: np.ndarray) -> float:
     """By how much noise may raise a distance, the sum over K places of |sum of the amounts at the place|.
 
     The distance is at least the sum with any other signs. So the signs of each half of the samples are taken from the
     other half, where they do not follow the noise of that half: the sum then is too low rather than too high.
 
     Args:
-        places: the places of the amounts of each sample, int64 `[N, M]`.
-        amounts: float `[N, M]`.
-        count: K.
+        sums: sums of the amounts of each half, `[K, 2]`.
     """
     import numpy as np
 
-    fold = np.arange(len(places))[:, None] % FOLDS
-    cells = (places * FOLDS + fold).reshape(-1)
-    sums = np.bincount(cells, amounts.reshape(-1), count * FOLDS).reshape(count, FOLDS)
     whole = sums.sum(1, keepdims=True)
     return float(np.abs(whole).sum() - (np.sign(whole - sums) * sums).sum())
 
@@ -133,7 +125,28 @@ def standard_error(influence: np.ndarray) -> float:
     import numpy as np
 
     count = len(influence)
-    return float(np.sqrt(np.square(influence, dtype=np.float64).sum() / max(1, count - 1) / count))
+    squares = sum(float(np.square(influence[part], dtype=np.float64).sum()) for part in pieces(count, 1))
+    return float(np.sqrt(squares / max(1, count - 1) / count))
+
+
+PIECE = 4_000_000
+"""How many numbers are in memory at a time."""
+
+
+def pieces(samples: int, width: int) -> Iterator[slice]:
+    """Yield slices of samples of `width` values each, so that a piece has at most `PIECE` values."""
+    size = max(1, PIECE // max(1, width))
+    yield from (slice(start, start + size) for start in range(0, samples, size))
+
+
+def filled(samples: int, function: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Compute a float32 `[N]` piece by piece, so that only the result needs memory for all samples."""
+    import numpy as np
+
+    found = np.empty(samples, np.float32)
+    for part in pieces(samples, 8):
+        found[part] = function(part)
+    return found
 
 
 def score(value: float, samples: float, steps: float = Z95) -> tuple[float, float]:

@@ -144,7 +144,7 @@ def test_reading_in_pieces_changes_nothing(subject, table, monkeypatch):
     logits, labels = problem()
     student = subject("student", lambda x: x)
     whole = Quality().evaluate(student, student, table(logits, labels))
-    monkeypatch.setattr("kdq_evaluators.classes.PIECE", 35)
+    monkeypatch.setattr("kdq_evaluators.sampled.PIECE", 35)
     assert Quality().evaluate(student, student, table(logits, labels)) == whole
 
 
