@@ -129,7 +129,7 @@ def standard_error(influence: np.ndarray) -> float:
     return float(np.sqrt(squares / max(1, count - 1) / count))
 
 
-PIECE = 4_000_000
+PIECE = 1_000_000
 """How many numbers are in memory at a time."""
 
 
