@@ -41,12 +41,22 @@ def test_plugins_list_groups_names_and_summaries_by_kind(call) -> None:
         0,
         """\
 evaluators
-  coverage  share of the work that runs in int8 kernels
-  latency   times of a call, throughput, and speed-up over the float student
-  parity    the file against its simulation in PyTorch, in LSBs and top-1 flips
-  quality   top-1, precision, recall, F1, and the difference from the float
-            student
-  size      bytes of the file and of its weights by type
+  cost           compressed bytes, parameters by bits, operations by kernel,
+                 loading, memory, energy
+  coverage       share of the work that runs in int8 kernels
+  detection      mean average precision of boxes
+  latency        times of a call, throughput, and speed-up over the float
+                 student
+  parity         the file against its simulation in PyTorch, in LSBs and top-1
+                 flips
+  quality        top-1, F1, calibration or errors, and the difference from the
+                 float student
+  ranking        hit rate and discounted gain of the first k items
+  robustness     quality on corrupted inputs, and whether int8 loses more than
+                 float
+  size           bytes of the file and of its weights by type
+  transcription  word and character error rates
+  translation    BLEU and chrF
 """,
         "",
     )
