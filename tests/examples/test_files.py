@@ -63,9 +63,12 @@ def test_other_content_is_refused(listed: Listed, folders: Path, name: str, give
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (gzip.compress(CONTENT)[:-20], "it ends after 0 bytes, so it is truncated"),
+        (gzip.compress(CONTENT, mtime=0)[:-20], "it ends after 0 bytes, so it is truncated"),
         (b"no gzip at all", "it is no sound gzip file (Not a gzipped file (b'no'))"),
-        (gzip.compress(CONTENT)[:10] + b"\xff" * 30, "it is no sound gzip file (Error -3 while decompressing data: "),
+        (
+            gzip.compress(CONTENT, mtime=0)[:10] + b"\xff" * 30,
+            "it is no sound gzip file (Error -3 while decompressing data: ",
+        ),
     ],
 )
 def test_a_damaged_wrapper_is_refused(listed: Listed, folders: Path, given: bytes, why: str) -> None:
