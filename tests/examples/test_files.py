@@ -16,6 +16,7 @@ from kdq_examples.table import TABLE
 from tests.examples.conftest import Listed, put
 
 CONTENT = b"split,text\n" * 20
+WRAPPED = gzip.compress(CONTENT, mtime=0)  # each process collects the same bytes
 
 
 def refusal(path: Path, entry_name: str, why: str, expected: str, remedy: str) -> str:
@@ -63,10 +64,10 @@ def test_other_content_is_refused(listed: Listed, folders: Path, name: str, give
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (gzip.compress(CONTENT, mtime=0)[:-20], "it ends after 0 bytes, so it is truncated"),
+        (WRAPPED[:-20], "it ends after 0 bytes, so it is truncated"),
         (b"no gzip at all", "it is no sound gzip file (Not a gzipped file (b'no'))"),
         (
-            gzip.compress(CONTENT, mtime=0)[:10] + b"\xff" * 30,
+            WRAPPED[:10] + b"\xff" * 30,
             "it is no sound gzip file (Error -3 while decompressing data: ",
         ),
     ],
