@@ -27,21 +27,21 @@ class Recording(NamedTuple):
     Attributes:
         digit: 0 to 9.
         speaker: first name.
-        index: number among the recordings of this digit by this speaker.
+        take: number among the recordings of this digit by this speaker.
         test: whether it is in the official test split.
         samples: int16 `[T]`, 8,000 a second.
     """
 
     digit: int
     speaker: str
-    index: int
+    take: int
     test: bool
     samples: np.ndarray
 
 
 @functools.cache
 def recordings() -> tuple[Recording, ...]:
-    """Read all recordings, ordered by speaker, digit and index.
+    """Read all recordings, ordered by speaker, digit and take.
 
     Raises:
         PluginError: a recording is missing, or is not 8 kHz, mono and 16 bit.
@@ -58,7 +58,7 @@ def recordings() -> tuple[Recording, ...]:
         )
         for row in rows
     ]  # fmt: skip
-    return tuple(sorted(found, key=lambda one: (one.speaker, one.digit, one.index)))
+    return tuple(sorted(found, key=lambda one: (one.speaker, one.digit, one.take)))
 
 
 def samples(name: str, sound: bytes) -> np.ndarray:

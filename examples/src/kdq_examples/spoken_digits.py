@@ -104,7 +104,7 @@ def chosen(test: str, split: Split, one: Recording) -> bool:
         return one.speaker == UNSEEN and split == "test"
     if one.test or split == "test":
         return one.test and split == "test"
-    return (one.index in VALIDATION) == (split == "validation")
+    return (one.take in VALIDATION) == (split == "validation")
 
 
 @functools.cache

@@ -23,7 +23,8 @@ class VoiceEncoder(nn.Module):
         """Return vectors `[B, 256]`."""
         _, (hidden, _) = self.lstm(mels)
         vector = F.relu(self.linear(hidden[-1]))
-        return vector / torch.norm(vector, dim=1, keepdim=True).clamp(min=1e-9)
+        unit: Tensor = vector / torch.norm(vector, dim=1, keepdim=True).clamp(min=1e-9)
+        return unit
 
 
 class SmallVoiceEncoder(nn.Module):

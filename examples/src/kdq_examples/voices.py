@@ -98,7 +98,7 @@ class Voices(Workload):
         if batch.targets is None:
             raise StageError("the loss of workload 'voices' needs speakers; this batch has none")
         vectors = F.normalize(outputs.logits.float(), dim=1)
-        there, places = batch.targets.unique(return_inverse=True)
+        there, places = torch.unique(batch.targets, return_inverse=True)
         means = torch.zeros(len(there), vectors.shape[1], device=vectors.device).index_add(0, places, vectors)
         return F.cross_entropy(10 * vectors @ F.normalize(means, dim=1).T, places)
 
@@ -108,10 +108,10 @@ def chosen(test: str, split: Split, one: Recording, trained: frozenset[str]) -> 
     if test == "unseen":
         if one.speaker not in trained or split == "test":
             return one.speaker not in trained and split == "test"
-        return (one.test or one.index in VALIDATION) == (split == "validation")
+        return (one.test or one.take in VALIDATION) == (split == "validation")
     if one.test or split == "test":
         return one.test and split == "test"
-    return (one.index in VALIDATION) == (split == "validation")
+    return (one.take in VALIDATION) == (split == "validation")
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def voices(test: str, split: Split) -> tuple[tuple[int, tuple[np.ndarray, ...]],
     found = []
     for number, name in enumerate(speakers):
         own = [one for one in recordings() if one.speaker == name and chosen(test, split, one, trained)]
-        own.sort(key=lambda one: hashlib.sha256(f"voices 1:{one.digit} {one.index}".encode()).digest())
+        own.sort(key=lambda one: hashlib.sha256(f"voices 1:{one.digit} {one.take}".encode()).digest())
         if own:
             found.append((number, tuple(wide(one.samples) for one in own)))
     return tuple(found)
