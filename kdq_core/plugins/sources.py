@@ -69,7 +69,7 @@ def places(top: str) -> list[str]:
     if spec is None:
         return []
     if spec.submodule_search_locations is not None:
-        return list(spec.submodule_search_locations)
+        return [os.fspath(place) for place in spec.submodule_search_locations]  # transformers sets paths
     return [spec.origin] if spec.has_location and spec.origin else []
 
 

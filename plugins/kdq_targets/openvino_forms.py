@@ -139,6 +139,27 @@ def _with_last(node: Any) -> list[Any]:
     return [node, helper.make_node("Max", [f"{made}_same", "kdq.lowest"], [made])]
 
 
+def part_products(graph: Any) -> None:
+    """Part a product with a constant from what makes its other factor.
+
+    OpenVINO 2026.4 fails to load some chains of such products, as of the layer scale of ConvNeXt. A LeakyRelu of slope
+    1 in front changes no value.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    nodes: list[Any] = []
+    for node in graph.node:
+        if all(value in constants for value in node.input):
+            constants.update(node.output)
+        elif node.op_type == "Mul" and constants & set(node.input):
+            index = 0 if node.input[1] in constants else 1
+            value = f"{node.output[0]}_factor"
+            nodes.append(helper.make_node("LeakyRelu", [node.input[index]], [value], alpha=1.0))
+            node.input[index] = value
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def separate_turned(graph: Any) -> None:
     """Give each layer that reads a weight the other way round a copy of it.
 

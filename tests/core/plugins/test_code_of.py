@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -202,6 +203,21 @@ def test_of_kdq_a_guest_holds_what_it_takes_from_the_api(
     assert [changes(name) for name in ("a", "b", "c")] == [False, True, False]
     write(**{"theirs/helper.py": "from kdq_core.api import A", "copy/kdq_core/a.py": "y = 1"})
     assert changes("a")
+
+
+def test_a_package_that_sets_its_search_path_to_paths_is_followed(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers does once it is imported."""
+    write(**{"mine/guest/__init__.py": "", "mine/guest/sub/plug.py": "import big", "theirs/big/__init__.py": "a = 1"})
+    seen = code()
+    spec = importlib.util.find_spec("big")
+    assert spec is not None
+    spec.submodule_search_locations = [Path(place) for place in spec.submodule_search_locations or ()]  # type: ignore[misc]
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "big", module)
+    assert code() == seen
+    monkeypatch.delitem(sys.modules, "big")
 
 
 def test_a_distribution_may_be_one_module(write: Write) -> None:
