@@ -101,6 +101,7 @@ def test_the_entry_holds_predictions_and_the_files_of_evaluators(measured: Any) 
     assert {ref.path for ref in entry.manifest.files} == {
         *(f"predictions/{model}-test-0.bin" for model in FILES),
         *(f"files/size/{model}/role.txt" for model in FILES),
+        *(f"files/quality/{model}/{file}" for model in FILES for file in ("classes.csv", "outcomes.safetensors")),
         "samples/labels-0.bin",
         "samples/input-0.bin",
     }
