@@ -28,6 +28,8 @@ FILES = frozenset({
     MODEL, REPORT, GOLDEN, SAMPLES, CARD, LOCK, BILL,
 })  # fmt: skip
 """The files that KDQ registers, besides manifest and signature."""
+META = "registered_model_meta"
+"""MLflow writes this file into the version itself when a program on the same machine loads it; nobody reads it here."""
 SEAL_TAG = "kdq.seal"
 LOCKED = (
     "kdq", "torch", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy", "scipy", "scikit-learn", "mlflow",
@@ -140,6 +142,7 @@ def _files(folder: Path) -> tuple[FileRef, ...]:
 
 def _wrong(folder: Path) -> Iterator[str]:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    there.discard(META)
     if MANIFEST not in there:
         yield f"its file {MANIFEST!r} is missing, so nothing says which bytes KDQ registered"
         return

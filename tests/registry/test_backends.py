@@ -108,7 +108,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     config = site.home / "auth.ini"
     config.write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{site.home}/users.db\n"
-        "admin_username = admin\nadmin_password = password1234\n"
+        "admin_username = admin\nadmin_password = correct horse 9\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     with mlflow_server(
@@ -117,7 +117,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def as_user(monkeypatch: pytest.MonkeyPatch, name: str | None, password: str = "password1234") -> None:
+def as_user(monkeypatch: pytest.MonkeyPatch, name: str | None, password: str = "correct horse 9") -> None:
     for variable, value in (("MLFLOW_TRACKING_USERNAME", name), ("MLFLOW_TRACKING_PASSWORD", password)):
         if name is None:
             monkeypatch.delenv(variable, raising=False)
@@ -127,7 +127,7 @@ def as_user(monkeypatch: pytest.MonkeyPatch, name: str | None, password: str = "
 
 def as_admin(server: str, path: str, **fields: str) -> None:
     """Call MLflow's API for users; its Python client imports a module that warns."""
-    answer = requests.post(f"{server}/api/{path}", json=fields, auth=("admin", "password1234"), timeout=30)
+    answer = requests.post(f"{server}/api/{path}", json=fields, auth=("admin", "correct horse 9"), timeout=30)
     assert answer.ok, answer.text
 
 
@@ -150,7 +150,7 @@ def test_a_server_with_users_lets_promote_who_may_edit_the_chain(
     as_user(monkeypatch, "admin")
     first, second = made(site), made(site, seed=1)
     assert promote(site, "digits", first.version).promoted
-    as_admin(guarded, "2.0/mlflow/users/create", username="ci", password="password1234")
+    as_admin(guarded, "2.0/mlflow/users/create", username="ci", password="correct horse 9")
     as_user(monkeypatch, "ci")
     assert len(list_models(site)[0]) == 2
     assert fetch(site, "digits@champion").sha256 == first.file_sha256

@@ -16,12 +16,16 @@ def test_a_version_keeps_the_lock_of_its_run_as_a_sealed_file(
     site: Site, recipe: Recipe, artifact: Artifact, report_of: Callable[..., EvaluationReport],
     onnx_file: Callable[[int], Path],
 ) -> None:  # fmt: skip
+    from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
+
     register(
         site, recipe=recipe, artifact_file=onnx_file(0), artifact=artifact, report=report_of(), lineage={},
         run_id=None, example={"image": np.ones((2, 4), np.float32)}, lock='{"the": "lock"}',
     )  # fmt: skip
     assert lock_of_version(site, "digits/1") == b'{"the": "lock"}'
     path = next((site.home / "mlflow").rglob("lock.json"))
+    (path.parent / REGISTERED_MODEL_META_FILE_NAME).write_text("model_name: digits\n")  # as MLflow does when it loads
+    assert lock_of_version(site, "digits/1") == b'{"the": "lock"}'
     path.write_text('{"another": "lock"}')
     with pytest.raises(StageError) as caught:
         lock_of_version(site, "digits/1")
