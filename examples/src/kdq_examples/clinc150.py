@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FILE = "clinc150/clinc150.csv.gz"
 LENGTH, CLASSES = 24, 150
-NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+NAMES: dict[str, Split] = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SPECIAL = ["[PAD]", "[UNK]"]
 """Tokens 0 and 1."""
 
