@@ -209,4 +209,4 @@ def test_the_table_has_a_hash_a_size_and_a_licence_for_each_file() -> None:
         assert entry.licence, name
         assert entry.source.startswith("https://"), name
         assert re.fullmatch(rf"https://\S+/{re.escape(Path(name).name)}|", entry.address), name
-        assert (entry.inflated > 0) == name.endswith(".zip"), name
+        assert (entry.inflated > 0) == name.endswith((".zip", ".whl")), name
