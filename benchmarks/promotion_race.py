@@ -37,11 +37,11 @@ def race(folder: Path, uri: str, processes: int, rounds: int, name: str = "raced
             is wrong with the chain; `seconds`.
     """
     homes = [folder / f"home {number}" for number in range(HOMES)]
-    _child(lambda: _prepare(Site(home=homes[0], tracking_uri=uri), name, processes)).get()
-    for _ in range(rounds):
+    _child(lambda: _prepare(Site(home=homes[0], tracking_uri=uri), name, processes * rounds)).get()
+    for turn in range(rounds):
         ready, go = os.pipe(), os.pipe()
         racing = [
-            _child(partial(_promote, homes[number % HOMES], uri, name, number + 1, ready[1], go[0]))
+            _child(partial(_promote, homes[number % HOMES], uri, name, turn * processes + number + 1, ready[1], go[0]))
             for number in range(processes)
         ]
         for _ in racing:

@@ -12,7 +12,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SECONDS = 90
-BUSY = ("is locked", "Giving up after", "deadlock", "could not serialize", "Resource temporarily unavailable")
+ALIAS = ("UNIQUE constraint failed: registered_model_aliases", "registered_model_alias_pk")
+"""Two processes set an alias that did not exist: SQLite's words, and the name of PostgreSQL's constraint."""
+BUSY = ("is locked", "Giving up after", "deadlock", "could not serialize", "Resource temporarily unavailable", *ALIAS)
 
 
 def busy(error: BaseException) -> bool:

@@ -165,7 +165,7 @@ def test_a_policy_on_a_metric_that_nobody_measured_names_the_nearest(
         promote(site, "digits", 1, policy=Policy(gates=(Gate(metric="topp1", at_least=0.9),)))
     assert str(caught.value) == (
         "the policy has a gate on the metric 'topp1', which the report of version 1 of 'digits' does not have; did you "
-        "mean 'top1'? It has: bytes, coverage_macs, parity_flips, top1."
+        "mean 'top1'? It has: bytes, coverage_macs, parity_flips, speedup, top1."
     )
     with pytest.raises(RecipeError, match="a gate on the model 'int9', and the report of version 1 of 'digits' has: "):
         promote(site, "digits", 1, policy=Policy(gates=(Gate(metric="top1", of="int9", at_least=0.9),)))

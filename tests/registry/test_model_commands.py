@@ -103,9 +103,8 @@ def test_a_worse_version_needs_force_and_a_reason_and_a_rollback_brings_the_old_
     code, out = kdq("promote", "digits", "2")
     assert code == 1
     assert "Against the champion, version 1" in out
-    words = [line.replace("│", " ").split() for line in out.splitlines()]
-    (row,) = [line for line in words if line[:3] == ["top1", "0.5", "0.95"]]
-    assert row[-2:] == ["McNemar", "worse"]
+    told = out[out.index("Against the champion") : out.index("refused: ")].replace("│", " ").split()
+    assert {"top1", "0.5", "0.95", "McNemar", "worse"} <= set(told)  # a table, or a list where it does not fit
     assert "refused: int8 top1 0.5 is worse than the champion's 0.95 on the same 200 samples (McNemar, p = " in out
     with pytest.raises(RecipeError, match="--force needs --reason TEXT, which stays in the history"):
         kdq("promote", "digits", "2", "--force")

@@ -23,7 +23,7 @@ PROCESSES, ROUNDS = 8, 2
 
 
 def one_wins_and_all_others_are_told(folder: Path, uri: str) -> None:
-    found = race(folder, uri, PROCESSES, ROUNDS)
+    found = list(race(folder, uri, PROCESSES, ROUNDS))
     assert len(found) == ROUNDS
     before = None
     for number, one in enumerate(found, start=1):

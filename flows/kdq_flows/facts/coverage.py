@@ -47,10 +47,10 @@ MATTERS = 0.01
 """A group of float operators is told by itself from this share of the work or of the weights on."""
 
 
-def float_lines(operators: Iterable[OperatorFacts]) -> list[str]:
+def float_lines(operators: Iterable[OperatorFacts], *, every: bool = False) -> list[str]:
     """One line for each kind of operator that runs in float and each reason; most multiply-accumulates first.
 
-    Groups without a share in work and weights that matters are one line at the end.
+    Groups without a share in work and weights that matters are one line at the end, unless `every` is true.
     """
     groups: dict[tuple[str, str], list[OperatorFacts]] = {}
     for operator in operators:
@@ -61,7 +61,7 @@ def float_lines(operators: Iterable[OperatorFacts]) -> list[str]:
     for (kind, reason), found in sorted(groups.items(), key=lambda one: -sum(o.macs_share for o in one[1])):
         where = ", ".join(repr(o.path) for o in found[:3] if o.path) + (", ..." if len(found) > 3 else "")
         share = sum(o.macs_share for o in found)
-        if max(share, sum(o.weight_share for o in found)) < MATTERS:
+        if not every and max(share, sum(o.weight_share for o in found)) < MATTERS:
             small[kind] = small.get(kind, 0) + len(found)
         else:
             lines.append(f"{len(found)} {kind}{f' at {where}' if where else ''}, {share:.1%} of the MACs: {reason}")

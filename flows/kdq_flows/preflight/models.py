@@ -138,7 +138,7 @@ class Rehearsal:
         target.export(convert(model), example, file)
         target.session(file, threads=self._asked.site.threads).run(tuple(x.numpy() for x in example))
         rows = target.coverage(file, self._graph, keep_float=placement(work, self._graph).keep_float)
-        self.float_lines = float_lines(facts_of(rows))
+        self.float_lines = float_lines(facts_of(rows), every=True)
         int8 = sum(row.int8 for row in rows)
         size, use = file.stat().st_size, self._asked.recipe.target.use
         return f"{size:,} bytes for {use!r}; {int8} of {len(rows)} operators in int8"
