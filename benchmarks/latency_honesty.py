@@ -1,8 +1,9 @@
 """Try how honest `kdq bench` is: one file against itself, and against a file with 10 % more work.
 
 Each try is one comparison with its own seed. KDQ should find no difference between a file and itself, on an idle
-machine and beside two busy processes, and it should find two more layers behind twenty. The script adds its tries to
-`benchmarks/latency_honesty.json`, goes on where it ended, and writes `benchmarks/latency_honesty.md` anew:
+machine and beside two busy processes, and it should find two more layers behind twenty. The script keeps its tries in
+`benchmarks/latency_honesty.json`. If you start it again, it makes the tries that are still missing. Each time it writes
+`benchmarks/latency_honesty.md`:
 
 ```
 python benchmarks/latency_honesty.py same busy planted --tries 100

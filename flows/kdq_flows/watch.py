@@ -22,6 +22,7 @@ from kdq_core.store.records import Metric
 from kdq_core.store.store import explained
 from kdq_flows.measuring import measure
 from kdq_flows.observer import Observer, Silent
+from kdq_flows.report.kept import write
 
 if TYPE_CHECKING:
     from kdq_registry.watch import Champion
@@ -224,6 +225,4 @@ def _read(path: Path) -> Kept | None:
 
 def _write(path: Path, kept: Kept) -> None:
     with explained(path, "write the record of the watch"):
-        draft = path.with_name(f".{path.name}")
-        draft.write_text(json.dumps(kept.model_dump(mode="json"), indent=1), encoding="utf-8")
-        draft.rename(path)
+        write(path, json.dumps(kept.model_dump(mode="json"), indent=1))

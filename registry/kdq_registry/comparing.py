@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from kdq_core.frozen import Frozen
-from kdq_core.intervals import paired
+from kdq_core.intervals import mcnemar, paired
 from kdq_core.store.records import EvaluationReport
 
 if TYPE_CHECKING:
@@ -82,11 +82,8 @@ def _compared(name: str, ours: np.ndarray, theirs: np.ndarray, *, higher: bool) 
 
 
 def _mcnemar(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    from scipy.stats import binomtest
-
     gained, lost = int((a > b).sum()), int((b > a).sum())
-    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return (*paired(gained, lost, len(a)), p)
+    return (*paired(gained, lost, len(a)), mcnemar(gained, lost))
 
 
 def _bootstrap(a: np.ndarray, b: np.ndarray, total: object) -> tuple[float, float]:

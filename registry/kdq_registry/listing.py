@@ -62,7 +62,7 @@ def _newest(mlflow: Any, model: Any) -> list[Any]:
 
 
 def repaired(site: Site, mlflow: Any, name: str) -> list[str]:
-    """Repair the aliases of a model; where that is not possible, tell why, because reading may go on.
+    """Repair the aliases of a model. If KDQ cannot, it tells why, and the caller can still read.
 
     Returns:
         One sentence for each alias, or for the chain.

@@ -15,7 +15,7 @@ from kdq_registry.blessing import answering, checked
 from kdq_registry.chain import head
 from kdq_registry.environment import client, mlflow_errors
 from kdq_registry.listing import repaired
-from kdq_registry.logged import download
+from kdq_registry.logged import SHA_TAG, download
 from kdq_registry.scratch import scratch
 from kdq_registry.seal import Sealed
 from kdq_registry.versions import nothing_yet, unknown_model, version_called, version_numbered
@@ -117,6 +117,24 @@ def find(site: Site, model: str) -> tuple[MlflowClient, Any, tuple[str, ...]]:
     number = state_of(mlflow, name, head(mlflow, name)).get(which)
     found = version_called(mlflow, name, which) if number is None else version_numbered(mlflow, name, number)
     return mlflow, found, notes
+
+
+def sha256_of_version(site: Site, asked: str) -> str:
+    """Return the sha256 of the file that KDQ registered as a version.
+
+    Args:
+        site: says where MLflow is.
+        asked: `NAME/NUMBER` or `NAME@ALIAS`.
+
+    Raises:
+        RecipeError: there is no such version, or KDQ did not register it.
+        TransientError: the tracking server cannot be reached.
+    """
+    with mlflow_errors(site):
+        sha256 = find(site, asked)[1].tags.get(SHA_TAG)
+    if sha256 is None:
+        raise RecipeError(f"KDQ did not register version {asked!r}: it has no tag {SHA_TAG!r}; name a version of KDQ's")
+    return str(sha256)
 
 
 def _sealed(

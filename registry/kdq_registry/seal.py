@@ -100,8 +100,8 @@ def read_seal(folder: Path) -> Sealed:
     """Read the seal of a version's files, and check every file against it; nothing is unpickled.
 
     Raises:
-        StageError: there is no seal, its signature is wrong, or a file is missing, foreign or changed. The message is
-            a clause that goes on behind the name of the version.
+        StageError: there is no seal, its signature is wrong, or a file is missing, foreign or changed. The
+            message is a clause; the caller puts the name of the version before it.
     """
     wrong = next(_wrong(folder), None)
     if wrong is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import RecipeError, did_you_mean, listing
-from kdq_registry.environment import client, local_database, mlflow_errors
-from kdq_registry.logged import SHA_TAG
+from kdq_registry.environment import local_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -101,29 +100,6 @@ def version_called(mlflow: MlflowClient, name: str, alias: str) -> Any:
             f"{name}/NUMBER (`kdq models` lists them), or make one 'champion' with `kdq promote`."
         )
     return version_numbered(mlflow, name, aliases[alias])
-
-
-def sha256_of_version(site: Site, asked: str) -> str:
-    """Return the sha256 of the file that KDQ registered as a version.
-
-    Args:
-        site: says where MLflow is.
-        asked: `NAME/NUMBER` or `NAME@ALIAS`.
-
-    Raises:
-        RecipeError: there is no such version, or KDQ did not register it.
-        TransientError: the tracking server cannot be reached.
-    """
-    name, mark, which = asked.partition("/") if "/" in asked else asked.partition("@")
-    if nothing_yet(site):
-        raise unknown_model(name, [])
-    with mlflow_errors(site):
-        mlflow = client(site)
-        found = version_numbered(mlflow, name, int(which)) if mark == "/" else version_called(mlflow, name, which)
-    sha256 = found.tags.get(SHA_TAG)
-    if sha256 is None:
-        raise RecipeError(f"KDQ did not register version {asked!r}: it has no tag {SHA_TAG!r}; name a version of KDQ's")
-    return str(sha256)
 
 
 def unknown_model(name: str, names: list[str]) -> RecipeError:

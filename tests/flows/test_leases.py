@@ -123,7 +123,7 @@ def test_a_lease_that_finds_the_disk_full_is_explained_and_given_back(
 
 
 class Stage(threading.Thread):
-    """Holds the machine until it is told to end."""
+    """A thread that holds the machine until the test ends it."""
 
     def __init__(self, site: Site, *, alone: bool) -> None:
         super().__init__(daemon=True)

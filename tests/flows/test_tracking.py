@@ -1,4 +1,4 @@
-"""Sending a run to MLflow from a thread, with a tracker that only notes what it is told."""
+"""A thread sends a run to MLflow; here the tracker only keeps a list of the calls."""
 
 import time
 from concurrent.futures import Future

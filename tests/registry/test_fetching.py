@@ -17,7 +17,7 @@ from kdq_registry import fetching
 from kdq_registry.environment import client
 from kdq_registry.fetching import fetch
 from kdq_registry.promotion import promote
-from kdq_registry.versions import sha256_of_version
+from kdq_registry.pulling import sha256_of_version
 
 Registered = Callable[..., ModelVersion]
 

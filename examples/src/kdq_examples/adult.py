@@ -23,9 +23,9 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, View, Workload
 from kdq_examples import files
-from kdq_examples.draws import stream
+from kdq_examples.batching import rows_of_batches, targets_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,15 +78,10 @@ class Adult(Workload):
         view: View | None = None,  # noqa: ARG002 - the kind's signature
     ) -> Iterator[Batch]:
         """Yield batches of codes `[B, 14]`, numbers `[B, 6]` and classes `[B]`; `view` has no effect."""
-        import numpy as np
         import torch
 
         codes, numbers, labels = read()[split]
-        order = np.arange(len(labels))
-        if split == "train":
-            order = stream(seed, epoch, 0).permutation(len(labels))
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+        for ids in rows_of_batches(split, len(labels), batch_size, seed, epoch):
             inputs = torch.from_numpy(codes[ids]), torch.from_numpy(numbers[ids])
             yield Batch(inputs=inputs, targets=torch.from_numpy(labels[ids]), ids=torch.from_numpy(ids))
 
@@ -98,9 +93,8 @@ class Adult(Workload):
         """
         import torch.nn.functional as F
 
-        if batch.targets is None:
-            raise StageError("the loss of workload 'adult' needs labels; this batch has none")
-        return F.cross_entropy(outputs.logits.float(), batch.targets)
+        targets = targets_of(batch, "adult")
+        return F.cross_entropy(outputs.logits.float(), targets)
 
 
 def rows() -> dict[Split, list[dict[str, str]]]:

@@ -22,8 +22,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, View, Workload
 from kdq_examples import files
+from kdq_examples.batching import rows_of_batches, targets_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,15 +80,10 @@ class Clinc150(Workload):
         view: View | None = None,  # noqa: ARG002 - the kind's signature
     ) -> Iterator[Batch]:
         """Yield batches of token numbers `[B, 24]` and labels `[B]`; `view` has no effect."""
-        import numpy as np
         import torch
 
         tokens, labels = read(files.sha256(FILE), self.tokens)[split]
-        order = np.arange(len(labels))
-        if split == "train":
-            order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(labels))
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+        for ids in rows_of_batches(split, len(labels), batch_size, seed, epoch):
             inputs, targets = torch.from_numpy(tokens[ids]), torch.from_numpy(labels[ids])
             yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
@@ -103,9 +99,8 @@ class Clinc150(Workload):
         """
         import torch.nn.functional as F
 
-        if batch.targets is None:
-            raise StageError("the loss of workload 'clinc150' needs labels; this batch has none")
-        return F.cross_entropy(outputs.logits.float(), batch.targets)
+        targets = targets_of(batch, "clinc150")
+        return F.cross_entropy(outputs.logits.float(), targets)
 
     def _words(self) -> int:
         return tokenizer(files.sha256(FILE), self.tokens).get_vocab_size()

@@ -21,8 +21,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, View, Workload
 from kdq_examples import files
+from kdq_examples.batching import rows_of_batches, targets_of
+from kdq_examples.draws import stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,14 +89,11 @@ class FashionMnist(Workload):
         import torch
 
         pixels, labels = self.images(split)
-        order = np.arange(len(labels))
         if split == "train":
             pixels = seen(pixels, view or View(seed, epoch)) if self.augment else pixels
-            order = stream(seed, epoch, 0).permutation(len(labels))
             if self.labelled is not None:
                 labels = np.where(np.arange(len(labels)) < self.labelled, labels, UNLABELLED)
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+        for ids in rows_of_batches(split, len(labels), batch_size, seed, epoch):
             x = (pixels[ids].astype(np.float32) / np.float32(255) - np.float32(0.286)) / np.float32(0.353)
             inputs, targets = torch.from_numpy(x[:, None]), torch.from_numpy(labels[ids])
             yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
@@ -107,10 +106,9 @@ class FashionMnist(Workload):
         """
         import torch.nn.functional as F
 
-        if batch.targets is None:
-            raise StageError("the loss of workload 'fashion-mnist' needs labels; this batch has none")
-        known = (batch.targets != UNLABELLED).sum().clamp(min=1)
-        total = F.cross_entropy(outputs.logits.float(), batch.targets, ignore_index=UNLABELLED, reduction="sum")
+        targets = targets_of(batch, "fashion-mnist")
+        known = (targets != UNLABELLED).sum().clamp(min=1)
+        total = F.cross_entropy(outputs.logits.float(), targets, ignore_index=UNLABELLED, reduction="sum")
         return total / known
 
 
@@ -122,13 +120,6 @@ def idx(name: str) -> np.ndarray:
     raw = files.content(name)
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-
-
-def stream(seed: int, number: int, purpose: int) -> np.random.Generator:
-    """Make a Philox stream that belongs to (seed, number, purpose) alone."""
-    import numpy as np
-
-    return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
 def seen(images: np.ndarray, view: View) -> np.ndarray:

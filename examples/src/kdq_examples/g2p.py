@@ -21,9 +21,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, View, Workload
 from kdq_examples import files
-from kdq_examples.draws import stream
+from kdq_examples.batching import rows_of_batches, targets_of
 from kdq_examples.weights import member
 
 if TYPE_CHECKING:
@@ -83,15 +83,10 @@ class G2p(Workload):
         view: View | None = None,  # noqa: ARG002 - the kind's signature
     ) -> Iterator[Batch]:
         """Yield batches of letters `[B, 21]`, phonemes before `[B, 20]` and phonemes `[B, 20]`."""
-        import numpy as np
         import torch
 
         arrays = read(self.train_words, self.test_words)[split]
-        order = np.arange(len(arrays[0]))
-        if split == "train":
-            order = stream(seed, epoch, 0).permutation(len(order))
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+        for ids in rows_of_batches(split, len(arrays[0]), batch_size, seed, epoch):
             letters, before, phonemes = (torch.from_numpy(x[ids]) for x in arrays)
             yield Batch(inputs=(letters, before), targets=phonemes, ids=torch.from_numpy(ids))
 
@@ -103,9 +98,8 @@ class G2p(Workload):
         """
         import torch.nn.functional as F
 
-        if batch.targets is None:
-            raise StageError("the loss of workload 'g2p' needs phonemes; this batch has none")
-        return F.cross_entropy(outputs.logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=PAD)
+        targets = targets_of(batch, "g2p", "phonemes")
+        return F.cross_entropy(outputs.logits.float().flatten(0, 1), targets.flatten(), ignore_index=PAD)
 
 
 @functools.cache

@@ -20,9 +20,9 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, View, Workload
 from kdq_examples import files
-from kdq_examples.draws import stream
+from kdq_examples.batching import rows_of_batches, targets_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,15 +70,10 @@ class Goodbooks(Workload):
         view: View | None = None,  # noqa: ARG002 - the kind's signature
     ) -> Iterator[Batch]:
         """Yield batches of readers `[B]`, books `[B]` and ratings `[B, 1]`; `view` has no effect."""
-        import numpy as np
         import torch
 
         rows = read()[split]
-        order = np.arange(len(rows))
-        if split == "train":
-            order = stream(seed, epoch, 0).permutation(len(rows))
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+        for ids in rows_of_batches(split, len(rows), batch_size, seed, epoch):
             user, book, rating = (torch.from_numpy(rows[ids, column]) for column in range(3))
             yield Batch(inputs=(user, book), targets=rating[:, None].float(), ids=torch.from_numpy(ids))
 
@@ -90,9 +85,8 @@ class Goodbooks(Workload):
         """
         import torch.nn.functional as F
 
-        if batch.targets is None:
-            raise StageError("the loss of workload 'goodbooks' needs ratings; this batch has none")
-        return F.mse_loss(outputs.logits.float(), batch.targets)
+        targets = targets_of(batch, "goodbooks", "ratings")
+        return F.mse_loss(outputs.logits.float(), targets)
 
 
 @functools.cache

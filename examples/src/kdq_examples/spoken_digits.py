@@ -25,8 +25,9 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, View, Workload
 from kdq_examples import files
+from kdq_examples.batching import rows_of_batches, targets_of
 from kdq_examples.draws import stream
 from kdq_examples.speech import ARCHIVE, MANIFEST, RATE, VALIDATION, Recording, mel_bank, recordings, spectrogram
 
@@ -72,16 +73,12 @@ class SpokenDigits(Workload):
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
     ) -> Iterator[Batch]:
         """Yield batches of spectrograms `[B, 1, 40, 64]` and digits `[B]`."""
-        import numpy as np
         import torch
 
         images, labels = load(self.test, split)
-        order = np.arange(len(labels))
         if split == "train":
             images = augmented(images, view or View(seed, epoch))
-            order = stream(seed, epoch, 0).permutation(len(labels))
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+        for ids in rows_of_batches(split, len(labels), batch_size, seed, epoch):
             inputs, targets = torch.from_numpy(images[ids][:, None]), torch.from_numpy(labels[ids])
             yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
@@ -93,9 +90,8 @@ class SpokenDigits(Workload):
         """
         import torch.nn.functional as F
 
-        if batch.targets is None:
-            raise StageError("the loss of workload 'spoken-digits' needs labels; this batch has none")
-        return F.cross_entropy(outputs.logits.float(), batch.targets)
+        targets = targets_of(batch, "spoken-digits")
+        return F.cross_entropy(outputs.logits.float(), targets)
 
 
 def chosen(test: str, split: Split, one: Recording) -> bool:

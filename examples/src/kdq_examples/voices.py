@@ -25,8 +25,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kdq_core.api import Batch, Field, Outputs, Split, StageError, View, Workload
+from kdq_core.api import Batch, Field, Outputs, Split, View, Workload
 from kdq_examples import files
+from kdq_examples.batching import rows_of_batches, targets_of
 from kdq_examples.draws import stream
 from kdq_examples.speech import ARCHIVE, MANIFEST, RATE, VALIDATION, Recording, mel_bank, recordings, spectrogram
 
@@ -72,17 +73,13 @@ class Voices(Workload):
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
     ) -> Iterator[Batch]:
         """Yield batches of mel bands `[B, 160, 40]` and numbers of speakers `[B]`."""
-        import numpy as np
         import torch
 
         if split == "train":
             mels, speakers = seen(self.test, self.pieces, view or View(seed, epoch))
-            order = stream(seed, epoch, 0).permutation(len(speakers))
         else:
             mels, speakers = held_out(self.test, split)
-            order = np.arange(len(speakers))
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+        for ids in rows_of_batches(split, len(speakers), batch_size, seed, epoch):
             inputs, targets = torch.from_numpy(mels[ids]), torch.from_numpy(speakers[ids])
             yield Batch(inputs=(inputs,), targets=targets, ids=torch.from_numpy(ids))
 
@@ -95,10 +92,9 @@ class Voices(Workload):
         import torch
         import torch.nn.functional as F
 
-        if batch.targets is None:
-            raise StageError("the loss of workload 'voices' needs speakers; this batch has none")
+        targets = targets_of(batch, "voices", "speakers")
         vectors = F.normalize(outputs.logits.float(), dim=1)
-        there, places = torch.unique(batch.targets, return_inverse=True)
+        there, places = torch.unique(targets, return_inverse=True)
         means = torch.zeros(len(there), vectors.shape[1], device=vectors.device).index_add(0, places, vectors)
         return F.cross_entropy(10 * vectors @ F.normalize(means, dim=1).T, places)
 

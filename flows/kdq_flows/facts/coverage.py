@@ -44,7 +44,7 @@ def facts_of(operators: Sequence[OperatorCoverage]) -> tuple[OperatorFacts, ...]
 
 
 MATTERS = 0.01
-"""A group of float operators is told by itself from this share of the work or of the weights on."""
+"""KDQ names a group of float operators if it has at least this share of the work or of the weights."""
 
 
 def float_lines(operators: Iterable[OperatorFacts], *, every: bool = False) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdq_core.errors import RecipeError
-from kdq_core.intervals import paired
+from kdq_core.intervals import mcnemar, paired
 from kdq_core.plan.view import RunView
 from kdq_core.store.records import Artifact, Metric
 from kdq_flows.facts.front import on_front
@@ -116,8 +116,6 @@ def _tested(first: RunView, other: RunView) -> tuple[dict[str, float], str]:
     McNemar's exact test (McNemar 1947): under no difference, a sample that only one of the files answers right is as
     often the first's as the other's. The interval is that of Bonett and Price 2012.
     """
-    from scipy.stats import binomtest
-
     ours, theirs = answers_of(other), answers_of(first)
     if ours is None or theirs is None:
         return {}, "no paired test, because predictions or classes of the test split were not kept"
@@ -126,8 +124,7 @@ def _tested(first: RunView, other: RunView) -> tuple[dict[str, float], str]:
     right = [found.sure("int8")[0] == found.truth for found in (ours, theirs)]
     gained, lost = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     low, high = paired(gained, lost, len(ours.truth))
-    p = 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
-    return dict(zip(PAIRED, ((gained - lost) / len(ours.truth), low, high, p))), ""
+    return dict(zip(PAIRED, ((gained - lost) / len(ours.truth), low, high, mcnemar(gained, lost)))), ""
 
 
 def _data(view: RunView) -> object:

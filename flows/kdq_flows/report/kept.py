@@ -156,7 +156,7 @@ def same(site: Site, keys: Iterable[str]) -> Path | None:
 
 
 def _of_version(site: Site, version: str) -> RunRecord:
-    from kdq_registry.versions import sha256_of_version
+    from kdq_registry.pulling import sha256_of_version
 
     sha256 = sha256_of_version(site, version)
     for record in records(site):

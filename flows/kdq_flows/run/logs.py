@@ -9,6 +9,7 @@ from pathlib import Path
 from kdq_core.errors import KdqError, StageError, UnforeseenError
 from kdq_core.store.store import explained
 from kdq_core.worker.main import named
+from kdq_flows.report.kept import write
 
 
 def name_of(recipe: str) -> str:
@@ -20,9 +21,7 @@ def keep(text: str, path: Path) -> None:
     """Write a file whole or not at all."""
     with explained(path, "write the lock of the run"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}")
-        draft.write_text(text, encoding="utf-8")
-        draft.rename(path)
+        write(path, text)
 
 
 def logged(error: Exception, log: Path) -> KdqError:

@@ -65,7 +65,7 @@ def test_a_damaged_record_is_told_where_it_is_named_and_skipped_elsewhere(two: S
 
 
 def test_a_version_means_the_last_run_that_made_its_file(two: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdq_registry.versions.sha256_of_version", lambda _site, _asked: "ab" * 32)
+    monkeypatch.setattr("kdq_registry.pulling.sha256_of_version", lambda _site, _asked: "ab" * 32)
     with pytest.raises(RecipeError) as caught:
         kept.find(two, "x/1")
     assert str(caught.value) == (
