@@ -3,6 +3,8 @@
 ```
 KdqError
 ├── RecipeError       the request is wrong; never retried                exit code 2
+│   └── UnusedError       a setting means nothing to its plug-in         exit code 2
+├── NoCandidateError  no branch of a study meets its goals               exit code 3
 ├── PluginError       a plug-in is missing, broken or misused            exit code 2
 ├── StoreError        the store is unreadable, full or damaged           exit code 1
 ├── LostError         another process promoted at the same moment        exit code 3
@@ -39,6 +41,24 @@ class RecipeError(KdqError):
     """The recipe, the site or the command line asks for something impossible."""
 
     exit_code = 2
+
+
+class UnusedError(RecipeError):
+    """The recipe has a setting that means nothing to the plug-in that it names.
+
+    Attributes:
+        loc: where the setting stands, such as `("quantize", "fit")`.
+    """
+
+    def __init__(self, message: str, loc: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.loc = loc
+
+
+class NoCandidateError(KdqError):
+    """No branch of a study meets its goals."""
+
+    exit_code = 3
 
 
 class PluginError(KdqError):

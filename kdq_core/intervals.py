@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 
 Z95 = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
@@ -55,3 +57,15 @@ def student_975(freedom: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf(0.975, freedom))
+
+
+def mean_of(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of values such as those of several seeds, with its 95 % interval by Student's t; endless for one value.
+
+    For paired runs, give the differences.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = student_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half

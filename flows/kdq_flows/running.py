@@ -5,24 +5,30 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from kdq_core.errors import KdqError
+from kdq_core.errors import KdqError, NoCandidateError
 from kdq_core.plan.machine import check_gpu
-from kdq_core.reading.checks import load_recipe
+from kdq_core.reading.studies import Study, load
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer, Silent
+from kdq_flows.run.branches import facts_of
 from kdq_flows.run.pipeline import Pipeline
+from kdq_flows.run.study import StudyRun
 from kdq_flows.servers.environment import apply_environment
 
 
 def run_recipe(
-    recipe: Recipe | str | Path, site: Site | None = None, *, server: bool = True, observer: Observer | None = None
+    recipe: Recipe | Study | str | Path,
+    site: Site | None = None,
+    *,
+    server: bool = True,
+    observer: Observer | None = None,
 ) -> tuple[RunResult, KdqError | None]:
     """Run a recipe; gives the facts and, if a stage failed, its error.
 
     Args:
-        recipe: a recipe, or the path of its file.
+        recipe: a recipe with or without branches, or the path of its file.
         site: where to run it; by default the site that the environment describes.
         server: run as a Prefect flow; false runs it inline.
         observer: hears of stages, progress and messages.
@@ -32,10 +38,12 @@ def run_recipe(
     """
     site = site or Site.from_environment()
     observer = observer or Silent()
-    checked = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    checked = load(Path(recipe)) if isinstance(recipe, str | Path) else recipe
     check_gpu(site.device)
     check_home(site)
     Store(site.store).sweep()
+    if isinstance(checked, Study):
+        return _run_study(StudyRun(checked, site, observer), server=server)
     pipeline = Pipeline(checked, site, observer)
     links: dict[str, str] = {}
     try:
@@ -51,24 +59,58 @@ def run_recipe(
     return pipeline.facts(links), pipeline.error
 
 
+def _run_study(study: StudyRun, *, server: bool) -> tuple[RunResult, KdqError | None]:
+    """Run all branches of a study; its error says which failed, or that none meets the goals."""
+    links: dict[str, str] = {}
+    try:
+        study.warm_up()
+        if server:
+            api = _with_server(study.site, study.observer)
+            from kdq_flows.prefect.study_flow import run_study_as_flow
+            from kdq_flows.servers.servers import ensure_mlflow_ui
+            from kdq_registry.page import training_page
+
+            run_study_as_flow(study)
+            links = {"prefect": api.removesuffix("/api"), "mlflow": training_page(ensure_mlflow_ui(study.site))}
+        else:
+            _reconcile(study.site)
+            study.run_inline()
+    finally:
+        study.finish()
+    return facts_of(study, links), study.error or no_candidate(study)
+
+
+def no_candidate(study: StudyRun) -> KdqError | None:
+    """The error of a study whose goals no branch meets."""
+    missed = study.selected is not None and study.selected.branch is None
+    return NoCandidateError(study.selected.verdict) if missed and study.selected is not None else None
+
+
 def _run_with_server(pipeline: Pipeline) -> dict[str, str]:
     """Run as a Prefect flow; gives the addresses of the Prefect and MLflow pages."""
-    from kdq_flows.servers.servers import ensure_mlflow_ui, ensure_prefect
-    from kdq_registry.page import training_page
-
     site = pipeline.plan.site
-    api, started = ensure_prefect(site)
-    if started:
-        pipeline.observer.message(
-            f"started the site's Prefect server at {api}; it stays up for the next run, `kdq down` ends it"
-        )
-    apply_environment(site, api)
-    _reconcile(site)
+    api = _with_server(site, pipeline.observer)
     from kdq_flows.prefect.flow import run_as_flow
+    from kdq_flows.servers.servers import ensure_mlflow_ui
+    from kdq_registry.page import training_page
 
     run_as_flow(pipeline)
     page = ensure_mlflow_ui(site)
     return {"prefect": api.removesuffix("/api"), "mlflow": pipeline.tracking.page(page) or training_page(page)}
+
+
+def _with_server(site: Site, observer: Observer) -> str:
+    """Bring the site's Prefect server up, and let this process use it; gives the address of its API."""
+    from kdq_flows.servers.servers import ensure_prefect
+
+    api, started = ensure_prefect(site)
+    if started:
+        observer.message(
+            f"started the site's Prefect server at {api}; it stays up for the next run, `kdq down` ends it"
+        )
+    apply_environment(site, api)
+    _reconcile(site)
+    return api
 
 
 def check_home(site: Site) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from kdq_core.errors import StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.plan.plan import Node, Plan
+from kdq_core.plan.study import SharedNode, StudyPlan
 from kdq_core.store.store import Store
 
 NAMED = 8
@@ -33,22 +34,44 @@ def forecast(plan: Plan, store: Store) -> Iterator[Forecast]:
     """Say for each stage whether it is cached; for a miss, which part of its key changed."""
     digests: dict[str, str] = {}
     for node in plan.nodes:
-        waiting: list[str] = [name for name in node.parents.values() if name not in digests]
-        if waiting:
-            yield Forecast(stage=node.name, state="run", key=None, why=_why(node, None, store, waiting))
-            continue
-        key = node.key(digests)
-        try:
-            entry = store.lookup(key)
-        except StoreError as error:
-            yield Forecast(stage=node.name, state="damaged", key=key, why=str(error))
-            continue
-        if entry is None:
-            why = _why(node, node.full_parts(digests), store, [])
-            yield Forecast(stage=node.name, state="run", key=key, why=why)
-        else:
-            digests[node.name] = entry.digest
-            yield Forecast(stage=node.name, state="cached", key=key, why="")
+        found, digest = foresee(node, digests, store)
+        yield found
+        if digest is not None:
+            digests[node.name] = digest
+
+
+def foresee(node: Node, digests: Mapping[str, str], store: Store) -> tuple[Forecast, str | None]:
+    """What a run would do with one stage, and the digest of its entry if it is cached.
+
+    Args:
+        node: the stage.
+        digests: digests of the cached entries before it, by name of the stage.
+        store: where entries are.
+    """
+    waiting = [name for name in node.parents.values() if name not in digests]
+    if waiting:
+        return Forecast(stage=node.name, state="run", key=None, why=_why(node, None, store, waiting)), None
+    key = node.key(digests)
+    try:
+        entry = store.lookup(key)
+    except StoreError as error:
+        return Forecast(stage=node.name, state="damaged", key=key, why=str(error)), None
+    if entry is None:
+        why = _why(node, node.full_parts(digests), store, [])
+        return Forecast(stage=node.name, state="run", key=key, why=why), None
+    return Forecast(stage=node.name, state="cached", key=key, why=""), entry.digest
+
+
+def forecast_study(plan: StudyPlan, store: Store) -> Iterator[tuple[SharedNode, Forecast]]:
+    """The same for each node of a study, once."""
+    digests: dict[str, str] = {}
+    for identity, one in plan.nodes.items():
+        names = dict(zip(one.node.parents.values(), one.parents, strict=True))
+        known = {name: digests[parent] for name, parent in names.items() if parent in digests}
+        found, digest = foresee(one.node, known, store)
+        yield one, found
+        if digest is not None:
+            digests[identity] = digest
 
 
 def _why(node: Node, parts: dict[str, JsonValue] | None, store: Store, waiting: list[str]) -> str:

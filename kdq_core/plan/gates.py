@@ -10,9 +10,10 @@ from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model
+from kdq_core.reading.checks import given_metrics
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Recipe
 from kdq_core.store.family import Measured
-from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage, gain_metrics
+from kdq_core.store.records import EvaluationReport, Metric, OperatorCoverage
 
 COVERAGE = "coverage_macs"
 ALL_PRODUCTS = "coverage_all_macs"
@@ -64,7 +65,7 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
     if gates and "teacher" not in slots:
         gates = tuple(gate for gate in gates if gate.relative_to != "teacher")
         notes.append("no teacher is measured beside the int8 file, so the default gates do not compare with one")
-    given = given_metrics(asked)
+    given = given_metrics(recipe, asked.evaluators)
     missing = [gate.metric for gate in gates if given is not None and gate.metric not in given]
     if missing:
         gates = tuple(gate for gate in gates if gate.metric not in missing)
@@ -77,17 +78,6 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
         lacking = [] if known is None else [g.metric for g in recipe.gates if g.metric.partition("/")[0] not in known]
         notes = [f"no evaluator of the recipe gives {metric!r}, so that gate cannot be met" for metric in lacking]
     return recipe, "; ".join(notes)
-
-
-def given_metrics(asked: Asked) -> set[str] | None:
-    """The metrics of the report: those of the recipe's evaluators, and the teacher's gains if it asks for a control.
-
-    `None` if an evaluator does not declare its metrics.
-    """
-    if not all(evaluator.metrics for evaluator in asked.evaluators):
-        return None
-    gains = gain_metrics(asked.recipe.distill.control, asked.recipe.quantize.control)
-    return gains | {metric for evaluator in asked.evaluators for metric in evaluator.metrics}
 
 
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:

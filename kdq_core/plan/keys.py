@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from pydantic import JsonValue
 
 from kdq_core.errors import PluginError, RecipeError
 from kdq_core.plan.machine import machine_parts
@@ -35,14 +38,30 @@ CHECKS = ("kdq_core.work.checking", "kdq_core.work.rehearsal")
 """Modules that only check: no result depends on them."""
 
 
+@dataclass(frozen=True)
+class Memo:
+    """What several stages, or the plans of a study, have in common: KDQ computes each of these once.
+
+    Attributes:
+        plugins: plug-ins with their options, by what was asked.
+        code: the code that a plug-in or a module of the user reaches.
+        versions: versions of distributions.
+        data: fingerprints of the workloads' data.
+        machines: what keys hold of a machine, by device.
+    """
+
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+    code: dict[tuple[str, str, tuple[str, ...]], Code] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    machines: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
+
+
 class KeyParts:
     """Makes the parts of the keys of one plan; it computes what several stages share once."""
 
-    def __init__(self, asked: Asked, catalog: Catalog) -> None:
-        self._asked, self._catalog = asked, catalog
-        self._code: dict[tuple[Kind, str, tuple[str, ...]], Code] = {}
-        self._versions: dict[str, str] = {}
-        self._data = ""
+    def __init__(self, asked: Asked, catalog: Catalog, memo: Memo | None = None) -> None:
+        self._asked, self._catalog, self._memo = asked, catalog, memo or Memo()
 
     def of(self, wired: Wired, before: dict[str, Wired]) -> dict[str, Any]:
         """The parts of one stage's key.
@@ -57,7 +76,7 @@ class KeyParts:
         if stage.needs.device == "none":
             _check_imported(wired, code[f"stage {wired.use}"])
         code |= {f"{kind} {name}": self._code_of(kind, name) for kind, name in self._named(wired, reads, before)}
-        code |= {f"code {module}": code_of(module, "") for module in self._run_by(reads)}
+        code |= {f"code {module}": self._code_of_user(module) for module in self._run_by(reads)}
         imported = {name: version for one in code.values() for name, version in one.libraries.items()}
         parts: dict[str, Any] = {
             "code": {name: one.text for name, one in code.items()},
@@ -70,11 +89,11 @@ class KeyParts:
         }
         parts = {name: part for name, part in parts.items() if part}
         if reads.data:
-            parts["data"] = self._data = self._data or asked.workload.fingerprint()
+            parts["data"] = self._data()
         if reads.seeded:
             parts["seed"] = asked.recipe.seed
         if reads.device:
-            parts["device"] = machine_parts(site_of(stage.needs, asked.site))
+            parts["device"] = self._machine(site_of(stage.needs, asked.site))
         return parts
 
     def _named(self, wired: Wired, reads: Reads, before: dict[str, Wired]) -> Iterator[tuple[Kind, str]]:
@@ -100,22 +119,42 @@ class KeyParts:
         return sorted({name for plugin in (stage, *self._plugins(reads)) for name in plugin.environment})
 
     def _code_of(self, kind: Kind, name: str, also: tuple[str, ...] = ()) -> Code:
-        asked = (kind, name, also)
-        if asked not in self._code:
+        asked, known = (kind, name, also), self._memo.code
+        if asked not in known:
             entry = self._catalog.find(kind, name)
-            self._code[asked] = self._catalog.code_of(entry, also=also, without=CHECKS)
-        return self._code[asked]
+            known[asked] = self._catalog.code_of(entry, also=also, without=CHECKS)
+        return known[asked]
+
+    def _code_of_user(self, module: str) -> Code:
+        asked, known = ("code", module, ()), self._memo.code
+        if asked not in known:
+            known[asked] = code_of(module, "")
+        return known[asked]
+
+    def _data(self) -> str:
+        workload, known = self._asked.workload, self._memo.data
+        asked = f"{self._asked.recipe.workload.use} {workload.model_dump_json()}"
+        if asked not in known:
+            known[asked] = workload.fingerprint()
+        return known[asked]
+
+    def _machine(self, site: Site) -> dict[str, JsonValue]:
+        known = self._memo.machines
+        if site.device not in known:
+            known[site.device] = machine_parts(site)
+        return known[site.device]
 
     def _version(self, distribution: str) -> str:
-        if distribution not in self._versions:
+        known = self._memo.versions
+        if distribution not in known:
             try:
-                self._versions[distribution] = importlib.metadata.version(distribution)
+                known[distribution] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
                 raise PluginError(
                     f"a stage's reads() names the library {distribution!r}, which is not installed; install it, or "
                     "write the name of its distribution as pip shows it"
                 ) from None
-        return self._versions[distribution]
+        return known[distribution]
 
 
 _imported: WeakKeyDictionary[type[Stage], Code] = WeakKeyDictionary()

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from kdq_core.frozen import Frozen
 from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plan.gates import with_fitting_gates
-from kdq_core.plan.keys import KeyParts
+from kdq_core.plan.keys import KeyParts, Memo
 from kdq_core.plan.notes import faster, without_effect
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
@@ -69,19 +69,27 @@ class Plan(Frozen):
         return next((node for node in reversed(self.nodes) if node.gives == slot), None)
 
 
-def asked_of(recipe: Recipe, site: Site, catalog: Catalog) -> Asked:
+def asked_of(recipe: Recipe, site: Site, catalog: Catalog, memo: Memo | None = None) -> Asked:
     """Join the recipe with its site and the plug-ins of the catalog."""
-    return Asked(recipe, site, lambda kind, name, options: catalog.build(kind, name, options))
+    built = None if memo is None else memo.plugins
+    return Asked(recipe, site, lambda kind, name, options: catalog.build(kind, name, options), built)
 
 
-def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
+def make_plan(recipe: Recipe, site: Site, catalog: Catalog, memo: Memo | None = None) -> Plan:
     """Build every plug-in the recipe names once, and make the DAG. Imports no torch for house plug-ins.
+
+    Args:
+        recipe: what to run.
+        site: where.
+        catalog: the installed plug-ins.
+        memo: what the plans of one study have in common; by default nothing.
 
     Raises:
         RecipeError: the list of stages does not fit together, or the recipe asks for something impossible.
         PluginError: a plug-in is missing or broken.
     """
-    asked = asked_of(recipe, site, catalog)
+    memo = memo or Memo()
+    asked = asked_of(recipe, site, catalog, memo)
     wired = wire(asked, catalog)
     models = models_of(wired, asked)
     recipe, note = with_fitting_gates(asked, measured_of(wired, asked))
@@ -92,7 +100,7 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog) -> Plan:
     return Plan(
         recipe=recipe,
         site=site,
-        nodes=nodes_of(wired, asked, catalog),
+        nodes=nodes_of(wired, asked, catalog, memo),
         models=models,
         note="; ".join(filter(None, notes)),
     )
@@ -109,9 +117,9 @@ def fitted(recipe: Recipe, site: Site, catalog: Catalog) -> Recipe:
     return with_fitting_gates(asked, measured_of(wire(asked, catalog), asked))[0]
 
 
-def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog) -> tuple[Node, ...]:
+def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog, memo: Memo | None = None) -> tuple[Node, ...]:
     """Make the nodes of a plan; the parts of their keys hold the present state of code and files."""
-    parts, before = KeyParts(asked, catalog), {one.title: one for one in wired}
+    parts, before = KeyParts(asked, catalog, memo), {one.title: one for one in wired}
     return tuple(
         Node(
             name=one.title,

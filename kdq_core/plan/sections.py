@@ -128,7 +128,8 @@ def _evaluate(asked: Asked) -> dict[str, Any]:
 
 
 def _register(asked: Asked) -> dict[str, Any]:
-    return asked.recipe.register_as.model_dump(mode="json", exclude_none=True) | {"name": asked.recipe.model_name}
+    spec = asked.recipe.register_as.model_dump(mode="json", exclude_none=True, exclude={"branches"})
+    return spec | {"name": asked.recipe.model_name}
 
 
 SECTIONS: dict[str, Callable[[Asked], Any]] = {

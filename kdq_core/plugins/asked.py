@@ -26,16 +26,14 @@ class Asked:
         site: where it runs.
     """
 
-    def __init__(self, recipe: Recipe, site: Site, build: Build) -> None:
-        """Take plug-ins from `build`, which makes one from kind, name and options; each is built once."""
+    def __init__(self, recipe: Recipe, site: Site, build: Build, built: dict[str, Plugin] | None = None) -> None:
+        """Take plug-ins from `build`, which makes one from kind, name and options; `built` keeps those it made."""
         self.recipe, self.site, self._build = recipe, site, build
-        self._built: dict[str, Plugin] = {}
+        self._built: dict[str, Plugin] = {} if built is None else built
 
     def with_recipe(self, recipe: Recipe) -> Asked:
         """Copy this request with another form of the recipe; both share the plug-ins."""
-        other = Asked(recipe, self.site, self._build)
-        other._built = self._built
-        return other
+        return Asked(recipe, self.site, self._build, self._built)
 
     def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue]) -> Plugin:
         """Build a plug-in of the catalog with its options, or give the one built before."""

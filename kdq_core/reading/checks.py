@@ -5,11 +5,11 @@ Importable without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdq_core.errors import PluginError, RecipeError, did_you_mean, listing
+from kdq_core.errors import PluginError, RecipeError, UnusedError, did_you_mean, listing
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer
@@ -19,6 +19,7 @@ from kdq_core.reading.recipe_file import read_document, recipe_from_document
 from kdq_core.reading.stages import check_options, check_stages, options_at
 from kdq_core.reading.teachers import check_teachers
 from kdq_core.recipe.site import Site
+from kdq_core.recipe.study import FIELDS
 from kdq_core.store.records import gain_metrics
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
         PluginError: a plug-in that it names is missing or broken.
     """
     lines, catalog = read_document(path), Catalog.load()
+    if FIELDS & lines.value.keys():
+        section = min(FIELDS & lines.value.keys())
+        raise RecipeError(
+            f"{lines.where((section,))}: the recipe has branches ({section!r}), and this command takes one recipe; "
+            "'kdq run', 'kdq plan' and 'kdq validate' take all branches, or write a file without that section"
+        )
     recipe = recipe_from_document(lines, catalog)
     check_recipe(recipe, catalog, lines=lines)
     if files:
@@ -95,20 +102,45 @@ def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document
     for field, why in unused.items():
         if field in recipe.quantize.model_fields_set:
             place = lines.where(("quantize", field)) if lines else ""
-            raise RecipeError((f"{place}: " if place else "") + why.format(f"quantize.{field}"))
+            text = (f"{place}: " if place else "") + why.format(f"quantize.{field}")
+            raise UnusedError(text, ("quantize", field))
 
 
 def _check_gates(recipe: Recipe, evaluators: list[Evaluator], lines: Document | None) -> None:
     """Refuse a written gate on a metric that no evaluator of the recipe gives, if all evaluators declare theirs."""
-    if "gates" not in recipe.model_fields_set or not all(evaluator.metrics for evaluator in evaluators):
+    given = given_metrics(recipe, evaluators)
+    if "gates" not in recipe.model_fields_set or given is None:
         return
-    given = {name for evaluator in evaluators for name in evaluator.metrics}
-    given |= gain_metrics(recipe.distill.control, recipe.quantize.control)
     for index, gate in enumerate(recipe.gates):
-        if gate.metric.partition("/")[0] not in given:  # after the slash: one of several outputs
-            place = lines.where(("gates", index, "metric")) if lines else ""
-            near = did_you_mean(gate.metric, given)
-            raise RecipeError(
-                f"{place + ': ' if place else ''}no evaluator of the recipe gives the metric {gate.metric!r} of a gate"
-                f"{near or '.'} Given: {listing(given)}."
-            )
+        check_metric(gate.metric, given, "a gate", lines.where(("gates", index, "metric")) if lines else "")
+
+
+def check_metric(metric: str, given: Collection[str], what: str, where: str = "") -> None:
+    """Refuse a metric that no evaluator gives.
+
+    Args:
+        metric: its name; after a slash, that of one of several outputs.
+        given: metrics of the recipe's evaluators.
+        what: what names the metric, such as `a gate`.
+        where: file and line, if there is a file.
+
+    Raises:
+        RecipeError: with the nearest name.
+    """
+    if metric.partition("/")[0] not in given:
+        raise RecipeError(
+            f"{where + ': ' if where else ''}no evaluator of the recipe gives the metric {metric!r} of {what}"
+            f"{did_you_mean(metric, given) or '.'} Given: {listing(given)}."
+        )
+
+
+def given_metrics(recipe: Recipe, evaluators: Iterable[Evaluator]) -> set[str] | None:
+    """The metrics of the report: those of the evaluators, and the teacher's gains if the recipe asks for a control.
+
+    `None` if an evaluator does not declare its metrics.
+    """
+    found = [evaluator.metrics for evaluator in evaluators]
+    if not all(found):
+        return None
+    gains = gain_metrics(recipe.distill.control, recipe.quantize.control)
+    return gains | {name for names in found for name in names}

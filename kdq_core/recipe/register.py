@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from kdq_core.frozen import Frozen
@@ -20,4 +22,7 @@ class RegisterSpec(Frozen):
     )
     limits: str | None = Field(
         default=None, min_length=1, max_length=1000, description="what the model is not for, in Markdown"
+    )
+    branches: Literal["selected", "all", "pareto"] = Field(
+        default="selected", description="which branches of a matrix or search KDQ registers"
     )

@@ -11,7 +11,8 @@ import pytest
 
 from kdq_core.store.records import EvaluationReport, Metric
 from kdq_core.store.store import Store
-from kdq_flows.facts.result import RunResult, StageFacts
+from kdq_flows.facts.parts import StageFacts
+from kdq_flows.facts.result import RunResult
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 KEYS = {"train_teacher": "a" * 64, "evaluate": "b" * 64}

@@ -8,7 +8,8 @@ import pytest
 from kdq_core.recipe.spec import Recipe, Site, Use
 from kdq_core.store.records import Checkpoint, Gain
 from kdq_flows.cli.run import _closing
-from kdq_flows.facts.result import GainFacts, line_of
+from kdq_flows.facts.parts import GainFacts
+from kdq_flows.facts.result import line_of
 from kdq_flows.run.pipeline import Pipeline
 
 TRY = "; try another 'alpha' or 'temperature', 'taught_by: student' for the quantized student, or no teacher"

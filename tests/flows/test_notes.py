@@ -9,7 +9,8 @@ import pytest
 
 from kdq_core.store.records import Checkpoint, EvaluationReport, Metric
 from kdq_flows.cli.run import _closing
-from kdq_flows.facts.result import ArtifactFacts, RunResult, gates_of, models_of, notes_of, weights_of
+from kdq_flows.facts.parts import ArtifactFacts
+from kdq_flows.facts.result import RunResult, gates_of, models_of, notes_of, weights_of
 
 
 def metric(name: str, value: float, note: str = "") -> Metric:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from kdq_core.reading.studies import Study
     from kdq_core.recipe.spec import Recipe, Site
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")]
@@ -80,6 +81,17 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
     from kdq_core.reading.checks import load_recipe
 
     return load_recipe(path, files=files)
+
+
+def load_any(path: Path, *, files: bool = False) -> Recipe | Study:
+    """The same for a recipe with or without branches; it checks every branch.
+
+    Raises:
+        KdqError: see `load_recipe`.
+    """
+    from kdq_core.reading.studies import load
+
+    return load(path, files=files)
 
 
 def print_error(message: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdq_flows.cli.common import JsonFlag, RecipeFile, load_recipe, say, show, site
+from kdq_flows.cli.common import JsonFlag, RecipeFile, load_any, say, show, site
+from kdq_flows.cli.studies import mermaid, plan_rows
 
 if TYPE_CHECKING:
+    from kdq_core.plan.plan import Plan
     from kdq_registry.fetching import Fetched
 
 
@@ -22,47 +24,73 @@ def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
     """Check a recipe, the options of every plug-in it names, and that the files and factories it names are there."""
     from kdq_core.plugins.named import named_plugins
     from kdq_core.plugins.wiring import listed
+    from kdq_core.recipe.spec import Recipe
 
-    recipe = load_recipe(file, files=True)
+    found = load_any(file, files=True)
+    recipes = [found] if isinstance(found, Recipe) else [branch.recipe for branch in found.branches]
     named: dict[str, list[str]] = {}
-    recipe = recipe.model_copy(update={"stages": listed(recipe)})
-    for kind, name, _, _ in named_plugins(recipe):
-        if name not in named.setdefault(kind, []):
-            named[kind].append(name)
+    for recipe in recipes:
+        for kind, name, _, _ in named_plugins(recipe.model_copy(update={"stages": listed(recipe)})):
+            if name not in named.setdefault(kind, []):
+                named[kind].append(name)
     if as_json:
-        show([{"file": str(file), "recipe": recipe.name, "valid": True, **named}], title="", as_json=True)
+        more = {} if isinstance(found, Recipe) else {"branches": [branch.name for branch in found.branches]}
+        show([{"file": str(file), "recipe": found.name, "valid": True, **named, **more}], title="", as_json=True)
         return
     words = "; ".join(f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}" for kind, names in named.items())
-    say(f"{file} is valid: {words}")
+    several = "" if isinstance(found, Recipe) else f"{len(found.branches)} branches; "
+    say(f"{file} is valid: {several}{words}")
 
 
-def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
-    """Show the stages of a recipe: what is cached, what will run, and why."""
-    recipe, here = load_recipe(file), site()
+def plan(
+    file: RecipeFile,
+    as_json: JsonFlag = False,
+    as_mermaid: Annotated[bool, typer.Option("--mermaid", help="Print the graph in Mermaid's language.")] = False,
+) -> None:
+    """Show the stages of a recipe: what is cached, what will run, and why; of a study, each shared stage once."""
+    found, here = load_any(file), site()
     from kdq_core.plan.forecast import forecast
     from kdq_core.plan.machine import check_gpu
     from kdq_core.plan.plan import make_plan
-    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.plan.study import PlannedBranch, StudyPlan
+    from kdq_core.reading.studies import Branch
+    from kdq_core.recipe.spec import Recipe
     from kdq_core.store.store import Store, check_writable
+    from kdq_flows.run.shared import Shared
     from kdq_flows.run.teachers import resolved
 
     check_gpu(here.device)
     check_writable(here.home)
+    shared = Shared()
 
-    def tell(model: str, found: Fetched) -> None:
-        say(f"teacher {model} is {found.said}", err=True)
+    def planned(recipe: Recipe) -> Plan:
+        def tell(model: str, fetched: Fetched) -> None:
+            if model not in shared.fetched:
+                say(f"teacher {model} is {fetched.said}", err=True)
 
-    made = make_plan(resolved(recipe, here, tell), here, Catalog.load())
-    rows: list[dict[str, object]] = [
-        {
-            "stage": line.stage,
-            "after": ", ".join(made.node(line.stage).parents.values()),
-            "state": line.state,
-            "key": line.key if as_json or line.key is None else line.key[:12],
-            "why": line.why,
-        }
-        for line in forecast(made, Store(here.store))
-    ]
-    show(rows, title=f"Plan of {recipe.name!r}", as_json=as_json)
-    if made.note:
-        say(made.note, err=True)
+        return make_plan(resolved(recipe, here, tell, shared.fetched), here, shared.catalog, shared.memo)
+
+    branches = [Branch(found.name, {}, found)] if isinstance(found, Recipe) else found.branches
+    study = StudyPlan(found.name, tuple(PlannedBranch(one.name, one.axes, planned(one.recipe)) for one in branches))
+    if as_mermaid:
+        typer.echo(mermaid(study))
+        return
+    title = f"Plan of {found.name!r}"
+    if isinstance(found, Recipe):
+        made = study.branches[0].plan
+        rows: list[dict[str, object]] = [
+            {
+                "stage": line.stage,
+                "after": ", ".join(made.node(line.stage).parents.values()),
+                "state": line.state,
+                "key": line.key if as_json or line.key is None else line.key[:12],
+                "why": line.why,
+            }
+            for line in forecast(made, Store(here.store))
+        ]
+    else:
+        rows = plan_rows(study, Store(here.store), as_json=as_json)
+        title += f": {len(study.branches)} branches, {len(study.nodes)} stages"
+    show(rows, title=title, as_json=as_json)
+    for note in dict.fromkeys(one.plan.note for one in study.branches if one.plan.note):
+        say(note, err=True)

@@ -14,11 +14,13 @@ import typer
 
 from kdq_flows.cli import common
 from kdq_flows.cli.common import RecipeFile
+from kdq_flows.cli.studies import show_branches
 from kdq_flows.cli.tables import wrap
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from kdq_core.reading.studies import Study
     from kdq_core.recipe.spec import Recipe
     from kdq_flows.facts.result import RunResult
 
@@ -92,10 +94,10 @@ def register_commands(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
     ) -> None:
         """Run a recipe: teach, distil, quantize, export, measure, register."""
-        finish(lambda: common.load_recipe(file), file, server=not no_server, as_json=as_json)
+        finish(lambda: common.load_any(file), file, server=not no_server, as_json=as_json)
 
 
-def finish(load: Callable[[], Recipe], file: Path, *, server: bool, as_json: bool) -> RunResult:
+def finish(load: Callable[[], Recipe | Study], file: Path, *, server: bool, as_json: bool) -> RunResult:
     """Run a recipe, and print its closing lines or its JSON object.
 
     Args:
@@ -122,10 +124,15 @@ def finish(load: Callable[[], Recipe], file: Path, *, server: bool, as_json: boo
         raise
     if as_json:
         typer.echo(result.model_dump_json())
+    elif result.branches:
+        show_branches(result)
+        if result.artifact:
+            _closing(result)
     elif error is None:
         _closing(result)
     if error is not None:
-        error.exit_code = 1  # a stage started, and exit code 2 would mean that nothing ran
+        if error.exit_code == 2:
+            error.exit_code = 1  # a stage started, and 2 would mean that nothing ran
         raise error
     return result
 

@@ -1,4 +1,4 @@
-"""The Pareto front: models that no other one beats in both cost and quality."""
+"""The Pareto front: models that no other one beats in everything that counts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import math
 from collections.abc import Sequence
 
 
-def on_front(points: Sequence[tuple[float, float]], *, higher: bool = True) -> list[bool]:
+def on_front(points: Sequence[Sequence[float]]) -> list[bool]:
     """Whether each model is on the front.
 
     Args:
-        points: cost and quality of each model; less cost is better.
-        higher: whether more of the quality is better, as with accuracy; false for an error.
+        points: what counts of each model, in the same order; less is better, so give a quality with a minus.
 
     Returns:
-        False for a model that another one equals or beats in both, and beats in one; and for a value that is not
-        finite.
+        False for a model that another one equals or beats in everything, and beats in something; and for a value that
+        is not finite.
     """
-    signed = [(cost, quality if higher else -quality) for cost, quality in points]
-    known = [(cost, quality) for cost, quality in signed if math.isfinite(cost) and math.isfinite(quality)]
+    known = [tuple(point) for point in points if all(map(math.isfinite, point))]
+    distinct = set(known)
 
-    def beaten(cost: float, quality: float) -> bool:
-        return any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in known)
+    def beaten(point: tuple[float, ...]) -> bool:
+        return any(other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in distinct)
 
-    return [point in known and not beaten(*point) for point in signed]
+    return [all(map(math.isfinite, point)) and not beaten(tuple(point)) for point in points]

@@ -15,44 +15,8 @@ from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
 from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion
 from kdq_flows.facts.coverage import OperatorFacts
-
-
-class StageFacts(Frozen):
-    """How one stage ended."""
-
-    name: str
-    key: str
-    state: Literal["ran", "cached", "failed"]
-    seconds: float
-
-
-class GainFacts(Frozen):
-    """How much better the student of one stage is than its control; see `kdq_core.store.records.Gain`."""
-
-    stage: str
-    metric: str
-    taught: float
-    control: float
-    difference: float
-    low: float
-    high: float
-    samples: int
-    verdict: Literal["better", "worse", "undecided"]
-
-
-class ArtifactFacts(Frozen):
-    """The int8 file."""
-
-    path: str
-    sha256: str
-    bytes: int
-
-
-class VersionFacts(Frozen):
-    """The registered version."""
-
-    name: str
-    version: int
+from kdq_flows.facts.parts import ArtifactFacts, GainFacts, StageFacts, VersionFacts
+from kdq_flows.facts.study import BranchFacts, SelectedFacts
 
 
 class RunResult(Frozen):
@@ -77,6 +41,9 @@ class RunResult(Frozen):
         links: addresses of the web pages that are up.
         verdict: the int8 file against the float student in one line; empty if they were not measured.
         report: path of the run's page.
+        branches: those of a study; JSON has this field for a study alone. The other fields are then those of the
+            selected branch.
+        selected: which branch to ship; JSON has it only if the recipe has `select`.
     """
 
     run: str
@@ -96,6 +63,8 @@ class RunResult(Frozen):
     links: dict[str, str] = Field(default={})
     verdict: str = ""
     report: str | None = None
+    branches: tuple[BranchFacts, ...] = Field(default=(), exclude_if=lambda branches: not branches)
+    selected: SelectedFacts | None = Field(default=None, exclude_if=lambda selected: selected is None)
 
 
 def models_of(view: RunView) -> dict[str, dict[str, float]]:

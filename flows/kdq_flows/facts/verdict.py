@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from kdq_core.plan.gates import GateVerdict
 from kdq_core.plan.view import RunView
 from kdq_core.store.records import TEACHER_GAIN, Metric
-from kdq_flows.facts.result import GainFacts, gain_in_words
+from kdq_flows.facts.parts import GainFacts
+from kdq_flows.facts.result import gain_in_words
 
 NAMES = {"top1": "top-1"}
 """How the line calls a metric, where its name reads badly."""

@@ -31,7 +31,7 @@ from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.servers.servers import ensure_mlflow_ui
 
-_PIPELINES: dict[str, Pipeline] = {}
+PIPELINES: dict[str, Pipeline] = {}
 """Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
 
 
@@ -53,7 +53,7 @@ class LogObserver(Silent):
 @task(cache_policy=NO_CACHE, persist_result=False)
 def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
     """Run one stage; the state's data is the digest of its entry."""
-    digest, cached = _PIPELINES[token].run_stage(stage, parents)
+    digest, cached = PIPELINES[token].run_stage(stage, parents)
     return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
 
 
@@ -96,12 +96,12 @@ def compress_flow(
     reconcile(where)
     pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
     token = uuid.uuid4().hex
-    _PIPELINES[token] = pipeline
+    PIPELINES[token] = pipeline
     try:
         pipeline.warm_up()
         state = _drive(token)
     finally:
-        del _PIPELINES[token]
+        del PIPELINES[token]
         pipeline.finish()
     return state
 
@@ -112,9 +112,9 @@ def run_as_flow(pipeline: Pipeline) -> None:
     If the server is lost during the run, KDQ continues inline: the store knows which stages are done.
     """
     token = uuid.uuid4().hex
-    _PIPELINES[token] = pipeline
+    PIPELINES[token] = pipeline
     named = compress_flow.with_options(flow_run_name=pipeline.name)
-    _log_to(pipeline.logs / "prefect.log")
+    log_to(pipeline.logs / "prefect.log")
     try:
         with tags(prefect_tag(), pipeline.plan.recipe.name):
             named(
@@ -131,10 +131,10 @@ def run_as_flow(pipeline: Pipeline) -> None:
         pipeline.cancelled.set()
         raise
     finally:
-        del _PIPELINES[token]
+        del PIPELINES[token]
 
 
-def _log_to(file: Path) -> None:
+def log_to(file: Path) -> None:
     """Send Prefect's log to a file; the terminal of this process belongs to the observer."""
     setup_logging()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _log_to(file: Path) -> None:
 
 def _drive(token: str) -> State:
     """Submit every stage to run after its parents, wait for all, and publish the result table."""
-    pipeline = _PIPELINES[token]
+    pipeline = PIPELINES[token]
     address = str(runtime.flow_run.ui_url)
     pipeline.tracking.prefect = address if address.startswith("http") else None
     futures: dict[str, Any] = {}

@@ -71,8 +71,9 @@ def compare(runs: Sequence[tuple[str, RunView]]) -> Compared:
                 row |= tested
                 notes += [f"{name} against {runs[0][0]}: {note}"] if note else []
             rows.append(row)
-    points = [(row.get("bytes", np.nan), row.get(metric, np.nan)) for row in rows]
-    for row, front in zip(rows, on_front(points, higher=higher)):
+    sign = -1 if higher else 1
+    points = [(row.get("bytes", np.nan), sign * row.get(metric, np.nan)) for row in rows]
+    for row, front in zip(rows, on_front(points)):
         row["front"] = front
     return Compared(pd.DataFrame(rows), metric, units, tuple(notes))
 

@@ -151,7 +151,8 @@ def _trade(
         return None
     points = [(named[slot][cost].value, quality[slot].value) for slot in slots]
     first = quality[slots[0]]
-    marked = on_front(points, higher=first.direction != "lower")
+    sign = 1 if first.direction == "lower" else -1
+    marked = on_front([(paid, sign * value) for paid, value in points])
     series = [Series(titles[slot], style_of(slot, n), [p]) for n, (slot, p) in enumerate(zip(slots, points))]
     front = [titles[slot] for slot, mark in zip(slots, marked) if mark]
     costs = named[slots[0]][cost].unit

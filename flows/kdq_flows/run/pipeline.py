@@ -16,7 +16,6 @@ from kdq_core.errors import KdqError
 from kdq_core.plan.lock import SUFFIX, Lock, locked
 from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
 from kdq_core.plan.view import RunView
-from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Column
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import listed
@@ -24,10 +23,10 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry, Store
 from kdq_flows.facts.coverage import coverage_of
+from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.report import report, yaml_of
 from kdq_flows.facts.result import (
     RunResult,
-    StageFacts,
     artifact_of,
     gains_of,
     gates_of,
@@ -45,6 +44,7 @@ from kdq_flows.report.live import Live
 from kdq_flows.run.leases import device_lease, machine_lease
 from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
+from kdq_flows.run.shared import Shared
 from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.teachers import resolved
 from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
@@ -63,6 +63,7 @@ class Pipeline:
         entries: verified store entries of the finished stages.
         cancelled: set it to end running workers.
         errors: errors of the failed stages, by stage.
+        left_out: stages that this run need not run, such as the registration of a branch that is not selected.
     """
 
     def __init__(
@@ -73,12 +74,29 @@ class Pipeline:
         name: str | None = None,
         *,
         tracked: bool = True,
+        shared: Shared | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
-        self.catalog = Catalog.load()
+        """Plan a run.
+
+        Args:
+            recipe: what to run.
+            site: where.
+            observer: hears of stages, progress and messages.
+            name: of the run; by default the recipe's name and the time.
+            tracked: send it to MLflow.
+            shared: what it has in common with the other branches of a study.
+            tags: further tags of its run in MLflow.
+
+        Raises:
+            KdqError: the recipe cannot be planned.
+        """
+        shared = shared or Shared()
+        self.catalog = shared.catalog
         self.observer: Observer = observer or Silent()
         teachers: dict[str, Fetched] = {}
         found = call_with_retries(
-            lambda: resolved(recipe, site, teachers.__setitem__),
+            lambda: resolved(recipe, site, teachers.__setitem__, shared.fetched),
             recipe.retry,
             on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
         )
@@ -86,16 +104,18 @@ class Pipeline:
         self._teachers = {str(meant.path): f"{meant.name}/{meant.version}" for meant in teachers.values()}
         for line in words:
             self.observer.message(f"teacher {line}")
-        self.plan: Plan = make_plan(found, site, self.catalog)
+        self.plan: Plan = make_plan(found, site, self.catalog, shared.memo)
         self.store = Store(site.store)
         self.entries: dict[str, Entry] = {}
         self.cancelled = threading.Event()
         self.errors: dict[str, KdqError] = {}
         self.name = name or name_of(recipe.name)
         self.logs = site.home / "logs" / self.name
-        tags = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)}
-        self.tracking = RunTracking(self.plan, self.name, tags, on=tracked)
+        said = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)} | dict(tags or {})
+        self.tracking = RunTracking(self.plan, self.name, said, on=tracked)
+        self.left_out: frozenset[str] = frozenset()
         self._warm: WarmWorker | None = None
+        self._lent = False
         self._checked = False
         self._facts: dict[str, StageFacts] = {}
         self._began = time.monotonic()
@@ -111,6 +131,24 @@ class Pipeline:
         if self._warm is None and work_ahead(self.plan, self.store):
             log = self.logs / "warm-worker.log"
             self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
+
+    def lend(self, warm: WarmWorker | None) -> None:
+        """Use a warm worker that another object starts and ends."""
+        self._warm, self._lent = warm, warm is not None
+
+    def want_all(self) -> None:
+        """Run the stages too that were left out, and write the page of the run anew after them."""
+        self.left_out, self._page = frozenset(), None
+
+    def adopt(self, name: str, entry: Entry) -> None:
+        """Take the entry of a stage that another branch of the study has brought into the store."""
+        self.entries[name] = entry
+        key = entry.manifest.key
+        self._facts[name] = StageFacts(name=name, key=key, state="cached", seconds=0.0)
+
+    def give_up(self, name: str, error: KdqError) -> None:
+        """Count a stage as failed that failed in another branch of the study."""
+        self.errors[name] = error
 
     def run_inline(self, only: Container[str] | None = None) -> None:
         """Run unfinished stages in the order of the plan, with retries; afterwards `errors` says which failed.
@@ -195,11 +233,25 @@ class Pipeline:
     @property
     def failed(self) -> bool:
         """Whether a stage failed or the run did not reach it."""
-        return bool(self.errors) or len(self.entries) < len(self.plan.nodes)
+        return bool(self.errors) or not self._wanted <= self.entries.keys()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage of this run has ended, well or badly."""
+        return self._wanted <= self.entries.keys() | self.errors.keys()
+
+    @property
+    def _wanted(self) -> set[str]:
+        return {node.name for node in self.plan.nodes} - self.left_out
+
+    @property
+    def stages(self) -> Mapping[str, StageFacts]:
+        """How each stage ended so far, by name."""
+        return self._facts
 
     def finish(self) -> None:
         """Close the tracking run, and end the warm worker."""
-        if self._warm is not None:
+        if self._warm is not None and not self._lent:
             self._warm.close()
             self._warm = None
         ran = not self.failed and any(one.state == "ran" for one in self._facts.values())
@@ -296,7 +348,8 @@ class Pipeline:
 
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
         """The request to the stage. The first stage that runs in a worker also checks all unfinished stages."""
-        ahead = () if self._checked else tuple(n.name for n in self.plan.nodes if n.name not in self.entries)
+        later = self.entries.keys() | self.left_out
+        ahead = () if self._checked else tuple(n.name for n in self.plan.nodes if n.name not in later)
         return {
             "title": node.name,
             "key": key,

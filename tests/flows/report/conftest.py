@@ -24,7 +24,8 @@ from kdq_core.store.records import (
     ShownSamples,
     StoredPredictions,
 )  # fmt: skip
-from kdq_flows.facts.result import RunResult, StageFacts, models_of, table_of
+from kdq_flows.facts.parts import StageFacts
+from kdq_flows.facts.result import RunResult, models_of, table_of
 from kdq_flows.facts.verdict import verdict_of
 from kdq_flows.report.kept import RunRecord, bare
 

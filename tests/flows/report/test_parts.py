@@ -12,7 +12,7 @@ from PIL import Image
 
 from kdq_core.store.records import Metric
 from kdq_flows.facts.front import on_front
-from kdq_flows.facts.result import GainFacts
+from kdq_flows.facts.parts import GainFacts
 from kdq_flows.facts.verdict import _speed, _teacher, quality_in_words
 from kdq_flows.report.charts import Interval, Series, axis, intervals, labels, lines
 from kdq_flows.report.numbers import number, seconds, short
@@ -98,10 +98,10 @@ def test_tokens_and_values_are_written_out() -> None:
     assert picture(np.arange(20.0)).text == "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 ..."
 
 
-def test_the_front_has_those_that_no_other_beats_in_both() -> None:
-    points = [(1, 0.9), (2, 0.9), (2, 0.95), (3, 0.95), (9, 0.99), (math.nan, 1.0)]
+def test_the_front_has_those_that_no_other_beats_in_everything() -> None:
+    points = [(1, -0.9), (2, -0.9), (2, -0.95), (3, -0.95), (9, -0.99), (math.nan, -1.0)]
     assert on_front(points) == [True, False, True, False, True, False]
-    assert on_front([(1, 0.5), (2, 0.4), (3, 0.6)], higher=False) == [True, True, False]
+    assert on_front([(1, 2, 3), (2, 1, 3), (2, 2, 3), (1, 2, 2)]) == [False, True, False, True]
 
 
 def test_slower_and_faster_are_said_only_where_the_interval_parts_from_one() -> None:

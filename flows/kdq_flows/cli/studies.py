@@ -1,0 +1,74 @@
+"""How commands show the branches of a study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from kdq_flows.cli import common
+
+if TYPE_CHECKING:
+    from kdq_core.plan.study import StudyPlan
+    from kdq_core.store.store import Store
+    from kdq_flows.facts.result import RunResult
+    from kdq_flows.facts.study import BranchFacts
+
+SHOWN = ("bytes", "latency_p50_ms", "speedup")
+"""Metrics of the int8 file that the table shows beside its quality, if they were measured."""
+
+
+def show_branches(result: RunResult) -> None:
+    """Print a table of the branches, and which of them was selected."""
+    states = Counter(one.status for one in result.branches)
+    told = ", ".join(f"{number} {state}" for state, number in states.items())
+    rows = [_row(one, result) for one in result.branches]
+    common.show(rows, title=f"{result.run}: {len(rows)} branches ({told}) in {result.seconds:.1f} s", as_json=False)
+    for one in result.branches:
+        if one.error:
+            common.say(f"failed    {one.branch}: {one.error}")
+    if result.selected and result.selected.branch:
+        common.say(f"selected  {result.selected.verdict}")
+    elif result.selected is None:
+        common.say("selected  none, since the recipe has no 'select'")
+
+
+def _row(one: BranchFacts, result: RunResult) -> dict[str, object]:
+    mark = "" if result.selected is None else "front" if one.branch in result.selected.pareto else ""
+    mark = "selected" if result.selected and one.branch == result.selected.branch else mark
+    values = one.models.get("int8", {})
+    quality = next(iter(values), None)
+    shown = {name: f"{values[name]:.6g}" for name in dict.fromkeys([quality, *SHOWN]) if name in values}
+    version = f"{one.version.name} {one.version.version}" if one.version else ""
+    return {"branch": one.branch, "": mark, "status": one.status, **shown, "version": version}
+
+
+def plan_rows(plan: StudyPlan, store: Store, *, as_json: bool) -> list[dict[str, object]]:
+    """A row for each node of a study: whom it serves, whether it is cached, and why not."""
+    from kdq_core.plan.forecast import forecast_study
+
+    rows: list[dict[str, object]] = []
+    titles: dict[str, str] = {}
+    for one, line in forecast_study(plan, store):
+        titles[one.identity] = one.node.name
+        serves = list(one.branches) if as_json else str(len(one.branches)) if len(one.branches) > 1 else one.branches[0]
+        rows.append({
+            "stage": one.node.name,
+            "branches": serves,
+            "after": ", ".join(titles[parent] for parent in one.parents),
+            "state": line.state,
+            "key": line.key if as_json or line.key is None else line.key[:12],
+            "why": line.why,
+        })  # fmt: skip
+    return rows
+
+
+def mermaid(plan: StudyPlan) -> str:
+    """The graph of a study in Mermaid's language; a node that serves several branches says how many."""
+    numbers = {identity: f"n{number}" for number, identity in enumerate(plan.nodes)}
+    lines = ["graph LR"]
+    for identity, one in plan.nodes.items():
+        of = f"{len(one.branches)} branches" if len(one.branches) > 1 else one.branches[0]
+        title = one.node.name if len(plan.branches) == 1 else f"{one.node.name}<br/>{of}"
+        lines.append(f'  {numbers[identity]}["{title}"]')
+        lines += [f"  {numbers[parent]} --> {numbers[identity]}" for parent in dict.fromkeys(one.parents)]
+    return "\n".join(lines)

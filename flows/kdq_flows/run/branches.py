@@ -1,0 +1,70 @@
+"""The branches of a study as the user sees them: messages with the name of the branch, and the facts of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kdq_core.plan.study import PlannedBranch
+from kdq_flows.facts.result import RunResult
+from kdq_flows.facts.study import BranchFacts
+from kdq_flows.observer import Observer, Silent
+
+if TYPE_CHECKING:
+    from kdq_flows.run.pipeline import Pipeline
+    from kdq_flows.run.study import StudyRun
+
+OF_BRANCH = frozenset(BranchFacts.model_fields) - {"branch", "axes", "run"}
+OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "branches", "selected"})
+
+
+def facts_of(run: StudyRun, links: Mapping[str, str] | None = None) -> RunResult:
+    """The facts of a study so far; what is about one model comes from the selected branch."""
+    branches = tuple(_facts(planned, run.pipelines[planned.name]) for planned in run.planned)
+    best = None if run.selected is None else run.selected.branch
+    base = {} if best is None else dict(run.pipelines[best].facts())
+    stages, error = tuple(run.stages.values()), run.error
+    quiet = bool(stages) and all(stage.state == "cached" for stage in stages)
+    return RunResult(
+        **({"models": {}} | {name: value for name, value in base.items() if name not in OF_STUDY}),
+        run=run.name,
+        status="failed" if error else "no-news" if quiet else "completed",
+        seconds=run.seconds,
+        stages=stages,
+        error=str(error) if error else None,
+        links=dict(links or {}),
+        branches=branches,
+        selected=run.selected,
+    )
+
+
+def _facts(planned: PlannedBranch, pipeline: Pipeline) -> BranchFacts:
+    if not pipeline.complete and not pipeline.errors:
+        return BranchFacts(branch=planned.name, axes=planned.axes, status="skipped")
+    facts = {name: value for name, value in dict(pipeline.facts()).items() if name in OF_BRANCH}
+    return BranchFacts(branch=planned.name, axes=planned.axes, run=pipeline.name, **facts)
+
+
+class BranchObserver(Silent):
+    """Tells an observer of the stages of one branch; a message that another branch told already is dropped."""
+
+    def __init__(self, observer: Observer, branch: str, said: set[str]) -> None:
+        self._observer, self._branch, self._said = observer, branch, said
+
+    def stage_started(self, stage: str) -> None:
+        """Tell it with the name of the branch."""
+        self._observer.stage_started(f"{stage}@{self._branch}")
+
+    def progress(self, event: dict[str, Any]) -> None:
+        """Tell it with the name of the branch."""
+        self._observer.progress(event | {"stage": f"{event['stage']}@{self._branch}"} if "stage" in event else event)
+
+    def stage_ended(self, stage: str, state: str, seconds: float) -> None:
+        """Tell it with the name of the branch."""
+        self._observer.stage_ended(f"{stage}@{self._branch}", state, seconds)
+
+    def message(self, text: str) -> None:
+        """Tell it once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._observer.message(text)

@@ -1,0 +1,27 @@
+"""What the branches of a study have in common, so that KDQ computes it once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kdq_core.plan.keys import Memo
+from kdq_core.plugins.catalog import Catalog
+
+if TYPE_CHECKING:
+    from kdq_registry.fetching import Fetched
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What several pipelines share.
+
+    Attributes:
+        catalog: the installed plug-ins.
+        memo: what their plans have in common.
+        fetched: teachers from the registry, by the name in the recipe.
+    """
+
+    catalog: Catalog = field(default_factory=Catalog.load)
+    memo: Memo = field(default_factory=Memo)
+    fetched: dict[str, Fetched] = field(default_factory=dict)

@@ -1,0 +1,253 @@
+"""One run of a study: KDQ runs each node of its plan once, branch after branch, and then selects.
+
+A failed branch stops no other. After each branch KDQ writes the facts so far to `KDQ_HOME/studies/<run>.json`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from kdq_core.errors import KdqError, StageError
+from kdq_core.plan.study import PlannedBranch, SharedNode, StudyPlan
+from kdq_core.reading.studies import Branch, Study
+from kdq_core.recipe.spec import Site
+from kdq_core.store.records import EvaluationReport
+from kdq_flows.facts.parts import StageFacts
+from kdq_flows.facts.selecting import Measured, select
+from kdq_flows.facts.study import SelectedFacts
+from kdq_flows.observer import Observer, Silent
+from kdq_flows.run.branches import BranchObserver, facts_of
+from kdq_flows.run.logs import keep, name_of
+from kdq_flows.run.pipeline import Pipeline
+from kdq_flows.run.retrying import call_with_retries
+from kdq_flows.run.shared import Shared
+from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
+
+Start = Callable[[Pipeline, SharedNode, Mapping[str, str]], "Future[tuple[str, bool]]"]
+"""Starts a node in the pipeline of its first branch, with the digests of its parents by name of the stage."""
+
+
+class StudyRun:
+    """The state of one run of a study in this process.
+
+    Attributes:
+        name: of the run.
+        study: what was asked.
+        site: where it runs.
+        pipelines: the run of each branch, by its name.
+        plan: the plans of all branches; equal nodes are one.
+        planned: the branches with their plans, in order.
+        stages: how each node ended, by identity.
+        selected: the selection among the branches that are done.
+        file: where the facts are kept.
+        done: whether all of it has run, well or badly.
+    """
+
+    def __init__(self, study: Study, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
+        self.study, self.site = study, site
+        self.observer: Observer = observer or Silent()
+        self.name = name or name_of(study.name)
+        self.pipelines: dict[str, Pipeline] = {}
+        self.file: Path = site.home / "studies" / f"{self.name}.json"
+        self.done = False
+        self._shared, self._said = Shared(), set[str]()
+        self._warm: WarmWorker | None = None
+        self._began = time.monotonic()
+        self.stages: dict[str, StageFacts] = {}
+        self._failed: dict[str, KdqError] = {}
+        self._digests: dict[str, str] = {}
+        self.selected: SelectedFacts | None = None
+        self.planned: list[PlannedBranch] = []
+        self.plan = StudyPlan(study.name, ())
+        for branch in study.branches:
+            self.add(branch)
+
+    def add(self, branch: Branch) -> None:
+        """Plan one more branch.
+
+        Raises:
+            KdqError: it cannot be planned.
+        """
+        tags = {"kdq.study": self.name, "kdq.branch": branch.name}
+        observer = BranchObserver(self.observer, branch.name, self._said)
+        run = f"{self.name}.{branch.name}"
+        pipeline = Pipeline(branch.recipe, self.site, observer, run, shared=self._shared, tags=tags)
+        pipeline.left_out = frozenset(node.name for node in pipeline.plan.nodes if node.gives == "version")
+        self.pipelines[branch.name] = pipeline
+        self.planned.append(PlannedBranch(branch.name, branch.axes, pipeline.plan))
+        self.plan = StudyPlan(self.study.name, tuple(self.planned))
+
+    def warm_up(self) -> None:
+        """Start the warm worker that all branches use, if a heavy stage must run."""
+        if self._warm is None and any(work_ahead(one.plan, one.store) for one in self.pipelines.values()):
+            first = next(iter(self.pipelines.values()))
+            log = self.site.home / "logs" / self.name / "warm-worker.log"
+            self._warm = for_recipe(first.plan.recipe, self.site, self._shared.catalog, log)
+        for pipeline in self.pipelines.values():
+            pipeline.lend(self._warm)
+
+    def run(self, start: Start, width: int = 1) -> None:
+        """Run all branches, select, and register.
+
+        Args:
+            start: starts one node; see `Start`.
+            width: the most nodes that run at once.
+        """
+        try:
+            self._drive(start, width, self._first())
+            self._choose()
+            self._drive(start, width, self._registering())
+            self.done = True
+        except BaseException:
+            for pipeline in self.pipelines.values():
+                pipeline.cancelled.set()
+            raise
+        finally:
+            self._keep()
+
+    def run_inline(self) -> None:
+        """Run all branches in this process, without Prefect."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-study") as pool:
+            self.run(lambda pipeline, one, parents: pool.submit(run_here, pipeline, one.node.name, parents))
+
+    def _first(self) -> list[SharedNode]:
+        """All nodes but those that register, which wait for the selection; no more branches than the limit allows."""
+        limits = self.study.spec.limits
+        most = len(self.planned) if limits is None or limits.trials is None else limits.trials
+        allowed = {branch.name for branch in self.planned[:most]}
+        return [one for one in self.plan.nodes.values() if one.node.gives != "version" and {*one.branches} & allowed]
+
+    def _registering(self) -> list[SharedNode]:
+        """The nodes that register the chosen branches."""
+        asked = next(iter(self.pipelines.values())).plan.recipe.register_as.branches if self.pipelines else "selected"
+        done = [name for name, pipeline in self.pipelines.items() if not pipeline.failed]
+        selected = self.selected
+        chosen = {
+            "all": done,
+            "pareto": selected.pareto if selected else (),
+            "selected": [selected.branch] if selected else [],
+        }
+        names = {name for name in chosen[asked] if name is not None}
+        for name in names:
+            self.pipelines[name].want_all()
+        return [one for one in self.plan.nodes.values() if one.node.gives == "version" and {*one.branches} & names]
+
+    def _drive(self, start: Start, width: int, nodes: list[SharedNode]) -> None:
+        ended = self._digests.keys() | self._failed.keys()
+        waiting, begun = dict.fromkeys(one.identity for one in nodes if one.identity not in ended), set[str]()
+        running: dict[Future[tuple[str, bool]], SharedNode] = {}
+        known = {one.identity: one for one in nodes}
+        while waiting or running:
+            for identity in list(waiting):
+                if len(running) >= width:
+                    break
+                one = known[identity]
+                if any(parent in self._failed for parent in one.parents):
+                    waiting.pop(identity)
+                    parent = next(parent for parent in one.parents if parent in self._failed)
+                    self._ended(one, self._failed[parent])
+                elif all(parent in self._digests for parent in one.parents):
+                    waiting.pop(identity)
+                    if self._late() and not {*one.branches} & begun:
+                        continue
+                    begun.add(one.branches[0])
+                    running[self._started(start, one)] = one
+                elif not running and not any(parent in waiting for parent in one.parents):
+                    waiting.pop(identity)  # a limit left out what it reads
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                one = running.pop(future)
+                error = future.exception()
+                if error is not None and not isinstance(error, KdqError):
+                    raise error
+                if error is None:
+                    self._digests[one.identity] = future.result()[0]
+                self._ended(one, error)
+
+    def _late(self) -> bool:
+        limits = self.study.spec.limits
+        seconds = None if limits is None else limits.seconds
+        return seconds is not None and time.monotonic() - self._began >= seconds
+
+    def _started(self, start: Start, one: SharedNode) -> Future[tuple[str, bool]]:
+        pipeline = self.pipelines[one.branches[0]]
+        parents = {name: pipeline.entries[name].digest for name in one.node.parents.values()}
+        return start(pipeline, one, parents)
+
+    def _ended(self, one: SharedNode, error: KdqError | None) -> None:
+        """Tell all branches that a node serves of its end."""
+        if error is not None:
+            self._failed[one.identity] = error
+        first = self.pipelines[one.branches[0]]
+        mine = first.stages.get(one.node.name)
+        if mine is not None:
+            self.stages[one.identity] = mine.model_copy(update={"name": title_of(one)})
+        for name in one.branches:
+            pipeline, planned = self.pipelines[name], self.plan.branch(name)
+            title = next(title for title, identity in planned.identities.items() if identity == one.identity)
+            if error is not None:
+                pipeline.give_up(title, error)
+            elif pipeline is not first:
+                pipeline.adopt(title, first.entries[one.node.name])
+            if pipeline.complete:
+                pipeline.write_page()
+                self._keep()
+
+    def _choose(self) -> None:
+        spec = self.study.spec.select
+        if spec is None:
+            return
+        found = []
+        for planned in self.planned:
+            pipeline = self.pipelines[planned.name]
+            report = pipeline.view.record("report", EvaluationReport)
+            if report is not None and not pipeline.failed:
+                found.append(Measured(planned.name, planned.axes, report))
+        self.selected = select(spec, found)
+
+    def _keep(self) -> None:
+        """Write the facts so far, with the best branch so far; whole or not at all."""
+        self._choose()
+        keep(facts_of(self).model_dump_json(indent=1), self.file)
+
+    def finish(self) -> None:
+        """Close the tracking runs, and end the warm worker."""
+        for pipeline in self.pipelines.values():
+            pipeline.finish()
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time so far."""
+        return round(time.monotonic() - self._began, 3)
+
+    @property
+    def error(self) -> KdqError | None:
+        """Says which branches failed, with the first error; `None` if none did."""
+        failed = {name: one.error for name, one in self.pipelines.items() if one.error is not None}
+        if not failed:
+            return None
+        name, first = next(iter(failed.items()))
+        return StageError(f"{len(failed)} of {len(self.pipelines)} branches failed; {name}: {first}")
+
+
+def title_of(one: SharedNode) -> str:
+    """The name of a node in a study: the stage, and the branch if it serves one alone."""
+    return one.node.name if len(one.branches) > 1 else f"{one.node.name}@{one.branches[0]}"
+
+
+def run_here(pipeline: Pipeline, stage: str, parents: Mapping[str, str]) -> tuple[str, bool]:
+    """Run one stage in this process, with retries.
+
+    Raises:
+        KdqError: it failed at every try.
+    """
+    return call_with_retries(
+        lambda: pipeline.run_stage(stage, parents),
+        pipeline.plan.recipe.retry_of(stage),
+        on_retry=lambda attempt, error: pipeline.observer.message(f"try {attempt} failed: {error}"),
+    )

@@ -1,0 +1,92 @@
+"""The plan of a study: the plans of its branches, in which equal nodes are one.
+
+The identity of a node is the sha256 of its stage, the parts of its key and the identities of its parents. KDQ knows it
+before anything runs. Nodes of equal identity get equal keys, so KDQ runs them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from kdq_core.plan.plan import Node, Plan
+from kdq_core.recipe.study import Axes
+from kdq_core.store.hashing import canonical, sha256_of
+
+
+@dataclass(frozen=True)
+class PlannedBranch:
+    """One branch of a study with its plan.
+
+    Attributes:
+        name: such as `use=lsq,weights=4`.
+        axes: its values by dotted name of the recipe's field.
+        plan: the plan of its recipe.
+    """
+
+    name: str
+    axes: Axes
+    plan: Plan
+
+    @cached_property
+    def identities(self) -> Mapping[str, str]:
+        """The identity of each node, by its name in the plan."""
+        found: dict[str, str] = {}
+        for node in self.plan.nodes:
+            parents = {port: found[name] for port, name in node.parents.items()}
+            found[node.name] = sha256_of(canonical({"stage": node.use, "parts": node.parts, "parents": parents}))
+        return found
+
+
+@dataclass(frozen=True)
+class SharedNode:
+    """One node of a study, with the branches that it serves.
+
+    Attributes:
+        identity: see the module.
+        node: the node as its first branch has it.
+        branches: names of the branches that it serves, in order.
+        parents: identities of the nodes that it reads.
+    """
+
+    identity: str
+    node: Node
+    branches: tuple[str, ...]
+    parents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The branches of a study, planned.
+
+    Attributes:
+        name: of the study.
+        branches: in the order of the matrix.
+    """
+
+    name: str
+    branches: tuple[PlannedBranch, ...]
+
+    @cached_property
+    def nodes(self) -> Mapping[str, SharedNode]:
+        """All nodes by identity, each once; the parents of a node come before it, and branches stay together."""
+        serving: dict[str, list[str]] = {}
+        first: dict[str, tuple[PlannedBranch, Node]] = {}
+        for branch, node in self._each():
+            identity = branch.identities[node.name]
+            serving.setdefault(identity, []).append(branch.name)
+            first.setdefault(identity, (branch, node))
+        return {
+            identity: SharedNode(
+                identity, node, tuple(serving[identity]), tuple(branch.identities[p] for p in node.parents.values())
+            )
+            for identity, (branch, node) in first.items()
+        }
+
+    def branch(self, name: str) -> PlannedBranch:
+        """The branch of that name."""
+        return next(branch for branch in self.branches if branch.name == name)
+
+    def _each(self) -> Iterator[tuple[PlannedBranch, Node]]:
+        return ((branch, node) for branch in self.branches for node in branch.plan.nodes)
