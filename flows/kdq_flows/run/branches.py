@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan.study import PlannedBranch
@@ -48,20 +48,22 @@ def _facts(planned: PlannedBranch, pipeline: Pipeline) -> BranchFacts:
 class BranchObserver(Silent):
     """Tells an observer of the stages of one branch; a message that another branch told already is dropped."""
 
-    def __init__(self, observer: Observer, branch: str, said: set[str]) -> None:
-        self._observer, self._branch, self._said = observer, branch, said
+    def __init__(self, observer: Observer, title: Callable[[str], str], said: set[str]) -> None:
+        """Tell `observer`, with the name that `title` gives to a stage; `said` holds the messages so far."""
+        self._observer, self._title, self._said = observer, title, said
 
     def stage_started(self, stage: str) -> None:
-        """Tell it with the name of the branch."""
-        self._observer.stage_started(f"{stage}@{self._branch}")
+        """Tell it."""
+        self._observer.stage_started(self._title(stage))
 
     def progress(self, event: dict[str, Any]) -> None:
-        """Tell it with the name of the branch."""
-        self._observer.progress(event | {"stage": f"{event['stage']}@{self._branch}"} if "stage" in event else event)
+        """Tell it."""
+        named = {"stage": self._title(event["stage"])} if "stage" in event else {}
+        self._observer.progress(event | named)
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
-        """Tell it with the name of the branch."""
-        self._observer.stage_ended(f"{stage}@{self._branch}", state, seconds)
+        """Tell it."""
+        self._observer.stage_ended(self._title(stage), state, seconds)
 
     def message(self, text: str) -> None:
         """Tell it once."""

@@ -72,7 +72,7 @@ class StudyRun:
             KdqError: it cannot be planned.
         """
         tags = {"kdq.study": self.name, "kdq.branch": branch.name}
-        observer = BranchObserver(self.observer, branch.name, self._said)
+        observer = BranchObserver(self.observer, lambda stage: self._title(branch.name, stage), self._said)
         run = f"{self.name}.{branch.name}"
         pipeline = Pipeline(branch.recipe, self.site, observer, run, shared=self._shared, tags=tags)
         pipeline.left_out = frozenset(node.name for node in pipeline.plan.nodes if node.gives == "version")
@@ -97,9 +97,9 @@ class StudyRun:
             width: the most nodes that run at once.
         """
         try:
-            self._drive(start, width, self._first())
+            self._drive(start, width, self._first(), limited=True)
             self._choose()
-            self._drive(start, width, self._registering())
+            self._drive(start, width, self._registering(), limited=False)
             self.done = True
         except BaseException:
             for pipeline in self.pipelines.values():
@@ -122,20 +122,17 @@ class StudyRun:
 
     def _registering(self) -> list[SharedNode]:
         """The nodes that register the chosen branches."""
-        asked = next(iter(self.pipelines.values())).plan.recipe.register_as.branches if self.pipelines else "selected"
-        done = [name for name, pipeline in self.pipelines.items() if not pipeline.failed]
-        selected = self.selected
-        chosen = {
-            "all": done,
-            "pareto": selected.pareto if selected else (),
-            "selected": [selected.branch] if selected else [],
-        }
-        names = {name for name in chosen[asked] if name is not None}
+        asked = next(iter(self.pipelines.values())).plan.recipe.register_as.branches
+        selected, names = self.selected, list[str]()
+        if asked == "all":
+            names = [name for name, pipeline in self.pipelines.items() if not pipeline.failed]
+        elif selected is not None and selected.branch is not None:
+            names = list(selected.pareto) if asked == "pareto" else [selected.branch]
         for name in names:
             self.pipelines[name].want_all()
-        return [one for one in self.plan.nodes.values() if one.node.gives == "version" and {*one.branches} & names]
+        return [one for one in self.plan.nodes.values() if one.node.gives == "version" and {*one.branches} & {*names}]
 
-    def _drive(self, start: Start, width: int, nodes: list[SharedNode]) -> None:
+    def _drive(self, start: Start, width: int, nodes: list[SharedNode], *, limited: bool) -> None:
         ended = self._digests.keys() | self._failed.keys()
         waiting, begun = dict.fromkeys(one.identity for one in nodes if one.identity not in ended), set[str]()
         running: dict[Future[tuple[str, bool]], SharedNode] = {}
@@ -151,7 +148,7 @@ class StudyRun:
                     self._ended(one, self._failed[parent])
                 elif all(parent in self._digests for parent in one.parents):
                     waiting.pop(identity)
-                    if self._late() and not {*one.branches} & begun:
+                    if limited and self._late() and not {*one.branches} & begun:
                         continue
                     begun.add(one.branches[0])
                     running[self._started(start, one)] = one
@@ -165,6 +162,10 @@ class StudyRun:
                 if error is None:
                     self._digests[one.identity] = future.result()[0]
                 self._ended(one, error)
+
+    def _title(self, branch: str, stage: str) -> str:
+        identity = self.plan.branch(branch).identities.get(stage, "")
+        return title_of(self.plan.nodes[identity]) if identity else stage
 
     def _late(self) -> bool:
         limits = self.study.spec.limits
