@@ -43,7 +43,8 @@ def run_recipe(
     check_home(site)
     Store(site.store).sweep()
     if isinstance(checked, Study):
-        return _run_study(StudyRun(checked, site, observer), server=server)
+        run, error = run_study(checked, site, server=server, observer=observer)
+        return facts_of(run), error
     pipeline = Pipeline(checked, site, observer)
     links: dict[str, str] = {}
     try:
@@ -59,31 +60,43 @@ def run_recipe(
     return pipeline.facts(links), pipeline.error
 
 
-def _run_study(study: StudyRun, *, server: bool) -> tuple[RunResult, KdqError | None]:
-    """Run all branches of a study; its error says which failed, or that none meets the goals."""
-    links: dict[str, str] = {}
+def run_study(
+    study: Study, site: Site, *, server: bool = True, observer: Observer | None = None
+) -> tuple[StudyRun, KdqError | None]:
+    """Run all branches of a study; its error says which failed, or that none meets the goals.
+
+    Args:
+        study: what to run.
+        site: where.
+        server: run as a Prefect flow; false runs it inline.
+        observer: hears of stages, progress and messages.
+
+    Raises:
+        KdqError: a branch cannot be planned, or a server does not start.
+    """
+    run = StudyRun(study, site, observer)
     try:
-        study.warm_up()
+        run.warm_up()
         if server:
-            api = _with_server(study.site, study.observer)
+            api = _with_server(site, run.observer)
             from kdq_flows.prefect.study_flow import run_study_as_flow
             from kdq_flows.servers.servers import ensure_mlflow_ui
             from kdq_registry.page import training_page
 
-            run_study_as_flow(study)
-            links = {"prefect": api.removesuffix("/api"), "mlflow": training_page(ensure_mlflow_ui(study.site))}
+            run_study_as_flow(run)
+            run.links = {"prefect": api.removesuffix("/api"), "mlflow": training_page(ensure_mlflow_ui(site))}
         else:
-            _reconcile(study.site)
-            study.run_inline()
+            _reconcile(site)
+            run.run_inline()
     finally:
-        study.finish()
-    return facts_of(study, links), study.error or no_candidate(study)
+        run.finish()
+    return run, run.error or no_candidate(run)
 
 
-def no_candidate(study: StudyRun) -> KdqError | None:
+def no_candidate(run: StudyRun) -> KdqError | None:
     """The error of a study whose goals no branch meets."""
-    missed = study.selected is not None and study.selected.branch is None
-    return NoCandidateError(study.selected.verdict) if missed and study.selected is not None else None
+    selected = run.selected
+    return NoCandidateError(selected.verdict) if selected is not None and selected.branch is None else None
 
 
 def _run_with_server(pipeline: Pipeline) -> dict[str, str]:

@@ -9,6 +9,7 @@ import copy
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -147,8 +148,7 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         value = "+".join(map(_value, value))
     text = value if isinstance(value, str) else json.dumps(value)
-    kept = "".join(sign if sign.isalnum() or sign in "._+-" else "-" for sign in text)
-    return kept.strip("-")[:40] or "none"
+    return re.sub(r"[^\w.+]+", "-", text).strip("-")[:40] or "none"
 
 
 def written(axes: Axes) -> str:

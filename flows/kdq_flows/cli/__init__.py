@@ -24,6 +24,7 @@ from kdq_flows.cli import (
     run,
     servers,
     start,
+    synergy,
     watch,
 )
 
@@ -56,8 +57,8 @@ def _root(
 
 
 _MODULES = (
-    start, run, own, recipes, bench, replay, report, explain, models, promoting, encrypting, watch, servers, plugins,
-    authoring,
+    start, run, own, recipes, bench, replay, report, explain, synergy, models, promoting, encrypting, watch, servers,
+    plugins, authoring,
 )  # fmt: skip
 for _module in _MODULES:
     _module.register_commands(app)

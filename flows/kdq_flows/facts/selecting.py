@@ -158,7 +158,7 @@ def _nearest(spec: SelectSpec, found: Sequence[Candidate]) -> str:
     verdict = verdicts.get(rule)
     value = "not measured" if verdict is None or verdict.value is None else f"{verdict.value:.6g}"
     bound = "" if verdict is None or verdict.bound is None else f", bound {verdict.bound:.6g}"
-    return f"no branch of {_counted(found)} meets the goals; the nearest is {near.name}: {rule}: it is {value}{bound}"
+    return f"none of {_counted(found)} meets the goals; the nearest is {near.name}: {rule}: it is {value}{bound}"
 
 
 def _lacking(spec: SelectSpec, one: Candidate) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan.study import PlannedBranch
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from kdq_flows.run.study import StudyRun
 
 OF_BRANCH = frozenset(BranchFacts.model_fields) - {"branch", "axes", "run"}
-OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "branches", "selected"})
+OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "report", "branches", "selected"})
 
 
-def facts_of(run: StudyRun, links: Mapping[str, str] | None = None) -> RunResult:
+def facts_of(run: StudyRun) -> RunResult:
     """The facts of a study so far; what is about one model comes from the selected branch."""
     branches = tuple(_facts(planned, run.pipelines[planned.name]) for planned in run.planned)
     best = None if run.selected is None else run.selected.branch
@@ -32,7 +32,8 @@ def facts_of(run: StudyRun, links: Mapping[str, str] | None = None) -> RunResult
         seconds=run.seconds,
         stages=stages,
         error=str(error) if error else None,
-        links=dict(links or {}),
+        links=run.links,
+        report=str(run.page),
         branches=branches,
         selected=run.selected,
     )

@@ -19,6 +19,8 @@ from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.selecting import Measured, select
 from kdq_flows.facts.study import SelectedFacts
 from kdq_flows.observer import Observer, Silent
+from kdq_flows.report.page import command
+from kdq_flows.report.tables import study_page
 from kdq_flows.run.branches import BranchObserver, facts_of
 from kdq_flows.run.logs import keep, name_of
 from kdq_flows.run.pipeline import Pipeline
@@ -43,6 +45,7 @@ class StudyRun:
         stages: how each node ended, by identity.
         selected: the selection among the branches that are done.
         file: where the facts are kept.
+        links: addresses of the web pages that are up.
         done: whether all of it has run, well or badly.
     """
 
@@ -53,6 +56,7 @@ class StudyRun:
         self.pipelines: dict[str, Pipeline] = {}
         self.file: Path = site.home / "studies" / f"{self.name}.json"
         self.done = False
+        self.links: dict[str, str] = {}
         self._shared, self._said = Shared(), set[str]()
         self._warm: WarmWorker | None = None
         self._began = time.monotonic()
@@ -209,9 +213,18 @@ class StudyRun:
         self.selected = select(spec, found)
 
     def _keep(self) -> None:
-        """Write the facts so far, with the best branch so far; whole or not at all."""
+        """Write the facts so far with the best branch so far, and their page; each whole or not at all."""
         self._choose()
-        keep(facts_of(self).model_dump_json(indent=1), self.file)
+        facts = facts_of(self)
+        keep(facts.model_dump_json(indent=1), self.file)
+        reports = {name: one.view.record("report", EvaluationReport) for name, one in self.pipelines.items()}
+        known = {name: report for name, report in reports.items() if report is not None}
+        keep(study_page(facts, known, command(self.site, self.study.name)), self.page)
+
+    @property
+    def page(self) -> Path:
+        """The page of the study."""
+        return self.file.with_suffix(".html")
 
     def finish(self) -> None:
         """Close the tracking runs, and end the warm worker."""
