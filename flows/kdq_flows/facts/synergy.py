@@ -124,7 +124,8 @@ def _effect(
     values: Mapping[tuple[str, str], Sequence[float]],
     parts: Mapping[tuple[str, str], int],
 ) -> Effect:
-    each = [sum(times * value for times, value in zip(parts.values(), row)) for row in zip(*(values[p] for p in parts))]
+    rows = zip(*(values[part] for part in parts))
+    each = [round(sum(times * value for times, value in zip(parts.values(), row)), 12) for row in rows]
     mean, low, high = mean_of(each)
     shown = low > 0 or high < 0
     verdict: Literal["helps", "hurts", "not shown"] = "not shown" if not shown else "helps" if mean > 0 else "hurts"
