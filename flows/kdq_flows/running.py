@@ -77,6 +77,7 @@ def run_study(
     run = StudyRun(study, site, observer)
     try:
         run.warm_up()
+        run.check()
         if server:
             api = _with_server(site, run.observer)
             from kdq_flows.prefect.study_flow import run_study_as_flow

@@ -37,6 +37,7 @@ class StageRequest(Frozen):
         recipe: the recipe, with default gates that fit it.
         site: where it runs.
         checks: titles of the stages that KDQ checks first: those that this run will compute.
+        only_checks: whether KDQ stops after the checks.
         lineage: digests of the entries of all earlier stages, by title.
         tracking_run: MLflow's id of the run.
         lock: the lock of the run so far, as JSON.
@@ -49,6 +50,7 @@ class StageRequest(Frozen):
     recipe: Recipe
     site: Site
     checks: tuple[str, ...] = ()
+    only_checks: bool = False
     lineage: dict[str, str] = Field(default={})
     tracking_run: str | None = None
     lock: str | None = None
@@ -71,6 +73,23 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
         return existing
     with _turn(request, emit):
         return store.lookup(request.key) or _computed(request, emit, store, catalog)
+
+
+def check_ahead(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> None:
+    """Run the checks of a request, and compute nothing.
+
+    Raises:
+        KdqError: a stage refuses the recipe, the data or the models.
+    """
+    catalog = catalog or Catalog.load()
+    asked = asked_of(request.recipe, request.site, catalog)
+    before = {one.title: one for one in wire(asked, catalog)}
+    (request.site.home / "scratch").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=request.site.home / "scratch") as folder:
+        scratch = Path(folder)
+        (scratch / "tmp").mkdir()
+        with _own_process(before[request.title], request.site, scratch):
+            _check(request, before, asked, scratch, emit)
 
 
 @contextlib.contextmanager

@@ -42,9 +42,13 @@ def main() -> int:
                 events.write(json.dumps(event) + "\n")
 
         try:
-            from kdq_core.work.run import StageRequest, run_stage
+            from kdq_core.work.run import StageRequest, check_ahead, run_stage
 
             request = StageRequest.model_validate_json(sys.stdin.read())
+            if request.only_checks:
+                check_ahead(request, emit)
+                emit({"event": "result"})
+                return 0
             entry = run_stage(request, emit)
         except BaseException as error:
             traceback.print_exc()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,19 +350,32 @@ class Pipeline:
         """The request to the stage. The first stage that runs in a worker also checks all unfinished stages."""
         later = self.entries.keys() | self.left_out
         ahead = () if self._checked else tuple(n.name for n in self.plan.nodes if n.name not in later)
-        return {
-            "title": node.name,
+        return self._asking(node) | {
             "key": key,
             "parts": node.full_parts(parents),
             "parents": {port: self.entries[name].manifest.key for port, name in node.parents.items()},
-            "recipe": self.plan.recipe.model_dump(mode="json"),
-            "site": self.plan.site.model_dump(mode="json"),
             "checks": ahead if node.heavy else (),
         }
 
-    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
-        site, request = self.plan.site, self._request(node, key, parents)
+    def _asking(self, node: Node) -> dict[str, Any]:
+        """What every request about a stage says."""
+        recipe, site = self.plan.recipe.model_dump(mode="json"), self.plan.site.model_dump(mode="json")
+        return {"title": node.name, "recipe": recipe, "site": site}
 
+    def check_ahead(self) -> None:
+        """Check all unfinished stages in a worker before anything runs; otherwise the first heavy stage does it.
+
+        Raises:
+            KdqError: a stage refuses the recipe, the data or the models.
+        """
+        node = next((one for one in self.plan.nodes if one.heavy and one.name not in self.entries), None)
+        if node is None or self._checked:
+            return
+        ahead = tuple(one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out)
+        only = {"key": "", "parts": {}, "parents": {}, "checks": ahead, "only_checks": True}
+        self._worked(node, self._asking(node) | only, self.observer.progress)
+
+    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
         def heard(event: dict[str, Any]) -> None:
             self.tracking.check()
             if event["event"] == "epoch":
@@ -370,6 +383,13 @@ class Pipeline:
                 self._live.epoch(node.name, event["record"])
             else:
                 self.observer.progress(event)
+
+        self._worked(node, self._request(node, key, parents), heard)
+        return self.store.get(key)
+
+    def _worked(self, node: Node, request: dict[str, Any], heard: Callable[[dict[str, Any]], None]) -> None:
+        """Let a worker answer a request, with the leases that the stage needs."""
+        site = self.plan.site
 
         def waiting(owner: str | None) -> None:
             by = f" by process {owner.split(':')[1]}" if owner else ""
@@ -395,7 +415,6 @@ class Pipeline:
                 measures=node.needs.alone,
             )
         self._checked = True
-        return self.store.get(key)
 
     def _here(self, node: Node, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:
         """Run a stage in this process; only for stages with `device="none"`."""

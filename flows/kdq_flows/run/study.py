@@ -14,9 +14,10 @@ from kdq_core.errors import KdqError, StageError
 from kdq_core.plan.study import PlannedBranch, SharedNode, StudyPlan
 from kdq_core.reading.studies import Branch, Study
 from kdq_core.recipe.spec import Site
+from kdq_core.store.hashing import canonical
 from kdq_core.store.records import EvaluationReport
 from kdq_flows.facts.parts import StageFacts
-from kdq_flows.facts.selecting import Measured, select
+from kdq_flows.facts.selecting import SEED, Measured, select
 from kdq_flows.facts.study import SelectedFacts
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report.page import command
@@ -116,6 +117,26 @@ class StudyRun:
         """Run all branches in this process, without Prefect."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-study") as pool:
             self.run(lambda pipeline, one, parents: pool.submit(run_here, pipeline, one.node.name, parents))
+
+    def check(self) -> None:
+        """Check the branches before anything runs, also their graphs and models; of those with another seed, one.
+
+        Raises:
+            KdqError: a stage of a branch refuses it; the message names the branch.
+        """
+        seen: set[bytes] = set()
+        for planned in self.planned:
+            pipeline, rest = self.pipelines[planned.name], {k: v for k, v in planned.axes.items() if k != SEED}
+            asked = canonical(rest)
+            if asked in seen or not work_ahead(pipeline.plan, pipeline.store):
+                continue
+            seen.add(asked)
+            if planned is self.planned[0]:
+                continue  # its first stage does it
+            try:
+                pipeline.check_ahead()
+            except KdqError as error:
+                raise type(error)(f"branch {planned.name}: {error}") from error
 
     def _first(self) -> list[SharedNode]:
         """All nodes but those that register, which wait for the selection; no more branches than the limit allows."""
