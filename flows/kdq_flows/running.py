@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdq_core.errors import KdqError, NoCandidateError
 from kdq_core.plan.machine import check_gpu
+from kdq_core.plan.part import Part
 from kdq_core.reading.studies import Study, load
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
@@ -24,6 +25,7 @@ def run_recipe(
     *,
     server: bool = True,
     observer: Observer | None = None,
+    part: Part | None = None,
 ) -> tuple[RunResult, KdqError | None]:
     """Run a recipe; gives the facts and, if a stage failed, its error.
 
@@ -32,6 +34,7 @@ def run_recipe(
         site: where to run it; by default the site that the environment describes.
         server: run as a Prefect flow; false runs it inline.
         observer: hears of stages, progress and messages.
+        part: the stages to run; by default all.
 
     Raises:
         KdqError: the request is wrong, or a server does not start.
@@ -43,9 +46,12 @@ def run_recipe(
     check_home(site)
     Store(site.store).sweep()
     if isinstance(checked, Study):
-        run, error = run_study(checked, site, server=server, observer=observer)
+        run, error = run_study(checked, site, server=server, observer=observer, part=part)
         return facts_of(run), error
     pipeline = Pipeline(checked, site, observer)
+    if part is not None:
+        part.check({"": pipeline.plan})
+        pipeline.take_part(part)
     links: dict[str, str] = {}
     try:
         pipeline.warm_up()
@@ -61,7 +67,12 @@ def run_recipe(
 
 
 def run_study(
-    study: Study, site: Site, *, server: bool = True, observer: Observer | None = None
+    study: Study,
+    site: Site,
+    *,
+    server: bool = True,
+    observer: Observer | None = None,
+    part: Part | None = None,
 ) -> tuple[StudyRun, KdqError | None]:
     """Run all branches of a study; its error says which failed, or that none meets the goals.
 
@@ -70,11 +81,14 @@ def run_study(
         site: where.
         server: run as a Prefect flow; false runs it inline.
         observer: hears of stages, progress and messages.
+        part: the stages to run; by default all.
 
     Raises:
         KdqError: a branch cannot be planned, or a server does not start.
     """
     run = StudyRun(study, site, observer)
+    if part is not None:
+        run.take_part(part)
     try:
         run.warm_up()
         run.check()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kdq_flows.cli.common import JsonFlag, RecipeFile, load_any, say, show, site
 from kdq_flows.cli.studies import mermaid, plan_rows
-
-if TYPE_CHECKING:
-    from kdq_core.plan.plan import Plan
-    from kdq_registry.fetching import Fetched
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -51,27 +47,13 @@ def plan(
     found, here = load_any(file), site()
     from kdq_core.plan.forecast import forecast
     from kdq_core.plan.machine import check_gpu
-    from kdq_core.plan.plan import make_plan
-    from kdq_core.plan.study import PlannedBranch, StudyPlan
-    from kdq_core.reading.studies import Branch
     from kdq_core.recipe.spec import Recipe
     from kdq_core.store.store import Store, check_writable
-    from kdq_flows.run.shared import Shared
-    from kdq_flows.run.teachers import resolved
+    from kdq_flows.planning import planned
 
     check_gpu(here.device)
     check_writable(here.home)
-    shared = Shared()
-
-    def planned(recipe: Recipe) -> Plan:
-        def tell(model: str, fetched: Fetched) -> None:
-            if model not in shared.fetched:
-                say(f"teacher {model} is {fetched.said}", err=True)
-
-        return make_plan(resolved(recipe, here, tell, shared.fetched), here, shared.catalog, shared.memo)
-
-    branches = [Branch(found.name, {}, found)] if isinstance(found, Recipe) else found.branches
-    study = StudyPlan(found.name, tuple(PlannedBranch(one.name, one.axes, planned(one.recipe)) for one in branches))
+    study = planned(found, here, lambda text: say(text, err=True))
     if as_mermaid:
         typer.echo(mermaid(study))
         return

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ import typer
 
 from kdq_flows.cli import common
 from kdq_flows.cli.common import RecipeFile
-from kdq_flows.cli.studies import show_branches
+from kdq_flows.cli.studies import show_branches, show_part
 from kdq_flows.cli.tables import wrap
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kdq_core.reading.studies import Study
     from kdq_core.recipe.spec import Recipe
     from kdq_flows.facts.result import RunResult
+
+
+STAGE = "STAGE[@BRANCH]"
 
 
 class Progressing:
@@ -92,12 +95,35 @@ def register_commands(app: typer.Typer) -> None:
         file: RecipeFile,
         no_server: Annotated[bool, typer.Option("--no-server", help="Run inline, without Prefect.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+        only: Annotated[list[str], typer.Option(metavar=STAGE, help="Run this stage and no other.")] = [],  # noqa: B006
+        start: Annotated[
+            list[str], typer.Option("--from", metavar=STAGE, help="Run this stage and all that read from it.")
+        ] = [],  # noqa: B006
+        until: Annotated[
+            list[str], typer.Option(metavar=STAGE, help="Run this stage and all that it reads from.")
+        ] = [],  # noqa: B006
+        refresh: Annotated[
+            list[str], typer.Option(metavar=STAGE, help="Throw away what this stage gave, and run it again.")
+        ] = [],  # noqa: B006
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
     ) -> None:
         """Run a recipe: teach, distil, quantize, export, measure, register."""
-        finish(lambda: common.load_any(file), file, server=not no_server, as_json=as_json)
+        asked = {"only": only, "start": start, "until": until, "refresh": refresh}
+        part = {name: tuple(stages) for name, stages in asked.items() if stages}
+        if dry_run:
+            show_part(common.load_any(file), part, as_json=as_json)
+            return
+        finish(lambda: common.load_any(file), file, server=not no_server, as_json=as_json, part=part)
 
 
-def finish(load: Callable[[], Recipe | Study], file: Path, *, server: bool, as_json: bool) -> RunResult:
+def finish(
+    load: Callable[[], Recipe | Study],
+    file: Path,
+    *,
+    server: bool,
+    as_json: bool,
+    part: Mapping[str, tuple[str, ...]] | None = None,
+) -> RunResult:
     """Run a recipe, and print its closing lines or its JSON object.
 
     Args:
@@ -105,6 +131,7 @@ def finish(load: Callable[[], Recipe | Study], file: Path, *, server: bool, as_j
         file: its file, which names a run that did not start.
         server: run it with Prefect.
         as_json: print JSON.
+        part: fields of `kdq_core.plan.part.Part`, to run some stages only.
 
     Raises:
         KdqError: the request is wrong, or a stage failed.
@@ -113,11 +140,13 @@ def finish(load: Callable[[], Recipe | Study], file: Path, *, server: bool, as_j
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
             recipe, site = load(), common.site()
+        from kdq_core.plan.part import Part
         from kdq_flows.running import run_recipe
 
+        some = Part(**part) if part else None
         observer = Progressing(bars=sys.stderr.isatty())
         with observer.live(), contextlib.redirect_stdout(sys.stderr):
-            result, error = run_recipe(recipe, site, server=server, observer=observer)
+            result, error = run_recipe(recipe, site, server=server, observer=observer, part=some)
     except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
         if as_json:
             typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from kdq_flows.cli import common
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kdq_core.plan.study import StudyPlan
+    from kdq_core.reading.studies import Study
+    from kdq_core.recipe.spec import Recipe
     from kdq_core.store.store import Store
     from kdq_flows.facts.result import RunResult
     from kdq_flows.facts.study import BranchFacts
@@ -72,3 +76,33 @@ def mermaid(plan: StudyPlan) -> str:
         lines.append(f'  {numbers[identity]}["{title}"]')
         lines += [f"  {numbers[parent]} --> {numbers[identity]}" for parent in dict.fromkeys(one.parents)]
     return "\n".join(lines)
+
+
+def show_part(found: Recipe | Study, part: Mapping[str, tuple[str, ...]], *, as_json: bool) -> None:
+    """Print what a run of a part of the plan would do with each stage of it."""
+    from kdq_core.plan.forecast import forecast_study
+    from kdq_core.plan.part import Part
+    from kdq_core.store.store import Store
+    from kdq_flows.planning import planned
+
+    here, asked = common.site(), Part(**part)
+    plan = planned(found, here, lambda text: common.say(text, err=True))
+    plans = {branch.name if len(plan.branches) > 1 else "": branch.plan for branch in plan.branches}
+    asked.check(plans)
+    wanted = {
+        branch.identities[name]
+        for branch, (title, made) in zip(plan.branches, plans.items(), strict=True)
+        for name in asked.wanted(made, title)
+    }
+    fresh = {
+        branch.identities[node.name]
+        for branch, (title, made) in zip(plan.branches, plans.items(), strict=True)
+        for node in asked.refreshed(made, title)
+    }
+    rows: list[dict[str, object]] = []
+    for one, line in forecast_study(plan, Store(here.store)):
+        if one.identity in wanted:
+            state = "run" if one.identity in fresh or line.state != "cached" else "cached"
+            several = {"branches": ", ".join(one.branches)} if len(plan.branches) > 1 else {}
+            rows.append({"stage": one.node.name, **several, "state": state})
+    common.show(rows, title="What would run", as_json=as_json)

@@ -154,14 +154,17 @@ def _drive(token: str) -> State:
     pipeline = PIPELINES[token]
     address = str(runtime.flow_run.ui_url)
     pipeline.tracking.prefect = address if address.startswith("http") else None
-    futures: dict[str, Any] = {}
+    futures: dict[str, Any] = {name: entry.digest for name, entry in pipeline.entries.items()}
     try:
         for node in pipeline.plan.nodes:
+            if node.name in pipeline.left_out:
+                continue
             options = prefect_options(pipeline.plan.recipe.retry_of(node.name))
             named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
             futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents.values()})
         for future in futures.values():
-            future.wait()
+            if not isinstance(future, str):
+                future.wait()
     except BaseException as stopped:
         if not isinstance(stopped, Exception):  # if only the server is lost, the workers may finish
             pipeline.cancelled.set()

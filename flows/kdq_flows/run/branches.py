@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kdq_core.plan.study import PlannedBranch
 from kdq_flows.facts.result import RunResult
@@ -11,14 +12,40 @@ from kdq_flows.facts.study import BranchFacts
 from kdq_flows.observer import Observer, Silent
 
 if TYPE_CHECKING:
+    from kdq_core.errors import KdqError
+    from kdq_flows.facts.parts import StageFacts
+    from kdq_flows.facts.study import SelectedFacts
     from kdq_flows.run.pipeline import Pipeline
-    from kdq_flows.run.study import StudyRun
+
+
+class SoFar(Protocol):
+    """A study so far; see `kdq_flows.run.study.StudyRun`."""
+
+    name: str
+    pipelines: dict[str, Pipeline]
+    planned: list[PlannedBranch]
+    stages: dict[str, StageFacts]
+    selected: SelectedFacts | None
+    links: dict[str, str]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time so far."""
+
+    @property
+    def error(self) -> KdqError | None:
+        """Which branches failed."""
+
+    @property
+    def page(self) -> Path:
+        """The page of the study."""
+
 
 OF_BRANCH = frozenset(BranchFacts.model_fields) - {"branch", "axes", "run"}
 OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "report", "branches", "selected"})
 
 
-def facts_of(run: StudyRun) -> RunResult:
+def facts_of(run: SoFar) -> RunResult:
     """The facts of a study so far; what is about one model comes from the selected branch."""
     branches = tuple(_facts(planned, run.pipelines[planned.name]) for planned in run.planned)
     best = None if run.selected is None else run.selected.branch

@@ -12,8 +12,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdq_core.errors import KdqError
+from kdq_core.errors import KdqError, RecipeError
 from kdq_core.plan.lock import SUFFIX, Lock, locked
+from kdq_core.plan.part import Part
 from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
@@ -114,6 +115,7 @@ class Pipeline:
         said = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)} | dict(tags or {})
         self.tracking = RunTracking(self.plan, self.name, said, on=tracked)
         self.left_out: frozenset[str] = frozenset()
+        self._not_asked: frozenset[str] = frozenset()
         self._warm: WarmWorker | None = None
         self._lent = False
         self._checked = False
@@ -137,8 +139,31 @@ class Pipeline:
         self._warm, self._lent = warm, warm is not None
 
     def want_all(self) -> None:
-        """Run the stages too that were left out, and write the page of the run anew after them."""
-        self.left_out, self._page = frozenset(), None
+        """Run the stages too that were left out, if they are asked for; then write the page of the run anew."""
+        self.left_out, self._page = self._not_asked, None
+
+    def take_part(self, part: Part, branch: str = "") -> None:
+        """Run a part of the plan only; what the other stages gave before must be in the store.
+
+        Raises:
+            RecipeError: a stage of the part reads a result that is not in the store.
+        """
+        wanted = part.wanted(self.plan, branch)
+        self.find()
+        for node in part.refreshed(self.plan, branch):
+            entry = self.entries.pop(node.name, None)
+            if entry is not None:
+                self.store.discard(entry.manifest.key)
+        self._not_asked = frozenset(node.name for node in self.plan.nodes) - wanted
+        self.left_out |= self._not_asked
+        for node in self.plan.nodes:
+            missing = [n for n in node.parents.values() if n in self.left_out and n not in self.entries]
+            if node.name in wanted and missing:
+                raise RecipeError(
+                    f"stage {node.name!r} reads what {missing[0]!r} gives, which is not in the store and no part of "
+                    f"this run; run {missing[0]!r} too, or leave --from and --only out"
+                )
+        self.entries = {name: entry for name, entry in self.entries.items() if name in self.left_out}
 
     def adopt(self, name: str, entry: Entry) -> None:
         """Take the entry of a stage that another branch of the study has brought into the store."""
@@ -157,7 +182,8 @@ class Pipeline:
             only: names of the stages to run; by default all.
         """
         for node in self.plan.nodes:
-            if node.name in self.entries or (only is not None and node.name not in only):
+            left_out = node.name in self.left_out or (only is not None and node.name not in only)
+            if node.name in self.entries or left_out:
                 continue
             digests = {name: self.entries[name].digest for name in node.parents.values()}
             try:

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from kdq_core.errors import KdqError, StageError
+from kdq_core.plan.part import Part
 from kdq_core.plan.study import PlannedBranch, SharedNode, StudyPlan
 from kdq_core.reading.studies import Branch, Study
 from kdq_core.recipe.spec import Site
@@ -85,6 +86,18 @@ class StudyRun:
         self.planned.append(PlannedBranch(branch.name, branch.axes, pipeline.plan))
         self.plan = StudyPlan(self.study.name, tuple(self.planned))
 
+    def take_part(self, part: Part) -> None:
+        """Run a part of every branch only.
+
+        Raises:
+            RecipeError: a stage or branch of the part does not exist, or reads a result that is not in the store.
+        """
+        part.check({planned.name: planned.plan for planned in self.planned})
+        for name, pipeline in self.pipelines.items():
+            pipeline.take_part(part, name)
+            for stage, entry in pipeline.entries.items():
+                self._digests[self.plan.branch(name).identities[stage]] = entry.digest
+
     def warm_up(self) -> None:
         """Start the warm worker that all branches use, if a heavy stage must run."""
         if self._warm is None and any(work_ahead(one.plan, one.store) for one in self.pipelines.values()):
@@ -143,7 +156,11 @@ class StudyRun:
         limits = self.study.spec.limits
         most = len(self.planned) if limits is None or limits.trials is None else limits.trials
         allowed = {branch.name for branch in self.planned[:most]}
-        return [one for one in self.plan.nodes.values() if one.node.gives != "version" and {*one.branches} & allowed]
+        return [one for one in self.plan.nodes.values() if {*self._wanting(one)} & allowed]
+
+    def _wanting(self, one: SharedNode) -> list[str]:
+        """The branches of a node that run it."""
+        return [name for name in one.branches if one.node.name not in self.pipelines[name].left_out]
 
     def _registering(self) -> list[SharedNode]:
         """The nodes that register the chosen branches."""
@@ -155,7 +172,8 @@ class StudyRun:
             names = list(selected.pareto) if asked == "pareto" else [selected.branch]
         for name in names:
             self.pipelines[name].want_all()
-        return [one for one in self.plan.nodes.values() if one.node.gives == "version" and {*one.branches} & {*names}]
+        versions = [one for one in self.plan.nodes.values() if one.node.gives == "version"]
+        return [one for one in versions if {*self._wanting(one)} & {*names}]
 
     def _drive(self, start: Start, width: int, nodes: list[SharedNode], *, limited: bool) -> None:
         ended = self._digests.keys() | self._failed.keys()
@@ -173,9 +191,9 @@ class StudyRun:
                     self._ended(one, self._failed[parent])
                 elif all(parent in self._digests for parent in one.parents):
                     waiting.pop(identity)
-                    if limited and self._late() and not {*one.branches} & begun:
+                    if limited and self._late() and not {*self._wanting(one)} & begun:
                         continue
-                    begun.add(one.branches[0])
+                    begun.add(self._wanting(one)[0])
                     running[self._started(start, one)] = one
                 elif not running and not any(parent in waiting for parent in one.parents):
                     waiting.pop(identity)  # a limit left out what it reads
@@ -198,7 +216,7 @@ class StudyRun:
         return seconds is not None and time.monotonic() - self._began >= seconds
 
     def _started(self, start: Start, one: SharedNode) -> Future[tuple[str, bool]]:
-        pipeline = self.pipelines[one.branches[0]]
+        pipeline = self.pipelines[self._wanting(one)[0]]
         parents = {name: pipeline.entries[name].digest for name in one.node.parents.values()}
         return start(pipeline, one, parents)
 
@@ -206,7 +224,7 @@ class StudyRun:
         """Tell all branches that a node serves of its end."""
         if error is not None:
             self._failed[one.identity] = error
-        first = self.pipelines[one.branches[0]]
+        first = self.pipelines[self._wanting(one)[0]]
         mine = first.stages.get(one.node.name)
         if mine is not None:
             self.stages[one.identity] = mine.model_copy(update={"name": title_of(one)})
