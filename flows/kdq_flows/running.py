@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdq_core.errors import KdqError, NoCandidateError
 from kdq_core.plan.machine import check_gpu
@@ -15,7 +16,10 @@ from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.run.branches import facts_of
 from kdq_flows.run.pipeline import Pipeline
-from kdq_flows.run.study import StudyRun
+from kdq_flows.run.search import study_run
+
+if TYPE_CHECKING:
+    from kdq_flows.run.study import StudyRun
 from kdq_flows.servers.environment import apply_environment
 
 
@@ -86,7 +90,7 @@ def run_study(
     Raises:
         KdqError: a branch cannot be planned, or a server does not start.
     """
-    run = StudyRun(study, site, observer)
+    run = study_run(study, site, observer)
     if part is not None:
         run.take_part(part)
     try:

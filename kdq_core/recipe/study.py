@@ -147,6 +147,8 @@ class StudySpec(Frozen):
         if self.matrix is None and self.search is None:
             first = "select" if self.select is not None else "limits"
             raise ValueError(f"{first!r} is about branches, and the recipe has no 'matrix' or 'search'; add one")
+        if self.search is not None and self.matrix is not None:
+            raise ValueError("'matrix' and 'search' both make branches; leave one of them out")
         if self.search is not None and self.select is None:
             raise ValueError("'search' needs 'select', which says what a good branch is")
         endless = self.search is not None and self.search.sampler != "grid" and self.limits is None

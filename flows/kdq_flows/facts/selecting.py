@@ -79,6 +79,12 @@ def select(spec: SelectSpec, branches: Sequence[Measured]) -> SelectedFacts:
     )
 
 
+def judged(spec: SelectSpec, branch: Measured) -> tuple[tuple[float, ...], Mapping[str, float]]:
+    """The objectives of one branch, less is better; and by what share of its bound it misses each goal, 0 if not."""
+    found = _candidate(spec, (branch,))
+    return found.point, {goal.rule: found.short.get(goal.rule, 0.0) for goal in judge(spec.goals, branch.report)}
+
+
 def _groups(branches: Sequence[Measured]) -> list[tuple[Measured, ...]]:
     found: dict[str, list[Measured]] = {}
     for one in branches:

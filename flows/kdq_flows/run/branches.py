@@ -25,6 +25,7 @@ class SoFar(Protocol):
     pipelines: dict[str, Pipeline]
     planned: list[PlannedBranch]
     stages: dict[str, StageFacts]
+    refused: dict[str, BranchFacts]
     selected: SelectedFacts | None
     links: dict[str, str]
 
@@ -47,7 +48,7 @@ OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "r
 
 def facts_of(run: SoFar) -> RunResult:
     """The facts of a study so far; what is about one model comes from the selected branch."""
-    branches = tuple(_facts(planned, run.pipelines[planned.name]) for planned in run.planned)
+    branches = (*(_facts(planned, run.pipelines[planned.name]) for planned in run.planned), *run.refused.values())
     best = None if run.selected is None else run.selected.branch
     base = {} if best is None else dict(run.pipelines[best].facts())
     stages, error = tuple(run.stages.values()), run.error

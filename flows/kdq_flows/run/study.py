@@ -6,7 +6,7 @@ A failed branch stops no other. After each branch KDQ writes the facts so far to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from kdq_core.store.hashing import canonical
 from kdq_core.store.records import EvaluationReport
 from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.selecting import SEED, Measured, select
-from kdq_flows.facts.study import SelectedFacts
+from kdq_flows.facts.study import BranchFacts, SelectedFacts
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report.page import command
 from kdq_flows.report.tables import study_page
@@ -45,6 +45,7 @@ class StudyRun:
         plan: the plans of all branches; equal nodes are one.
         planned: the branches with their plans, in order.
         stages: how each node ended, by identity.
+        refused: proposals of a search that are no valid recipe, by name.
         selected: the selection among the branches that are done.
         file: where the facts are kept.
         links: addresses of the web pages that are up.
@@ -58,8 +59,9 @@ class StudyRun:
         self.pipelines: dict[str, Pipeline] = {}
         self.file: Path = site.home / "studies" / f"{self.name}.json"
         self.done = False
+        self.refused: dict[str, BranchFacts] = {}
         self.links: dict[str, str] = {}
-        self._shared, self._said = Shared(), set[str]()
+        self.shared, self._said = Shared(), set[str]()
         self._warm: WarmWorker | None = None
         self._began = time.monotonic()
         self.stages: dict[str, StageFacts] = {}
@@ -80,7 +82,7 @@ class StudyRun:
         tags = {"kdq.study": self.name, "kdq.branch": branch.name}
         observer = BranchObserver(self.observer, lambda stage: self._title(branch.name, stage), self._said)
         run = f"{self.name}.{branch.name}"
-        pipeline = Pipeline(branch.recipe, self.site, observer, run, shared=self._shared, tags=tags)
+        pipeline = Pipeline(branch.recipe, self.site, observer, run, shared=self.shared, tags=tags)
         pipeline.left_out = frozenset(node.name for node in pipeline.plan.nodes if node.gives == "version")
         self.pipelines[branch.name] = pipeline
         self.planned.append(PlannedBranch(branch.name, branch.axes, pipeline.plan))
@@ -103,7 +105,7 @@ class StudyRun:
         if self._warm is None and any(work_ahead(one.plan, one.store) for one in self.pipelines.values()):
             first = next(iter(self.pipelines.values()))
             log = self.site.home / "logs" / self.name / "warm-worker.log"
-            self._warm = for_recipe(first.plan.recipe, self.site, self._shared.catalog, log)
+            self._warm = for_recipe(first.plan.recipe, self.site, self.shared.catalog, log)
         for pipeline in self.pipelines.values():
             pipeline.lend(self._warm)
 
@@ -115,9 +117,9 @@ class StudyRun:
             width: the most nodes that run at once.
         """
         try:
-            self._drive(start, width, self._first(), limited=True)
+            self.run_branches(start, width)
             self._choose()
-            self._drive(start, width, self._registering(), limited=False)
+            self.drive(start, width, self._registering(), limited=False)
             self.done = True
         except BaseException:
             for pipeline in self.pipelines.values():
@@ -125,6 +127,10 @@ class StudyRun:
             raise
         finally:
             self._keep()
+
+    def run_branches(self, start: Start, width: int) -> None:
+        """Run the branches up to their registration."""
+        self.drive(start, width, self.unregistered(), limited=True)
 
     def run_inline(self) -> None:
         """Run all branches in this process, without Prefect."""
@@ -151,7 +157,7 @@ class StudyRun:
             except KdqError as error:
                 raise type(error)(f"branch {planned.name}: {error}") from error
 
-    def _first(self) -> list[SharedNode]:
+    def unregistered(self) -> list[SharedNode]:
         """All nodes but those that register, which wait for the selection; no more branches than the limit allows."""
         limits = self.study.spec.limits
         most = len(self.planned) if limits is None or limits.trials is None else limits.trials
@@ -164,6 +170,8 @@ class StudyRun:
 
     def _registering(self) -> list[SharedNode]:
         """The nodes that register the chosen branches."""
+        if not self.pipelines:
+            return []
         asked = next(iter(self.pipelines.values())).plan.recipe.register_as.branches
         selected, names = self.selected, list[str]()
         if asked == "all":
@@ -175,7 +183,18 @@ class StudyRun:
         versions = [one for one in self.plan.nodes.values() if one.node.gives == "version"]
         return [one for one in versions if {*self._wanting(one)} & {*names}]
 
-    def _drive(self, start: Start, width: int, nodes: list[SharedNode], *, limited: bool) -> None:
+    def drive(self, start: Start, width: int, nodes: list[SharedNode], *, limited: bool) -> None:
+        """Run nodes in order, each after its parents.
+
+        Args:
+            start: starts one node.
+            width: the most nodes that run at once.
+            nodes: what to run; KDQ leaves out those that have ended.
+            limited: begin no branch after the limit of time.
+
+        Raises:
+            Exception: a node could not be run at all; the errors of failed stages are kept.
+        """
         ended = self._digests.keys() | self._failed.keys()
         waiting, begun = dict.fromkeys(one.identity for one in nodes if one.identity not in ended), set[str]()
         running: dict[Future[tuple[str, bool]], SharedNode] = {}
@@ -191,7 +210,7 @@ class StudyRun:
                     self._ended(one, self._failed[parent])
                 elif all(parent in self._digests for parent in one.parents):
                     waiting.pop(identity)
-                    if limited and self._late() and not {*self._wanting(one)} & begun:
+                    if limited and self.late() and not {*self._wanting(one)} & begun:
                         continue
                     begun.add(self._wanting(one)[0])
                     running[self._started(start, one)] = one
@@ -210,7 +229,8 @@ class StudyRun:
         identity = self.plan.branch(branch).identities.get(stage, "")
         return title_of(self.plan.nodes[identity]) if identity else stage
 
-    def _late(self) -> bool:
+    def late(self) -> bool:
+        """Whether the limit of time is reached."""
         limits = self.study.spec.limits
         seconds = None if limits is None else limits.seconds
         return seconds is not None and time.monotonic() - self._began >= seconds
@@ -243,13 +263,15 @@ class StudyRun:
         spec = self.study.spec.select
         if spec is None:
             return
-        found = []
+        self.selected = select(spec, list(self.measured()))
+
+    def measured(self) -> Iterator[Measured]:
+        """The branches that were measured."""
         for planned in self.planned:
             pipeline = self.pipelines[planned.name]
             report = pipeline.view.record("report", EvaluationReport)
             if report is not None and not pipeline.failed:
-                found.append(Measured(planned.name, planned.axes, report))
-        self.selected = select(spec, found)
+                yield Measured(planned.name, planned.axes, report)
 
     def _keep(self) -> None:
         """Write the facts so far with the best branch so far, and their page; each whole or not at all."""
