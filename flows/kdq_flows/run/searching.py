@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,40 +47,36 @@ class Searcher:
             file.parent.mkdir(parents=True, exist_ok=True)
         storage = f"sqlite:///{file}"
         self._grid = {axis: _choices(axis, values) for axis, values in search.space.items()} if _is_grid(search) else {}
+        self._left = [dict(zip(self._grid, numbers)) for numbers in product(*map(range, map(len, self._grid.values())))]
         self._study = optuna.create_study(
             study_name=f"{document.get('name')}-{digest}", storage=storage, load_if_exists=True,
             directions=["minimize"] * len(select.metrics),
         )  # fmt: skip
         seed = int(document.get("seed") or 0) + len(self._study.trials)
-        self._study.sampler = self._sampler(search, seed)
+        sampler = optuna.samplers.TPESampler if search.sampler == "tpe" else optuna.samplers.RandomSampler
+        self._study.sampler = sampler(seed=seed)
+        done = [trial.params for trial in self._done()]
+        self._left = [numbers for numbers in self._left if numbers and numbers not in done]
 
-    def _sampler(self, search: SearchSpec, seed: int) -> optuna.samplers.BaseSampler:
+    def _done(self) -> list[optuna.trial.FrozenTrial]:
         import optuna
 
-        if search.sampler == "grid":
-            return optuna.samplers.GridSampler({axis: range(len(values)) for axis, values in self._grid.items()}, seed)
-        if search.sampler == "random":
-            return optuna.samplers.RandomSampler(seed)
-        return optuna.samplers.TPESampler(seed=seed)
+        return self._study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
     def known(self) -> list[Axes]:
         """The values of the trials that earlier runs finished, in order; each once."""
-        import optuna
-
-        done = self._study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-        found = [self._axes(trial.params) for trial in done]
+        found = [self._axes(trial.params) for trial in self._done()]
         return [axes for index, axes in enumerate(found) if axes not in found[:index]]
 
     @property
     def exhausted(self) -> bool:
         """Whether a grid has no further combination."""
-        import optuna
-
-        sampler = self._study.sampler
-        return isinstance(sampler, optuna.samplers.GridSampler) and sampler.is_exhausted(self._study)
+        return bool(self._grid) and not self._left
 
     def ask(self) -> tuple[optuna.Trial, Axes]:
         """Propose the next values."""
+        if self._left:
+            self._study.enqueue_trial(self._left.pop(0))
         trial = self._study.ask()
         for axis, values in self._space.items():
             if axis in self._grid or not isinstance(values, Range):
