@@ -15,6 +15,7 @@ from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.run.branches import facts_of
+from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
 
@@ -52,7 +53,7 @@ def run_recipe(
     if isinstance(checked, Study):
         run, error = run_study(checked, site, server=server, observer=observer, part=part)
         return facts_of(run), error
-    pipeline = Pipeline(checked, site, observer)
+    pipeline = Pipeline(checked, site, observer, claimed_name(checked.name, site))
     if part is not None:
         part.check({"": pipeline.plan})
         pipeline.take_part(part)

@@ -94,14 +94,15 @@ def test_a_run_is_told_once_when_it_starts_and_once_when_it_ends() -> None:
     ]  # fmt: skip
 
 
-def test_scheduled_runs_are_named_like_those_of_kdq_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scheduled_runs_are_named_like_those_of_kdq_run(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
     from kdq_flows.prefect import flow
 
     assert flow.compress_flow.flow_run_name is flow.run_name
     recipe = Recipe(name="nightly", workload="digits").model_dump(mode="json")
-    run = SimpleNamespace(parameters={"recipe": recipe})
+    run = SimpleNamespace(parameters={"recipe": recipe, "site": site.model_dump(mode="json")})
     monkeypatch.setattr(flow, "runtime", SimpleNamespace(flow_run=run))
-    assert re.fullmatch(r"nightly-\d{8}-\d{6}", flow.run_name())
+    monkeypatch.setattr("kdq_flows.run.logs.time.strftime", lambda _form: "20260102-030405")
+    assert [flow.run_name() for _ in range(3)] == [f"nightly-20260102-030405{end}" for end in ("", "-2", "-3")]
 
 
 def _worker_pid(site: Site) -> int | None:

@@ -26,7 +26,7 @@ from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.schedules import too_late
-from kdq_flows.run.logs import name_of
+from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.servers.servers import ensure_mlflow_ui
@@ -59,7 +59,12 @@ def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
 
 def run_name() -> str:
     """Name of a scheduled run, made as `kdq run` does: the recipe's name and the time of the start."""
-    return name_of(runtime.flow_run.parameters["recipe"]["name"])
+    asked = runtime.flow_run.parameters
+    return claimed_name(asked["recipe"]["name"], _site_of(asked.get("site")))
+
+
+def _site_of(site: dict[str, Any] | None) -> Site:
+    return Site.model_validate(site) if site else Site.from_environment()
 
 
 @flow(
@@ -92,7 +97,7 @@ def compress_flow(
     from kdq_flows.prefect.reconcile import claim, reconcile
 
     claim(runtime.flow_run.id)
-    where = Site.model_validate(site) if site else Site.from_environment()
+    where = _site_of(site)
     reconcile(where)
     pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
     token = uuid.uuid4().hex

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 import traceback
 from pathlib import Path
 
 from kdq_core.errors import KdqError, StageError, UnforeseenError
+from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
 from kdq_core.worker.main import named
 from kdq_flows.report.kept import write
@@ -15,6 +18,23 @@ from kdq_flows.report.kept import write
 def name_of(recipe: str) -> str:
     """Name of a run that starts now."""
     return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def claimed_name(recipe: str, site: Site) -> str:
+    """A name for a run that starts now, which no other run of this home has; its folder of logs claims it.
+
+    Raises:
+        StoreError: the home cannot be written.
+    """
+    logs, first = site.home / "logs", name_of(recipe)
+    with explained(logs, "write the logs of the run to"):
+        logs.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            name = first if number == 1 else f"{first}-{number}"
+            with contextlib.suppress(FileExistsError):
+                (logs / name).mkdir()
+                return name
+    raise AssertionError("numbers do not end")
 
 
 def keep(text: str, path: Path) -> None:

@@ -24,7 +24,7 @@ from kdq_flows.observer import Observer, Silent
 from kdq_flows.report.page import command
 from kdq_flows.report.tables import study_page
 from kdq_flows.run.branches import BranchObserver, facts_of
-from kdq_flows.run.logs import keep, name_of
+from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
@@ -55,7 +55,7 @@ class StudyRun:
     def __init__(self, study: Study, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
         self.study, self.site = study, site
         self.observer: Observer = observer or Silent()
-        self.name = name or name_of(study.name)
+        self.name = name or claimed_name(study.name, site)
         self.pipelines: dict[str, Pipeline] = {}
         self.file: Path = site.home / "studies" / f"{self.name}.json"
         self.done = False
