@@ -61,7 +61,7 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
 
     Args:
         request: the stage.
-        emit: receives progress events.
+        emit: receives progress events, and `shared` if another process computed the entry.
         catalog: the plug-ins; by default those installed.
 
     Raises:
@@ -70,9 +70,14 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
     store, catalog = Store(request.site.store), catalog or Catalog.load()
     existing = store.lookup_or_discard(request.key, lambda text: print(text, file=sys.stderr))
     if existing is not None:
+        emit({"event": "shared"})
         return existing
     with _turn(request, emit):
-        return store.lookup(request.key) or _computed(request, emit, store, catalog)
+        waited = store.lookup(request.key)
+        if waited is None:
+            return _computed(request, emit, store, catalog)
+        emit({"event": "shared"})
+        return waited
 
 
 def check_ahead(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> None:

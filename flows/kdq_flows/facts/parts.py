@@ -8,11 +8,11 @@ from kdq_core.frozen import Frozen
 
 
 class StageFacts(Frozen):
-    """How one stage ended."""
+    """How one stage ended; `shared`: another process computed it while this run waited."""
 
     name: str
     key: str
-    state: Literal["ran", "cached", "failed"]
+    state: Literal["ran", "cached", "shared", "failed"]
     seconds: float
 
 

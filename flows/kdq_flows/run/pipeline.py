@@ -120,6 +120,7 @@ class Pipeline:
         self._lent = False
         self._checked = False
         self._facts: dict[str, StageFacts] = {}
+        self._of_others = set[str]()
         self._began = time.monotonic()
         self._started = time.time()
         self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
@@ -230,7 +231,7 @@ class Pipeline:
             self._lifecycle("kdq_stage_failed", node, key, error=str(error))
             raise
         self.entries[name] = entry
-        self._ended(node, key, "cached" if cached else "ran", began)
+        self._ended(node, key, "cached" if cached else "shared" if name in self._of_others else "ran", began)
         if not cached:
             seconds = time.monotonic() - began
             self._lifecycle("kdq_stage_finished", node, key, digest=entry.digest, seconds=seconds)
@@ -407,6 +408,8 @@ class Pipeline:
             if event["event"] == "epoch":
                 self.tracking.epoch(run, event["record"])
                 self._live.epoch(node.name, event["record"])
+            elif event["event"] == "shared":
+                self._of_others.add(node.name)
             else:
                 self.observer.progress(event)
 

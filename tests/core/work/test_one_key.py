@@ -29,7 +29,7 @@ run.checked = True
 print("ready", flush=True)
 sys.stdin.readline()
 entry = run.stage("slow")
-print(entry.folder, [event["note"] for event in run.events])
+print(entry.folder, [event.get("note", event["event"]) for event in run.events])
 """
 
 
@@ -45,7 +45,7 @@ def test_the_second_of_two_runs_waits_for_the_first_and_finds_its_entry(tmp_path
         one.stdin.flush()
     said = sorted(one.communicate(timeout=60)[0] for one in both)
     folder = next((tmp_path / "home" / "store").glob("??/*"))
-    assert said == [f"{folder} ['computed']\n", f"{folder} ['waits: another run computes it']\n"]
+    assert said == [f"{folder} ['computed']\n", f"{folder} ['waits: another run computes it', 'shared']\n"]
     assert [one.returncode for one in both] == [0, 0]
     assert list((tmp_path / "home" / "locks").iterdir()) == []
     assert list((tmp_path / "home" / "scratch").iterdir()) == []
