@@ -161,6 +161,24 @@ def part_products(graph: Any) -> None:
     graph.node.extend(nodes)
 
 
+def part_halves(graph: Any) -> None:
+    """Move a scale by a millionth if 0.5, a sigmoid's value at 0, lies between two integers of its grid.
+
+    The simulation divides by the scale; OpenVINO multiplies by its inverse. On the scale 1/255 of a sigmoid that
+    reaches 1, the first gives 127.49999 and the second 127.5, for each input of 0. After the move both round alike.
+    """
+    scales = {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"}
+    for tensor in graph.initializer:
+        scale = numpy_helper.to_array(tensor) if tensor.name in scales else np.zeros(1)
+        if scale.shape:
+            continue
+        exact = 0.5 / float(scale)
+        if abs(exact % 1 - 0.5) < 1e-4:  # the distance that rounding errors of either way may have
+            down = np.rint(np.float32(0.5) / scale) < exact
+            moved = np.array(scale * np.float32(1 + 1e-6 if down else 1 - 1e-6))
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+
+
 def separate_turned(graph: Any) -> None:
     """Give each layer that reads a weight the other way round a copy of it.
 

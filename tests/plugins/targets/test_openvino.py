@@ -19,7 +19,7 @@ from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnx_pack import pack
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from kdq_targets.openvino_cpu import OpenVinoCpu
-from kdq_targets.openvino_forms import keep_means, separate_sums
+from kdq_targets.openvino_forms import keep_means, part_halves, separate_sums
 from kdq_targets.openvino_session import OpenVinoSession
 
 
@@ -134,6 +134,16 @@ def test_means_and_sums_are_right(tmp_path, kind, axes, keep, zero):
     mean = (wide.sum if kind == "ReduceSum" else wide.mean)(tuple(axes or [2]), keepdims=bool(keep))
     expected = (np.clip(np.rint(mean / 0.04) + zero, 0, 255) - zero) * 0.04
     assert np.abs(answers(proto, x, tmp_path)[0] - expected).max() < 0.041
+
+
+@pytest.mark.parametrize("steps", [7, 15, 255])
+def test_the_middle_of_a_sigmoid_rounds_as_in_the_simulation(tmp_path, steps):
+    scale = np.float32(1) / np.float32(steps)
+    nodes = [helper.make_node("Sigmoid", ["x"], ["g"]), *quantized("g", "y", "s")]
+    proto = model(nodes, (4,), s=scale, z=np.uint8(0))
+    part_halves(proto.graph)
+    (given,) = answers(proto, np.zeros((2, 4), dtype=np.float32), tmp_path)
+    np.testing.assert_array_equal(np.rint(given / scale), np.rint(np.float32(0.5) / scale))
 
 
 def test_the_clip_of_a_conv_that_is_added_is_kept(tmp_path):
