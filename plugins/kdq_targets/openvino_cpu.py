@@ -60,10 +60,10 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         return OpenVinoFinder(graph, keep_float, self.quantize_outputs)
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
-        from kdq_targets.openvino_forms import keep_means, part_products, separate_sums, separate_turned
+        from kdq_targets.openvino_forms import keep_means, part_halves, part_products, separate_sums, separate_turned
 
         sums = partial(separate_sums, every=self.exact_sums)
-        return [sums, separate_turned, keep_means, part_products, *super()._rewrites(model)]
+        return [sums, separate_turned, keep_means, part_products, part_halves, *super()._rewrites(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs of the file; -1 is the free batch size."""

@@ -88,10 +88,11 @@ def keep_means(graph: Any) -> None:
     """Write means, sums and extremes so that OpenVINO computes them correctly.
 
     In int8, OpenVINO 2026.4 gives wrong means over the last axis of `[B, C, L]`, wrong sums wherever the zero point is
-    not 0, wrong extremes where they are rounded, and wrong values of a batch norm behind a mean or sum. KDQ writes
-    pooling on `[B, C, L, 1]`, where OpenVINO is right. It keeps other means, sums and average pooling in float by a
-    LeakyRelu of slope 1, and parts means, sums and extremes from what follows by a Max with the least float; both
-    change no value.
+    not 0, wrong extremes where they are rounded, and wrong values of a batch norm behind a mean or sum. Where the zero
+    point is 0 it moves the scale behind a mean or sum over three axes, and then reads memory that nothing has written.
+    KDQ writes pooling on `[B, C, L, 1]`, where OpenVINO is right. It keeps other means, sums and average pooling in
+    float, and parts means, sums and extremes from what follows. A Max with the least float does both: it changes no
+    value, and OpenVINO moves no scale through it.
     """
     known = [*graph.value_info, *graph.input, *graph.output]
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
@@ -111,11 +112,11 @@ def keep_means(graph: Any) -> None:
             nodes.append(helper.make_node("Reshape", [f"{made}_mean", "kdq.drop_axis"], [made]))
             node.input[0], node.output[0] = f"{made}_wide", f"{made}_mean"
         elif node.op_type in ("ReduceMax", "ReduceMin") and given not in counted:
-            nodes += _with_last(node)
+            nodes += _kept_behind(node)
         elif node.op_type in ("ReduceMean", "ReduceSum") and given not in counted:
-            nodes += [_with_first(node), *_with_last(node)]
+            nodes += [_kept_before(node), *_kept_behind(node)]
         elif node.op_type == "AveragePool" and made not in quantized:
-            nodes += [_with_first(node), node]
+            nodes += [_kept_before(node), node]
         else:
             nodes.append(node)
     used = {value for node in nodes for value in node.input} & constants.keys()
@@ -124,15 +125,15 @@ def keep_means(graph: Any) -> None:
     graph.initializer.extend(numpy_helper.from_array(constants[name], name) for name in sorted(used))
 
 
-def _with_first(node: Any) -> Any:
-    """A LeakyRelu of slope 1 in front of `node`, which then reads it."""
+def _kept_before(node: Any) -> Any:
+    """A Max with the least float in front of `node`, which then reads it."""
     value = f"{node.output[0]}_given"
-    made = helper.make_node("LeakyRelu", [node.input[0]], [value], alpha=1.0)
+    made = helper.make_node("Max", [node.input[0], "kdq.lowest"], [value])
     node.input[0] = value
     return made
 
 
-def _with_last(node: Any) -> list[Any]:
+def _kept_behind(node: Any) -> list[Any]:
     """`node`, and a Max with the least float behind it."""
     made = node.output[0]
     node.output[0] = f"{made}_same"
@@ -158,6 +159,24 @@ def part_products(graph: Any) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def part_halves(graph: Any) -> None:
+    """Move a scale by a millionth if 0.5, a sigmoid's value at 0, lies between two integers of its grid.
+
+    The simulation divides by the scale; OpenVINO multiplies by its inverse. On the scale 1/255 of a sigmoid that
+    reaches 1, the first gives 127.49999 and the second 127.5, for each input of 0. After the move both round alike.
+    """
+    scales = {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"}
+    for tensor in graph.initializer:
+        scale = numpy_helper.to_array(tensor) if tensor.name in scales else np.zeros(1)
+        if scale.shape:
+            continue
+        exact = 0.5 / float(scale)
+        if abs(exact % 1 - 0.5) < 1e-4:  # the distance that rounding errors of either way may have
+            down = np.rint(np.float32(0.5) / scale) < exact
+            moved = np.array(scale * np.float32(1 + 1e-6 if down else 1 - 1e-6))
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
 
 
 def separate_turned(graph: Any) -> None:

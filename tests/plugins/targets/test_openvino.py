@@ -19,7 +19,7 @@ from kdq_quantizers.minmax_qat import MinMaxQat
 from kdq_targets.onnx_pack import pack
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from kdq_targets.openvino_cpu import OpenVinoCpu
-from kdq_targets.openvino_forms import keep_means, separate_sums
+from kdq_targets.openvino_forms import keep_means, part_halves, separate_sums
 from kdq_targets.openvino_session import OpenVinoSession
 
 
@@ -118,21 +118,32 @@ def quantized(value, name, scale, zero="z", clip=""):
     return [*nodes, helper.make_node("DequantizeLinear", [integers, scale, zero], [name])]
 
 
+@pytest.mark.parametrize("zero", [0, 128])
 @pytest.mark.parametrize(("kind", "axes", "keep"), [("GlobalAveragePool", None, 1), ("ReduceMean", [2], 0),
-                                                    ("ReduceSum", [1], 1)])  # fmt: skip
-def test_means_and_sums_are_right(tmp_path, kind, axes, keep):
-    """OpenVINO's own are up to 900 steps off; a tie of rounding is one."""
+                                                    ("ReduceSum", [1], 1), ("ReduceSum", [1], 0)])  # fmt: skip
+def test_means_and_sums_are_right(tmp_path, kind, axes, keep, zero):
+    """OpenVINO's own are up to 900 steps off, or memory that nothing has written; a tie of rounding is one step."""
     inputs, constants = ["d"], {} if axes is None else {"axes": np.array(axes)}
     node = helper.make_node(kind, [*inputs, *constants], ["m"], **({} if axes is None else {"keepdims": keep}))
-    constants |= {"s": np.float32(0.05), "s2": np.float32(0.04), "z": np.uint8(128)}
+    constants |= {"s": np.float32(0.05), "s2": np.float32(0.04), "z": np.uint8(zero)}
     proto = model([*quantized("x", "d", "s"), node, *quantized("m", "y", "s2")], (8, 16), **constants)
     proto.graph.value_info.append(helper.make_tensor_value_info("d", TensorProto.FLOAT, ["batch", 8, 16]))
     keep_means(proto.graph)
     x = np.random.default_rng(0).normal(size=(20, 8, 16)).astype(np.float32) * 0.3
-    wide = (np.clip(np.rint(x / np.float32(0.05)) + 128, 0, 255) - 128) * 0.05
+    wide = (np.clip(np.rint(x / np.float32(0.05)) + zero, 0, 255) - zero) * 0.05
     mean = (wide.sum if kind == "ReduceSum" else wide.mean)(tuple(axes or [2]), keepdims=bool(keep))
-    expected = (np.clip(np.rint(mean / 0.04) + 128, 0, 255) - 128) * 0.04
+    expected = (np.clip(np.rint(mean / 0.04) + zero, 0, 255) - zero) * 0.04
     assert np.abs(answers(proto, x, tmp_path)[0] - expected).max() < 0.041
+
+
+@pytest.mark.parametrize("steps", [7, 15, 255])
+def test_the_middle_of_a_sigmoid_rounds_as_in_the_simulation(tmp_path, steps):
+    scale = np.float32(1) / np.float32(steps)
+    nodes = [helper.make_node("Sigmoid", ["x"], ["g"]), *quantized("g", "y", "s")]
+    proto = model(nodes, (4,), s=scale, z=np.uint8(0))
+    part_halves(proto.graph)
+    (given,) = answers(proto, np.zeros((2, 4), dtype=np.float32), tmp_path)
+    np.testing.assert_array_equal(np.rint(given / scale), np.rint(np.float32(0.5) / scale))
 
 
 def test_the_clip_of_a_conv_that_is_added_is_kept(tmp_path):

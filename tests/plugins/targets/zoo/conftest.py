@@ -1,6 +1,6 @@
 """Takes a model of the zoo to files for both targets, after training, by calibration and by two steps of QAT.
 
-With KDQ_ZOO=FILE the run writes what it measured there, as JSON.
+With KDQ_ZOO=FILE the run writes what it measured there, as JSON, and keeps what the file says of other models.
 """
 
 import itertools
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdq_core.quantization.capture import capture
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from kdq_targets.openvino_cpu import OpenVinoCpu
 from kdq_targets.openvino_kernels import OpenVinoKernels
@@ -30,10 +31,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def table():
-    rows = {}
-    yield rows
+    rows, reasons = {}, {}
+    yield rows, reasons
     if rows and "KDQ_ZOO" in os.environ:
-        Path(os.environ["KDQ_ZOO"]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        path = Path(os.environ["KDQ_ZOO"])
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"models": {}, "reasons": {}}
+        for family, models in rows.items():
+            known["models"].setdefault(family, {}).update(models)
+        for kind, said in reasons.items():
+            known["reasons"][kind] = sorted({*known["reasons"].get(kind, ()), *said})
+        path.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def share(rows, amount):
+    return round(sum(amount(row) for row in rows if row.int8) / sum(amount(row) for row in rows), 4)
 
 
 def samples(specs):
@@ -79,37 +90,41 @@ def claims(rows):
 
 
 @pytest.fixture
-def ships(simulated, compared, table, tmp_path):
+def ships(simulated, compared, table, tmp_path, request):
     """Gives a function: name, factory, specs of the inputs -> nothing; the files are as good as was promised."""
 
     def ships(name, make, specs):
         inputs = samples(specs)
         model, problems = trained(make, inputs), []
-        table[name] = {}
+        graph = capture(model, inputs(2, torch.Generator().manual_seed(1)))
+        measured = table[0].setdefault(request.module.__name__.rpartition("test_")[2], {}).setdefault(name, {})
         ways = tuple(itertools.product(TARGETS, ("static", "minmax-qat")))
         if name in OFTEN and "KDQ_ZOO" not in os.environ:
             ways = OFTEN[name]
         for target_name, quantizer in ways:
+            way, folder = f"{target_name} {quantizer}", tmp_path / target_name
+            again = folder.is_dir()
+            folder.mkdir(exist_ok=True)
             target, data = TARGETS[target_name](reduce_range="on"), torch.Generator().manual_seed(1)
-            graph, prepared = simulated(model, inputs, target, quantizer, data)
-            parity = compared(model, prepared, target, inputs, tmp_path, data, samples=256, trained_lsb=3.01)
-            rows = target.coverage(tmp_path / "int8.onnx", graph)
-            layers = [row for row in rows if row.macs]
-            table[name][f"{target_name} {quantizer}"] = {
+            _, prepared = simulated(graph, inputs, target, quantizer, data)
+            parity = compared(model, prepared, target, inputs, folder, data, samples=256, again=again)
+            rows = target.coverage(folder / "int8.onnx", graph)
+            floats = [row for row in rows if not row.int8]
+            for row in floats:
+                table[1].setdefault(row.operator, set()).add(row.reason)
+            measured[way] = {
                 "parity": round(parity, 2),
-                "share": round(sum(row.macs for row in layers if row.int8) / sum(row.macs for row in layers), 4),
-                "operators": sorted({row.operator for row in rows}),
-                "float": {row.operator: row.reason for row in rows if not row.int8},
-                "float layers": [[row.path, row.operator, row.reason, row.kernel] for row in layers if not row.int8],
+                "weights": share(rows, lambda row: row.macs),
+                "products": share(rows, lambda row: row.macs + row.activation_macs),
+                "float": sorted({row.operator for row in floats}),
+                "float layers": sorted({f"{row.operator} {row.path}" for row in floats if row.macs}),
             }
             if parity > 1.01:
-                problems.append(f"{target_name} {quantizer}: parity {parity:.2f} LSB")
+                problems.append(f"{way}: parity {parity:.2f} LSB")
             if any(row.int8 != (row.reason == "") for row in rows):
-                problems.append(f"{target_name} {quantizer}: reasons {rows}")
-            if claims(rows) != (found := runs(target, tmp_path / "int8.onnx")):
-                problems.append(
-                    f"{target_name} {quantizer}: {claims(rows)} int8 layers by coverage, {found} by the runtime"
-                )
+                problems.append(f"{way}: reasons {rows}")
+            if claims(rows) != (found := runs(target, folder / "int8.onnx")):
+                problems.append(f"{way}: {claims(rows)} int8 layers by coverage, {found} by the runtime")
         assert not problems, "\n".join(problems)
 
     return ships
