@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -177,6 +177,27 @@ def test_a_missing_column_of_a_table_is_told(site: Site) -> None:
     text = file.read_text()
     file.write_text(text.replace(text[text.index("use: python") : text.index("}}\nstudent") + 1], options))
     assert broken(file, site) == ("data", "'rows.csv' has no column 'label'; it has: a, b")
+
+
+def test_a_plan_refuses_a_rule_that_matches_nothing(call: Callable[..., tuple[int, str, str]]) -> None:
+    file = recipe_of("ruled_net")
+    file.write_text(file.read_text().replace("use: static", "use: static, rules: [{match: haed, skip: true}]"))
+    code, out, err = call("plan", "recipe.yaml")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: quantize.rules[0]: no operator matches 'haed'; did you mean 'head'? The model has conv, head; types of "
+        "operator: conv, input, linear, mean.\n"
+    )
+    file.write_text(file.read_text().replace("haed", "head"))
+    assert call("plan", "recipe.yaml")[0] == 0
+
+
+def test_a_plan_of_rules_needs_no_data(call: Callable[..., tuple[int, str, str]]) -> None:
+    file = recipe_of("no_data_net", "def data(split):", "def data(split):\n    raise OSError('the disk is away')")
+    file.write_text(file.read_text().replace("use: static", "use: static, rules: [{match: haed, skip: true}]"))
+    code, out, _ = call("plan", "recipe.yaml")
+    assert code == 0
+    assert "never run before" in out
 
 
 def test_a_recipe_that_is_wrong_ends_the_check(site: Site) -> None:

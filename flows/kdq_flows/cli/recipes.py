@@ -44,6 +44,7 @@ def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
     from kdq_core.plan.plan import make_plan
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.store.store import Store, check_writable
+    from kdq_flows.preflight.rules import check_rules
     from kdq_flows.run.teachers import resolved
 
     check_gpu(here.device)
@@ -52,7 +53,9 @@ def plan(file: RecipeFile, as_json: JsonFlag = False) -> None:
     def tell(model: str, found: Fetched) -> None:
         say(f"teacher {model} is {found.said}", err=True)
 
-    made = make_plan(resolved(recipe, here, tell), here, Catalog.load())
+    recipe = resolved(recipe, here, tell)
+    made = make_plan(recipe, here, Catalog.load())
+    check_rules(recipe, here, Catalog.load())
     rows: list[dict[str, object]] = [
         {
             "stage": line.stage,

@@ -54,12 +54,17 @@ class Rehearsal:
         yield "models", self.models
         yield "forward", self.forward
         yield "loss", self.loss
-        if self._giving("quantized") and self._giving("student"):
+        if self.quantizes:
             yield "trace", self.trace
             yield "quantizers", self.quantizers
         yield "stages", self.stages
-        if self._giving("artifact") and self._giving("quantized") and self._giving("student"):
+        if self.quantizes and self._giving("artifact"):
             yield "export", self.export
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the recipe quantizes a student."""
+        return self._giving("quantized") is not None and self._giving("student") is not None
 
     def data(self) -> str:
         """Read the splits."""
