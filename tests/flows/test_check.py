@@ -14,6 +14,7 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import wire
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Site
+from kdq_flows.own import checked
 from kdq_flows.preflight import findings as module
 from kdq_flows.preflight.findings import Finding, findings
 from kdq_flows.preflight.models import Rehearsal
@@ -179,6 +180,20 @@ def test_a_run_tells_a_mistake_before_its_first_fit_in_the_words_of_the_check(
     with pytest.raises(KdqError) as caught:
         Rehearsal(asked, wire(asked, catalog), tmp_path).stages()
     assert str(caught.value) == says.replace(f"{name}.py", f"run_{name}.py"), check
+
+
+def test_a_run_tells_before_its_first_fit_that_a_teacher_does_not_take_the_data(site: Site, tmp_path: Path) -> None:
+    recipe_of("taught_net", "return x, y", "return x.repeat(1, 3, 1, 1), y")
+    options = {"model": "taught_net.py:net", "teacher": "taught_net.py:net", "data": "taught_net.py:data"}
+    recipe = checked(
+        {"name": "taught", "workload": {"use": "python", "options": options}, "stages": ["train_teacher", "distill"]}
+    )
+    catalog = Catalog.load()
+    asked = asked_of(recipe, site, catalog)
+    with pytest.raises(
+        KdqError, match=r"^the teacher cannot answer for inputs of shape \(2, 3, 8, 8\): RuntimeError: "
+    ):
+        Rehearsal(asked, wire(asked, catalog), tmp_path).stages()
 
 
 def test_a_model_that_cannot_be_traced_is_told(site: Site) -> None:
