@@ -9,27 +9,37 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
 # Gallery
 
-`docs/make_pages.py` writes this page from `recipes/*.yaml`, `examples/RESULTS.md` and `benchmarks/*.md`. Do not edit
-it. Each table names its machine. The scripts beside those pages measure again on yours.
-
-`digits.yaml` runs with KDQ alone, the other recipes with the package of `examples/` beside it."""
-MEASURED = (
+The recipes that come with KDQ, what they give, and how fast the files are. Each table names its machine; the scripts
+that it names measure again on yours. `docs/make_pages.py` writes this page from `recipes/*.yaml`, `examples/RESULTS.md`
+and `benchmarks/*.md`. Do not edit it."""
+RESULTS = (
     ("## The recipes, measured", "examples/RESULTS.md", None),
     ("## The demo recipe, measured", "benchmarks/pipeline.md", None),
+)
+RECIPES = """\
+## Recipes
+
+`digits.yaml` runs with KDQ alone, the other recipes with the package of `examples/` beside it."""
+BENCHMARKS = (
     ("## Quality\n\n### Fashion-MNIST", "benchmarks/quality-fashion-mnist.md", None),
     ("### CLINC150", "benchmarks/quality-clinc150.md", None),
     ("## Speed and size\n\n### Latency", "benchmarks/quantization.md", "Latency, one thread"),
     ("### File size", "benchmarks/quantization.md", "File size, ONNX"),
     ("## Training beside a teacher", "benchmarks/distillation.md", "Training step"),
 )
-"""Heading, page of measured results, and section of that page; without a section the whole page."""
+"""As `RESULTS`: heading, page of measured results, and section of that page; without a section the whole page."""
 
 
 def page() -> str:
     """The page."""
-    parts = [HEAD, "## Recipes", *map(_recipe, sorted((ROOT / "recipes").glob("*.yaml")))]
-    parts += [f"{title}\n\n{_body(file, section)}" for title, file, section in MEASURED]
+    recipes = map(_recipe, sorted((ROOT / "recipes").glob("*.yaml")))
+    parts = [HEAD, *map(_measured, RESULTS), RECIPES, *recipes, *map(_measured, BENCHMARKS)]
     return "\n\n".join(parts) + "\n"
+
+
+def _measured(one: tuple[str, str, str | None]) -> str:
+    title, file, section = one
+    return f"{title}\n\n{_body(file, section)}"
 
 
 def _recipe(path: Path) -> str:

@@ -60,7 +60,9 @@ For completion in an editor, put this line at the top. `kdq schema --output reci
 GATES = """\
 The list replaces the default one. Quantizers that compute in float by design have other default gates: `weight-only`
 has none on `coverage_macs` and `speedup`, `dynamic` has one on `coverage_linear_macs` instead of `coverage_macs`.
-Without a teacher to compare with, the default gates leave the comparison out.
+Without a teacher to compare with, the default gates leave the comparison out. If the labels are numbers, the default
+gate on `top1` becomes `{metric: rmse, at_most: 1.05, relative_to: teacher}`; if all of them are 0 or 1, it becomes
+`{metric: label_accuracy, at_least: 0.95, relative_to: teacher}`.
 
 Each gate is a rule that `kdq promote` checks. Give exactly one of `at_least` and `at_most`. If a metric was not
 measured, its gate is not met, and the verdict names the evaluator that failed. With `bound: low` or `bound: high` the

@@ -31,6 +31,12 @@ FITTED: dict[str, tuple[tuple[Gate, ...], str]] = {
     ),
 }
 """The default gates for quantizers whose activations are not static, and the reason for the user."""
+CLASSES = DEFAULT_GATES[0]
+NUMBERS = (
+    Gate(metric="label_accuracy", at_least=0.95, relative_to="teacher"),
+    Gate(metric="rmse", at_most=1.05, relative_to="teacher"),
+)
+"""What the default gate `CLASSES` asks for if the labels of the test split are numbers: the first that was measured."""
 
 
 class GateVerdict(Frozen):
@@ -83,12 +89,20 @@ def with_fitting_gates(asked: Asked, models: Iterable[Model]) -> tuple[Recipe, s
 def judge(gates: Sequence[Gate], report: EvaluationReport) -> tuple[GateVerdict, ...]:
     """Judge every gate; a metric that was not measured, or is not finite, does not meet its gate.
 
+    If labels are numbers, so that there is no top-1, the default gate on it asks for their accuracy or RMSE.
     Anomalies come first, as verdicts that are not met; with one, no gate is met that compares an anomalous model.
     """
     return (
         *(GateVerdict(rule=a.rule, value=a.value, bound=a.bound, met=False, note=a.note) for a in report.anomalies),
-        *(_in_context(gate, _verdict(gate, report), report) for gate in gates),
+        *(_in_context(gate, _verdict(gate, report), report) for gate in (_for_labels(gate, report) for gate in gates)),
     )
+
+
+def _for_labels(gate: Gate, report: EvaluationReport) -> Gate:
+    """The gate, or the one of `NUMBERS` that stands for the default gate on top-1."""
+    if gate != CLASSES or report.metric(gate.of, gate.metric) is not None:
+        return gate
+    return next((one for one in NUMBERS if report.metric(one.of, one.metric) is not None), gate)
 
 
 def _in_context(gate: Gate, verdict: GateVerdict, report: EvaluationReport) -> GateVerdict:

@@ -14,7 +14,7 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer
 from kdq_core.plugins.named import named_plugins
-from kdq_core.reading.given import check_files
+from kdq_core.reading.given import check_code, check_files
 from kdq_core.reading.recipe_file import read_document, recipe_from_document
 from kdq_core.reading.stages import check_options, check_stages, options_at
 from kdq_core.reading.teachers import check_teachers
@@ -49,6 +49,7 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
     check_recipe(recipe, catalog, lines=lines)
     if files:
         check_files(recipe, lines)
+        check_code(catalog.build("workload", recipe.workload.use, recipe.workload.options), lines)
     return recipe
 
 

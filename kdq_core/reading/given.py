@@ -1,4 +1,4 @@
-"""Files and factories that a recipe names for its teachers and its student. Importable without torch."""
+"""Files, factories and code that a recipe names. Importable without torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import RecipeError
+from kdq_core.plugins.user_code import user_module
 
 if TYPE_CHECKING:
+    from kdq_core.plugins.kinds import Plugin
     from kdq_core.recipe.spec import Recipe
     from kdq_core.recipe.strict_yaml import Document, Loc
 
@@ -39,6 +41,19 @@ def check_files(recipe: Recipe, lines: Document | None = None) -> None:
     if recipe.student.file is not None:
         given_file(recipe.student.file, "student", where(lines, ("student", "file")))
     _check_factory(recipe.student.factory, "student", where(lines, ("student", "factory")))
+
+
+def check_code(workload: Plugin, lines: Document | None = None) -> None:
+    """Check that the Python files with the workload's models, data and loss exist, without importing them.
+
+    Raises:
+        RecipeError: a file is missing, or Python would import another one under its name.
+    """
+    for target in workload.runs():
+        try:
+            user_module(target)
+        except RecipeError as error:
+            raise RecipeError(f"{where(lines, ('workload',))}{error}") from None
 
 
 def _check_factory(factory: str | None, whose: str, place: str) -> None:

@@ -55,9 +55,14 @@ def read_document(path: Path) -> Document:
     """Read a file as strict YAML, with the line of every key.
 
     Raises:
-        RecipeError: the file is missing, a folder, unreadable, empty, too large, not UTF-8 or not strict YAML.
+        RecipeError: the file is missing, a folder, unreadable, Python, empty, too large, not UTF-8 or not strict YAML.
     """
     data = _read_bytes(path)
+    if path.suffix == ".py":
+        raise RecipeError(
+            f"'{path}' is a Python file, and a recipe is a YAML file; 'kdq check {path}' and 'kdq compress {path}' "
+            "take a file with teacher(), student() and data(split)"
+        )
     if len(data) > MAX_CHARACTERS:
         raise RecipeError(f"recipe '{path}' is larger than 1 MB; a recipe holds options, not data")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):

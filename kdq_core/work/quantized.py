@@ -12,6 +12,7 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.store.records import Checkpoint
+from kdq_core.work.answering import answer
 from kdq_core.work.data import check_shapes, two_samples
 from kdq_core.work.models import loaded
 
@@ -37,10 +38,13 @@ def check_student(work: Shown, student: nn.Module) -> GraphModule:
 
     Raises:
         RecipeError: a rule matches nothing, or the rules skip every operator.
-        StageError: the student cannot be captured, or has nothing to quantize; or samples have different shapes.
+        StageError: the student fails on two samples, cannot be captured, or has nothing to quantize; or samples have
+            different shapes.
     """
     check_shapes(work.workload)
-    graph = capture(student, two_samples(work.workload).inputs)
+    batch = two_samples(work.workload)
+    answer("student", student, batch)
+    graph = capture(student, batch.inputs)
     placement(work, graph)
     return graph
 

@@ -20,6 +20,7 @@ from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import labelled_tasks, outputs_of
 from kdq_core.training.taps import graph_forward
+from kdq_core.work.answering import answer
 from kdq_core.work.data import checked, two_samples
 from kdq_core.work.quantized import check_student
 from kdq_core.work.teaching import parts_of
@@ -52,6 +53,7 @@ def rehearse(work: CheckWork, student: nn.Module) -> None:
     work.memo["rehearsed"] = True
     teacher, batch = teacher_of(work), first_samples(work)
     student = student.to(batch.inputs[0].device)
+    answer("student", student, batch)
     model, loss = student_and_loss(work.workload, parts_of(work.distillers), teacher, student, batch)
     terms = loss(model.train(), batch)  # with gradients, so that a tap without one is refused
     check_numbers(loss.parts, outputs_of(student, batch), batch)

@@ -58,10 +58,12 @@ class TrainTeacher(Stage):
         return whole(spec, given)
 
     def check(self, work: CheckWork) -> None:  # type: ignore[override]
-        """Refuse to train a teacher without labels, or on a batch that its batch norms cannot learn from."""
+        """Refuse to train a teacher without labels, on inputs that it does not take, or on a batch too small for it."""
         from kdq_core.teachers.members import empty_member
         from kdq_core.teachers.source import reading
         from kdq_core.training.losses import labelled
+        from kdq_core.work.answering import answer
+        from kdq_core.work.data import two_samples
         from kdq_core.work.rehearsal import check_last_batch
 
         spec = work.section("teacher")
@@ -73,7 +75,9 @@ class TrainTeacher(Stage):
         for member in spec.members:
             if member.trained:
                 read = partial(reading, names=spec.read_by(member))
-                check_last_batch(work, empty_member(member, work.workload), spec.fit, read)
+                model = empty_member(member, work.workload)
+                answer("teacher", model, read(two_samples(work.workload)))
+                check_last_batch(work, model, spec.fit, read)
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Train or read each teacher, in the order of the recipe."""

@@ -12,7 +12,7 @@ from torch.fx import Node
 from kdq_core.api import OperatorCoverage, StageError, module_path
 from kdq_targets.onnx_operators import weight_of
 from kdq_targets.onnx_places import Finder
-from kdq_targets.onnx_products import activation_macs
+from kdq_targets.onnx_products import activation_macs, float_bytes
 from kdq_targets.onnx_shrink import CARRIERS, WEIGHTED, mark, mark_behind, mark_weight
 from kdq_targets.onnx_unpack import shipped
 
@@ -122,6 +122,8 @@ def _row(node: Node, kind: str, reason: str, finder: Finder, file: File, kernels
         weight_bytes = file.recurrent_bytes(node.name)
     elif kind in LAYERS and written is not None:
         weight_bytes = file.weight_bytes(written)
+    elif kind in ("matmul", "rnn", "bilinear"):
+        weight_bytes = float_bytes(node, kind)
     int8 = kernels.int8(kernel, None if reason else written)
     return OperatorCoverage(
         path=module_path(node) or node.name,

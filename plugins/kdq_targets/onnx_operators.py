@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from kdq_core.api import is_constant
 from kdq_targets.onnx_pools import AXES, why_float_pool
+from kdq_targets.onnx_products import constant_factor
 
 aten = torch.ops.aten
 
@@ -23,7 +24,6 @@ CONVS = {
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 RNNS = {aten.rnn_tanh.input, aten.rnn_relu.input}
 LINEARS = {aten.linear.default}
-PRODUCTS = {aten.matmul.default, aten.mm.default, aten.bmm.default}
 EMBEDDINGS = {aten.embedding.default}
 PAIRS = {aten.add.Tensor: "add", aten.mul.Tensor: "mul"}
 JOINS = {aten.cat.default, aten.stack.default}
@@ -68,7 +68,7 @@ REASONS = {
     "rnn": "ONNX Runtime has no int8 kernel for plain recurrent layers",
     "conv_transpose": "KDQ has no int8 form of transposed convolutions",
 }
-SAME_AS = {"bmm": "matmul", "baddbmm": "matmul", "einsum": "matmul", "mm": "matmul"}
+SAME_AS = dict.fromkeys(("bmm", "baddbmm", "einsum", "mm", "addmm"), "matmul")
 
 
 KINDS: dict[str, set[Any]] = {
@@ -146,8 +146,8 @@ def why_float(node: Node, kind: str) -> str:
         return why_float_pool(shape, AXES[node.target], node.args[1:])
     if kind in FOLLOWERS or kind in WEIGHTED:
         return ""
-    if kind == "matmul" and any(is_constant(arg) for arg in node.all_input_nodes):
-        return "KDQ has no int8 form of a product with a constant on this side"
+    if kind == "matmul" and constant_factor(node) is not None:
+        return "KDQ has no int8 form of this product with a constant"
     if kind == "mean":
         return "only a mean over all positions of [B, C, ...] has an int8 kernel"
     return REASONS.get(kind, f"ONNX Runtime has no int8 kernel for {kind}")

@@ -16,12 +16,11 @@ from typing import Any, cast
 
 from torch.fx import GraphModule, Node
 
-from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, is_constant, module_path, own_norm
+from kdq_core.api import Attention, BatchNorm, Dropout, Place, Recurrent, module_path, own_norm
 from kdq_targets.onnx_operators import (
     COPIES,
     FOLDED,
     FOLLOWERS,
-    PRODUCTS,
     SPLITS,
     SWALLOWED,
     inputs_of,
@@ -31,7 +30,7 @@ from kdq_targets.onnx_operators import (
     weight_of,
     why_float,
 )  # fmt: skip
-from kdq_targets.onnx_products import at_batch_1
+from kdq_targets.onnx_products import at_batch_1, constant_factor, product_macs
 
 WIDE = ("conv", "linear", "lstm", "gru")
 """Kinds that multiply matrices in int8."""
@@ -217,8 +216,8 @@ class Finder:
             weights: Any = node.args[2]
             steps = _steps(node, batch_first=bool(node.args[8]))
             return steps * sum(_per_sample(w.meta["val"]) for w in weights if w.meta["val"].dim() > 1)
-        if kind == "matmul" and node.target in PRODUCTS and any(is_constant(arg) for arg in node.all_input_nodes):
-            return int(cast(Node, node.args[0]).meta["val"].shape[-1]) * _per_sample(node.meta["val"])
+        if kind == "matmul" and constant_factor(node) is not None:
+            return product_macs(node)
         if kind not in WEIGHING:
             return 0
         read = 2 if kind == "bilinear" else 1

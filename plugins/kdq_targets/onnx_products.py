@@ -1,4 +1,4 @@
-"""Count the multiply-accumulates between activations: attention, and products of tensors that depend on the input."""
+"""Count the multiply-accumulates of products of two tensors: attention, `matmul` and its kin, `einsum`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,42 @@ def activation_macs(node: Node, kind: str) -> int:
     if kind == "attention":
         query, key = (_shape(arg) for arg in node.args[:2])
         return key[-2] * (math.prod(query) + math.prod(_shape(node)))
-    name = str(getattr(node.target, "_opname", ""))
-    factors: Any = node.args[1] if name == "einsum" else ()
-    if name in OPERANDS:
-        factors = node.args[OPERANDS[name] : OPERANDS[name] + 2]
-    if len(factors) < 2 or any(is_constant(factor) for factor in factors):
+    if constant_factor(node) is not None:
         return 0
-    contracted = _contracted(str(node.args[0]), factors) if name == "einsum" else _shape(factors[0])[-1]
+    return product_macs(node)
+
+
+def product_macs(node: Node) -> int:
+    """Return the multiply-accumulates of a product of two tensors for one sample; 0 for another operator."""
+    factors = _factors(node)
+    if len(factors) < 2:
+        return 0
+    einsum = str(getattr(node.target, "_opname", "")) == "einsum"
+    contracted = _contracted(str(node.args[0]), factors) if einsum else _shape(factors[0])[-1]
     return contracted * math.prod(_shape(node))
+
+
+def constant_factor(node: Node) -> Node | None:
+    """Return the factor of a product that does not depend on the model's inputs, or `None`."""
+    return next((factor for factor in _factors(node) if is_constant(factor)), None)
+
+
+def float_bytes(node: Node, kind: str) -> int:
+    """Return the bytes of the weights of an operator that has no int8 form: a product with a constant, or an RNN."""
+    factor = constant_factor(node)
+    weights: Any = [] if factor is None else [factor]
+    if kind in ("rnn", "bilinear"):
+        weights = node.args[2] if kind == "rnn" else node.args[2:3]
+    values = [weight.meta["val"] for weight in weights]
+    return sum(value.numel() * value.element_size() for value in values if value.dim() > 1)
+
+
+def _factors(node: Node) -> Any:
+    """The two factors of a product; fewer for another operator."""
+    name = str(getattr(node.target, "_opname", ""))
+    if name == "einsum":
+        return node.args[1]
+    return node.args[OPERANDS[name] : OPERANDS[name] + 2] if name in OPERANDS else ()
 
 
 def _contracted(equation: str, factors: Any) -> int:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kdq_core.errors import KdqError
+from kdq_core.plan.plan import asked_of
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.wiring import wire
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Site
+from kdq_flows.own import checked
 from kdq_flows.preflight import findings as module
 from kdq_flows.preflight.findings import Finding, findings
+from kdq_flows.preflight.models import Rehearsal
 
 MODULE = """
 import numpy as np
@@ -111,8 +117,8 @@ def test_operators_that_stay_in_float_are_told_with_the_reason(site: Site) -> No
     ]
 
 
-NO_CPU = "Cannot copy out of meta tensor; no data!"
-
+# A tensor on `meta` stands for one of a GPU that this machine lacks: neither can be copied to the CPU. KDQ copies a
+# tensor of a GPU that is there.
 MISTAKES = [
     ("wrong_shape", "return x, y", "return x.repeat(1, 3, 1, 1), y", "forward",
      "the student cannot answer for inputs of shape (2, 3, 8, 8): RuntimeError: Given groups=1, weight of size "
@@ -162,6 +168,34 @@ def test_a_mistake_of_the_user_is_told_in_kdqs_words(
     assert broken(recipe_of(name, old, new), site) == (check, says)
 
 
+EARLY = [one for one in MISTAKES if one[0] in ("wrong_shape", "text_items", "other_device", "endless", "tuples")]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "check", "says"), EARLY, ids=[one[0] for one in EARLY])
+def test_a_run_tells_a_mistake_before_its_first_fit_in_the_words_of_the_check(
+    name: str, old: str, new: str, check: str, says: str, site: Site, tmp_path: Path
+) -> None:
+    catalog = Catalog.load()
+    asked = asked_of(load_recipe(recipe_of(f"run_{name}", old, new)), site, catalog)
+    with pytest.raises(KdqError) as caught:
+        Rehearsal(asked, wire(asked, catalog), tmp_path).stages()
+    assert str(caught.value) == says.replace(f"{name}.py", f"run_{name}.py"), check
+
+
+def test_a_run_tells_before_its_first_fit_that_a_teacher_does_not_take_the_data(site: Site, tmp_path: Path) -> None:
+    recipe_of("taught_net", "return x, y", "return x.repeat(1, 3, 1, 1), y")
+    options = {"model": "taught_net.py:net", "teacher": "taught_net.py:net", "data": "taught_net.py:data"}
+    recipe = checked(
+        {"name": "taught", "workload": {"use": "python", "options": options}, "stages": ["train_teacher", "distill"]}
+    )
+    catalog = Catalog.load()
+    asked = asked_of(recipe, site, catalog)
+    with pytest.raises(
+        KdqError, match=r"^the teacher cannot answer for inputs of shape \(2, 3, 8, 8\): RuntimeError: "
+    ):
+        Rehearsal(asked, wire(asked, catalog), tmp_path).stages()
+
+
 def test_a_model_that_cannot_be_traced_is_told(site: Site) -> None:
     old = "x = self.conv(x).relu().mean((2, 3))"
     check, says = broken(recipe_of("branches", old, f"{old}\n        x = x + 1 if x.sum() > 0 else x"), site)
@@ -177,6 +211,54 @@ def test_a_missing_column_of_a_table_is_told(site: Site) -> None:
     text = file.read_text()
     file.write_text(text.replace(text[text.index("use: python") : text.index("}}\nstudent") + 1], options))
     assert broken(file, site) == ("data", "'rows.csv' has no column 'label'; it has: a, b")
+
+
+def test_the_file_of_compress_is_checked_without_a_recipe(call: Callable[..., tuple[int, str, str]]) -> None:
+    recipe_of("half_net")
+    code, out, _ = call("check", "half_net.py")
+    assert code == 2
+    assert "recipe      error   'half_net.py' defines no 'teacher'; it needs teacher() and student()" in out
+    Path("whole_net.py").write_text(f"{MODULE}\nteacher = student = net\n")
+    code, out, _ = call("check", "whole_net.py")
+    assert code == 0
+    assert "recipe      ok      'whole_net' with the stages train_teacher, cache_teacher, distill, quantize, " in out
+    assert "export      ok      " in out
+
+
+def test_a_python_file_is_no_recipe_and_missing_code_is_told_by_validate(
+    call: Callable[..., tuple[int, str, str]],
+) -> None:
+    file = recipe_of("code_net")
+    assert call("validate", "code_net.py") == (
+        2, "",
+        "error: 'code_net.py' is a Python file, and a recipe is a YAML file; 'kdq check code_net.py' and 'kdq compress "
+        "code_net.py' take a file with teacher(), student() and data(split)\n",
+    )  # fmt: skip
+    file.write_text(file.read_text().replace("code_net.py:net", "code_nett.py:net"))
+    code, _, err = call("validate", "recipe.yaml")
+    assert code == 2
+    assert err.startswith("error: recipe.yaml:3: 'code_nett.py' is not there, seen from ")
+
+
+def test_a_plan_refuses_a_rule_that_matches_nothing(call: Callable[..., tuple[int, str, str]]) -> None:
+    file = recipe_of("ruled_net")
+    file.write_text(file.read_text().replace("use: static", "use: static, rules: [{match: haed, skip: true}]"))
+    code, out, err = call("plan", "recipe.yaml")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: quantize.rules[0]: no operator matches 'haed'; did you mean 'head'? The model has conv, head; types of "
+        "operator: conv, input, linear, mean.\n"
+    )
+    file.write_text(file.read_text().replace("haed", "head"))
+    assert call("plan", "recipe.yaml")[0] == 0
+
+
+def test_a_plan_of_rules_needs_no_data(call: Callable[..., tuple[int, str, str]]) -> None:
+    file = recipe_of("no_data_net", "def data(split):", "def data(split):\n    raise OSError('the disk is away')")
+    file.write_text(file.read_text().replace("use: static", "use: static, rules: [{match: haed, skip: true}]"))
+    code, out, _ = call("plan", "recipe.yaml")
+    assert code == 0
+    assert "never run before" in out
 
 
 def test_a_recipe_that_is_wrong_ends_the_check(site: Site) -> None:

@@ -47,9 +47,11 @@ def plan(
     found, here = load_any(file), site()
     from kdq_core.plan.forecast import forecast
     from kdq_core.plan.machine import check_gpu
+    from kdq_core.plugins.catalog import Catalog
     from kdq_core.recipe.spec import Recipe
     from kdq_core.store.store import Store, check_writable
     from kdq_flows.planning import planned
+    from kdq_flows.preflight.rules import check_rules
 
     check_gpu(here.device)
     check_writable(here.home)
@@ -57,6 +59,8 @@ def plan(
     if as_mermaid:
         typer.echo(mermaid(study))
         return
+    for branch in study.branches:
+        check_rules(branch.plan.recipe, here, Catalog.load())
     title = f"Plan of {found.name!r}"
     if isinstance(found, Recipe):
         made = study.branches[0].plan

@@ -11,6 +11,7 @@ import typer
 from kdq_flows.cli import common
 
 if TYPE_CHECKING:
+    from kdq_core.recipe.spec import Recipe
     from kdq_flows.preflight.findings import Finding
 
 FROM = ("vision", "text", "audio", "tabular", "quantize")
@@ -69,15 +70,21 @@ def _trained(folder: Path) -> Path:
 
 
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file; or the Python file of `kdq compress`.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Find what would go wrong in a run, in seconds: data, models, quantizers and export, without any training."""
     site = common.site()
+    from kdq_flows.own import checked, compressing
     from kdq_flows.preflight.findings import findings
 
+    def load() -> Recipe:
+        return checked(compressing(str(file))) if file.suffix == ".py" else common.load_recipe(file, files=True)
+
     found: list[Finding] = []
-    for one in findings(lambda: common.load_recipe(file, files=True), site):
+    for one in findings(load, site):
         found.append(one)
         if not as_json:
             typer.echo(f"{one.check:11} {'ok     ' if one.ok else 'error  '} {one.says}")

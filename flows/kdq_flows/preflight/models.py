@@ -15,7 +15,8 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert
 from kdq_core.quantization.prepare import set_phase
 from kdq_core.teachers.source import reading
-from kdq_core.training.losses import check_names, loss_of, outputs_of
+from kdq_core.training.losses import check_names, loss_of
+from kdq_core.work.answering import answer, in_short
 from kdq_core.work.checking import check_all, check_works
 from kdq_core.work.data import EVALUATION_BATCH, two_samples
 from kdq_core.work.quantized import placement, prepared
@@ -54,12 +55,17 @@ class Rehearsal:
         yield "models", self.models
         yield "forward", self.forward
         yield "loss", self.loss
-        if self._giving("quantized") and self._giving("student"):
+        if self.quantizes:
             yield "trace", self.trace
             yield "quantizers", self.quantizers
         yield "stages", self.stages
-        if self._giving("artifact") and self._giving("quantized") and self._giving("student"):
+        if self.quantizes and self._giving("artifact"):
             yield "export", self.export
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the recipe quantizes a student."""
+        return self._giving("quantized") is not None and self._giving("student") is not None
 
     def data(self) -> str:
         """Read the splits."""
@@ -99,7 +105,7 @@ class Rehearsal:
         except KdqError:
             raise
         except Exception as error:
-            raise StageError(f"the loss of the {role} fails: {_first(error)}; {_mismatch(outputs, batch)}") from error
+            raise StageError(f"the loss of the {role} fails: {in_short(error)}; {_mismatch(outputs, batch)}") from error
         if value != value or abs(value) == float("inf"):
             raise StageError(
                 f"the loss of the {role} as it starts is {value}; look for NaN in the data, and for a division by "
@@ -176,34 +182,11 @@ class Rehearsal:
         return reading(batch, self._asked.recipe.teacher.reads) if role == "teacher" else batch
 
 
-def answer(role: str, model: nn.Module, batch: Batch) -> Outputs:
-    """Call a model.
-
-    Raises:
-        StageError: it fails; the message has the shapes of its inputs.
-    """
-    try:
-        with torch.no_grad():
-            return outputs_of(model, batch)
-    except KdqError:
-        raise
-    except Exception as error:
-        shapes = " and ".join(str(tuple(x.shape)) for x in batch.inputs)
-        raise StageError(
-            f"the {role} cannot answer for inputs of shape {shapes}: {_first(error)}; give the data the shape that the "
-            f"{role} reads, or change the {role}"
-        ) from error
-
-
 def _mismatch(outputs: Outputs, batch: Batch) -> str:
     """What to do about a loss that fails."""
     targets, logits = batch.targets, outputs.logits
     shapes = tuple(logits.shape), None if targets is None else tuple(targets.shape)
     return f"the model gave {shapes[0]}, and the labels are {shapes[1]}; correct one of them, or name another loss"
-
-
-def _first(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
 
 
 def _parameters(model: nn.Module) -> int:

@@ -236,3 +236,33 @@ def test_a_metric_of_another_task_is_told_with_what_was_measured():
     assert (verdict.met, verdict.note) == (
         False, "no evaluator measured it for int8; they measured: coverage_macs",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "good", "bad", "rule"),
+    [
+        ("rmse", 2.0, 2.0, 2.2, "int8 rmse ≤ 1.05 x teacher rmse"),
+        ("label_accuracy", 0.8, 0.79, 0.7, "int8 label_accuracy ≥ 0.95 x teacher label_accuracy"),
+    ],
+)
+def test_the_default_gate_on_top1_asks_for_another_metric_if_labels_are_numbers(
+    name: str, teacher: float, good: float, bad: float, rule: str
+) -> None:
+    def verdicts(gate: Gate, value: float) -> list[tuple[str, bool]]:
+        direction = "lower" if name == "rmse" else "higher"
+        one = Metric(name=name, value=value, unit="", direction=direction)
+        models = {"int8": (one,), "teacher": (one.model_copy(update={"value": teacher}),)}
+        return [(v.rule, v.met) for v in judge((gate,), EvaluationReport(models=models))]
+
+    default, own = DEFAULT_GATES[0], Gate(metric="top1", at_least=0.9)
+    assert verdicts(default, good) == [(rule, True)]
+    assert verdicts(default, bad) == [(rule, False)]
+    assert verdicts(own, good) == [("int8 top1 ≥ 0.9", False)]  # a gate that somebody wrote stays
+
+
+def test_the_default_gate_on_top1_stays_if_classes_were_measured_or_nothing_was() -> None:
+    both = tuple(Metric(name=name, value=0.9, unit="", direction="higher") for name in ("top1", "rmse"))
+    for metrics in (both, ()):
+        (verdict,) = judge(DEFAULT_GATES[:1], EvaluationReport(models={"int8": metrics, "teacher": metrics}))
+        assert verdict.rule == "int8 top1 ≥ 0.95 x teacher top1"
+        assert verdict.met is bool(metrics)

@@ -111,7 +111,7 @@ def test_a_product_with_a_constant_on_the_left_says_so_and_counts_its_work():
     model = Net(lambda net, x: net.head((net.w @ x).mean(2)), w=lambda: nn.Parameter(torch.randn(6, 8)), head=head(6))
     finder = OnnxRuntimeCpu().finder(capture(model, (torch.randn(2, 8, 5),)), ())
     product, _, layer = ((kind, why, finder.macs(node, kind)) for node, kind, why in finder.operators())
-    assert product == ("matmul", "KDQ has no int8 form of a product with a constant on this side", 6 * 5 * 8)
+    assert product == ("matmul", "KDQ has no int8 form of this product with a constant", 6 * 5 * 8)
     assert layer == ("linear", "", 6 * 4)
 
 
