@@ -71,7 +71,10 @@ def _given(workload: Python) -> dict[str, Samples]:
     function = user_object(workload.data)
     takes = _takes_split(function, workload.data)
     if not takes:
-        return {WHOLE: samples_of(function(), function, workload.limit, workload.data)}
+        given = function()
+        if not isinstance(given, Mapping) or not {"train", "test"} <= given.keys():
+            return {WHOLE: samples_of(given, function, workload.limit, workload.data)}
+        function = given.get
     found: dict[str, Samples] = {}
     for split in SPLITS:
         what = f"{workload.data}({split!r})"
