@@ -100,6 +100,7 @@ def test_a_sound_recipe_is_checked_through_to_the_file(site: Site) -> None:
     ]  # fmt: skip
     assert all(one.ok for one in rows)
     (export,) = [one.says for one in rows if one.check == "export"]
+    assert export.startswith("takes x float32 [batch, 1, 8, 8]; ")
     assert export.endswith(" bytes for 'onnxruntime-cpu'; 3 of 3 operators in int8")
     assert list(site.home.rglob("*.safetensors")) == []  # nothing ran
 

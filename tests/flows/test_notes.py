@@ -9,7 +9,7 @@ import pytest
 
 from kdq_core.store.records import Checkpoint, EvaluationReport, Metric
 from kdq_flows.cli.run import _closing
-from kdq_flows.facts.result import ArtifactFacts, RunResult, gates_of, models_of, notes_of, weights_of
+from kdq_flows.facts.result import ArtifactFacts, RunResult, gates_of, input_line, models_of, notes_of, weights_of
 
 
 def metric(name: str, value: float, note: str = "") -> Metric:
@@ -64,5 +64,13 @@ def test_a_run_that_measures_nothing_says_so_and_where_its_files_are(
     pages = "pages     'kdq up' starts them, or says where they are\n"
     head = "r: completed in 1.0 s; no stage of the recipe measures a model, so there is no table\n"
     assert capsys.readouterr().out == (f"{head}teacher   {tmp_path / 'w'}\nstudent   {tmp_path / 'w'}\n{pages}")
-    _closing(RunResult.model_validate(facts | {"artifact": ArtifactFacts(path="/int8.onnx", sha256="ab", bytes=1234)}))
-    assert capsys.readouterr().out == f"{head}file      /int8.onnx\n          1,234 bytes, sha256 ab\n{pages}"
+    inputs = [
+        TensorSpec(name="tokens", dtype="int64", shape=(-1, -1)),
+        TensorSpec(name="x", dtype="int8", shape=(-1, 3)),
+    ]
+    file = ArtifactFacts(path="/int8.onnx", sha256="ab", bytes=1234, inputs=tuple(map(input_line, inputs)))
+    _closing(RunResult.model_validate(facts | {"artifact": file}))
+    assert capsys.readouterr().out == (
+        f"{head}file      /int8.onnx\n          1,234 bytes, sha256 ab\n"
+        f"          takes tokens int64 [batch, any], x int8 [batch, 3]\n{pages}"
+    )

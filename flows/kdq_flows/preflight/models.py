@@ -21,6 +21,7 @@ from kdq_core.work.checking import check_all, check_works
 from kdq_core.work.data import EVALUATION_BATCH, two_samples
 from kdq_core.work.quantized import placement, prepared
 from kdq_flows.facts.coverage import facts_of, float_lines
+from kdq_flows.facts.result import input_line
 from kdq_flows.preflight import data
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class Rehearsal:
         self.float_lines = float_lines(facts_of(rows), every=True)
         int8 = sum(row.int8 for row in rows)
         size, use = file.stat().st_size, self._asked.recipe.target.use
-        return f"{size:,} bytes for {use!r}; {int8} of {len(rows)} operators in int8"
+        takes = ", ".join(map(input_line, target.signature(file)[0]))
+        return f"takes {takes}; {size:,} bytes for {use!r}; {int8} of {len(rows)} operators in int8"
 
     @functools.cached_property
     def _models(self) -> dict[str, nn.Module]:
