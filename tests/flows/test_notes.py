@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdq_core.store.records import Checkpoint, EvaluationReport, Metric
+from kdq_core.store.records import Checkpoint, EvaluationReport, Metric, TensorSpec
 from kdq_flows.cli.run import _closing
 from kdq_flows.facts.result import ArtifactFacts, RunResult, gates_of, input_line, models_of, notes_of, weights_of
 
@@ -64,13 +64,11 @@ def test_a_run_that_measures_nothing_says_so_and_where_its_files_are(
     pages = "pages     'kdq up' starts them, or says where they are\n"
     head = "r: completed in 1.0 s; no stage of the recipe measures a model, so there is no table\n"
     assert capsys.readouterr().out == (f"{head}teacher   {tmp_path / 'w'}\nstudent   {tmp_path / 'w'}\n{pages}")
-    inputs = [
-        TensorSpec(name="tokens", dtype="int64", shape=(-1, -1)),
-        TensorSpec(name="x", dtype="int8", shape=(-1, 3)),
-    ]
-    file = ArtifactFacts(path="/int8.onnx", sha256="ab", bytes=1234, inputs=tuple(map(input_line, inputs)))
+    shapes = {"tokens": (-1, -1), "x": (-1, 3)}
+    inputs = [input_line(TensorSpec(name=name, dtype="int64", shape=shape)) for name, shape in shapes.items()]
+    file = ArtifactFacts(path="/int8.onnx", sha256="ab", bytes=1234, inputs=tuple(inputs))
     _closing(RunResult.model_validate(facts | {"artifact": file}))
     assert capsys.readouterr().out == (
         f"{head}file      /int8.onnx\n          1,234 bytes, sha256 ab\n"
-        f"          takes tokens int64 [batch, any], x int8 [batch, 3]\n{pages}"
+        f"          takes tokens int64 [batch, any], x int64 [batch, 3]\n{pages}"
     )
