@@ -2,7 +2,8 @@
 
 What: `data` names a function of a split's name ("train", "validation" or "test"), which returns a map-style data set, a
     `DataLoader` of one, a pair of arrays or tensors (inputs, labels), a dict of them, or an iterable of batches. A
-    function without arguments returns all samples, and KDQ makes the splits. It may return `None` for validation.
+    function without arguments returns all samples, and KDQ makes the splits; or a dict of data sets by split. It may
+    return `None` for validation. Items of a data set may hold lists of numbers, as those of Hugging Face do.
 Formula: random numbers that a map-style data set draws (augmentation) are seeded by (view, sample), so that a view can
     be repeated. Items and batches: of a tuple, the last is the labels; a dict has them as `y`, `label`, `labels`,
     `target` or `targets`; a tensor alone has none.
