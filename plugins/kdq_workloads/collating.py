@@ -59,9 +59,10 @@ def _check_shapes(items: list[Any]) -> None:
         for path, leaf in tree_leaves_with_path(item):
             name = keystr(path)
             if name in first and first[name] != shape_of(leaf):
+                one, other = sorted((first[name], shape_of(leaf)))
                 raise StageError(
-                    f"items of the data set differ in shape: {name.strip('[]') or 'one'} is {first[name]} in one and "
-                    f"{shape_of(leaf)} in another; pad them to one size, or return a DataLoader whose collate_fn pads "
+                    f"items of the data set differ in shape: {name.strip('[]') or 'one'} is {one} in one and "
+                    f"{other} in another; pad them to one size, or return a DataLoader whose collate_fn pads "
                     "each batch"
                 )
 
