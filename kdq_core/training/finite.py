@@ -34,8 +34,8 @@ def why_odd(who: str, numbers: Sequence[int], split: str, count: int) -> str:
     """Word what to do about the samples `numbers`, of `count` in `split`, for which `who` gives NaN or infinity."""
     said = f"{who} gives NaN or infinity for {len(numbers)} of {count} samples of the split {split!r}, first for sample"
     if 2 * len(numbers) > count:
-        return f"{said} {numbers[0]}; look for a division by zero or a logarithm of zero in the model"
+        return f"{said} {min(numbers)}; look for a division by zero or a logarithm of zero in the model"
     return (
-        f"{said} {numbers[0]}; let the model answer for such a sample, for instance a sentence whose mask is all zero, "
+        f"{said} {min(numbers)}; let the model answer for such a sample, for instance a sentence whose mask is all zero, "
         "or drop it from the data"
     )
