@@ -32,10 +32,11 @@ def odd_samples_of(model: nn.Module, batch: Batch) -> list[int]:
 
 def why_odd(who: str, numbers: Sequence[int], split: str, count: int) -> str:
     """Word what to do about the samples `numbers`, of `count` in `split`, for which `who` gives NaN or infinity."""
-    said = f"{who} gives NaN or infinity for {len(numbers)} of {count} samples of the split {split!r}, first for sample"
+    said = f"{who} gives NaN or infinity for {len(numbers)} of {count} samples of the split {split!r}"
+    said += f", first for sample {min(numbers)}"
     if 2 * len(numbers) > count:
-        return f"{said} {min(numbers)}; look for a division by zero or a logarithm of zero in the model"
+        return f"{said}; look for a division by zero or a logarithm of zero in the model"
     return (
-        f"{said} {min(numbers)}; let the model answer for such a sample, for instance a sentence whose mask is all zero, "
-        "or drop it from the data"
+        f"{said}; let the model answer for such a sample, for instance a sentence whose mask is all zero, or drop it "
+        "from the data"
     )
