@@ -11,7 +11,7 @@ logits = result.predict(x)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ def quantize(
     qat: bool = False,
     epochs: int | None = None,
     loss: Any = None,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
     register: str | None = None,
     name: str = "model",
     site: Site | None = None,
@@ -53,6 +54,7 @@ def quantize(
         epochs: of that training.
         loss: `"cross-entropy"`, `"bce"`, `"mse"`, `"ctc"`, or a function of (outputs, targets); by default by the
             labels' type.
+        dynamic: axes beside the batch whose size may change, by input, such as `{"tokens": [1]}`.
         register: name of the model in the registry; `None` registers nothing.
         name: name of the run.
         site: where to run it; by default the site that the environment describes.
@@ -65,7 +67,7 @@ def quantize(
 
     there = _site(site)
     data = {"whole": calibration} if test is None else {"train": calibration, "test": test}
-    section = in_hand.workload(there, student=model, data=data, loss=loss)
+    section = in_hand.workload(there, student=model, data=data, loss=loss, dynamic=dynamic)
     recipe = {
         "name": name,
         "workload": section,
@@ -90,6 +92,7 @@ def compress(
     epochs: int | None = None,
     trained_teacher: bool = True,
     loss: Any = None,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
     register: str | None = None,
     name: str = "model",
     site: Site | None = None,
@@ -109,6 +112,7 @@ def compress(
         epochs: of the student; the quantized student gets a third.
         trained_teacher: the teacher is trained; false lets KDQ train it first.
         loss: see `quantize`.
+        dynamic: see `quantize`.
         register: name of the model in the registry; `None` registers nothing.
         name: name of the run.
         site: where to run it.
@@ -121,7 +125,7 @@ def compress(
 
     there = _site(site)
     data = {"train": train, "test": test, "validation": validation} if test is not None else {"whole": train}
-    section = in_hand.workload(there, student=student, teacher=teacher, data=data, loss=loss)
+    section = in_hand.workload(there, student=student, teacher=teacher, data=data, loss=loss, dynamic=dynamic)
     member = {"source": "checkpoint", "file": written(teacher.state_dict(), there)} if trained_teacher else {}
     fit = {"fit": {"epochs": epochs}} if epochs else {}
     recipe = {

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import io
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def workload(
     teacher: Any = None,
     data: Mapping[str, Any],
     loss: Any = None,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Write what is given to files, and make the recipe's section `workload`.
 
@@ -35,6 +36,7 @@ def workload(
         teacher: the same, or `None`.
         data: by split, or as `whole`: a data set, a `DataLoader`, arrays, or an iterable of batches.
         loss: name of a loss, a function of (outputs, targets), or `None`.
+        dynamic: axes whose size may change from batch to batch, by input.
 
     Raises:
         RecipeError: an object is of another type, or cannot be pickled.
@@ -47,6 +49,7 @@ def workload(
     options |= {"parts": [[name, _written(one, site, f"the data {name!r}")] for name, one in sources.items()]}
     if loss is not None:
         options["loss"] = loss if function is None else _written(function, site, "loss")
+    options |= {"dynamic": {name: list(axes) for name, axes in dynamic.items()}} if dynamic else {}
     code = sorted({path for one in (*models.values(), *sources.values(), function) for path in _code(one)})
     return {"use": "in-hand", "options": {"folder": str(site.home / "given"), **options, "code": code}}
 

@@ -21,6 +21,7 @@ from kdq_core.quantization.refine import correct_biases, reestimate_batch_norm
 from kdq_core.recipe.spec import QuantizeSpec
 from kdq_core.store.records import Checkpoint, EpochRecord
 from kdq_core.tensors import Batch
+from kdq_core.training.finite import odd_samples_of, why_odd
 from kdq_core.training.fit import Loss, to_device
 from kdq_core.training.losses import hard_loss, validation
 from kdq_core.work.data import EVALUATION_BATCH
@@ -177,18 +178,30 @@ def _calibrate(work: StageWork, model: GraphModule, device: torch.device) -> Non
     set_phase(model, observe=True, quantize=False, freeze_batch_norm=True)
     model.eval()
     with torch.no_grad():
-        for inputs in _calibration(work, device):
-            model(*inputs)
+        for batch in _calibration_batches(work, device):
+            try:
+                model(*batch.inputs)
+            except StageError as error:
+                set_phase(model, observe=False, quantize=False, freeze_batch_norm=True)
+                odd = odd_samples_of(model, batch)
+                if not odd:
+                    raise
+                raise StageError(why_odd("the student", odd, "train", len(batch.ids))) from error
 
 
 def _calibration(work: StageWork, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """Inputs of the first training batches."""
+    return (batch.inputs for batch in _calibration_batches(work, device))
+
+
+def _calibration_batches(work: StageWork, device: torch.device) -> Iterator[Batch]:
+    """The first training batches."""
     spec, seed = work.section("quantize"), work.seed_of("calibration")
     batches = work.workload.batches("train", batch_size=spec.calibration_batch_size, seed=seed)
     number = 0
     for number, batch in enumerate(itertools.islice(batches, spec.calibration_batches), start=1):
         check_finite(batch, number)
-        yield to_device(batch, device).inputs
+        yield to_device(batch, device)
     if not number:
         raise StageError("the workload gave no training batch to calibrate with; check its split 'train'")
 

@@ -17,6 +17,7 @@ from kdq_core.errors import RecipeError, StageError
 from kdq_core.quantization.untraceable import layer_of
 from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch, Outputs
+from kdq_core.training.finite import odd_samples, why_odd
 from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import labelled_tasks, outputs_of
 from kdq_core.training.taps import graph_forward
@@ -57,6 +58,9 @@ def rehearse(work: CheckWork, student: nn.Module) -> None:
     model, loss = student_and_loss(work.workload, parts_of(work.distillers), teacher, student, batch)
     terms = loss(model.train(), batch)  # with gradients, so that a tap without one is refused
     check_numbers(loss.parts, outputs_of(student, batch), batch)
+    samples = odd_samples(outputs_of(student, batch), batch)
+    if samples:
+        raise StageError(why_odd("a student that is not trained yet", samples, "train", len(batch.ids)))
     odd = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite().all()}
     if odd:
         raise StageError(

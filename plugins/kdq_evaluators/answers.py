@@ -37,14 +37,31 @@ def answers(subject: Subject, batches: Batches) -> tuple[np.ndarray, ...]:
     for values in outputs:
         axes = tuple(range(1, values.ndim))
         parts = pieces(len(values), max(1, values.size // len(values)))
-        wrong = sum(int((~np.isfinite(values[part])).any(axis=axes).sum()) for part in parts)
+        wrong = np.concatenate([(~np.isfinite(values[part])).any(axis=axes) for part in parts])
         forget(values)
-        if wrong:
-            raise StageError(
-                f"{subject.role} model {subject.path.name!r} gives NaN or infinity for {wrong} of {len(values)} test "
-                "samples; train it with a lower learning rate or with 'clip_norm'"
-            )
+        if wrong.any():
+            raise StageError(why_not_finite(f"{subject.role} model {subject.path.name!r}", wrong, batches))
     return outputs
+
+
+def why_not_finite(who: str, wrong: np.ndarray, batches: Batches) -> str:
+    """Word that a model gives NaN or infinity, and name the first such sample.
+
+    Args:
+        who: the model.
+        wrong: for which samples, bool `[N]`.
+        batches: gives the test split.
+    """
+    import numpy as np
+
+    numbers = np.concatenate([batch.ids.numpy() for batch in batches()])[wrong]
+    said = f"{who} gives NaN or infinity for {len(numbers)} of {len(wrong)} test samples, first for sample {numbers[0]}"
+    if 2 * len(numbers) > len(wrong):
+        return f"{said}; train it with a lower learning rate or with 'clip_norm'"
+    return (
+        f"{said}; let the model answer for such a sample, for instance a sentence whose mask is all zero, or drop it "
+        "from the data"
+    )
 
 
 def output_names(subject: Subject) -> tuple[str, ...]:

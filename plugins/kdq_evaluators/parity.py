@@ -11,7 +11,8 @@ Formula: |file - simulation| / scale of the output, over all its elements, round
     LSB is 1/255 of the simulation's range on the test split. A flip is a sample whose top-1 class differs. If the two
     classes tie exactly in either output, the sample counts as a tie and not as a flip, because the winner is arbitrary.
     Agreement is the share of samples with the same class; ties count against it. Outputs `[N, ..., C]` have one answer
-    for each position. An output with one number a sample has no class, so it has no flips.
+    for each position. An output with one number a sample has no class, so it has no flips. If the simulation gives NaN
+    or infinity for a sample, each of its answers is a flip and its differences are left out; a note names the sample.
 Source: after Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference": training must simulate what inference computes.
 Defaults and where they come from: no options.
@@ -24,12 +25,13 @@ Limits: gives no metrics for a teacher that is an ONNX file. Samples outside the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from kdq_core.api import Batches, Column, Evaluator, Metric, StageError, Subject
-from kdq_evaluators.answers import Truth, answers, suffixes, truths
+from kdq_evaluators.answers import Truth, answers, suffixes, truths, why_not_finite
 from kdq_evaluators.simulated import by_answer, count_flips, differences, first_departure, simulate
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class Parity(Evaluator):
         Raises:
             StageError: file and simulation give different shapes, or the simulation changed while it ran.
         """
+        import numpy as np
+
         if candidate.simulation is None:
             return ()
         file = answers(candidate, batches)
@@ -77,7 +81,13 @@ class Parity(Evaluator):
                     f"simulation {_text(ours)}; export the model that is simulated"
                 )
             scales = (*candidate.output_scales, *[None] * len(file))
-            outputs = [Output(*one) for one in zip(named, file, simulated, scales, truth, strict=False)]
+            odd = [~np.isfinite(x).reshape(len(x), -1).all(1) for x in simulated]
+            outputs = [Output(*one) for one in zip(named, file, simulated, scales, truth, odd, strict=False)]
+            blind = np.logical_or.reduce(odd)
+            if blind.any():
+                note = f"{why_not_finite(f'the {name} model', blind, batches)}; the file gives numbers there"
+                found += _pair(PAIRS[name], outputs, partial(str, note))
+                continue
             if candidate.role != "int8":
                 found += _pair(PAIRS[name], outputs, lambda: FLOAT_NOTE)
                 continue
@@ -96,6 +106,7 @@ class Output(NamedTuple):
         simulated: values from the simulation.
         scale: size of one LSB; `None` for a float output.
         truth: its hard labels; `None` if they are not classes.
+        odd: for which samples the simulation gives NaN or infinity, bool `[N]`; each of their answers is a flip.
     """
 
     suffix: str
@@ -103,6 +114,19 @@ class Output(NamedTuple):
     simulated: np.ndarray
     scale: float | None
     truth: Truth | None
+    odd: np.ndarray
+
+    def flips(self) -> tuple[int, int]:
+        """Flips and ties; see `count_flips`."""
+        count, ties = count_flips(*self._finite())
+        return count + len(by_answer(self.file[self.odd])), ties
+
+    def steps(self) -> dict[str, float]:
+        """Quantiles of the difference, without the samples in `odd`; see `differences`."""
+        return dict.fromkeys(QUANTILES, math.nan) if self.odd.all() else differences(*self._finite(), self.scale)
+
+    def _finite(self) -> tuple[np.ndarray, np.ndarray]:
+        return (self.file[~self.odd], self.simulated[~self.odd]) if self.odd.any() else (self.file, self.simulated)
 
     def top1(self, simulation: str) -> Metric:
         """Share of the labelled samples that the simulation classifies correctly."""
@@ -114,8 +138,8 @@ class Output(NamedTuple):
 
 def _pair(prefix: str, outputs: list[Output], departure: Callable[[], str]) -> list[Metric]:
     """Metrics of the file against one simulation: flips of outputs with classes, differences of every output."""
-    flips = {one.suffix: count_flips(one.file, one.simulated) for one in outputs if one.truth or not one.suffix}
-    steps = {one.suffix: differences(one.file, one.simulated, one.scale) for one in outputs}
+    flips = {one.suffix: one.flips() for one in outputs if one.truth or not one.suffix}
+    steps = {one.suffix: one.steps() for one in outputs}
     breach = any(count for count, _ in flips.values()) or any(step["p99"] > 1 for step in steps.values())
     note = departure() if breach else ""
     metrics: list[Metric] = []

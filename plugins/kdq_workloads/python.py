@@ -2,7 +2,8 @@
 
 What: `data` names a function of a split's name ("train", "validation" or "test"), which returns a map-style data set, a
     `DataLoader` of one, a pair of arrays or tensors (inputs, labels), a dict of them, or an iterable of batches. A
-    function without arguments returns all samples, and KDQ makes the splits. It may return `None` for validation.
+    function without arguments returns all samples, and KDQ makes the splits; or a dict of data sets by split. It may
+    return `None` for validation. Items of a data set may hold lists of numbers, as those of Hugging Face do.
 Formula: random numbers that a map-style data set draws (augmentation) are seeded by (view, sample), so that a view can
     be repeated. Items and batches: of a tuple, the last is the labels; a dict has them as `y`, `label`, `labels`,
     `target` or `targets`; a tensor alone has none.
@@ -71,7 +72,10 @@ def _given(workload: Python) -> dict[str, Samples]:
     function = user_object(workload.data)
     takes = _takes_split(function, workload.data)
     if not takes:
-        return {WHOLE: samples_of(function(), function, workload.limit, workload.data)}
+        given = function()
+        if not isinstance(given, Mapping) or not {"train", "test"} <= given.keys():
+            return {WHOLE: samples_of(given, function, workload.limit, workload.data)}
+        function = given.get
     found: dict[str, Samples] = {}
     for split in SPLITS:
         what = f"{workload.data}({split!r})"

@@ -135,14 +135,24 @@ def parted(given: Any, ids: np.ndarray, names: tuple[str, ...] = ()) -> Batch:
     if isinstance(given, Mapping):
         found = dict(given)
         labels = next((found.pop(name) for name in LABELS if name in found), None)
-        inputs = [found[name] for name in (names or tuple(found))]
+        inputs = _named(found, names)
     elif isinstance(given, tuple | list):
         *inputs, labels = given if len(given) > 1 else (*given, None)
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-            inputs = [inputs[0][name] for name in (names or tuple(inputs[0]))]
+            inputs = _named(inputs[0], names)
     else:
         inputs = [given]
-    return batch_of(inputs, labels, ids)
+    return batch_of(inputs, labels, ids, names)
+
+
+def _named(found: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise StageError(
+            f"a batch of the data lacks the input {missing[0]!r}, which the first one has; it has: "
+            f"{', '.join(map(str, found))}; give every sample the same inputs"
+        )
+    return [found[name] for name in (names or tuple(found))]
 
 
 def input_names(given: Any) -> tuple[str, ...]:
@@ -152,7 +162,7 @@ def input_names(given: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in given if name not in LABELS) if isinstance(given, Mapping) else ()
 
 
-def batch_of(inputs: Sequence[Any], labels: Any, ids: Any) -> Batch:
+def batch_of(inputs: Sequence[Any], labels: Any, ids: Any, names: tuple[str, ...] = ()) -> Batch:
     """Make a batch of arrays or tensors; floating-point numbers become float32, whole labels int64.
 
     Raises:
@@ -160,7 +170,8 @@ def batch_of(inputs: Sequence[Any], labels: Any, ids: Any) -> Batch:
     """
     import torch
 
-    made = tuple(tensor_of(one, f"input {number}") for number, one in enumerate(inputs))
+    called = [repr(name) for name in names] if len(names) == len(inputs) else [str(n) for n in range(len(inputs))]
+    made = tuple(tensor_of(one, f"input {name}") for name, one in zip(called, inputs, strict=True))
     tasks, targets = {}, None
     if isinstance(labels, Mapping):
         tasks = {name: label_of(one) for name, one in labels.items()}

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.api import Batch, StageError, View
-from kdq_workloads.samples import LABELS, ArraySamples, DatasetSamples, Samples, input_names, on_cpu, parted
+from kdq_workloads.collating import collated
+from kdq_workloads.samples import LABELS, ArraySamples, DatasetSamples, Samples, input_names, on_cpu, parted, seeds_kept
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,7 @@ class Stream:
 
         done = 0
         for given in self._make():
-            count = _length(given)
+            count = _length(given, self._what)
             yield parted(given, np.arange(done, done + count), self.names)
             done += count
             if done > self._limit:
@@ -85,8 +86,10 @@ def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
     from torch.utils.data import DataLoader, IterableDataset, default_collate
 
     if isinstance(given, DataLoader) and not isinstance(given.dataset, IterableDataset):
-        return _dataset(given.dataset, given.collate_fn, what)
+        collate = collated if given.collate_fn is default_collate else given.collate_fn
+        return _dataset(given.dataset, collate, what)
     if isinstance(given, Mapping):
+        _check_arrays(given, what)
         names = tuple(name for name in given if name not in LABELS)
         labels = next((_array(given[name]) for name in LABELS if name in given), None)
         found = Named([_array(given[name]) for name in names], labels)
@@ -96,7 +99,7 @@ def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
         *inputs, last = map(_array, given)
         return ArraySamples(inputs, last)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, tuple | list):
-        return _dataset(given, default_collate, what)
+        return _dataset(given, collated, what)
     if hasattr(given, "__iter__"):
         again = given if not hasattr(given, "__next__") else None
         return Stream((lambda: again) if again is not None else make, limit, what)
@@ -109,7 +112,24 @@ def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
 def _dataset(dataset: Any, collate: Any, what: str) -> DatasetSamples:
     if not len(dataset):
         raise StageError(f"{what} gave a data set without samples")
-    return DatasetSamples(dataset, collate, input_names(dataset[0]))
+    with seeds_kept():
+        names = input_names(collate([dataset[0]]))
+    return DatasetSamples(dataset, collate, names)
+
+
+def _check_arrays(given: Mapping[str, Any], what: str) -> None:
+    """Refuse a dict with something else than arrays."""
+    by_task = {name for name in LABELS if isinstance(given.get(name), Mapping)}
+    wrong = [
+        name for name, one in given.items()
+        if name not in by_task and not isinstance(one, list) and not hasattr(one, "shape")
+    ]  # fmt: skip
+    if wrong or not given:
+        found = f"{wrong[0]!r} is a {type(given[wrong[0]]).__name__!r}" if wrong else "there is nothing"
+        raise StageError(
+            f"{what} gave a dict in which {found}; a dict must have the inputs and the labels as arrays, each with one "
+            "row for each sample; give a data set itself, one for each split"
+        )
 
 
 def _are_arrays(given: Any) -> bool:
@@ -131,8 +151,18 @@ def _array(given: Any) -> Any:
     return on_cpu(given, "an array").numpy() if hasattr(given, "detach") else given
 
 
-def _length(given: Any) -> int:
-    """Samples in a batch, however deep they lie."""
-    while isinstance(given, Mapping | tuple | list):
+def _length(batch: Any, what: str) -> int:
+    """Samples in a batch, however deep they lie.
+
+    Raises:
+        StageError: it is no batch.
+    """
+    given = batch
+    while isinstance(given, Mapping | tuple | list) and len(given):
         given = next(iter(given.values())) if isinstance(given, Mapping) else given[0]
+    if not getattr(given, "shape", ()):
+        raise StageError(
+            f"{what} is an iterable of {type(given).__name__!r}, not of batches of tensors; wrap it in "
+            "torch.utils.data.DataLoader(..., batch_size=32), or return a map-style data set"
+        )
     return len(given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -143,3 +144,22 @@ def test_the_page_about_quantizing_and_the_python_examples_do_what_they_say(tmp_
         assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
     files = {"int8.onnx", "report.html", "report.md", "result.json"}
     assert {path.name for path in (tmp_path / "my_model-int8").iterdir()} == files
+
+
+@pytest.mark.rare
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_text_example_makes_a_file_that_takes_sentences_of_every_length(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "your-model.md"
+    for name, text in titled(page, "example").items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "KDQ_HOME": str(tmp_path / "home"), "KDQ_THREADS": "1"}
+    lines = [line for block in blocks(page, "sh") for line in shell_lines(block) if "my_text.py" in " ".join(line)]
+    for words in [*lines, ["python", "use_text.py"]]:
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+        if words[0] == "kdq":
+            assert "takes tokens int64 [batch, any], mask float32 [batch, any]" in " ".join(done.stdout.split())
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["3", "7"]
+    assert json.loads((tmp_path / "my_text-int8" / "result.json").read_text())["models"]["int8"]["top1"] > 0.8

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kdq_core.store.records import Checkpoint, EvaluationReport, Metric
+from kdq_core.store.records import Checkpoint, EvaluationReport, Metric, TensorSpec
 from kdq_flows.cli.run import _closing
 from kdq_flows.facts.parts import ArtifactFacts
-from kdq_flows.facts.result import RunResult, gates_of, models_of, notes_of, weights_of
+from kdq_flows.facts.result import RunResult, gates_of, input_line, models_of, notes_of, weights_of
 
 
 def metric(name: str, value: float, note: str = "") -> Metric:
@@ -65,5 +65,11 @@ def test_a_run_that_measures_nothing_says_so_and_where_its_files_are(
     pages = "pages     'kdq up' starts them, or says where they are\n"
     head = "r: completed in 1.0 s; no stage of the recipe measures a model, so there is no table\n"
     assert capsys.readouterr().out == (f"{head}teacher   {tmp_path / 'w'}\nstudent   {tmp_path / 'w'}\n{pages}")
-    _closing(RunResult.model_validate(facts | {"artifact": ArtifactFacts(path="/int8.onnx", sha256="ab", bytes=1234)}))
-    assert capsys.readouterr().out == f"{head}file      /int8.onnx\n          1,234 bytes, sha256 ab\n{pages}"
+    shapes = {"tokens": (-1, -1), "x": (-1, 3)}
+    inputs = [input_line(TensorSpec(name=name, dtype="int64", shape=shape)) for name, shape in shapes.items()]
+    file = ArtifactFacts(path="/int8.onnx", sha256="ab", bytes=1234, inputs=tuple(inputs))
+    _closing(RunResult.model_validate(facts | {"artifact": file}))
+    assert capsys.readouterr().out == (
+        f"{head}file      /int8.onnx\n          1,234 bytes, sha256 ab\n"
+        f"          takes tokens int64 [batch, any], x int64 [batch, 3]\n{pages}"
+    )

@@ -197,6 +197,7 @@ def _closing(result: RunResult) -> None:
     if result.artifact:
         typer.echo(f"file      {result.artifact.path}")
         typer.echo(f"          {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")
+        typer.echo(f"          takes {', '.join(result.artifact.inputs)}")
     for line in float_lines(result.coverage):
         common.say(f"in float  {line}")
     _gates(result)

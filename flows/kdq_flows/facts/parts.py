@@ -31,11 +31,12 @@ class GainFacts(Frozen):
 
 
 class ArtifactFacts(Frozen):
-    """The int8 file."""
+    """The int8 file; `inputs` words what it takes, as in `tokens int64 [batch, any]`."""
 
     path: str
     sha256: str
     bytes: int
+    inputs: tuple[str, ...]
 
 
 class VersionFacts(Frozen):

@@ -39,6 +39,7 @@ def _lines(result: RunResult, recipe: str) -> Iterator[str]:
     notes += [f"in float: {line}" for line in float_lines(result.coverage)]
     if result.artifact:
         notes.append(f"file: {result.artifact.bytes:,} bytes, sha256 {result.artifact.sha256}")
+        notes.append(f"the file takes {', '.join(result.artifact.inputs)}")
     if notes:
         yield ""
         yield from (f"- {note}" for note in notes)

@@ -13,7 +13,7 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
 from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
-from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion
+from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion, TensorSpec
 from kdq_flows.facts.coverage import OperatorFacts
 from kdq_flows.facts.parts import ArtifactFacts, GainFacts, StageFacts, VersionFacts
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
@@ -131,7 +131,15 @@ def artifact_of(view: RunView) -> ArtifactFacts | None:
     if entry is None or artifact is None:
         return None
     path = entry.file(artifact.path)
-    return ArtifactFacts(path=str(path), sha256=entry.sha256(artifact.path), bytes=path.stat().st_size)
+    inputs = tuple(map(input_line, artifact.inputs))
+    return ArtifactFacts(path=str(path), sha256=entry.sha256(artifact.path), bytes=path.stat().st_size, inputs=inputs)
+
+
+def input_line(spec: TensorSpec) -> str:
+    """Word one input of a file; a size that is not `batch` or `any` is fixed."""
+    free = ("batch", *["any"] * len(spec.shape))
+    sizes = (str(size) if size >= 0 else name for size, name in zip(spec.shape, free, strict=False))
+    return f"{spec.name} {spec.dtype} [{', '.join(sizes)}]"
 
 
 def version_of(view: RunView) -> VersionFacts | None:

@@ -100,7 +100,7 @@ def shape(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape[1:])}" if x.ndim > 1 else str(x.dtype)[len("torch.") :]
 
 
-def probes(splits: dict[str, Read]) -> Iterator[Batch]:
-    """Yield the training batches that a loss is tried on: the first, and those with the ends of the labels."""
-    for split in splits.values():
-        yield from split.batches.values()
+def probes(splits: dict[str, Read]) -> Iterator[tuple[str, Batch]]:
+    """Yield the batches that a loss is tried on, each with its split: the first, and those with the labels' ends."""
+    for name, split in splits.items():
+        yield from ((name, batch) for batch in split.batches.values())

@@ -15,12 +15,14 @@ from kdq_core.quantization.capture import capture
 from kdq_core.quantization.convert import convert
 from kdq_core.quantization.prepare import set_phase
 from kdq_core.teachers.source import reading
+from kdq_core.training.finite import odd_samples, why_odd
 from kdq_core.training.losses import check_names, loss_of
 from kdq_core.work.answering import answer, in_short
 from kdq_core.work.checking import check_all, check_works
 from kdq_core.work.data import EVALUATION_BATCH, two_samples
 from kdq_core.work.quantized import placement, prepared
 from kdq_flows.facts.coverage import facts_of, float_lines
+from kdq_flows.facts.result import input_line
 from kdq_flows.preflight import data
 
 if TYPE_CHECKING:
@@ -95,11 +97,17 @@ class Rehearsal:
     def loss(self) -> str:
         """Compute the hard loss on the first samples, and on those with the least and the greatest class."""
         role, model = list(self._models.items())[-1]
-        values = [self._loss(role, model, batch) for batch in data.probes(self._splits) if batch.labelled]
+        found = [self._loss(role, model, split, batch) for split, batch in data.probes(self._splits)]
+        values = [value for value in found if value is not None]
         return f"finite, {values[0]:.3g} for the {role} as it starts" if values else "the data has no labels"
 
-    def _loss(self, role: str, model: nn.Module, batch: Batch) -> float:
+    def _loss(self, role: str, model: nn.Module, split: str, batch: Batch) -> float | None:
         outputs = answer(role, model, self._read_by(role, batch))
+        odd = odd_samples(outputs, batch)
+        if odd:
+            raise StageError(why_odd(f"the {role} as it starts", odd, split, len(batch.ids)))
+        if not batch.labelled:
+            return None
         try:
             value = float(loss_of(self._asked.workload, outputs, batch))
         except KdqError:
@@ -147,7 +155,8 @@ class Rehearsal:
         self.float_lines = float_lines(facts_of(rows), every=True)
         int8 = sum(row.int8 for row in rows)
         size, use = file.stat().st_size, self._asked.recipe.target.use
-        return f"{size:,} bytes for {use!r}; {int8} of {len(rows)} operators in int8"
+        takes = ", ".join(map(input_line, target.signature(file)[0]))
+        return f"takes {takes}; {size:,} bytes for {use!r}; {int8} of {len(rows)} operators in int8"
 
     @functools.cached_property
     def _models(self) -> dict[str, nn.Module]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kdq_core.errors import RecipeError, StageError
@@ -114,3 +115,39 @@ def test_a_last_batch_that_the_workload_drops_is_no_reason(
     distill = {"fit": {**FIT, "batch_size": 19}}
     run = stages_of(tmp_path, installed(Dropping), workload="digits", teacher={"fit": FIT}, distill=distill)
     assert run.stage("train_teacher").record.history
+
+
+class Scaled(nn.Module):
+    """Divides each image by its sum of absolute values: an image of zeros gives NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        return torch.as_tensor(self.head(x / x.abs().sum(1, keepdim=True)))
+
+
+def blank(batch: Batch) -> Batch:
+    """The same batch; the image of sample 7 is zeros."""
+    kept = (batch.ids != 7).reshape(-1, 1, 1, 1)
+    return replace(batch, inputs=(batch.inputs[0] * kept,))
+
+
+def test_a_training_sample_for_which_the_student_gives_nan_is_named_while_kdq_calibrates(
+    stages_of: Any, changed: Any, tmp_path: Path
+) -> None:
+    save_file(Scaled().state_dict(), tmp_path / "net.safetensors")
+    student = {"source": "checkpoint", "file": str(tmp_path / "net.safetensors")}
+    run = stages_of(
+        tmp_path / "home", changed("train", blank, Scaled), workload="digits", student=student,
+        quantize={"use": "static", "calibration_batch_size": 96}, stages=["quantize"],
+    )  # fmt: skip
+    run.stage("read_student")
+    with pytest.raises(StageError) as caught:
+        run.stage("quantize")
+    assert str(caught.value) == (
+        "the student gives NaN or infinity for 1 of 96 samples of the split 'train', first for sample 7; let the model "
+        "answer for such a sample, for instance a sentence whose mask is all zero, or drop it from the data"
+    )

@@ -43,6 +43,16 @@ def sentences(split):
     for extra in range(3):
         tokens = torch.tensor(numbers.integers(0, 20, (8, 4 + extra)))
         yield {"mask": torch.ones(tokens.shape), "tokens": tokens, "label": tokens.sum(1) % 3}
+
+def padded(items):
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(words) for words, _ in items], batch_first=True)
+    label = torch.tensor([label for _, label in items])
+    return {"mask": (tokens > 0).float(), "tokens": tokens, "label": label}
+
+def loader(split):
+    numbers = np.random.default_rng(len(split))
+    words = [numbers.integers(1, 20, length).tolist() for length in numbers.integers(2, 9, 48)]
+    return torch.utils.data.DataLoader([(one, one[0] % 3) for one in words], collate_fn=padded)
 """
 FREE = {"tokens": [1], "mask": [1]}
 
@@ -107,6 +117,24 @@ def test_batches_of_two_shapes_are_refused_before_training_unless_the_axis_is_fr
         "with one size of axis 1: pad every batch to the same size, or free the axis, which the workloads for own "
         "models do by dynamic: {mask: [1]}"
     )
+
+
+def test_a_collate_that_pads_each_batch_is_refused_by_the_first_stage_and_trains_with_free_axes(
+    stages_of: Any, name: str, tmp_path: Path
+) -> None:
+    fit = {"fit": {"epochs": 1, "batch_size": 16}}
+    chain = {"teacher": fit, "distill": fit, "quantize": fit, "evaluate": ["parity"]}
+    given = options(name, data=f"{name}:loader", teacher=f"{name}:Net")
+    fixed = {"use": "python", "options": {**given, "dynamic": {}}}
+    with pytest.raises(StageError) as caught:
+        stages_of(tmp_path / "fixed", workload=fixed, **chain).stage("train_teacher")
+    assert str(caught.value).startswith("input 'mask' has batches of two shapes: ")
+    assert str(caught.value).endswith("which the workloads for own models do by dynamic: {mask: [1]}")
+    run = stages_of(tmp_path / "free", workload={"use": "python", "options": given}, **chain)
+    for title in ("train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate"):
+        entry = run.stage(title)
+    assert [spec.shape for spec in run.entries["export"].record.inputs] == [(-1, -1), (-1, -1)]
+    assert {metric.name: metric.value for metric in entry.record.models["int8"]}["parity_flips"] == 0
 
 
 @pytest.mark.parametrize(

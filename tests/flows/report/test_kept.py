@@ -73,7 +73,7 @@ def test_a_version_means_the_last_run_that_made_its_file(two: Site, monkeypatch:
         "of the run that registered it"
     )
     record = kept.find(two, "x-1")
-    file = {"path": "f", "sha256": "ab" * 32, "bytes": 1}
+    file = {"path": "f", "sha256": "ab" * 32, "bytes": 1, "inputs": ["x float32 [batch, 3]"]}
     result = record.result.model_validate(record.result.model_dump() | {"artifact": file})
     kept.keep(two, record.model_copy(update={"result": result}))
     assert [kept.find(two, asked).result.run for asked in ("x/1", "x@champion")] == ["x-1", "x-1"]

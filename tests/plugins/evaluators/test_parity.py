@@ -156,6 +156,24 @@ def test_the_trained_model_is_a_side_of_its_own(subject, table):
     assert (found["top1_converted"], found["top1_prepared"]) == (0.75, 0.75)
 
 
+def test_a_sample_for_which_the_simulation_gives_nan_and_the_file_numbers_is_a_flip_and_named(subject, table):
+    added = np.zeros((4, 3))
+    added[2, 1] = np.nan
+    prepared = Simulation(added)
+    candidate = subject("int8", lambda x: x, simulation=Simulation(), prepared=prepared, output_scales=(0.5,))
+    found = {m.name: m for m in Parity().evaluate(candidate, subject("student"), table(ROWS))}
+    assert (found["parity_flips"].value, found["parity_prepared_flips"].value) == (0, 1)
+    assert (found["parity_prepared_agreement"].value, found["parity_prepared_max_lsb"].value) == (0.75, 0)
+    assert found["parity_prepared_flips"].note == (
+        "the prepared model gives NaN or infinity for 1 of 4 test samples, first for sample 2; let the model answer "
+        "for such a sample, for instance a sentence whose mask is all zero, or drop it from the data; the file gives "
+        "numbers there"
+    )
+    blind = measured(subject, table, lambda x: x, simulation=Simulation(np.full((4, 3), np.nan)))
+    assert blind["parity_flips"] == 4
+    assert np.isnan(blind["parity_p99_lsb"])
+
+
 def test_a_breach_carries_the_departures_of_the_file(subject, table, monkeypatch):
     asked = []
 
