@@ -13,7 +13,7 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
 from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
-from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion
+from kdq_core.store.records import Anomaly, Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion
 from kdq_flows.facts.coverage import OperatorFacts
 
 
@@ -75,7 +75,9 @@ class RunResult(Frozen):
         version: the model version, if it was registered.
         error: the error of a failed run.
         links: addresses of the web pages that are up.
-        verdict: the int8 file against the float student in one line; empty if they were not measured.
+        verdict: the int8 file against the float student in one line, or why the models cannot be compared; empty if
+            they were not measured.
+        anomalies: what forbids a comparison of the models; usually nothing.
         report: path of the run's page.
     """
 
@@ -95,6 +97,7 @@ class RunResult(Frozen):
     error: str | None = None
     links: dict[str, str] = Field(default={})
     verdict: str = ""
+    anomalies: tuple[Anomaly, ...] = ()
     report: str | None = None
 
 
@@ -137,6 +140,12 @@ def met(student: Checkpoint) -> Iterator[str]:
     if student.transferred:
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in student.transferred)
         yield f"started from the teacher: {', '.join(layers)}"
+
+
+def anomalies_of(view: RunView) -> tuple[Anomaly, ...]:
+    """What forbids a comparison of the models."""
+    report = view.record("report", EvaluationReport)
+    return () if report is None else report.anomalies
 
 
 def gates_of(view: RunView) -> tuple[GateVerdict, ...]:
