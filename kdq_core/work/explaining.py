@@ -116,21 +116,21 @@ class Replay:
             for fake in fakes:
                 fake.quantizing = not on  # type: ignore[assignment]
 
-    def candidates(self, worst: Sequence[Group]) -> list[str]:
-        """Layers that a rule might mend, worst first.
+    def candidates(self, worst: Sequence[Group]) -> list[tuple[str, ...]]:
+        """Layers that rules might mend, worst first; some only together.
 
-        The result of a layer stays quantized while a layer that reads it takes integers; so those follow at once.
+        The result of a layer stays quantized while one of the layers that read it takes integers.
         """
-        readers = {user: group.layer for group in self.groups for node, _ in group.nodes for user in [node]}
+        stops = {node: group.layer for group in self.groups for node in group.at}
         for group in self.groups:
             if group.role == "weights":
-                readers |= {user: group.layer for node, _ in group.nodes for user in node.users}
-        found: dict[str, None] = {}
+                stops |= {user: group.layer for node in group.at for user in node.users}
+        found: dict[tuple[str, ...], None] = {}
         for group in worst:
-            found[group.layer] = None
-            for node, _ in group.nodes if group.role == "activations" else ():
-                found |= dict.fromkeys(_next(node, readers))
-        return [layer for layer in found if layer != "input"]
+            readers = [one for node in group.at for one in _next(node, stops)] if group.role == "activations" else []
+            together = tuple(dict.fromkeys(layer for layer in (group.layer, *readers) if layer != "input"))
+            found |= dict.fromkeys((together, *((layer,) for layer in together)))
+        return [layers for layers in found if layers]
 
 
 @torch.no_grad()
@@ -183,12 +183,11 @@ def places_with(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spe
 
 
 def _mended(
-    replay: Replay, batches: Sequence[Batch], layers: Sequence[str], places: Places, found: Explained
+    replay: Replay, batches: Sequence[Batch], candidates: Sequence[tuple[str, ...]], places: Places, found: Explained
 ) -> Explained:
     """Add rules for the worst layers, one after the other, until the quality is that of float; then drop needless ones.
 
     A tensor passes its outliers on, so one layer left in float may help only together with those behind it.
-    `layers` are the candidates, worst first.
     """
     known = found.in_float is not None and found.quantized is not None
     right = round((found.quantized or 0.0) * found.samples)
@@ -216,14 +215,15 @@ def _mended(
         return sums
 
     kept: list[str] = []
-    left, tries = list(layers), 0
+    left, tries = list(candidates), 0
     while left and tries < MOST_TRIES and not good(best):
-        layer, tries = left.pop(0), tries + 1
-        sums = tried([*kept, layer])
+        more, tries = left.pop(0), tries + 1
+        both = list(dict.fromkeys((*kept, *more)))
+        sums = tried(both)
         if sums is not None and (sums.right, sums.db) > (best.right, best.db + 1):
-            best, kept = sums, [*kept, layer]
-            left = [one for one in layers if one not in kept]  # one that did not help alone may help now
-    for layer in kept[:-1]:
+            best, kept = sums, both
+            left = [one for one in candidates if not set(one) <= set(kept)]  # what did not help alone may help now
+    for layer in kept if len(kept) > 1 else ():
         sums = tried([one for one in kept if one != layer])
         if sums is not None and sums.right >= best.right and (known or good(sums)):
             best, kept = sums, [one for one in kept if one != layer]

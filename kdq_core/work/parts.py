@@ -3,8 +3,8 @@
 What: a slice is the samples with one value in a column of the data, such as a speaker. A column of more than `VALUES`
     numbers is cut at its quartiles; of more than `VALUES` texts, the most frequent ones are looked at.
 Formula: `lost` is shown by McNemar's exact test of the two files on the samples of the part; `weak` by Fisher's exact
-    test of the int8 file's right answers in the part and in the rest. Each p-value is multiplied by the number of tests
-    (Bonferroni), because some of many parts look bad by chance.
+    test of the int8 file's right answers in the part and in the rest. Each two-sided p-value is multiplied by the
+    number of parts (Bonferroni), because some of many parts look bad by chance.
 Source: McNemar 1947; Fisher 1934; the interval of the difference: Bonett and Price 2012.
 """
 
@@ -135,7 +135,7 @@ def _part(
         verdict = "lost"
     elif rest:
         table = [[inside, count - inside], [outside, rest - outside]]
-        verdict = "weak" if fisher_exact(table, alternative="less").pvalue * tests < LEVEL else ""
+        verdict = "weak" if fisher_exact(table, alternative="less").pvalue * 2 * tests < LEVEL else ""
     return Part.model_validate({
         "column": column, "value": value, "samples": count, "in_float": float(theirs[mask].mean()),
         "in_int8": inside / count, "low": low, "high": high, "verdict": verdict,

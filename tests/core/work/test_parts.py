@@ -37,15 +37,15 @@ def marked(found: Files) -> dict[tuple[str, str], str]:
     return {(part.column, part.value): part.verdict for part in found.parts if part.verdict}
 
 
-def test_chance_alone_marks_a_part_at_most_once_in_twenty_runs() -> None:
+def test_chance_alone_marks_a_part_in_about_one_run_of_twenty_at_most() -> None:
     wrong = sum(bool(marked(compared(seed, {"writer": np.arange(SAMPLES) % 7}))) for seed in range(100))
-    assert wrong <= 10
+    assert wrong <= 8
 
 
 def test_a_slice_that_int8_lost_comes_first_and_one_that_is_hard_for_both_is_weak() -> None:
     speaker = np.array(["ada", "bob", "cid", "dan"])[np.arange(SAMPLES) // 4 % 4]
     lost = compared(0, {"speaker": speaker}, int8=speaker == "cid")
-    assert marked(lost) == {("speaker", "cid"): "lost"}
+    assert {key for key in marked(lost) if key[0] == "speaker"} == {("speaker", "cid")}
     first = lost.parts[0]
     assert (first.samples, first.in_int8) == (200, 0.0)
     assert first.low < first.in_int8 - first.in_float < first.high < -0.7
@@ -76,7 +76,7 @@ def test_samples_without_a_label_do_not_count() -> None:
         (["b", "a", "b"], ["b", "a"]),
         ([0.5, np.nan, 0.5], ["0.5", "missing"]),
         (list(range(40)), ["0 to 9.75", "9.75 to 19.5", "19.5 to 29.25", "29.25 to 39"]),
-        ([0] * 90 + list(range(1, 41)), ["0 to 8.25", "8.25 to 40"]),
+        ([0] * 90 + list(range(1, 41)), ["0 to 7.75", "7.75 to 40"]),
     ],
 )
 def test_a_column_is_grouped_by_value_and_numbers_of_many_values_by_quartiles(values: Any, names: list[str]) -> None:

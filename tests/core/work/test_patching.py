@@ -135,6 +135,7 @@ def parts(stages_of: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
     return run, found_in(run)
 
 
+@pytest.mark.rare
 def test_a_planted_class_and_a_planted_slice_are_found(parts: tuple[Any, Explained]) -> None:
     run, found = parts
     assert found.files is not None
@@ -151,6 +152,7 @@ def test_a_planted_class_and_a_planted_slice_are_found(parts: tuple[Any, Explain
     )
 
 
+@pytest.mark.rare
 def test_the_patch_applied_gives_what_it_predicts(parts: tuple[Any, Explained], stages_of: Any) -> None:
     run, found = parts
     assert {rule.match for rule in found.rules} >= {"lift", "head"}
@@ -168,14 +170,16 @@ def test_the_patch_applied_gives_what_it_predicts(parts: tuple[Any, Explained], 
     assert [Rule.model_validate(rule) for rule in recipe["quantize"]["rules"]] == list(found.rules)
 
 
+@pytest.mark.rare
 def test_a_slice_that_the_data_do_not_have_is_an_error_that_names_theirs(parts: tuple[Any, Explained]) -> None:
     with pytest.raises(RecipeError) as caught:
         found_in(parts[0], slices=["feint"])
     assert str(caught.value) == (
-        "--slice 'feint': the data have no such column; did you mean 'faint'? They have 'faint', 'writer'"
+        "--slice 'feint': the data have no such column; did you mean 'faint'? They have faint, writer"
     )
 
 
+@pytest.mark.rare
 def test_a_damaged_prediction_file_is_told(parts: tuple[Any, Explained]) -> None:
     from kdq_core.plan.view import RunView
 
