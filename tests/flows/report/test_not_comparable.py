@@ -1,4 +1,4 @@
-"""A baseline that cannot be trusted: the verdict, the page and `kdq compare` say so in place of a comparison."""
+"""A baseline that cannot be trusted: the verdict and the page say so in place of a comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from kdq_core.store.records import Anomaly
 from kdq_core.work.effects import Explained, Files, Part, Patched
 from kdq_flows.facts.result import anomalies_of
 from kdq_flows.facts.verdict import verdict_of
-from kdq_flows.report.compare import compare
 from kdq_flows.report.page import page
 
 ODD = Anomaly(rule="student top1 on 'test'", value=0.1, bound=0.83, model="student", note="mend the test split")
@@ -42,16 +41,6 @@ def test_the_page_has_the_verdict_and_what_to_do_and_no_large_figures(odd: RunVi
     assert '<p class="warn">mend the test split</p>' in html
     assert '<ul class="tiles">' not in html
     assert '<ul class="tiles">' in page(record_of(odd), odd, Catalog((), ()))  # but for the anomaly it would be there
-
-
-def test_compare_names_the_run_and_tests_nothing(odd: RunView) -> None:
-    found = compare([("x-1", odd), ("x-2", RunView(odd.plan, dict(odd.entries)))])
-    assert (
-        found.notes[0]
-        == "the models of x-1 cannot be compared: student top1 on 'test' is 0.1, bound 0.83; mend the test split"
-    )
-    assert "x-2 against x-1: no paired test, because the models of one of the runs cannot be compared" in found.notes
-    assert "paired_p" not in found.frame
 
 
 def test_the_verdict_says_what_post_training_alone_would_give(records: dict[str, Any], view_of: Any) -> None:
@@ -85,7 +74,7 @@ def test_what_explain_found_is_on_the_page(records: dict[str, Any], view_of: Any
     )  # fmt: skip
     html = " ".join(page(record_of(view), view, Catalog((), ()), found).split())
     assert '<span class="pill bad">int8 lost it</span>' in html
-    assert "ran it over the test split: 89.00 % right, where float has 90.00 % and int8 50.00 %; 5.0 kB; 1.5x" in html
+    assert "ran it over the test split: 89.00 % right, where float has 90.00 % and int8 50.00 %; 5 kB; 1.5x" in html
     assert "match: stem, skip: true" in html
     silent = found.model_copy(update={"patched": None, "note": "the file with these rules cannot be made: odd"})
     assert "the file with these rules cannot be made: odd" in page(record_of(view), view, Catalog((), ()), silent)
