@@ -38,8 +38,8 @@ def marked(found: Files) -> dict[tuple[str, str], str]:
 
 
 def test_chance_alone_marks_a_part_in_about_one_run_of_twenty_at_most() -> None:
-    wrong = sum(bool(marked(compared(seed, {"writer": np.arange(SAMPLES) % 7}))) for seed in range(100))
-    assert wrong <= 8
+    wrong = sum(bool(marked(compared(seed, {"writer": np.arange(SAMPLES) % 7}))) for seed in range(40))
+    assert wrong <= 4
 
 
 def test_a_slice_that_int8_lost_comes_first_and_one_that_is_hard_for_both_is_weak() -> None:
