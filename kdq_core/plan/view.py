@@ -83,6 +83,11 @@ class RunView:
             return (), {}
         return report.shown.rows, {one.name: opened(entry.folder, one) for one in report.shown.inputs}
 
+    def texts(self) -> tuple[str, ...]:
+        """The samples to show as text, in the order of `shown`; empty if the workload tells none."""
+        report = self.record("report", EvaluationReport)
+        return () if report is None or report.shown is None else report.shown.texts
+
     @property
     def metrics(self) -> dict[str, tuple[Metric, ...]]:
         """The metrics of each model of the plan, in the order of the closing table; empty before the evaluation."""

@@ -89,6 +89,21 @@ class Workload(Plugin, abc.ABC):
         """Axes whose size may change from batch to batch, by name of the input; the batch itself is always free."""
         return {}
 
+    def columns(self, split: Split) -> Mapping[str, np.ndarray]:  # noqa: ARG002
+        """Further values of each sample by name, `[N]` in the order of `batches(split)`, such as the speaker.
+
+        `kdq explain` compares the groups that they make. Numbers or texts; no key depends on them.
+        """
+        return {}
+
+    def text_of(self, inputs: tuple[Tensor, ...]) -> str:  # noqa: ARG002
+        """Text of one sample, such as the sentence of token numbers, to show it in the report; empty: its inputs.
+
+        Args:
+            inputs: the student's inputs without the batch, each `[...]`.
+        """
+        return ""
+
     def samples(self, split: Split) -> int:
         """Number of samples of `split`; override it where counting is cheaper than reading."""
         return sum(len(batch.ids) for batch in self.batches(split, batch_size=1024))

@@ -83,6 +83,9 @@ class Checkpoint(Record):
     parameters: int = Field(ge=0, description="number of trainable values")
     history: tuple[EpochRecord, ...] = ()
     gains: tuple[Gain, ...] = Field(default=(), description="gains from the teacher, if the recipe asks for a control")
+    untrained: dict[str, Measured] = Field(
+        default={}, description="of a quantized student that was trained: its validation curves before, as calibrated"
+    )
     compared: dict[str, tuple[tuple[str, str], ...]] = Field(
         default={}, description="modules of student and teacher whose features were compared, by distiller"
     )
@@ -242,6 +245,7 @@ class ShownSamples(Frozen):
 
     rows: tuple[int, ...] = Field(description="numbers of the samples, in the order of the split")
     inputs: tuple[StoredArray, ...] = Field(description="each input of these samples, samples first")
+    texts: tuple[str, ...] = Field(default=(), description="each sample as text, if the workload tells it")
 
 
 class EvaluationReport(Record):

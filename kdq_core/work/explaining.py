@@ -5,6 +5,8 @@ What: runs the simulation of the int8 file node by node and keeps what each node
     are the weights of a layer, and its results.
 Formula: SQNR = 10 log10(sum x^2 / sum (x_q - x)^2), in dB, over a tensor or over the model's outputs. Outliers: the
     range of the widest channel over that of the median channel. Clipped: share of values outside of the grid.
+    A rule is tried with the places that the target would quantize then: a layer in float frees its inputs, but not its
+    result, if the next layer takes integers.
 Limits: the simulation, not the file; both differ by at most an LSB where the evaluator `parity` finds no flips. The
     effects of two layers need not add up, so the predicted quality of several rules is measured with all of them.
 """
@@ -12,23 +14,33 @@ Limits: the simulation, not the file; both differ by at most an LSB where the ev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
+from kdq_core.errors import KdqError
 from kdq_core.grids.fake import FakeQuantize
+from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import set_phase
-from kdq_core.recipe.spec import Rule
+from kdq_core.recipe.spec import QuantizeSpec, Rule
 from kdq_core.tensors import Batch
 from kdq_core.work.effects import Effect, Explained
 
-MOST_RULES = 8
-ENOUGH = 0.001
+if TYPE_CHECKING:
+    from kdq_core.plugins.kinds import Quantizer, Target
+
+MOST_TRIES = 24
+"""Sets of rules that are tried."""
+ENOUGH = 0.003
 """Share of right answers below float that is as good as float."""
+QUIET = 20.0
+"""SQNR of outputs without classes that is good enough: the noise has a hundredth of the signal's energy."""
 NOTHING = 1e-30
+Places = Callable[[Sequence[Rule]], Mapping[str, int] | None]
 
 
 @dataclass
@@ -68,6 +80,11 @@ class Group:
     high: float = -math.inf
     channels: Tensor | None = None
 
+    @property
+    def at(self) -> list[fx.Node]:
+        """The nodes of the fake-quantizers."""
+        return [node for node, _ in self.nodes]
+
 
 class Replay:
     """A prepared model that runs again from any of its fake-quantizers on."""
@@ -81,32 +98,49 @@ class Replay:
         """Run the model with all fake-quantizers on or off; gives the value of each node, and the first output."""
         set_phase(self.model, observe=False, quantize=quantize, freeze_batch_norm=True)
         interpreter = fx.Interpreter(self.model, garbage_collect_values=False)
-        given = _first(interpreter.run(*inputs))
+        given = first_output(interpreter.run(*inputs))
         return interpreter.env, given
 
     def switched(
-        self, kept: Mapping[fx.Node, Any], groups: Iterable[Group], inputs: Sequence[Tensor], *, on: bool
+        self, kept: Mapping[fx.Node, Any], nodes: Sequence[fx.Node], inputs: Sequence[Tensor], *, on: bool
     ) -> Tensor:
-        """Switch some groups on or off, run the nodes behind them, and switch back; gives the first output."""
-        chosen = [pair for group in groups for pair in group.nodes]
-        behind = _behind(node for node, _ in chosen)
+        """Switch some fake-quantizers on or off, run what is behind them, and switch back; gives the first output."""
+        fakes = [self.model.get_submodule(str(node.target)) for node in nodes]
+        behind = _behind(nodes)
         before = {node: value for node, value in kept.items() if node not in behind}
         try:
-            for _, fake in chosen:
-                fake.quantizing = on
-            return _first(fx.Interpreter(self.model).run(*inputs, initial_env=before))
+            for fake in fakes:
+                fake.quantizing = on  # type: ignore[assignment]
+            return first_output(fx.Interpreter(self.model).run(*inputs, initial_env=before))
         finally:
-            for _, fake in chosen:
-                fake.quantizing = not on
+            for fake in fakes:
+                fake.quantizing = not on  # type: ignore[assignment]
+
+    def candidates(self, worst: Sequence[Group]) -> list[tuple[str, ...]]:
+        """Layers that rules might mend, worst first; some only together.
+
+        The result of a layer stays quantized while one of the layers that read it takes integers.
+        """
+        stops = {node: group.layer for group in self.groups for node in group.at}
+        for group in self.groups:
+            if group.role == "weights":
+                stops |= {user: group.layer for node in group.at for user in node.users}
+        found: dict[tuple[str, ...], None] = {}
+        for group in worst:
+            readers = [one for node in group.at for one in _next(node, stops)] if group.role == "activations" else []
+            together = tuple(dict.fromkeys(layer for layer in (group.layer, *readers) if layer != "input"))
+            found |= dict.fromkeys((together, *((layer,) for layer in together)))
+        return [layers for layers in found if layers]
 
 
 @torch.no_grad()
-def explain(model: fx.GraphModule, batches: Sequence[Batch]) -> Explained:
+def explain(model: fx.GraphModule, batches: Sequence[Batch], places: Places) -> Explained:
     """Find what each group of fake-quantizers does to the outputs.
 
     Args:
         model: from `Work.quantized`, with its trained ranges.
         batches: the samples; memory holds the inner tensors of one batch, twice.
+        places: gives the places that get quantizers with further rules; see `places_with`.
     """
     replay, shipped, in_float = Replay(model), Sums(), Sums()
     samples = 0
@@ -116,11 +150,11 @@ def explain(model: fx.GraphModule, batches: Sequence[Batch]) -> Explained:
         in_float.add(exact, exact, _fitting(labels, exact))
         for group in replay.groups:
             _look(group, exact_env)
-            group.alone.add(replay.switched(exact_env, [group], batch.inputs, on=True), exact, _fitting(labels, exact))
+            group.alone.add(replay.switched(exact_env, group.at, batch.inputs, on=True), exact, _fitting(labels, exact))
         rounded_env, rounded = replay.kept(batch.inputs, quantize=True)
         shipped.add(rounded, exact, _fitting(labels, exact))
         for group in replay.groups:
-            given = replay.switched(rounded_env, [group], batch.inputs, on=False)
+            given = replay.switched(rounded_env, group.at, batch.inputs, on=False)
             group.without.add(given, exact, _fitting(labels, exact))
         samples += len(batch.ids)
     known = bool(batches) and _fitting(_labels(batches[0]), exact) is not None
@@ -132,45 +166,72 @@ def explain(model: fx.GraphModule, batches: Sequence[Batch]) -> Explained:
         quantized_db=shipped.db,
         effects=tuple(_effect(group, samples if known else 0) for group in worst),
     )
-    return _mended(replay, batches, worst, found)
+    return _mended(replay, batches, replay.candidates(worst), places, found)
 
 
-def _mended(replay: Replay, batches: Sequence[Batch], worst: Sequence[Group], found: Explained) -> Explained:
+def places_with(graph: fx.GraphModule, target: Target, quantizer: Quantizer, spec: QuantizeSpec) -> Places:
+    """Make a function that gives the bits of each place with further rules, or `None` if these cannot be followed."""
+
+    def places(rules: Sequence[Rule]) -> Mapping[str, int] | None:
+        try:
+            found = placed(graph, target, quantizer, spec.model_copy(update={"rules": (*spec.rules, *rules)}))
+        except KdqError:
+            return None
+        return {place.name: place.bits for place in found.places}
+
+    return places
+
+
+def _mended(
+    replay: Replay, batches: Sequence[Batch], candidates: Sequence[tuple[str, ...]], places: Places, found: Explained
+) -> Explained:
     """Add rules for the worst layers, one after the other, until the quality is that of float; then drop needless ones.
 
     A tensor passes its outliers on, so one layer left in float may help only together with those behind it.
     """
-    if found.in_float is None or found.quantized is None or found.quantized >= found.in_float - ENOUGH:
+    known = found.in_float is not None and found.quantized is not None
+    right = round((found.quantized or 0.0) * found.samples)
+    enough = ((found.in_float or 0.0) - ENOUGH) * found.samples
+
+    def good(sums: Sums) -> bool:
+        return sums.right >= enough if known else sums.db >= QUIET
+
+    best = Sums(right=right, signal=1.0, noise=10 ** (-found.quantized_db / 10))
+    if good(best):
         return found
 
-    def tried(layers: Sequence[str]) -> Sums:
+    def tried(layers: Sequence[str]) -> Sums | None:
+        bits = places([_rule(layer, replay.groups) for layer in layers])
+        if bits is None:
+            return None
+        off = [
+            n for group in replay.groups for n, fake in group.nodes if bits.get(fake.place.name, 32) > fake.place.bits
+        ]
         sums = Sums()
         for batch in batches:
             _, exact = replay.kept(batch.inputs, quantize=False)
             env, _ = replay.kept(batch.inputs, quantize=True)
-            off = [group for group in replay.groups if group.layer in layers]
             sums.add(replay.switched(env, off, batch.inputs, on=False), exact, _fitting(_labels(batch), exact))
         return sums
 
-    enough = (found.in_float - ENOUGH) * found.samples
     kept: list[str] = []
-    best = Sums(right=round(found.quantized * found.samples), signal=1.0, noise=10 ** (-found.quantized_db / 10))
-    for layer in list(dict.fromkeys(group.layer for group in worst if group.layer != "input"))[:MOST_RULES]:
-        sums = tried([*kept, layer])
-        if (sums.right, sums.db) > (best.right, best.db + 1):
-            best, kept = sums, [*kept, layer]
-        if best.right >= enough:
-            break
-    for layer in kept[:-1]:
+    left, tries = list(candidates), 0
+    while left and tries < MOST_TRIES and not good(best):
+        more, tries = left.pop(0), tries + 1
+        both = list(dict.fromkeys((*kept, *more)))
+        sums = tried(both)
+        if sums is not None and (sums.right, sums.db) > (best.right, best.db + 1):
+            best, kept = sums, both
+            left = [one for one in candidates if not set(one) <= set(kept)]  # what did not help alone may help now
+    for layer in kept if len(kept) > 1 else ():
         sums = tried([one for one in kept if one != layer])
-        if sums.right >= best.right:
+        if sums is not None and sums.right >= best.right and (known or good(sums)):
             best, kept = sums, [one for one in kept if one != layer]
-    if best.right <= found.quantized * found.samples:
+    if not kept or (known and best.right <= right):
         return found
     rules = tuple(_rule(layer, replay.groups) for layer in kept)
-    return found.model_copy(
-        update={"rules": rules, "predicted": best.right / found.samples, "predicted_db": round(best.db, 2)}
-    )
+    share = best.right / found.samples if known else None
+    return found.model_copy(update={"rules": rules, "predicted": share, "predicted_db": round(best.db, 2)})
 
 
 def _rule(layer: str, groups: Sequence[Group]) -> Rule:
@@ -255,11 +316,32 @@ def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _first(given: Any) -> Tensor:
+def _next(start: fx.Node, stops: Mapping[fx.Node, str]) -> Iterator[str]:
+    """Yield the layers at the next of `stops` on each path from `start`."""
+    seen: set[fx.Node] = set()
+    left = list(start.users)
+    while left:
+        node = left.pop(0)
+        if node in stops:
+            yield stops[node]
+        elif node not in seen:
+            seen.add(node)
+            left += node.users
+
+
+def first_output(given: Any) -> Tensor:
+    """The first output of a model, which gives a tensor, a tuple or a dict."""
     values = list(given.values()) if isinstance(given, Mapping) else given
     found = values[0] if isinstance(values, list | tuple) else values
     assert isinstance(found, Tensor)
     return found
+
+
+def classes_of(batch: Batch, shape: Sequence[int]) -> np.ndarray | None:
+    """The classes of a batch, `[B]`; `None` if its labels are no classes of an output of the shape `[N, C]`."""
+    labels = _labels(batch)
+    fits = labels is not None and not labels.is_floating_point() and labels.dim() == 1 and len(shape) == 2
+    return labels.numpy() if labels is not None and fits and shape[1] > 1 else None
 
 
 def _labels(batch: Batch) -> Tensor | None:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def calibrated(work: StageWork) -> Checkpoint:
     """Quantize the student with ranges from calibration data; no weight is trained."""
     device = work.accelerator(exact=True).device
-    _, model = _started(work, device)
-    _finished(work, model, device)
+    _, model = started(work, device)
+    finished(work, model, device)
     score = validation(work.workload, device, EVALUATION_BATCH)
     history = (EpochRecord(epoch=1, values=dict(score(model.eval()))),)
     return work.checkpoint(model, history)
@@ -50,12 +50,13 @@ def trained(work: StageWork) -> Checkpoint:
     """
     accelerator, spec = work.accelerator(exact=True), work.section("quantize")
     device = accelerator.device
-    student, model = _started(work, device)
+    student, model = started(work, device)
+    before = _calibrated_values(work, model, device)
     own = spec.taught_by == "student"
     if not own and not work.has("teacher"):
         work.seeded("quantize/fit")
         history = _fitted(work, model, hard_loss(work.workload), model, accelerator)
-        return work.checkpoint(model, history)
+        return work.checkpoint(model, history, untrained=before)
     module, soft = student_and_loss_of(
         work, model, device, plain=student, teacher=float_student(work, device) if own else None
     )
@@ -65,19 +66,25 @@ def trained(work: StageWork) -> Checkpoint:
         return _fitted(work, module, soft, model, accelerator)
 
     if not spec.control:
-        return work.checkpoint(model, fit(), compared=soft.compared)
+        return work.checkpoint(model, fit(), compared=soft.compared, untrained=before)
 
     def fit_twin(at: StageWork, twin: nn.Module, hard: Loss) -> History:
         assert isinstance(twin, GraphModule)
         return _fitted(at, twin, hard, twin, accelerator)
 
     history, gained = with_gains(
-        work, model, fit, lambda: _started(work, device)[1], fit_twin, batch_size=spec.fit.batch_size, device=device
+        work, model, fit, lambda: started(work, device)[1], fit_twin, batch_size=spec.fit.batch_size, device=device
     )
-    return work.checkpoint(model, history, gains=gained, compared=soft.compared)
+    return work.checkpoint(model, history, gains=gained, compared=soft.compared, untrained=before)
 
 
-def _started(work: StageWork, device: torch.device) -> tuple[nn.Module, GraphModule]:
+def _calibrated_values(work: StageWork, model: GraphModule, device: torch.device) -> dict[str, float]:
+    """The validation curves that calibration alone gives, which tell what the training is worth."""
+    set_phase(model, observe=False, quantize=True, freeze_batch_norm=True)
+    return dict(validation(work.workload, device, EVALUATION_BATCH)(model.eval()))
+
+
+def started(work: StageWork, device: torch.device) -> tuple[nn.Module, GraphModule]:
     """Load the student, and prepare and calibrate its graph on `device`; each call gives the same values."""
     spec = work.section("quantize")
     student = work.model("student")
@@ -88,7 +95,7 @@ def _started(work: StageWork, device: torch.device) -> tuple[nn.Module, GraphMod
     if spec.equalize and not equalize(graph):
         raise StageError(_nothing("equalize", "two layers in a row with nothing between them but relu"))
     model = prepared(work, graph).to(device)
-    _calibrate(work, model, device)
+    calibrate(work, model, device)
     if spec.bias_correction:
         set_phase(model, observe=False, quantize=False, freeze_batch_norm=True)
         if not correct_biases(model, _calibration(work, device)):
@@ -118,11 +125,11 @@ def _fitted(
 
     scheduled = None if soft is None else soft.scheduled
     history = work.fit(module, whole, spec.fit, accelerator=accelerator, scheduled=scheduled, before_step=before_step)
-    _finished(work, model, accelerator.device)
+    finished(work, model, accelerator.device)
     return history
 
 
-def _finished(work: StageWork, model: GraphModule, device: torch.device) -> None:
+def finished(work: StageWork, model: GraphModule, device: torch.device) -> None:
     """Measure batch-norm statistics anew if the recipe asks for it; then let `model` round, and observe nothing."""
     if work.section("quantize").reestimate_batch_norm:
         set_phase(model, observe=False, quantize=True, freeze_batch_norm=False)
@@ -173,7 +180,7 @@ def _begin(share: float, epochs: int, total: int) -> float:
     return min(share * total, total - least) if share < 1 else math.inf
 
 
-def _calibrate(work: StageWork, model: GraphModule, device: torch.device) -> None:
+def calibrate(work: StageWork, model: GraphModule, device: torch.device) -> None:
     """Run some training batches in float through the observers, so that the first step has ranges."""
     set_phase(model, observe=True, quantize=False, freeze_batch_norm=True)
     model.eval()

@@ -6,7 +6,8 @@ then the closest calls of the int8 file. Without classes they are those whose ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from kdq_core.store.predictions import opened, write_array
 from kdq_core.store.records import ShownSamples, StoredArray, StoredPredictions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdq_core.tensors import Batches
 
 MOST, ENOUGH = 24, 12
@@ -62,6 +65,7 @@ def shown_of(
     predictions: Sequence[StoredPredictions],
     labels: Sequence[StoredArray],
     draft: Path,
+    text_of: Callable[[tuple[Tensor, ...]], str],
 ) -> ShownSamples | None:
     """Keep the inputs of a few samples; `None` if the predictions of both student files are not kept.
 
@@ -71,6 +75,7 @@ def shown_of(
         predictions: as an evaluation report lists them.
         labels: from `labels_of`.
         draft: folder of the entry.
+        text_of: the workload's; gives the text of one sample, or nothing.
     """
     first = {one.model: opened(draft, one) for one in reversed(predictions)}
     if not {"student", "int8"} <= first.keys() or first["student"].shape != first["int8"].shape:
@@ -79,11 +84,13 @@ def shown_of(
     truth = {one.name: opened(draft, one) for one in labels}.get(name)
     rows = chosen(first["student"], first["int8"], truth)
     found: dict[int, tuple[np.ndarray, ...]] = {}
+    texts: dict[int, str] = {}
     start = 0
     for batch in batches():
         for row in rows:
             if start <= row < start + len(batch.ids):
-                found[row] = tuple(x[row - start].numpy() for x in batch.inputs)
+                inputs_of = tuple(x[row - start] for x in batch.inputs)
+                found[row], texts[row] = tuple(x.numpy() for x in inputs_of), _told(text_of, inputs_of)
         start += len(batch.ids)
     rows = [row for row in rows if row in found]
     alike = [row for row in rows if [x.shape for x in found[row]] == [x.shape for x in found[rows[0]]]]
@@ -94,7 +101,17 @@ def shown_of(
     (draft / FOLDER).mkdir(exist_ok=True)
     arrays = [np.stack(parts) for parts in zip(*(found[row] for row in kept))]
     stored = (write_array(draft, name, f"{FOLDER}/input-{n}.bin", x) for n, (name, x) in enumerate(zip(inputs, arrays)))
-    return ShownSamples(rows=tuple(kept), inputs=tuple(stored))
+    told = tuple(texts[row] for row in kept)
+    return ShownSamples(rows=tuple(kept), inputs=tuple(stored), texts=told if any(told) else ())
+
+
+def _told(text_of: Callable[[tuple[Tensor, ...]], str], inputs: tuple[Tensor, ...]) -> str:
+    """The text of a sample; a workload that cannot tell it must not cost the evaluation."""
+    try:
+        return str(text_of(inputs))
+    except Exception:
+        traceback.print_exc()
+        return ""
 
 
 def chosen(student: np.ndarray, int8: np.ndarray, truth: np.ndarray | None) -> list[int]:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+UNLABELLED = "the test split has no labels, so 'quality' measures no more than the agreement with the float student"
+
+
 class Quality(Evaluator):
     """Accuracy, precision, recall, F1 and calibration of a classifier; errors of numbers."""
 
@@ -156,7 +159,8 @@ def _without_classes(
         elif number is None and name in ours and others.ndim == 2 and others.shape[1] > 1:
             if ours is theirs:
                 return ()
-            found += _named([agreement("agreement", ours[name].argmax(1), others.argmax(1))], suffix)
+            alike = agreement("agreement", ours[name].argmax(1), others.argmax(1))
+            found += _named([alike.model_copy(update={"note": UNLABELLED})], suffix)
     if not found:
         raise StageError(
             "evaluator 'quality' compares with labels, but the test split has none that fit an output; give the "

@@ -123,7 +123,7 @@ class Evaluate(Stage):
         kept_beside = {
             "predictions": stored,
             "labels": labels,
-            "shown": shown_of(batches, names[0], stored, labels, work.draft) if stored else None,
+            "shown": shown_of(batches, names[0], stored, labels, work.draft, workload.text_of) if stored else None,
         }
         return report.model_copy(update={**kept_beside, "models": with_gains(work, report), "anomalies": tuple(found)})
 

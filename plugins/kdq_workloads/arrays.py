@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,12 @@ class Arrays(SplitModels):
                     f"{self.file!r} has {count} samples in {next(iter(found))!r}, and {len(array)} in {name!r}; each "
                     "array needs one row for each sample"
                 )
-        return ArraySamples(tuple(found.values()), labels)
+        return ArraySamples(tuple(found.values()), labels, self._others(arrays, ending, others.keys(), count))
+
+    def _others(self, arrays: dict[str, Any], ending: str, used: Collection[str], count: int) -> dict[str, Any]:
+        """The other arrays with one number for each sample, by their names without the ending of the split."""
+        found = {name: x for name, x in arrays.items() if name.endswith(ending) and name not in used}
+        return {name.removesuffix(ending): x for name, x in found.items() if x.shape == (count,)}
 
 
 def data_file(file: str) -> Path:

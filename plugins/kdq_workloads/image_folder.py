@@ -101,6 +101,10 @@ class Images:
 
         return np.array(self.labels)
 
+    def columns(self) -> dict[str, Any]:
+        """None: the folders are the classes."""
+        return {}
+
 
 def images(folder: str) -> tuple[Path, ...]:
     """The images in subfolders of `folder`, sorted.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdq_core.api import Batch, StageError, View
@@ -30,6 +30,9 @@ class Samples(Protocol):
     def classes(self) -> np.ndarray | None:
         """Class numbers `[N]`, if the samples have some that are known without reading all of them."""
 
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Further values of the samples by name, each `[N]`."""
+
 
 @dataclass(frozen=True)
 class ArraySamples:
@@ -38,10 +41,12 @@ class ArraySamples:
     Attributes:
         inputs: each `[N, ...]`.
         labels: `[N, ...]`, by task `[N, ...]`, or `None`.
+        others: further values of each sample by name, each `[N]`.
     """
 
     inputs: Sequence[Any]
     labels: Any
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -62,6 +67,10 @@ class ArraySamples:
         plain = not isinstance(labels, Mapping) and labels is not None
         found: np.ndarray | None = labels if plain and labels.ndim == 1 and labels.dtype.kind in "iub" else None
         return found
+
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """The attribute `others`."""
+        return self.others
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,10 @@ class DatasetSamples:
 
     def classes(self) -> None:
         """Unknown: all samples would have to be read."""
+
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """None: an item has inputs and labels alone."""
+        return {}
 
 
 @contextmanager

@@ -70,6 +70,10 @@ class Stream:
     def classes(self) -> None:
         """Unknown."""
 
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """None: an iterable gives no more than batches."""
+        return {}
+
 
 def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
     """Read a data set, a loader, arrays or an iterable of batches as samples.

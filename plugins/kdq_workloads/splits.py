@@ -39,6 +39,10 @@ class SplitModels(OwnModels):
         """Number of samples of `split`."""
         return len(self.split(split))
 
+    def columns(self, split: Split) -> Mapping[str, np.ndarray]:
+        """What the data have beside inputs and labels."""
+        return self.split(split).columns()
+
     def batches(
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None
     ) -> Iterator[Batch]:
@@ -84,6 +88,10 @@ class Part:
         """Class numbers of the samples, if they are known."""
         known = self.whole.classes()
         return None if known is None else known[self.ids]
+
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Further values of the samples."""
+        return {name: values[self.ids] for name, values in self.whole.columns().items()}
 
 
 @functools.lru_cache(maxsize=4)

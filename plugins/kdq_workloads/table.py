@@ -47,7 +47,7 @@ class Table(SplitModels):
                 raise RecipeError(
                     f"{self.file!r} has no column {column!r}; it has: {', '.join(map(str, frame.columns))}"
                 )
-        samples = ArraySamples(self._inputs(frame), self._labels(frame))
+        samples = ArraySamples(self._inputs(frame), self._labels(frame), self._columns(frame))
         if self.split_column is None:
             return {WHOLE: samples}
         parts = frame[self.split_column]
@@ -55,7 +55,8 @@ class Table(SplitModels):
         for split in SPLITS:
             rows = (parts == split).to_numpy().nonzero()[0]
             if len(rows):
-                found[split] = ArraySamples([one[rows] for one in samples.inputs], samples.labels[rows])
+                others = {name: values[rows] for name, values in samples.others.items()}
+                found[split] = ArraySamples([one[rows] for one in samples.inputs], samples.labels[rows], others)
             elif split != "validation":
                 raise RecipeError(
                     f"column {self.split_column!r} of {self.file!r} has no row with {split!r}; it must say train, "
@@ -80,6 +81,10 @@ class Table(SplitModels):
         coded = [pd.factorize(columns[name], sort=True)[0] for name in columns if name not in numeric]
         found = [numbers.fillna(self.missing or 0.0).to_numpy(np.float32)] if numeric else []
         return [*found, *([np.stack(coded, axis=1).astype(np.int64)] if coded else [])]
+
+    def _columns(self, frame: Any) -> dict[str, Any]:
+        rest = [name for name in frame.columns if name not in (self.target, self.split_column)]
+        return {str(name): frame[name].to_numpy() for name in rest}
 
     def _labels(self, frame: Any) -> Any:
         import numpy as np

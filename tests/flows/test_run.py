@@ -78,7 +78,7 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
     _, _, result = finished
     assert list(result) == [
         "run", "status", "seconds", "stages", "models", "table", "gains", "notes", "gates", "weights", "artifact",
-        "coverage", "version", "error", "links", "verdict", "report",
+        "coverage", "version", "error", "links", "verdict", "anomalies", "report",
     ]  # fmt: skip
     assert result["status"] == "completed"
     assert states(result) == dict.fromkeys(STAGES, "ran")

@@ -91,6 +91,17 @@ class Clinc150(Workload):
         """Name the input of the file `tokens`."""
         return ("tokens",)
 
+    def text_of(self, inputs: tuple[Tensor, ...]) -> str:
+        """Return the sentence of a sample, as its tokens have it."""
+        words = tokenizer(files.sha256(FILE), self.tokens)
+        numbers = [number for number in inputs[0].tolist() if number]
+        return " ".join(words.id_to_token(number) or "" for number in numbers)
+
+    def columns(self, split: Split) -> dict[str, np.ndarray]:
+        """Return the number of tokens of each sentence."""
+        tokens, _ = read(files.sha256(FILE), self.tokens)[split]
+        return {"length": (tokens > 0).sum(1)}
+
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Return the mean cross entropy, in float32.
 

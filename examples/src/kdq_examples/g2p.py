@@ -90,6 +90,10 @@ class G2p(Workload):
             letters, before, phonemes = (torch.from_numpy(x[ids]) for x in arrays)
             yield Batch(inputs=(letters, before), targets=phonemes, ids=torch.from_numpy(ids))
 
+    def text_of(self, inputs: tuple[Tensor, ...]) -> str:
+        """Return the word."""
+        return "".join(chr(number - 3 + ord("a")) for number in inputs[0].tolist() if number > END_OF_WORD)
+
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Return the mean cross entropy over all places but padding, in float32.
 

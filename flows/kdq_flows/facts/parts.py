@@ -36,7 +36,7 @@ class ArtifactFacts(Frozen):
     path: str
     sha256: str
     bytes: int
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
 
 
 class VersionFacts(Frozen):

@@ -13,7 +13,7 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
 from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
-from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion, TensorSpec
+from kdq_core.store.records import Anomaly, Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion, TensorSpec
 from kdq_flows.facts.coverage import OperatorFacts
 from kdq_flows.facts.parts import ArtifactFacts, GainFacts, StageFacts, VersionFacts
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
@@ -39,7 +39,9 @@ class RunResult(Frozen):
         version: the model version, if it was registered.
         error: the error of a failed run.
         links: addresses of the web pages that are up.
-        verdict: the int8 file against the float student in one line; empty if they were not measured.
+        verdict: the int8 file against the float student in one line, or why the models cannot be compared; empty if
+            they were not measured.
+        anomalies: what forbids a comparison of the models; usually nothing.
         report: path of the run's page.
         branches: those of a study; JSON has this field for a study alone. The other fields are then those of the
             selected branch.
@@ -62,6 +64,7 @@ class RunResult(Frozen):
     error: str | None = None
     links: dict[str, str] = Field(default={})
     verdict: str = ""
+    anomalies: tuple[Anomaly, ...] = ()
     report: str | None = None
     branches: tuple[BranchFacts, ...] = Field(default=(), exclude_if=lambda branches: not branches)
     selected: SelectedFacts | None = Field(default=None, exclude_if=lambda selected: selected is None)
@@ -106,6 +109,12 @@ def met(student: Checkpoint) -> Iterator[str]:
     if student.transferred:
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in student.transferred)
         yield f"started from the teacher: {', '.join(layers)}"
+
+
+def anomalies_of(view: RunView) -> tuple[Anomaly, ...]:
+    """What forbids a comparison of the models."""
+    report = view.record("report", EvaluationReport)
+    return () if report is None else report.anomalies
 
 
 def gates_of(view: RunView) -> tuple[GateVerdict, ...]:

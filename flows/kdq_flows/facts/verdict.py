@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kdq_core.plan.gates import GateVerdict
 from kdq_core.plan.view import RunView
-from kdq_core.store.records import TEACHER_GAIN, Metric
+from kdq_core.store.records import TEACHER_GAIN, Anomaly, Checkpoint, EvaluationReport, Metric
 from kdq_flows.facts.parts import GainFacts
 from kdq_flows.facts.result import gain_in_words
 
@@ -17,20 +17,30 @@ NAMES = {"top1": "top-1"}
 def verdict_of(view: RunView, gains: Sequence[GainFacts], gates: Sequence[GateVerdict]) -> str:
     """The verdict; empty for a run that measured no int8 file beside a float student.
 
+    If the models cannot be compared, it says why in place of a comparison.
+
     Args:
         view: the run.
         gains: what the teacher brought, by stage.
         gates: the verdicts of the gates.
     """
     ours, theirs = view.metrics.get("int8", ()), view.metrics.get("student", ())
+    report = view.record("report", EvaluationReport)
+    if report is not None and report.anomalies:
+        return f"NOT COMPARABLE: {'; '.join(map(in_words, report.anomalies))}"
     quality = quality_in_words(ours, theirs)
     if not quality:
         return ""
     title = next((model.title for model in view.plan.models if model.slot == "int8"), "int8").removesuffix(" student")
     parts = ", ".join([quality, *_size(ours, theirs), *_speed(ours, _batch_size(view))])
     unmet = sum(not gate.met for gate in gates)
-    more = [*_teacher(gains), *([f"{unmet} of {len(gates)} gates not met"] if unmet else [])]
+    more = [*_teacher(gains), *_untrained(view), *([f"{unmet} of {len(gates)} gates not met"] if unmet else [])]
     return f"{title}: {'; '.join([parts, *more])}"
+
+
+def in_words(odd: Anomaly) -> str:
+    """What forbids a comparison, such as `student top1 on 'test' is 0.1, bound 0.83`."""
+    return f"{odd.rule} is {odd.value:.4g}, bound {odd.bound:.4g}"
 
 
 def main_metric(ours: Sequence[Metric], theirs: Sequence[Metric]) -> str | None:
@@ -112,6 +122,16 @@ def _teacher(gains: Sequence[GainFacts]) -> Iterator[str]:
         yield f"the teacher brought {gain_in_words(better[-1])}"
     else:
         yield "the teacher did not help: no gain is shown"
+
+
+def _untrained(view: RunView) -> Iterator[str]:
+    """What post-training quantization alone would give, on the split where the training was watched."""
+    record = view.record("quantized", Checkpoint)
+    name = next((name for name in (record.untrained if record else {}) if "/top1" in name), None)
+    ends = [point.values[name] for point in record.history if name in point.values] if record and name else []
+    if record and name and ends:
+        alone = f"post-training alone would give {100 * record.untrained[name]:.1f} % top-1"
+        yield f"{alone} on validation, and trained it has {100 * ends[-1]:.1f} %"
 
 
 def _named(metrics: Sequence[Metric]) -> Mapping[str, Metric]:

@@ -149,9 +149,11 @@ def samples_of(view: RunView, titles: Mapping[str, str]) -> list[Sample]:
     classes = labels is not None and all(x.ndim == 2 and x.shape[1] > 1 for x in outputs.values())
     flips = flipped(outputs["student"], outputs["int8"], labels) if classes and labels is not None else {}
     kinds = {row: kind for kind, found in flips.items() for row in found}
-    found = []
+    found, texts = [], view.texts()
     for number, row in enumerate(rows):
         shown = tuple((name, picture(values[number])) for name, values in inputs.items())
+        if texts and texts[number]:
+            shown = (("text", Picture("text", text=texts[number])),)
         told = tuple(
             _answer(titles[model].removesuffix(" student"), x[row], classes=classes) for model, x in outputs.items()
         )

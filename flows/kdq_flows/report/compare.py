@@ -13,7 +13,8 @@ from kdq_core.intervals import mcnemar, paired
 from kdq_core.plan.view import RunView
 from kdq_core.store.records import Artifact, Metric
 from kdq_flows.facts.front import on_front
-from kdq_flows.facts.verdict import main_metric
+from kdq_flows.facts.result import anomalies_of
+from kdq_flows.facts.verdict import in_words, main_metric
 from kdq_flows.report.answers import answers_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def compare(runs: Sequence[tuple[str, RunView]]) -> Compared:
     units: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name, view in runs:
+        notes += [f"the models of {name} cannot be compared: {in_words(odd)}; {odd.note}" for odd in anomalies_of(view)]
         for model in view.plan.models:
             sha256 = _sha256(view, model.slot)
             if sha256 is not None and sha256 in seen:
@@ -117,6 +119,8 @@ def _tested(first: RunView, other: RunView) -> tuple[dict[str, float], str]:
     McNemar's exact test (McNemar 1947): under no difference, a sample that only one of the files answers right is as
     often the first's as the other's. The interval is that of Bonett and Price 2012.
     """
+    if anomalies_of(first) or anomalies_of(other):
+        return {}, "no paired test, because the models of one of the runs cannot be compared"
     ours, theirs = answers_of(other), answers_of(first)
     if ours is None or theirs is None:
         return {}, "no paired test, because predictions or classes of the test split were not kept"

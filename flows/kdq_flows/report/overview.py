@@ -48,6 +48,8 @@ def tiles(view: RunView, result: RunResult) -> list[tuple[str, str, str]]:
     """Key figures: the figure, what it is, and `good`, `bad` or nothing."""
     ours, theirs = ({m.name: m for m in view.metrics.get(slot, ())} for slot in ("int8", "student"))
     found: list[tuple[str, str, str]] = []
+    if result.anomalies:
+        return []  # a comparison in large figures would be believed
     name = main_metric(tuple(ours.values()), tuple(theirs.values()))
     if name is not None:
         difference = ours.get(f"{name}_difference")

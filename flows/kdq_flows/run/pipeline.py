@@ -28,6 +28,7 @@ from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.report import report, yaml_of
 from kdq_flows.facts.result import (
     RunResult,
+    anomalies_of,
     artifact_of,
     gains_of,
     gates_of,
@@ -311,6 +312,7 @@ class Pipeline:
             error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
             verdict=verdict_of(view, gains, gates),
+            anomalies=anomalies_of(view),
             report=None if self._page is None else str(self._page),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def kept(folder: Path) -> tuple[StoredPredictions, ...]:
 def test_the_inputs_of_the_rows_are_kept_in_the_order_of_the_rows(tmp_path: Path) -> None:
     given = [batch(0, 3, torch.zeros(3, dtype=torch.int64)), batch(3, 1, torch.zeros(1, dtype=torch.int64))]
     labels = labels_of(lambda: given, ["logits"], tmp_path)
-    shown = shown_of(lambda: given, ["input"], kept(tmp_path), labels, tmp_path)
+    shown = shown_of(lambda: given, ["input"], kept(tmp_path), labels, tmp_path, untold)
     assert shown is not None
     assert shown.rows[0] == 2
     assert sorted(shown.rows) == [0, 1, 2, 3]
@@ -80,11 +81,33 @@ def test_no_more_bytes_are_kept_than_allowed_but_one_sample_always(
 ) -> None:
     monkeypatch.setattr(samples, "MOST_BYTES", most)
     given = [batch(0, 4, torch.zeros(4, dtype=torch.int64))]
-    shown = shown_of(lambda: given, ["input"], kept(tmp_path), (), tmp_path)
+    shown = shown_of(lambda: given, ["input"], kept(tmp_path), (), tmp_path, untold)
     assert shown is not None
     assert len(shown.rows) == rows
 
 
+def test_the_text_of_each_sample_is_kept_and_a_workload_that_raises_costs_only_the_text(tmp_path: Path) -> None:
+    given = [batch(0, 4, torch.zeros(4, dtype=torch.int64))]
+
+    def told(inputs: Any) -> str:
+        return f"sample {inputs[0][0]:g}"
+
+    def raises(inputs: Any) -> str:
+        raise ValueError("no text")
+
+    shown = shown_of(lambda: given, ["input"], kept(tmp_path), (), tmp_path, told)
+    assert shown is not None
+    assert shown.texts == tuple(f"sample {row}" for row in shown.rows)
+    assert [shown_of(lambda: given, ["input"], kept(tmp_path), (), tmp_path, f).texts for f in (raises, untold)] == [
+        (),
+        (),
+    ]  # type: ignore[union-attr]
+
+
+def untold(_inputs: Any) -> str:
+    return ""
+
+
 def test_no_sample_is_kept_unless_both_students_predicted(tmp_path: Path) -> None:
     given = [batch(0, 4, torch.zeros(4, dtype=torch.int64))]
-    assert shown_of(lambda: given, ["input"], kept(tmp_path)[:1], (), tmp_path) is None
+    assert shown_of(lambda: given, ["input"], kept(tmp_path)[:1], (), tmp_path, untold) is None

@@ -15,7 +15,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.plan.view import RunView
 from kdq_core.recipe.spec import Site
 from kdq_core.store.predictions import write_array
-from kdq_core.store.records import EvaluationReport, FileRef, StoredPredictions
+from kdq_core.store.records import Anomaly, EvaluationReport, FileRef, StoredPredictions
 from kdq_core.store.store import Entry
 from kdq_flows.report import kept
 from kdq_flows.report.compare import compare
@@ -85,6 +85,24 @@ def test_other_samples_are_not_paired_and_the_reason_is_told(run: Any) -> None:
     found = compare([run("x-1", 0), run("x-2", 9, truth=np.eye(40, dtype=np.int64)[0])])
     assert "paired_p" not in found.frame
     assert found.notes[-1] == "x-2 against x-1: no paired test, because the runs have other test samples"
+
+
+def test_a_run_whose_models_cannot_be_compared_is_named_and_not_tested(run: Any) -> None:
+    odd = Anomaly(rule="student top1 on 'test'", value=0.1, bound=0.83, model="student", note="mend the test split")
+    name, view = run("x-2", 9)
+    entry = view.entries["evaluate"]
+    manifest = entry.manifest.model_copy(update={"record": entry.record.model_copy(update={"anomalies": (odd,)})})
+    found = compare(
+        [run("x-1", 0), (name, RunView(view.plan, {**view.entries, "evaluate": Entry(entry.folder, manifest)}))]
+    )
+    assert (
+        "the models of x-2 cannot be compared: student top1 on 'test' is 0.1, bound 0.83; mend the test split"
+        in found.notes
+    )
+    assert (
+        found.notes[-1] == "x-2 against x-1: no paired test, because the models of one of the runs cannot be compared"
+    )
+    assert "paired_p" not in found.frame
 
 
 def test_a_run_without_measurements_is_an_error(run: Any, view_of: Any) -> None:

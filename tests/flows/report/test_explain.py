@@ -11,7 +11,7 @@ import yaml
 from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Rule, Site
 from kdq_flows.report import kept
-from kdq_flows.report.explain import explained, predicted_bytes, with_rules
+from kdq_flows.report.explain import explained, with_rules
 
 RULES = (Rule(match="stem", skip=True), Rule(match="head", weights=8))
 
@@ -26,16 +26,6 @@ def test_the_rules_are_added_to_the_recipe_behind_its_own(section: str, others: 
     own = [{"match": "conv", "weights": 6}] if "rules" in section else []
     rules = [*own, {"match": "stem", "skip": True}, {"match": "head", "weights": 8}]
     assert found == {"name": "x", "workload": "digits", "quantize": {**others, "rules": rules}}
-
-
-def test_the_predicted_bytes_count_the_weights_of_the_layers_anew(
-    records: dict[str, Any], view_of: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "int8.onnx").write_bytes(b"0" * 1000)
-    view = view_of(**records)  # its conv has 10 bytes of 4 bits
-    assert predicted_bytes(view, (Rule(match="conv", skip=True),)) == 1000 + 70
-    assert predicted_bytes(view, (Rule(match="conv", weights=8),)) == 1000 + 10
-    assert predicted_bytes(view, (Rule(match="head", skip=True),)) == 1000
 
 
 def test_a_run_whose_results_are_gone_is_an_error(records: dict[str, Any], view_of: Any, record_of: Any) -> None:

@@ -178,6 +178,9 @@ def test_without_labels_the_agreement_with_the_float_student_is_measured(subject
     student, int8 = subject("student", lambda x: x), subject("int8", lambda x: -x)
     found = named(Quality().evaluate(int8, student, table(rows)))
     assert found.keys() == {"agreement"}
+    assert found["agreement"].note == (
+        "the test split has no labels, so 'quality' measures no more than the agreement with the float student"
+    )
     assert found["agreement"].value == (rows.argmax(1) == (-rows).argmax(1)).mean()
     assert Quality().evaluate(student, student, table(rows)) == ()
     with pytest.raises(StageError) as caught:
