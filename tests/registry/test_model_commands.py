@@ -13,9 +13,9 @@ from kdq_core.errors import RecipeError, StageError
 from kdq_core.recipe.spec import Gate, Site
 from kdq_core.store.records import ModelVersion
 from kdq_flows.cli import app, main
-from kdq_registry import promotion
 from kdq_registry.environment import client
 from kdq_registry.history import history
+from kdq_registry.moving import move
 from kdq_registry.promotion import promote
 
 
@@ -246,14 +246,13 @@ def test_who_lost_to_another_promotion_is_told_with_exit_code_3(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     registered(0), registered(1)
-    real = promotion.move
 
     def second(*args: Any, **fields: Any) -> Any:
-        monkeypatch.setattr(promotion, "move", real)
+        monkeypatch.setattr("kdq_registry.promotion.move", move)
         promote(site, "digits", 1)  # between the decision and the entry
-        return real(*args, **fields)
+        return move(*args, **fields)
 
-    monkeypatch.setattr(promotion, "move", second)
+    monkeypatch.setattr("kdq_registry.promotion.move", second)
     code, told = called(site, "promote digits 2", monkeypatch, capsys)
     assert (code, "version 2 of 'digits' did not become 'champion': " in told) == (3, True)
     assert " promoted version 1 at the same moment (entry 1, " in told
