@@ -27,9 +27,19 @@ LOOK_AGAIN_SECONDS = 0.5
 
 @patient
 def read_aliases(mlflow: MlflowClient, name: str) -> Aliases:
-    """The aliases that MLflow has now, those of KDQ only."""
-    aliases = model_named(mlflow, name).aliases
-    return {alias: int(aliases[alias]) for alias in ALIASES if alias in aliases}
+    """The aliases that MLflow has now, those of KDQ only; one by one, as a model comes with all its versions."""
+    from mlflow.exceptions import MlflowException
+
+    found = {}
+    for alias in ALIASES:
+        try:
+            found[alias] = int(mlflow.get_model_version_by_alias(name, alias).version)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                model_named(mlflow, name)  # says which models there are
+            elif error.error_code != "INVALID_PARAMETER_VALUE":  # no such alias
+                raise
+    return found
 
 
 def state_of(mlflow: MlflowClient, name: str, link: Link | None) -> Aliases:
