@@ -36,6 +36,9 @@ def race(folder: Path, uri: str, processes: int, rounds: int, name: str = "raced
         A dict for each round: `won`, the versions that won; `told`, what each loser was told; `aliases`; `wrong`, what
             is wrong with the chain; `seconds`.
     """
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
     homes = [folder / f"home {number}" for number in range(HOMES)]
     _child(lambda: _prepare(Site(home=homes[0], tracking_uri=uri), name, processes * rounds)).get()
     for turn in range(rounds):
@@ -116,8 +119,6 @@ def main() -> None:
     given = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         uri = given.uri or f"sqlite:///{folder}/mlflow.db"
-        import mlflow.onnx  # noqa: F401 - once, before the forks
-
         took = []
         found = race(Path(folder), uri, given.processes, given.rounds, name=f"raced{os.getpid()}")
         for number, one in enumerate(found, start=1):

@@ -214,15 +214,15 @@ class Catalog:
     def each(self, hook_name: str, **kwargs: Any) -> Iterator[tuple[str, list[Any], str]]:
         """Call a hook of every plug-in: its distribution, its answers, and why it failed, or an empty text."""
         for plugin in self.plugins:
+            answers, reason = [], ""
             try:
-                given = getattr(plugin.manager.hook, hook_name)(**kwargs)
-                yield plugin.distribution, [_listed(answer) for answer in given], ""
+                answers = [_listed(answer) for answer in getattr(plugin.manager.hook, hook_name)(**kwargs)]
             except (KeyboardInterrupt, MemoryError):
                 raise
             except BaseException as error:
                 reason = f"plug-in {plugin.distribution!r} failed in {hook_name}: {describe(error)}"
                 log.warning(reason)
-                yield plugin.distribution, [], reason
+            yield plugin.distribution, answers, reason
 
 
 def declared(base: type[Plugin]) -> set[str]:

@@ -95,5 +95,15 @@ def kdq_after_promotion(name: str, version: int, alias: str, before: int | None,
 
 
 @hookspec
+def kdq_wrap_key(kms: str, key: bytes) -> bytes | None:
+    """Let the key service `kms` encrypt a file's key (32 bytes); `None` if the name is another plug-in's."""
+
+
+@hookspec
+def kdq_unwrap_key(kms: str, wrapped: bytes) -> bytes | None:
+    """Let the key service `kms` decrypt what `kdq_wrap_key` gave; `None` if the name is another plug-in's."""
+
+
+@hookspec
 def kdq_report_sections(view: Any, result: Any) -> Iterable[ReportSection]:  # type: ignore[empty-body]
     """Yield sections for the page of a run: `view` is its `RunView`, `result` its `RunResult`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdq_registry.chain import append, recent
 from kdq_registry.entries import MOVES, SETTLED_TAG, Aliases, Kind, Link, new_entry
 from kdq_registry.patience import patient
-from kdq_registry.versions import CHAIN_SUFFIX, model_named
+from kdq_registry.versions import CHAIN_SUFFIX, direct, model_named
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,9 +27,19 @@ LOOK_AGAIN_SECONDS = 0.5
 
 @patient
 def read_aliases(mlflow: MlflowClient, name: str) -> Aliases:
-    """The aliases that MLflow has now, those of KDQ only."""
-    aliases = model_named(mlflow, name).aliases
-    return {alias: int(aliases[alias]) for alias in ALIASES if alias in aliases}
+    """The aliases that MLflow has now, those of KDQ only; one by one, as a model comes with all its versions."""
+    from mlflow.exceptions import MlflowException
+
+    found = {}
+    for alias in ALIASES:
+        try:
+            found[alias] = int(mlflow.get_model_version_by_alias(name, alias).version)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                model_named(mlflow, name)  # says which models there are
+            elif error.error_code != "INVALID_PARAMETER_VALUE":  # no such alias
+                raise
+    return found
 
 
 def state_of(mlflow: MlflowClient, name: str, link: Link | None) -> Aliases:
@@ -53,8 +63,7 @@ def settle(mlflow: MlflowClient, name: str) -> Link | None:
         if again[-1].digest == links[-1].digest:
             for link in again:
                 if link.entry.kind in MOVES and not link.settled:
-                    writing = mlflow._get_registry_client()
-                    writing.set_model_version_tag(name + CHAIN_SUFFIX, str(link.number), SETTLED_TAG, "true")
+                    direct(mlflow).set_model_version_tag(name + CHAIN_SUFFIX, str(link.number), SETTLED_TAG, "true")
             return links[-1]
 
 
@@ -149,15 +158,14 @@ def _set(mlflow: MlflowClient, name: str, right: Aliases) -> None:
     from mlflow.exceptions import MlflowException
 
     there = read_aliases(mlflow, name)
-    writing = mlflow._get_registry_client()  # MlflowClient's own method first reads all versions, 1 s for 10,000
     for alias in ALIASES:
         if there.get(alias) == right.get(alias):
             continue
         if alias not in right:
-            writing.delete_registered_model_alias(name, alias)
+            direct(mlflow).delete_registered_model_alias(name, alias)
             continue
         try:
-            writing.set_registered_model_alias(name, alias, str(right[alias]))
+            direct(mlflow).set_registered_model_alias(name, alias, str(right[alias]))
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the version was deleted
                 raise

@@ -2,7 +2,7 @@
 
 Each chunk has a nonce of its own: a random prefix of the file, the chunk's number, and whether it is the last one (the
 STREAM construction of Hoang, Reyhanitabar, Rogaway and Vizár 2015). So nobody can change, drop, move or cut off a chunk
-unnoticed.
+unnoticed. A file begins with one line of JSON that names its key service, if it has one; every chunk is bound to it.
 """
 
 from __future__ import annotations
@@ -13,36 +13,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pydantic import Field, ValidationError
+
 from kdq_core.errors import RecipeError, StageError
+from kdq_core.frozen import Frozen
+from kdq_core.store.hashing import canonical
 
 MAGIC = b"KDQ-AES-256-GCM-1\n"
-PREFIX, CHUNK, TAG = 7, 1 << 20, 16
-KEY_BYTES = 32
-HOW = "make one with `openssl rand -hex 32 > FILE`"
+PREFIX, CHUNK, TAG, LINE = 7, 1 << 20, 16, 1 << 16
 
 
-def read_key(path: Path) -> bytes:
-    """Read a key of 256 bits: 64 hex digits, or 32 bytes.
+class KeyOf(Frozen):
+    """Where the key of an encrypted file is: with its owner, or wrapped by a key service (both fields are filled)."""
 
-    Raises:
-        RecipeError: the file cannot be read, or holds no such key.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"the key file {str(path)!r} cannot be read ({error.strerror}); {HOW}") from None
-    if len(data) != KEY_BYTES:
-        try:
-            data = bytes.fromhex(data.decode("ascii").strip())
-        except ValueError:
-            data = b""
-    if len(data) != KEY_BYTES:
-        raise RecipeError(f"the file {str(path)!r} holds no key of 256 bits (64 hex digits, or 32 bytes); {HOW}")
-    return data
+    kms: str = ""
+    wrapped: str = Field(default="", pattern=r"^([0-9a-f]{2})*$")
 
 
-def encrypt(source: Path, to: Path, key: bytes) -> None:
+def encrypt(source: Path, to: Path, key: bytes, of: KeyOf = KeyOf()) -> None:  # noqa: B008 - frozen
     """Encrypt a file; `to` appears when it is complete.
+
+    Args:
+        source: the file to read.
+        to: the file to write.
+        key: 32 bytes.
+        of: stands in the file, in the clear.
 
     Raises:
         RecipeError: `source` cannot be read, or `to` exists.
@@ -50,11 +45,12 @@ def encrypt(source: Path, to: Path, key: bytes) -> None:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     cipher, prefix = AESGCM(key), secrets.token_bytes(PREFIX)
+    head = MAGIC + canonical(of.model_dump()) + b"\n"
 
     def parts(file: BinaryIO) -> Iterator[bytes]:
-        yield MAGIC + prefix
+        yield head + prefix
         for number, last, chunk in _chunks(file, CHUNK):
-            yield cipher.encrypt(_nonce(prefix, number, last), chunk, MAGIC)
+            yield cipher.encrypt(_nonce(prefix, number, last), chunk, head)
 
     _write(source, to, parts)
 
@@ -72,12 +68,11 @@ def decrypt(source: Path, to: Path, key: bytes) -> None:
     cipher = AESGCM(key)
 
     def parts(file: BinaryIO) -> Iterator[bytes]:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise StageError(f"{str(source)!r} was not encrypted by `kdq encrypt`; name such a file")
+        head, _ = _head(source, file)
         prefix = file.read(PREFIX)
         for number, last, chunk in _chunks(file, CHUNK + TAG):
             try:
-                yield cipher.decrypt(_nonce(prefix, number, last), chunk, MAGIC)
+                yield cipher.decrypt(_nonce(prefix, number, last), chunk, head)
             except InvalidTag:
                 raise StageError(
                     f"{str(source)!r} cannot be decrypted: the key is another, or the file was changed or cut off "
@@ -85,6 +80,31 @@ def decrypt(source: Path, to: Path, key: bytes) -> None:
                 ) from None
 
     _write(source, to, parts)
+
+
+def key_of(source: Path) -> KeyOf:
+    """Read where the key of an encrypted file is.
+
+    Raises:
+        RecipeError: `source` cannot be read.
+        StageError: `source` is no encrypted file.
+    """
+    try:
+        with source.open("rb") as file:
+            return _head(source, file)[1]
+    except OSError as error:
+        raise RecipeError(f"{str(source)!r} cannot be opened ({error.strerror}); name a file that can") from None
+
+
+def _head(source: Path, file: BinaryIO) -> tuple[bytes, KeyOf]:
+    magic, line = file.read(len(MAGIC)), file.readline(LINE)
+    try:
+        found = KeyOf.model_validate_json(line)
+    except ValidationError:
+        found = None
+    if magic != MAGIC or found is None:
+        raise StageError(f"{str(source)!r} was not encrypted by `kdq encrypt`; name such a file")
+    return magic + line, found
 
 
 def _chunks(file: BinaryIO, size: int) -> Iterator[tuple[int, bool, bytes]]:

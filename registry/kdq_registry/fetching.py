@@ -20,7 +20,7 @@ from kdq_registry.entries import ENTRY_TAG
 from kdq_registry.environment import client, local_database, mlflow_errors, read_only
 from kdq_registry.listing import repaired
 from kdq_registry.logged import SHA_TAG
-from kdq_registry.versions import CHAIN_SUFFIX, nothing_yet, unknown_model, version_called, version_numbered
+from kdq_registry.versions import CHAIN_SUFFIX, direct, nothing_yet, unknown_model, version_called, version_numbered
 
 if TYPE_CHECKING:
     import sqlite3
@@ -119,7 +119,7 @@ def _download(site: Site, mlflow: MlflowClient, version: Any, kept: Path) -> str
     """Put the version's file into `kept` under its sha256, and return the sha256."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    address = mlflow.get_model_version_download_uri(version.name, version.version)
+    address = direct(mlflow).get_model_version_download_uri(version.name, version.version)
     files = get_artifact_repository(address, tracking_uri=site.mlflow_uri, registry_uri=site.mlflow_uri)
     tag = version.tags.get(SHA_TAG)
     with tempfile.TemporaryDirectory(dir=kept) as scratch:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from kdq_core.store.hashing import sha256_of
 from kdq_registry.environment import folder
 from kdq_registry.page import made_by
+from kdq_registry.versions import direct
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ def download(site: Site, mlflow: MlflowClient, version: Any, to: Path) -> Path:
     """Fetch all files of a version into a folder afresh; what cannot be fetched is missing there."""
     from mlflow.exceptions import MlflowException
 
-    files = repository(site, mlflow.get_model_version_download_uri(version.name, version.version))
+    files = repository(site, direct(mlflow).get_model_version_download_uri(version.name, version.version))
     try:
         files.download_artifacts("", str(to))
     except (OSError, MlflowException):

@@ -51,7 +51,8 @@ def move(
             settle(mlflow, name)
             return won
         link = head(mlflow, name)
-        if link is None or link.entry.aliases != before:
+        first_ever = seen is None and won.entry.kind in MOVES  # then `before` may have been read after that move
+        if link is None or first_ever or link.entry.aliases != before:
             raise _lost(mlflow, name, seen, won, alias, to)
 
 

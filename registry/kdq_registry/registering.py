@@ -23,7 +23,7 @@ from kdq_registry.page import fill, shown_at
 from kdq_registry.resealing import reseal
 from kdq_registry.scratch import scratch
 from kdq_registry.seal import SEAL_TAG
-from kdq_registry.versions import CHAIN_SUFFIX, is_chain
+from kdq_registry.versions import CHAIN_SUFFIX, direct, is_chain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -158,9 +158,9 @@ def _made(
 def _again(site: Site, mlflow: MlflowClient, version: Any, package: Package, tags: Mapping[str, str]) -> ModelVersion:
     digest = reseal(site, mlflow, version, package)
     for tag, value in {**tags, SEAL_TAG: digest}.items():
-        mlflow.set_model_version_tag(version.name, version.version, tag, value)
+        direct(mlflow).set_model_version_tag(version.name, version.version, tag, value)
     about = card(site, package.recipe, package.artifact, package.report, package.lineage, limit=DESCRIPTION_LIMIT)
-    mlflow.update_model_version(version.name, version.version, about)
+    direct(mlflow).update_model_version(version.name, version.version, about)
     if version.run_id and LOGGED_TAG in version.tags:
         fill(mlflow, version.run_id, version.tags[LOGGED_TAG], package.recipe, package.report, package.lineage)
     return _record(site, version, tags[SHA_TAG])

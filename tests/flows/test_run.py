@@ -204,6 +204,41 @@ def test_the_registered_model_and_the_file_give_the_same_numbers(
 
 
 @pytest.mark.rare
+@pytest.mark.rare
+def test_a_registered_version_is_reproduced_byte_by_byte_or_what_differs_is_told(
+    finished: tuple[Path, Path, dict[str, Any]],
+) -> None:
+    home, _, _ = finished
+    done = kdq(home, "replay", "tiny/1", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["ran"], result["reproduced"], result["differences"], result["bytes"]) == (True, True, [], [])
+    assert result["files"] >= 6  # weights of three fits, the teacher's outputs, the int8 file, predictions
+    assert versions(home) == 1
+
+
+def test_a_version_is_not_replayed_where_something_that_decides_its_bytes_has_changed(
+    finished: tuple[Path, Path, dict[str, Any]],
+) -> None:
+    home, _, _ = finished
+    code = (
+        "import importlib.metadata as metadata, sys\n"
+        "real = metadata.version\n"
+        "metadata.version = lambda name: '1.0' if name == 'torch' else real(name)\n"
+        "from kdq_flows.cli import main\n"
+        "sys.argv = ['kdq', 'replay', 'tiny/1', '--json']\n"
+        "main()"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment(home), cwd=home.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["ran"], result["reproduced"]) == (False, False)
+    (torch,) = [one for one in result["differences"] if one["what"] == "torch"]
+    assert (torch["kind"], torch["now"]) == ("package", "1.0")
+    assert {"train_teacher", "distill", "quantize"} <= set(torch["stages"])
+
+
 def test_gates_that_change_and_change_back_are_the_versions_gates(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:

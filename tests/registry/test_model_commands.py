@@ -1,7 +1,9 @@
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ from typer.testing import CliRunner
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.recipe.spec import Gate, Site
 from kdq_core.store.records import ModelVersion
-from kdq_flows.cli import app
+from kdq_flows.cli import app, main
 from kdq_registry.environment import client
+from kdq_registry.history import history
+from kdq_registry.moving import move
+from kdq_registry.promotion import promote
 
 
 @pytest.fixture
@@ -206,3 +211,61 @@ def test_old_versions_that_were_never_promoted_are_listed_and_deleted_only_when_
     assert sorted(int(one.version) for one in client(site).search_model_versions("name = 'digits'")) == [1, 3]
     assert len(list((site.home / "mlflow" / "artifacts" / "digits" / "models").iterdir())) == 2
     assert kdq("verify", "digits@champion")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("promote digits 2", 1, "not promoted: 'champion' of 'digits' stays at version 1"),
+        ("promote digit 2", 2, "no registered model named 'digit'; did you mean 'digits'? Registered: digits;"),
+        ("promote digits 9", 2, "model 'digits' has no version 9. Versions: 1, 2; name one of these."),
+        ("promote digits 2 --to champoin", 2, "not 'champoin'; did you mean 'champion'?"),
+        ("promote digits 2 --policy near.yaml", 2, "does not have; did you mean 'top1'?"),
+        ("promote digits 2 --policy none.yaml", 2, "none.yaml"),
+        ("pull digits@winner out", 2, "model 'digits' has no alias 'winner'"),
+        ("verify digits/9", 2, "model 'digits' has no version 9"),
+        ("rollback digits", 2, "model 'digits' has no 'previous' to roll back to"),
+    ],
+)  # fmt: skip
+def test_the_exit_code_tells_a_refusal_from_a_wrong_request_and_nothing_moves(
+    words: str, code: int, said: str, site: Site, registered: Callable[..., ModelVersion], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    registered(0), registered(1, top1=0.1)
+    promote(site, "digits", 1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "near.yaml").write_text("gates: [{metric: topl, at_least: 0.5}]\n")
+    found, told = called(site, words, monkeypatch, capsys)
+    assert (found, said in told) == (code, True), told
+    assert client(site).get_registered_model("digits").aliases == {"champion": 1}
+    assert [row["kind"] for row in history(site, "digits")[0]] == ["move", "refuse"][: 2 if code == 1 else 1]
+
+
+def test_who_lost_to_another_promotion_is_told_with_exit_code_3(
+    site: Site, registered: Callable[..., ModelVersion], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    registered(0), registered(1)
+
+    def second(*args: Any, **fields: Any) -> Any:
+        monkeypatch.setattr("kdq_registry.promotion.move", move)
+        promote(site, "digits", 1)  # between the decision and the entry
+        return move(*args, **fields)
+
+    monkeypatch.setattr("kdq_registry.promotion.move", second)
+    code, told = called(site, "promote digits 2", monkeypatch, capsys)
+    assert (code, "version 2 of 'digits' did not become 'champion': " in told) == (3, True)
+    assert " promoted version 1 at the same moment (entry 1, " in told
+    assert client(site).get_registered_model("digits").aliases == {"champion": 1}
+
+
+def called(
+    site: Site, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """Exit code of a command, and all that it said on one line."""
+    monkeypatch.setenv("KDQ_HOME", str(site.home))
+    monkeypatch.setattr(sys, "argv", ["kdq", *words.split()])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capsys.readouterr()
+    return int(caught.value.code or 0), " ".join((said.out + said.err).split())

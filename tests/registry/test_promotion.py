@@ -9,9 +9,10 @@ from kdq_core.plan.gates import judge
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Site
 from kdq_core.store.records import EvaluationReport, ModelVersion
 from kdq_registry.environment import client
+from kdq_registry.fetching import fetch
 from kdq_registry.history import history
 from kdq_registry.listing import list_models
-from kdq_registry.promotion import promote
+from kdq_registry.promotion import promote, rollback
 
 
 def test_gates_tell_rule_value_bound_and_verdict(report_of: Callable[..., EvaluationReport]) -> None:
@@ -195,3 +196,21 @@ def test_of_many_versions_the_newest_and_those_with_an_alias_are_listed(
     assert notes == ["older versions of 'digits' are not shown; `kdq models --all` shows them"]
     rows, notes = list_models(site, everything=True)
     assert ([row["version"] for row in rows], notes) == ([3, 2, 1], [])
+
+
+def test_neither_promotion_nor_fetching_reads_all_versions_of_a_model(
+    site: Site, registered: Callable[..., ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+    registered(0), registered(1)
+
+    def reads_all(*_: object) -> None:
+        raise AssertionError("MLflow read every version; see `direct` in kdq_registry.versions")
+
+    monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", reads_all)
+    assert promote(site, "digits", 1).promoted
+    assert promote(site, "digits", 2).promoted
+    assert rollback(site, "digits").promoted
+    assert fetch(site, "digits@champion").version == 1
+    assert registered(0).version == 1
