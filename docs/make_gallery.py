@@ -12,7 +12,8 @@ HEAD = """\
 `docs/make_pages.py` writes this page from `recipes/*.yaml`, `examples/RESULTS.md` and `benchmarks/*.md`. Do not edit
 it. Each table names its machine. The scripts beside those pages measure again on yours.
 
-`digits.yaml` runs with KDQ alone, the other recipes with the package of `examples/` beside it."""
+`digits.yaml` and `digits-matrix.yaml` run with KDQ alone, the other recipes with the package of `examples/` beside
+it."""
 MEASURED = (
     ("## The recipes, measured", "examples/RESULTS.md", None),
     ("## The demo recipe, measured", "benchmarks/pipeline.md", None),

@@ -131,6 +131,29 @@ quantize: {use: static}
 ```
 
 KDQ passes the weights and batch-norm statistics to `quantize` bit for bit."""
+MATRIX = """\
+With `matrix`, a file has several branches. [One file, several branches](matrix.md) is the guide:
+
+```yaml
+name: small-digits
+workload: digits
+matrix:
+  over:
+    quantize.weights: [8, 4]
+    quantize.use: [minmax-qat, lsq]
+  exclude: [{quantize.weights: 8, quantize.use: lsq}]
+  include: [{quantize.weights: 2, quantize.fit.epochs: 8}]
+```
+
+An axis is the dotted name of a field (`distill.options.temperature`), of an item of a list by its number from 0
+(`evaluate.1.options.seconds`), or of a whole section (`distill`), which it replaces."""
+SELECT = """\
+`goals` are written as [gates](#gates) are. A goal has no `required`, and is not relative to `champion`. Of the branches
+that meet all goals KDQ keeps those that no other one beats in everything, the Pareto front, and selects the first: the
+best in the first metric of `minimise`, or of `maximise` if nothing is minimised."""
+LIMITS = """\
+At a limit KDQ starts no further branch, finishes the one that runs, and selects among those that are done. A matrix of
+more than 256 branches needs `limits`; 100,000 is the most."""
 SECTIONS = {
     "": ("Top level", ""),
     "stages": ("`stages`", STAGES),
@@ -155,6 +178,9 @@ SECTIONS = {
     "quantize": ("`quantize`", "Quantization of the student. Quantizers that train use the distillation loss."),
     "gates": ("`gates`", GATES),
     "register": ("`register`", "The name under which KDQ registers the int8 model."),
+    "matrix": ("`matrix`", MATRIX),
+    "select": ("`select`", SELECT),
+    "limits": ("`limits`", LIMITS),
     "retry": ("`retry`", "How KDQ retries a stage after an error that may pass by itself. No key holds this section."),
 }
 SECTIONED = ("teacher", "student", "members", "cache", "distill", "quantize", "fit", "register", "retry")

@@ -23,7 +23,6 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.code_version import Code, code_of
 from kdq_core.plugins.contract import Needs, Reads
 from kdq_core.plugins.kinds import Kind, Plugin
-from kdq_core.plugins.named import named_plugins
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.user_code import user_module
 from kdq_core.plugins.wiring import Wired
@@ -98,7 +97,7 @@ class KeyParts:
 
     def _named(self, wired: Wired, reads: Reads, before: dict[str, Wired]) -> Iterator[tuple[Kind, str]]:
         """The plug-ins whose code the stage runs: those that `reads()` names, and stages that rebuild its models."""
-        for kind, name, _, _ in named_plugins(self._asked.recipe):
+        for kind, name, _ in self._asked.named:
             if kind in reads.plugins:
                 yield kind, name
         for one in ancestors(wired, before):
@@ -110,9 +109,7 @@ class KeyParts:
         return sorted({user_module(target) for plugin in self._plugins(reads) for target in plugin.runs()})
 
     def _plugins(self, reads: Reads) -> list[Plugin]:
-        asked = self._asked
-        named = named_plugins(asked.recipe)
-        return [asked.plugin(kind, name, options) for kind, name, options, _ in named if kind in reads.plugins]
+        return [plugin for kind, _, plugin in self._asked.named if kind in reads.plugins]
 
     def _variables(self, stage: Stage, reads: Reads) -> list[str]:
         """Environment variables that the stage and its plug-ins say they read."""

@@ -41,7 +41,10 @@ def _resolved(asked: Asked, section: Section) -> Any:
             f"a stage's reads() names the section {section.name!r}{did_you_mean(section.name, SECTIONS) or ','} but a "
             f"recipe has: {listing(SECTIONS)}"
         )
-    whole, spec = SECTIONS[section.name](asked), getattr(asked.recipe, section.name, None)
+    known = asked.sections
+    if section.name not in known:
+        known[section.name] = SECTIONS[section.name](asked)
+    whole, spec = known[section.name], getattr(asked.recipe, section.name, None)
     if not isinstance(spec, Frozen):
         if section.name in LISTS and (section.only is not None or section.without):
             raise PluginError(
@@ -49,8 +52,10 @@ def _resolved(asked: Asked, section: Section) -> Any:
                 f"section: Section(name={section.name!r})"
             )
         return whole
-    written = spec.model_dump(mode="json")
     heads = {path.partition(".")[0] for path in (*(section.only or ()), *section.without)}
+    if not heads:
+        return whole
+    written = spec.model_dump(mode="json")
     strange = sorted(heads - written.keys() - {"options"})
     if strange:
         near = did_you_mean(strange[0], written) or ","

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
 from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer, Target, Workload
+from kdq_core.plugins.named import named_plugins
 
 if TYPE_CHECKING:
     from kdq_core.plugins.kinds import Kind
+    from kdq_core.recipe.explain import Where
     from kdq_core.recipe.spec import DistillerUse, Recipe, Site
 
-Build = Callable[["Kind", str, Mapping[str, JsonValue]], Plugin]
+Build = Callable[..., Plugin]
+"""Makes a plug-in from kind, name, options and `where`, as `Catalog.build` does."""
 
 
 class Asked:
@@ -24,23 +27,31 @@ class Asked:
     Attributes:
         recipe: the recipe that KDQ runs.
         site: where it runs.
+        sections: sections of the recipe as keys hold them, as far as a plan has asked for them.
     """
 
     def __init__(self, recipe: Recipe, site: Site, build: Build, built: dict[str, Plugin] | None = None) -> None:
-        """Take plug-ins from `build`, which makes one from kind, name and options; `built` keeps those it made."""
+        """Take plug-ins from `build`; `built` keeps those it made."""
         self.recipe, self.site, self._build = recipe, site, build
+        self.sections: dict[str, Any] = {}
         self._built: dict[str, Plugin] = {} if built is None else built
 
     def with_recipe(self, recipe: Recipe) -> Asked:
         """Copy this request with another form of the recipe; both share the plug-ins."""
         return Asked(recipe, self.site, self._build, self._built)
 
-    def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue]) -> Plugin:
-        """Build a plug-in of the catalog with its options, or give the one built before."""
+    def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue], where: str | Where = "") -> Plugin:
+        """Build a plug-in of the catalog with its options, or give the one built before; for `where` see `Catalog`."""
         asked = json.dumps([kind, name, options], sort_keys=True)
         if asked not in self._built:
-            self._built[asked] = self._build(kind, name, options)
+            self._built[asked] = self._build(kind, name, options, where=where)
         return self._built[asked]
+
+    @cached_property
+    def named(self) -> tuple[tuple[Kind, str, Plugin], ...]:
+        """Kind, name and instance of every plug-in that the recipe names."""
+        found = named_plugins(self.recipe)
+        return tuple((kind, name, self.plugin(kind, name, options)) for kind, name, options, _ in found)
 
     @cached_property
     def workload(self) -> Workload:

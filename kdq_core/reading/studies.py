@@ -22,6 +22,7 @@ from kdq_core.recipe.site import Site
 from kdq_core.recipe.study import FIELDS, Axes, SelectSpec, StudySpec
 
 if TYPE_CHECKING:
+    from kdq_core.plugins.kinds import Plugin
     from kdq_core.recipe.spec import Recipe
     from kdq_core.recipe.strict_yaml import Document, Loc
 
@@ -81,13 +82,19 @@ def load(path: Path, *, files: bool = False) -> Recipe | Study:
 def read_study(document: Document, catalog: Catalog, *, files: bool = False) -> Study:
     """Make the study of a document; see `load`."""
     spec = _spec(document)
+    if spec.search is not None:
+        raise RecipeError(
+            f"{document.where(('search',))}: KDQ does not run 'search' yet; write the values to try as axes in "
+            "'matrix', such as matrix: {over: {quantize.weights: [8, 4]}}"
+        )
     found = combinations(spec.matrix, spec.limits, document) if spec.matrix is not None else []
     names = names_of(found)
+    built: dict[str, Plugin] = {}
     wrong: list[tuple[str, KdqError]] = []
     branches: list[Branch] = []
     for name, axes in zip(names, found, strict=True):
         try:
-            branches.append(Branch(name, axes, branch_recipe(document, axes, catalog, files=files)))
+            branches.append(Branch(name, axes, branch_recipe(document, axes, catalog, built, files=files)))
         except KdqError as error:
             wrong.append((name, error))
     if wrong:
@@ -100,11 +107,25 @@ def read_study(document: Document, catalog: Catalog, *, files: bool = False) -> 
 
 
 def branch_recipe(
-    document: Document, axes: Axes, catalog: Catalog, *, files: bool = False, section: str = "matrix"
+    document: Document,
+    axes: Axes,
+    catalog: Catalog,
+    built: dict[str, Plugin] | None = None,
+    *,
+    files: bool = False,
+    section: str = "matrix",
 ) -> Recipe:
     """The recipe of one branch, checked.
 
     A setting of the file that the branch's quantizer ignores is left out of the branch: the file has it for others.
+
+    Args:
+        document: the file with the sections of the study.
+        axes: values of the branch.
+        catalog: the installed plug-ins.
+        built: plug-ins that the branches share; by default none.
+        files: also look for the files and factories that it names.
+        section: where the axes stand.
 
     Raises:
         KdqError: the branch is no valid recipe.
@@ -112,7 +133,7 @@ def branch_recipe(
     branch = branch_document(document, axes, section)
     while True:
         try:
-            return _checked(branch, catalog, files=files)
+            return _checked(branch, catalog, built, files=files)
         except UnusedError as error:
             path = ".".join(error.loc)
             if not isinstance(branch.value.get(error.loc[0]), dict) or any(_meets(axis, path) for axis in axes):
@@ -124,9 +145,9 @@ def _meets(axis: str, path: str) -> bool:
     return f"{path}.".startswith(f"{axis}.") or f"{axis}.".startswith(f"{path}.")
 
 
-def _checked(document: Document, catalog: Catalog, *, files: bool) -> Recipe:
+def _checked(document: Document, catalog: Catalog, built: dict[str, Plugin] | None = None, *, files: bool) -> Recipe:
     recipe = recipe_from_document(document, catalog)
-    check_recipe(recipe, catalog, lines=document)
+    check_recipe(recipe, catalog, document, built)
     if files:
         check_files(recipe, document)
     return recipe
