@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
 from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer, Target, Workload
-from kdq_core.plugins.named import named_plugins
 
 if TYPE_CHECKING:
     from kdq_core.plugins.kinds import Kind
@@ -27,13 +26,11 @@ class Asked:
     Attributes:
         recipe: the recipe that KDQ runs.
         site: where it runs.
-        sections: sections of the recipe as keys hold them, as far as a plan has asked for them.
     """
 
     def __init__(self, recipe: Recipe, site: Site, build: Build, built: dict[str, Plugin] | None = None) -> None:
         """Take plug-ins from `build`; `built` keeps those it made."""
         self.recipe, self.site, self._build = recipe, site, build
-        self.sections: dict[str, Any] = {}
         self._built: dict[str, Plugin] = {} if built is None else built
 
     def with_recipe(self, recipe: Recipe) -> Asked:
@@ -46,12 +43,6 @@ class Asked:
         if asked not in self._built:
             self._built[asked] = self._build(kind, name, options, where=where)
         return self._built[asked]
-
-    @cached_property
-    def named(self) -> tuple[tuple[Kind, str, Plugin], ...]:
-        """Kind, name and instance of every plug-in that the recipe names."""
-        found = named_plugins(self.recipe)
-        return tuple((kind, name, self.plugin(kind, name, options)) for kind, name, options, _ in found)
 
     @cached_property
     def workload(self) -> Workload:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from kdq_core.errors import RecipeError, did_you_mean, listing
+from kdq_core.reading.hints import DEFAULTS
 from kdq_core.recipe.strict_yaml import Document, Loc, short
 from kdq_core.recipe.study import FIELDS, MOST, UNASKED, Axes, LimitsSpec, MatrixSpec
 
@@ -122,7 +123,7 @@ def _put(value: Any, path: Loc, given: Any, axis: str, where: str) -> None:
     last = path[-1]
     if isinstance(inside, list) and not (isinstance(last, int) and last < len(inside)):
         raise RecipeError(f"{where}: the axis {axis!r} names item {last!r} of a list of {len(inside)}; count from 0")
-    if last == "use" and isinstance(inside, dict) and inside.get("use") != given:
+    if last == "use" and isinstance(inside, dict) and inside.get("use", DEFAULTS.get(path[:-1])) != given:
         inside.pop(OWN, None)  # they are those of the plug-in that the file names
     inside[last] = given
 
