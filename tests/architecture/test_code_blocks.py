@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -143,3 +144,25 @@ def test_the_page_about_quantizing_and_the_python_examples_do_what_they_say(tmp_
         assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
     files = {"int8.onnx", "report.html", "report.md", "result.json"}
     assert {path.name for path in (tmp_path / "my_model-int8").iterdir()} == files
+
+
+@pytest.mark.rare
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_page_about_branches_does_what_it_says(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "matrix.md"
+    for name, text in titled(page, "example").items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "KDQ_HOME": str(tmp_path / "home"), "KDQ_THREADS": "1"}
+    told = []
+    for words in (line for block in blocks(page, "sh") for line in shell_lines(block)):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+        told.append(done.stdout)
+    result, plan = json.loads(told[-2].splitlines()[-1]), json.loads(told[-1])
+    assert list(result["branches"][0]) == [
+        "branch", "axes", "models", "gains", "gates", "artifact", "version", "status", "error", "run",
+    ]  # fmt: skip
+    assert list(result["selected"]) == ["branch", "pareto", "verdict"]
+    assert len(next(row["branches"] for row in plan if row["stage"] == "distill")) == 4
