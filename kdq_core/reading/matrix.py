@@ -20,7 +20,7 @@ from kdq_core.recipe.study import FIELDS, MOST, UNASKED, Axes, LimitsSpec, Matri
 
 OWN = "options"
 """Field beside `use`: it belongs to the plug-in that the file names there."""
-LONGEST = 120
+LONGEST = 100
 """Most letters in the name of a branch, which is a part of the name of a folder."""
 
 
