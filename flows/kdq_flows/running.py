@@ -12,7 +12,6 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer, Silent
-from kdq_flows.run.branches import facts_of
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.study import StudyRun
 from kdq_flows.servers.environment import apply_environment
@@ -44,7 +43,7 @@ def run_recipe(
     Store(site.store).sweep()
     if isinstance(checked, Study):
         run, error = run_study(checked, site, server=server, observer=observer)
-        return facts_of(run), error
+        return run.facts(), error
     pipeline = Pipeline(checked, site, observer)
     links: dict[str, str] = {}
     try:

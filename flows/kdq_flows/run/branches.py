@@ -6,40 +6,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan.study import PlannedBranch
-from kdq_flows.facts.result import RunResult
 from kdq_flows.facts.study import BranchFacts
 from kdq_flows.observer import Observer, Silent
 
 if TYPE_CHECKING:
     from kdq_flows.run.pipeline import Pipeline
-    from kdq_flows.run.study import StudyRun
 
 OF_BRANCH = frozenset(BranchFacts.model_fields) - {"branch", "axes", "run"}
 OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "report", "branches", "selected"})
 
 
-def facts_of(run: StudyRun) -> RunResult:
-    """The facts of a study so far; what is about one model comes from the selected branch."""
-    branches = tuple(_facts(planned, run.pipelines[planned.name]) for planned in run.planned)
-    best = None if run.selected is None else run.selected.branch
-    base = {} if best is None else dict(run.pipelines[best].facts())
-    stages, error = tuple(run.stages.values()), run.error
-    quiet = bool(stages) and all(stage.state == "cached" for stage in stages)
-    return RunResult(
-        **({"models": {}} | {name: value for name, value in base.items() if name not in OF_STUDY}),
-        run=run.name,
-        status="failed" if error else "no-news" if quiet else "completed",
-        seconds=run.seconds,
-        stages=stages,
-        error=str(error) if error else None,
-        links=run.links,
-        report=str(run.page),
-        branches=branches,
-        selected=run.selected,
-    )
-
-
-def _facts(planned: PlannedBranch, pipeline: Pipeline) -> BranchFacts:
+def facts_of(planned: PlannedBranch, pipeline: Pipeline) -> BranchFacts:
+    """The facts of one branch so far."""
     if not pipeline.complete and not pipeline.errors:
         return BranchFacts(branch=planned.name, axes=planned.axes, status="skipped")
     facts = {name: value for name, value in dict(pipeline.facts()).items() if name in OF_BRANCH}
