@@ -39,7 +39,7 @@ class Asked:
 
     def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue], where: str | Where = "") -> Plugin:
         """Build a plug-in of the catalog with its options, or give the one built before; for `where` see `Catalog`."""
-        asked = json.dumps([kind, name, options], sort_keys=True)
+        asked = f"{kind} {name} {json.dumps(options, sort_keys=True) if options else ''}"
         if asked not in self._built:
             self._built[asked] = self._build(kind, name, options, where=where)
         return self._built[asked]

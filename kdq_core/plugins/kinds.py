@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -103,6 +104,11 @@ class Workload(Plugin, abc.ABC):
 
 def takes_views(workload: Workload) -> bool:
     """Whether `batches` of this workload takes `view`; workloads for older versions of KDQ do not."""
+    return _takes_views(type(workload))
+
+
+@cache
+def _takes_views(workload: type[Workload]) -> bool:
     parameters = inspect.signature(workload.batches).parameters
     return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
