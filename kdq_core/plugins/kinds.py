@@ -104,12 +104,12 @@ class Workload(Plugin, abc.ABC):
 
 def takes_views(workload: Workload) -> bool:
     """Whether `batches` of this workload takes `view`; workloads for older versions of KDQ do not."""
-    return _takes_views(type(workload))
+    return _takes_view(type(workload).batches)
 
 
 @cache
-def _takes_views(workload: type[Workload]) -> bool:
-    parameters = inspect.signature(workload.batches).parameters
+def _takes_view(batches: Callable[..., object]) -> bool:
+    parameters = inspect.signature(batches).parameters
     return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

@@ -118,7 +118,7 @@ def test_the_seeds_that_would_decide_are_the_fewest_whose_interval_parts_from_ze
     mean, spread, have = np.mean(values), np.std(values, ddof=1), len(values)
     for seeds, decides in ((have + more, True), (have + more - 1, False)):
         half = stats.t.ppf(0.975, seeds - 1) * spread / math.sqrt(seeds)
-        assert (half < abs(mean)) is decides
+        assert (half < abs(mean)) == decides
 
 
 def test_no_number_of_seeds_is_told_where_a_thousand_would_not_decide() -> None:

@@ -185,9 +185,7 @@ def test_a_search_is_refused_as_long_as_kdq_runs_none() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("key", "near"), [("matirx", "matrix"), ("selects", "select"), ("limit", "limits"), ("serach", "search")]
-)
+@pytest.mark.parametrize(("key", "near"), [("matirx", "matrix"), ("selects", "select"), ("limit", "limits")])
 def test_a_typo_of_a_section_of_a_study_is_met_with_its_name(key: str, near: str) -> None:
     document = document_from_text(f"{HEAD}{key}: {{over: {{seed: [0]}}}}", "r.yaml")
     with pytest.raises(RecipeError) as caught:
