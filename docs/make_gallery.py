@@ -19,7 +19,8 @@ RESULTS = (
 RECIPES = """\
 ## Recipes
 
-`digits.yaml` runs with KDQ alone, the other recipes with the package of `examples/` beside it."""
+`digits.yaml` and `digits-matrix.yaml` run with KDQ alone, the other recipes with the package of `examples/` beside
+it."""
 BENCHMARKS = (
     ("## Quality\n\n### Fashion-MNIST", "benchmarks/quality-fashion-mnist.md", None),
     ("### CLINC150", "benchmarks/quality-clinc150.md", None),

@@ -133,6 +133,46 @@ quantize: {use: static}
 ```
 
 KDQ passes the weights and batch-norm statistics to `quantize` bit for bit."""
+MATRIX = """\
+With `matrix`, a file has several branches. [One file, several branches](matrix.md) is the guide:
+
+```yaml
+name: small-digits
+workload: digits
+matrix:
+  over:
+    quantize.weights: [8, 4]
+    quantize.use: [minmax-qat, lsq]
+  exclude: [{quantize.weights: 8, quantize.use: lsq}]
+  include: [{quantize.weights: 2, quantize.fit.epochs: 8}]
+```
+
+An axis is the dotted name of a field (`distill.options.temperature`), of an item of a list by its number from 0
+(`evaluate.1.options.seconds`), or of a whole section (`distill`), which it replaces."""
+SEARCH = """\
+In place of a matrix: [Optuna](https://optuna.org) proposes the values of one branch after the other, each from what
+the branches before gave. An axis has a list of choices, or a range (`low`, `high`, and `step` or `log`). `select` says
+what a good branch is, `limits` when the search ends. A second run of the same recipe goes on where the first ended.
+
+```yaml
+name: searched-digits
+workload: digits
+search:
+  space:
+    quantize.weights: {low: 3, high: 8}
+    distill.options.temperature: {low: 1.0, high: 8.0, log: true}
+select:
+  goals: [{metric: top1, at_least: 0.99, relative_to: teacher}]
+  minimise: [bytes]
+limits: {trials: 20}
+```"""
+SELECT = """\
+`goals` are written as [gates](#gates) are. A goal has no `required`, and is not relative to `champion`. Of the branches
+that meet all goals KDQ keeps those that no other one beats in everything, the Pareto front, and selects the first: the
+best in the first metric of `minimise`, or of `maximise` if nothing is minimised."""
+LIMITS = """\
+At a limit KDQ starts no further branch, finishes the one that runs, and selects among those that are done. A matrix of
+more than 256 branches needs `limits`; 100,000 is the most."""
 SECTIONS = {
     "": ("Top level", ""),
     "stages": ("`stages`", STAGES),
@@ -157,6 +197,10 @@ SECTIONS = {
     "quantize": ("`quantize`", "Quantization of the student. Quantizers that train use the distillation loss."),
     "gates": ("`gates`", GATES),
     "register": ("`register`", "The name under which KDQ registers the int8 model."),
+    "matrix": ("`matrix`", MATRIX),
+    "search": ("`search`", SEARCH),
+    "select": ("`select`", SELECT),
+    "limits": ("`limits`", LIMITS),
     "retry": ("`retry`", "How KDQ retries a stage after an error that may pass by itself. No key holds this section."),
 }
 SECTIONED = ("teacher", "student", "members", "cache", "distill", "quantize", "fit", "register", "retry")

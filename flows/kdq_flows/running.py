@@ -14,7 +14,6 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer, Silent
-from kdq_flows.run.branches import facts_of
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
@@ -52,7 +51,7 @@ def run_recipe(
     Store(site.store).sweep()
     if isinstance(checked, Study):
         run, error = run_study(checked, site, server=server, observer=observer, part=part)
-        return facts_of(run), error
+        return run.facts(), error
     pipeline = Pipeline(checked, site, observer, claimed_name(checked.name, site))
     if part is not None:
         part.check({"": pipeline.plan})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from pathlib import Path
 
 _KNOWN = frozenset(
@@ -11,6 +12,7 @@ _KNOWN = frozenset(
 """The instruction sets by which torch and the runtimes choose kernels, as Linux names them."""
 
 
+@cache
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Read which of `_KNOWN` this CPU has; none if the file cannot be read, as on systems other than Linux."""
     try:

@@ -62,6 +62,9 @@ class KeyParts:
 
     def __init__(self, asked: Asked, catalog: Catalog, memo: Memo | None = None) -> None:
         self._asked, self._catalog, self._memo = asked, catalog, memo or Memo()
+        self._sections: dict[str, Any] = {}
+        named = named_plugins(asked.recipe)
+        self._all = [(kind, name, asked.plugin(kind, name, options)) for kind, name, options, _ in named]
 
     def of(self, wired: Wired, before: dict[str, Wired]) -> dict[str, Any]:
         """The parts of one stage's key.
@@ -80,7 +83,7 @@ class KeyParts:
         imported = {name: version for one in code.values() for name, version in one.libraries.items()}
         parts: dict[str, Any] = {
             "code": {name: one.text for name, one in code.items()},
-            "recipe": shown(asked, reads.sections),
+            "recipe": shown(asked, reads.sections, self._sections),
             "libraries": imported | {name: self._version(name) for name in reads.libraries},
             "options": stage.model_dump(mode="json"),
             "files": [_sha256(wired.title, name) for name in reads.files],
@@ -98,7 +101,7 @@ class KeyParts:
 
     def _named(self, wired: Wired, reads: Reads, before: dict[str, Wired]) -> Iterator[tuple[Kind, str]]:
         """The plug-ins whose code the stage runs: those that `reads()` names, and stages that rebuild its models."""
-        for kind, name, _, _ in named_plugins(self._asked.recipe):
+        for kind, name, _ in self._all:
             if kind in reads.plugins:
                 yield kind, name
         for one in ancestors(wired, before):
@@ -110,9 +113,7 @@ class KeyParts:
         return sorted({user_module(target) for plugin in self._plugins(reads) for target in plugin.runs()})
 
     def _plugins(self, reads: Reads) -> list[Plugin]:
-        asked = self._asked
-        named = named_plugins(asked.recipe)
-        return [asked.plugin(kind, name, options) for kind, name, options, _ in named if kind in reads.plugins]
+        return [plugin for kind, _, plugin in self._all if kind in reads.plugins]
 
     def _variables(self, stage: Stage, reads: Reads) -> list[str]:
         """Environment variables that the stage and its plug-ins say they read."""

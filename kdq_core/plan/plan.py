@@ -72,7 +72,7 @@ class Plan(Frozen):
 def asked_of(recipe: Recipe, site: Site, catalog: Catalog, memo: Memo | None = None) -> Asked:
     """Join the recipe with its site and the plug-ins of the catalog."""
     built = None if memo is None else memo.plugins
-    return Asked(recipe, site, lambda kind, name, options: catalog.build(kind, name, options), built)
+    return Asked(recipe, site, catalog.build, built)
 
 
 def make_plan(recipe: Recipe, site: Site, catalog: Catalog, memo: Memo | None = None) -> Plan:

@@ -17,11 +17,17 @@ from kdq_core.recipe.spec import DistillerUse
 from kdq_core.store.hashing import sha256_file
 
 
-def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:
-    """The values of the recipe that the key of a stage holds if it reads `sections`, by name of the section."""
+def shown(asked: Asked, sections: Iterable[Section], known: dict[str, Any]) -> dict[str, Any]:
+    """The values of the recipe that the key of a stage holds if it reads `sections`, by name of the section.
+
+    Args:
+        asked: the recipe with its plug-ins.
+        sections: what the stage reads.
+        known: whole sections of this recipe as keys hold them; those of further ones join.
+    """
     found: dict[str, Any] = {}
     for section in sections:
-        held = section.held if section.held is not None else projected(_resolved(asked, section), section)
+        held = section.held if section.held is not None else projected(_resolved(asked, section, known), section)
         if isinstance(held, dict):
             if held:
                 found[section.name] = _merged(found.get(section.name, {}), held)
@@ -30,7 +36,7 @@ def shown(asked: Asked, sections: Iterable[Section]) -> dict[str, Any]:
     return found
 
 
-def _resolved(asked: Asked, section: Section) -> Any:
+def _resolved(asked: Asked, section: Section, known: dict[str, Any]) -> Any:
     """The section as keys hold it; of a field that it resolves to others under another name, the value as written.
 
     Raises:
@@ -41,7 +47,9 @@ def _resolved(asked: Asked, section: Section) -> Any:
             f"a stage's reads() names the section {section.name!r}{did_you_mean(section.name, SECTIONS) or ','} but a "
             f"recipe has: {listing(SECTIONS)}"
         )
-    whole, spec = SECTIONS[section.name](asked), getattr(asked.recipe, section.name, None)
+    if section.name not in known:
+        known[section.name] = SECTIONS[section.name](asked)
+    whole, spec = known[section.name], getattr(asked.recipe, section.name, None)
     if not isinstance(spec, Frozen):
         if section.name in LISTS and (section.only is not None or section.without):
             raise PluginError(
@@ -49,8 +57,10 @@ def _resolved(asked: Asked, section: Section) -> Any:
                 f"section: Section(name={section.name!r})"
             )
         return whole
-    written = spec.model_dump(mode="json")
     heads = {path.partition(".")[0] for path in (*(section.only or ()), *section.without)}
+    if not heads:
+        return whole
+    written = spec.model_dump(mode="json")
     strange = sorted(heads - written.keys() - {"options"})
     if strange:
         near = did_you_mean(strange[0], written) or ","

@@ -13,9 +13,11 @@ from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer, Targ
 
 if TYPE_CHECKING:
     from kdq_core.plugins.kinds import Kind
+    from kdq_core.recipe.explain import Where
     from kdq_core.recipe.spec import DistillerUse, Recipe, Site
 
-Build = Callable[["Kind", str, Mapping[str, JsonValue]], Plugin]
+Build = Callable[..., Plugin]
+"""Makes a plug-in from kind, name, options and `where`, as `Catalog.build` does."""
 
 
 class Asked:
@@ -27,7 +29,7 @@ class Asked:
     """
 
     def __init__(self, recipe: Recipe, site: Site, build: Build, built: dict[str, Plugin] | None = None) -> None:
-        """Take plug-ins from `build`, which makes one from kind, name and options; `built` keeps those it made."""
+        """Take plug-ins from `build`; `built` keeps those it made."""
         self.recipe, self.site, self._build = recipe, site, build
         self._built: dict[str, Plugin] = {} if built is None else built
 
@@ -35,11 +37,11 @@ class Asked:
         """Copy this request with another form of the recipe; both share the plug-ins."""
         return Asked(recipe, self.site, self._build, self._built)
 
-    def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue]) -> Plugin:
-        """Build a plug-in of the catalog with its options, or give the one built before."""
-        asked = json.dumps([kind, name, options], sort_keys=True)
+    def plugin(self, kind: Kind, name: str, options: Mapping[str, JsonValue], where: str | Where = "") -> Plugin:
+        """Build a plug-in of the catalog with its options, or give the one built before; for `where` see `Catalog`."""
+        asked = f"{kind} {name} {json.dumps(options, sort_keys=True) if options else ''}"
         if asked not in self._built:
-            self._built[asked] = self._build(kind, name, options)
+            self._built[asked] = self._build(kind, name, options, where=where)
         return self._built[asked]
 
     @cached_property

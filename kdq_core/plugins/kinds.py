@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -118,7 +119,12 @@ class Workload(Plugin, abc.ABC):
 
 def takes_views(workload: Workload) -> bool:
     """Whether `batches` of this workload takes `view`; workloads for older versions of KDQ do not."""
-    parameters = inspect.signature(workload.batches).parameters
+    return _takes_view(type(workload).batches)
+
+
+@cache
+def _takes_view(batches: Callable[..., object]) -> bool:
+    parameters = inspect.signature(batches).parameters
     return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

@@ -81,14 +81,15 @@ def _wired(use: StageUse, giving: Mapping[str, Wired], asked: Asked, catalog: Ca
     if not stage.wanted(asked):
         return None
     parents: dict[str, str] = {}
-    for name, port in stage.inputs(asked).items():
+    ports = stage.inputs(asked)
+    for name, port in ports.items():
         giver = giving.get(port.slot)
         if giver is not None:
             _check_record(use.title, port, giver)
             parents[name] = giver.title
         elif not port.optional:
             raise RecipeError(_nobody_gives(use.title, port.slot, asked.recipe, catalog))
-    _check_made_of(use.title, stage.inputs(asked), parents, giving)
+    _check_made_of(use.title, ports, parents, giving)
     return Wired(use.title, use.use, stage, parents)
 
 

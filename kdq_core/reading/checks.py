@@ -53,19 +53,23 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
     return recipe
 
 
-def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None) -> None:
+def check_recipe(
+    recipe: Recipe, catalog: Catalog, lines: Document | None = None, built: dict[str, Plugin] | None = None
+) -> None:
     """Build every plug-in that a recipe names, so that KDQ reports a wrong name or option before anything runs.
 
     Args:
         recipe: a valid `Recipe`.
         catalog: the installed plug-ins.
         lines: the document of the recipe, for file and line in messages.
+        built: plug-ins that several recipes share; by default none.
 
     Raises:
         RecipeError: an option is unknown or out of range, or parts of the recipe do not fit together.
         PluginError: a plug-in is missing or broken.
     """
-    built: dict[Loc, Plugin] = {}
+    found: dict[Loc, Plugin] = {}
+    asked = Asked(recipe, Site(home=Path()), catalog.build, built)
     for kind, name, options, loc in named_plugins(recipe):
 
         def where(inside: Loc, at: Loc = loc) -> str:
@@ -76,14 +80,14 @@ def check_recipe(recipe: Recipe, catalog: Catalog, lines: Document | None = None
         try:
             if kind == "stage" and options:
                 check_options(recipe, int(loc[1]), catalog, lines)
-            built[loc] = catalog.build(kind, name, options, where=where)
+            found[loc] = asked.plugin(kind, name, options, where)
         except PluginError as error:
             place = lines.where((*loc, "use")) if lines else ""
             raise PluginError(f"{place}: {error}" if place else str(error)) from error
-    check_teachers(recipe, {loc: plugin for loc, plugin in built.items() if isinstance(plugin, Distiller)}, lines)
-    _check_quantize(recipe, built, lines)
-    check_stages(Asked(recipe, Site(home=Path()), catalog.build), catalog, lines)
-    _check_gates(recipe, [p for p in built.values() if isinstance(p, Evaluator)], lines)
+    check_teachers(recipe, {loc: plugin for loc, plugin in found.items() if isinstance(plugin, Distiller)}, lines)
+    _check_quantize(recipe, found, lines)
+    check_stages(asked, catalog, lines)
+    _check_gates(recipe, [p for p in found.values() if isinstance(p, Evaluator)], lines)
 
 
 def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:

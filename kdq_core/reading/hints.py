@@ -16,6 +16,7 @@ from kdq_core.recipe.explain import dotted
 from kdq_core.recipe.spec import DistillerUse, DistillSpec, QuantizeSpec, Recipe, TeacherSpec
 from kdq_core.recipe.stages import StageUse
 from kdq_core.recipe.strict_yaml import Loc, short
+from kdq_core.recipe.study import FIELDS as STUDY
 from kdq_core.recipe.teacher import MemberSpec
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Hints:
             return (asked,), (
                 f"section {asked!r} holds the options of a stage that 'stages' does not list; list {asked!r} there"
             )
-        near = did_you_mean(asked, own) if not did_you_mean(asked, FIELDS) else ""
+        near = did_you_mean(asked, {*own, *STUDY} - {asked}) if not did_you_mean(asked, FIELDS) else ""
         return ((asked,), f"unknown key {asked!r}{near}") if near else None
 
     def _stages(self) -> Iterator[StageUse]:

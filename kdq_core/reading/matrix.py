@@ -10,15 +10,18 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from kdq_core.errors import RecipeError, did_you_mean, listing
+from kdq_core.reading.hints import DEFAULTS
 from kdq_core.recipe.strict_yaml import Document, Loc, short
 from kdq_core.recipe.study import FIELDS, MOST, UNASKED, Axes, LimitsSpec, MatrixSpec
 
 OWN = "options"
 """Field beside `use`: it belongs to the plug-in that the file names there."""
+LONGEST = 100
+"""Most letters in the name of a branch, which is a part of the name of a folder."""
 
 
 def combinations(matrix: MatrixSpec, limits: LimitsSpec | None, document: Document) -> list[Axes]:
@@ -34,13 +37,7 @@ def combinations(matrix: MatrixSpec, limits: LimitsSpec | None, document: Docume
     """
     number = math.prod(map(len, matrix.over.values())) if matrix.over else 0
     where = document.where(("matrix", "over"))
-    most = UNASKED if limits is None else MOST
-    if number + len(matrix.include) > most:
-        advice = f"write limits: {{trials: {MOST}}} or fewer" if limits is None else "leave out values"
-        raise RecipeError(
-            f"{where}: the matrix has {number + len(matrix.include):,} branches, and KDQ allows "
-            f"{f'{UNASKED} without limits' if limits is None else f'{MOST:,}'}; {advice}"
-        )
+    _check_number(number + len(matrix.include), limits, where)
     for index, entry in enumerate(matrix.exclude):
         _check_excluded(entry, matrix, document.where(("matrix", "exclude", index)))
     product = (dict(zip(matrix.over, values, strict=True)) for values in itertools.product(*matrix.over.values()))
@@ -48,10 +45,23 @@ def combinations(matrix: MatrixSpec, limits: LimitsSpec | None, document: Docume
     found = [*kept, *map(dict, matrix.include)]
     if not found:
         raise RecipeError(f"{where}: 'exclude' leaves no branch of {number}; exclude less")
-    twins = [axes for index, axes in enumerate(found) if axes in found[:index]] if len(found) <= UNASKED else []
-    if twins:
-        raise RecipeError(f"{where}: two branches are {written(twins[0])}; name each combination once")
+    seen: set[str] = set()
+    for axes in found:
+        one = written(dict(sorted(axes.items())))
+        if one in seen:
+            raise RecipeError(f"{where}: two branches are {written(axes)}; name each combination once")
+        seen.add(one)
     return found
+
+
+def _check_number(number: int, limits: LimitsSpec | None, where: str) -> None:
+    if number > MOST:
+        raise RecipeError(f"{where}: the matrix has {number:,} branches, and KDQ allows {MOST:,}; leave out values")
+    if number > UNASKED and limits is None:
+        raise RecipeError(
+            f"{where}: the matrix has {number:,} branches, and KDQ allows {UNASKED} without limits; write limits: "
+            f"{{trials: {number}}} or fewer, or leave out values"
+        )
 
 
 def _check_excluded(entry: Axes, matrix: MatrixSpec, where: str) -> None:
@@ -74,17 +84,25 @@ def branch_document(document: Document, axes: Axes, section: str = "matrix") -> 
     Messages about a value of an axis show the line of that axis in the section.
 
     Raises:
-        RecipeError: an axis goes into a value that is no mapping.
+        RecipeError: an axis goes into a value that is no mapping, or is a section of the study.
     """
-    value = {name: part for name, part in copy.deepcopy(document.value).items() if name not in FIELDS}
+    value = {name: copy.deepcopy(part) for name, part in document.value.items() if name not in FIELDS}
     lines = dict(document.lines)
-    for axis in sorted(axes, key=lambda axis: axis.count(".")):
+    for axis in sorted(axes, key=_order):
         path: Loc = tuple(int(part) if part.isdecimal() else part for part in axis.split("."))
         at = document.where((section, "over" if section == "matrix" else "space", axis))
+        if path[0] in FIELDS:
+            raise RecipeError(f"{at}: the axis {axis!r} is about the branches; name a field that each branch has")
         _put(value, path, copy.deepcopy(axes[axis]), axis, at)
         if ":" in at:
-            lines[path] = int(at.rpartition(":")[2])
+            line = int(at.rpartition(":")[2])
+            lines |= {path[:end]: line for end in range(1, len(path)) if path[:end] not in lines} | {path: line}
     return Document(document.name, value, lines)
+
+
+def _order(axis: str) -> tuple[int, bool]:
+    """Sections before their fields, and `use` before the options beside it."""
+    return axis.count("."), axis.rpartition(".")[2] != "use"
 
 
 def _put(value: Any, path: Loc, given: Any, axis: str, where: str) -> None:
@@ -105,7 +123,7 @@ def _put(value: Any, path: Loc, given: Any, axis: str, where: str) -> None:
     last = path[-1]
     if isinstance(inside, list) and not (isinstance(last, int) and last < len(inside)):
         raise RecipeError(f"{where}: the axis {axis!r} names item {last!r} of a list of {len(inside)}; count from 0")
-    if last == "use" and isinstance(inside, dict) and inside.get("use") != given:
+    if last == "use" and isinstance(inside, dict) and inside.get("use", DEFAULTS.get(path[:-1])) != given:
         inside.pop(OWN, None)  # they are those of the plug-in that the file names
     inside[last] = given
 
@@ -121,11 +139,16 @@ def names_of(branches: Sequence[Axes]) -> list[str]:
     axes = dict.fromkeys(axis for branch in branches for axis in branch)
     titles = dict(_titles(list(axes)))
     names = [",".join(f"{titles[axis]}={_value(value)}" for axis, value in branch.items()) for branch in branches]
-    seen: dict[str, int] = {}
-    for index, name in enumerate(names):
-        seen[name] = seen.get(name, 0) + 1
-        names[index] = name if seen[name] == 1 else f"{name}+{seen[name]}"
-    return names
+    return list(_unique(name[:LONGEST].rstrip(",=") or "base" for name in names))
+
+
+def _unique(names: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        numbered = (f"{name}+{number}" for number in itertools.count(2))
+        one = next(each for each in itertools.chain([name], numbered) if each not in seen)
+        seen.add(one)
+        yield one
 
 
 def _titles(axes: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -147,6 +170,8 @@ def _value(value: Any) -> str:
         value = value.get("name") or value.get("use") or value
     if isinstance(value, list):
         value = "+".join(map(_value, value))
+    if isinstance(value, int | float):
+        return json.dumps(value)
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^\w.+]+", "-", text).strip("-")[:40] or "none"
 

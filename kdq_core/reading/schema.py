@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import PluginError
 from kdq_core.recipe.spec import MAX_WEIGHT, DistillSpec, QuantizeSpec, Recipe
+from kdq_core.recipe.study import StudySpec
 
 if TYPE_CHECKING:
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.plugins.kinds import Kind
 
 Schema = dict[str, Any]
+
+STUDY = {"matrix": "MatrixSpec", "search": "SearchSpec", "select": "SelectSpec", "limits": "LimitsSpec"}
+"""The sections of a study, each with the name of its definition."""
 
 
 def recipe_schema(catalog: Catalog) -> Schema:
@@ -31,7 +35,18 @@ def recipe_schema(catalog: Catalog) -> Schema:
     fields["workload"] = {"$ref": "#/$defs/Workload"}
     fields["target"] = {"$ref": "#/$defs/Target"}
     fields["evaluate"]["items"] = {"$ref": "#/$defs/Evaluator"}
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+    _study(defs, fields)
+    alone = {"dependencies": {name: ["matrix"] for name in STUDY if name != "matrix"}}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, **alone}
+
+
+def _study(defs: Schema, fields: Schema) -> None:
+    """Describe the sections that make branches of a recipe."""
+    study = StudySpec.model_json_schema()
+    for name, spec in STUDY.items():
+        fields[name] = study["properties"][name]
+        defs[spec] = study["$defs"][spec]
+    defs["Range"] = study["$defs"]["Range"]
 
 
 def _distill(catalog: Catalog, defs: Schema) -> None:

@@ -19,9 +19,10 @@ from kdq_core.reading.matrix import branch_document, combinations, names_of
 from kdq_core.reading.recipe_file import read_document, recipe_from_document
 from kdq_core.recipe.explain import problems, summary
 from kdq_core.recipe.site import Site
-from kdq_core.recipe.study import FIELDS, Axes, SelectSpec, StudySpec
+from kdq_core.recipe.study import FIELDS, Axes, Range, SelectSpec, StudySpec
 
 if TYPE_CHECKING:
+    from kdq_core.plugins.kinds import Plugin
     from kdq_core.recipe.spec import Recipe
     from kdq_core.recipe.strict_yaml import Document, Loc
 
@@ -83,28 +84,49 @@ def read_study(document: Document, catalog: Catalog, *, files: bool = False) -> 
     spec = _spec(document)
     found = combinations(spec.matrix, spec.limits, document) if spec.matrix is not None else []
     names = names_of(found)
+    built: dict[str, Plugin] = {}
     wrong: list[tuple[str, KdqError]] = []
     branches: list[Branch] = []
     for name, axes in zip(names, found, strict=True):
         try:
-            branches.append(Branch(name, axes, branch_recipe(document, axes, catalog, files=files)))
+            branches.append(Branch(name, axes, branch_recipe(document, axes, catalog, built, files=files)))
         except KdqError as error:
             wrong.append((name, error))
     if wrong:
         name, first = wrong[0]
         more = f"\n{len(wrong) - 1} more of {len(found)} branches have mistakes" if len(wrong) > 1 else ""
         raise type(first)(f"branch {name}: {first}{more}")
-    if spec.select is not None and branches:
+    if spec.search is not None:
+        space = spec.search.space
+        start: Axes = {axis: one.low if isinstance(one, Range) else one[0] for axis, one in space.items()}
+        tried = branch_recipe(document, start, catalog, built, files=files, section="search")
+        assert spec.select is not None  # a search has one
+        _check_select(spec.select, tried, catalog, document)
+    elif spec.select is not None:
         _check_select(spec.select, branches[0].recipe, catalog, document)
     return Study(document, tuple(branches), spec)
 
 
 def branch_recipe(
-    document: Document, axes: Axes, catalog: Catalog, *, files: bool = False, section: str = "matrix"
+    document: Document,
+    axes: Axes,
+    catalog: Catalog,
+    built: dict[str, Plugin] | None = None,
+    *,
+    files: bool = False,
+    section: str = "matrix",
 ) -> Recipe:
     """The recipe of one branch, checked.
 
     A setting of the file that the branch's quantizer ignores is left out of the branch: the file has it for others.
+
+    Args:
+        document: the file with the sections of the study.
+        axes: values of the branch.
+        catalog: the installed plug-ins.
+        built: plug-ins that the branches share; by default none.
+        files: also look for the files and factories that it names.
+        section: where the axes stand.
 
     Raises:
         KdqError: the branch is no valid recipe.
@@ -112,7 +134,7 @@ def branch_recipe(
     branch = branch_document(document, axes, section)
     while True:
         try:
-            return _checked(branch, catalog, files=files)
+            return _checked(branch, catalog, built, files=files)
         except UnusedError as error:
             path = ".".join(error.loc)
             if not isinstance(branch.value.get(error.loc[0]), dict) or any(_meets(axis, path) for axis in axes):
@@ -124,9 +146,9 @@ def _meets(axis: str, path: str) -> bool:
     return f"{path}.".startswith(f"{axis}.") or f"{axis}.".startswith(f"{path}.")
 
 
-def _checked(document: Document, catalog: Catalog, *, files: bool) -> Recipe:
+def _checked(document: Document, catalog: Catalog, built: dict[str, Plugin] | None = None, *, files: bool) -> Recipe:
     recipe = recipe_from_document(document, catalog)
-    check_recipe(recipe, catalog, lines=document)
+    check_recipe(recipe, catalog, document, built)
     if files:
         check_files(recipe, document)
     return recipe

@@ -85,7 +85,8 @@ def _alternatives(schema: Schema, root: Schema) -> list[Schema]:
 def _step(schema: Schema, part: str | int, root: Schema) -> Schema | None:
     """The schema of the item or property `part`, or `None` if there is none."""
     for known in _alternatives(schema, root):
-        found = known.get("items") if isinstance(part, int) else known.get("properties", {}).get(part)
+        named = known.get("properties", {}).get(part, known.get("additionalProperties"))
+        found = known.get("items") if isinstance(part, int) else named
         if isinstance(found, dict):
             return found
     return None

@@ -50,15 +50,14 @@ class Range(Frozen):
     step: int | float | None = Field(default=None, gt=0, description="distance of two values; null: any")
     log: bool = Field(default=False, description="true: draw the logarithm evenly, for values such as a learning rate")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
+    @property
+    def wrong(self) -> str:
+        """Why no value lies between the bounds; empty if some do."""
         if self.low >= self.high:
-            raise ValueError(f"'low' is {self.low} and 'high' is {self.high}; 'low' must be below 'high'")
+            return f"'low' is {self.low} and 'high' is {self.high}; 'low' must be below 'high'"
         if self.log and self.low <= 0:
-            raise ValueError(f"'log' needs a 'low' above 0, and it is {self.low}")
-        if self.log and self.step is not None:
-            raise ValueError("'log' and 'step' do not go together; leave one of them out")
-        return self
+            return f"'log' needs a 'low' above 0, and it is {self.low}"
+        return "'log' and 'step' do not go together; leave one of them out" if self.log and self.step else ""
 
 
 class SearchSpec(Frozen):
@@ -70,6 +69,14 @@ class SearchSpec(Frozen):
     sampler: Literal["tpe", "random", "grid"] = Field(
         default="tpe", description="tpe: tree-structured Parzen estimator; random; grid: every combination once"
     )
+
+    @field_validator("space")
+    @classmethod
+    def _ranges(cls, space: dict[str, tuple[JsonValue, ...] | Range]) -> dict[str, tuple[JsonValue, ...] | Range]:
+        for axis, values in space.items():
+            if isinstance(values, Range) and values.wrong:
+                raise ValueError(f"axis {axis!r}: {values.wrong}")
+        return space
 
 
 class SelectSpec(Frozen):

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -59,9 +59,14 @@ def cpu_saturates(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = N
     """Say whether 8-bit products can saturate here: on an x86 CPU whose flags do not name VNNI."""
     if (machine or platform.machine()).lower() not in ("x86_64", "amd64", "i686"):
         return False
+    return not VNNI & _flags(cpuinfo)
+
+
+@cache
+def _flags(cpuinfo: Path) -> frozenset[str]:
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
-    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
-    return not VNNI & set(flags)
+    flags = (line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags"))
+    return frozenset(next(flags, ()))
 
 
 class OnnxRuntimeCpu(Target):

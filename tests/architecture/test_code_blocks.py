@@ -163,3 +163,25 @@ def test_the_text_example_makes_a_file_that_takes_sentences_of_every_length(tmp_
             assert "takes tokens int64 [batch, any], mask float32 [batch, any]" in " ".join(done.stdout.split())
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["3", "7"]
     assert json.loads((tmp_path / "my_text-int8" / "result.json").read_text())["models"]["int8"]["top1"] > 0.8
+
+
+@pytest.mark.rare
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_page_about_branches_does_what_it_says(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "matrix.md"
+    for name, text in titled(page, "example").items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "KDQ_HOME": str(tmp_path / "home"), "KDQ_THREADS": "1"}
+    told = []
+    for words in (line for block in blocks(page, "sh") for line in shell_lines(block)):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+        told.append(done.stdout)
+    result, plan = json.loads(told[-2].splitlines()[-1]), json.loads(told[-1])
+    assert list(result["branches"][0]) == [
+        "branch", "axes", "models", "gains", "gates", "artifact", "version", "status", "error", "run",
+    ]  # fmt: skip
+    assert list(result["selected"]) == ["branch", "pareto", "verdict"]
+    assert len(next(row["branches"] for row in plan if row["stage"] == "distill")) == 4

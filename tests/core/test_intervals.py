@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
 import pytest
 from scipy import stats
 
-from kdq_core.intervals import Z95, paired, student_975, wilson
+from kdq_core.intervals import Z95, mean_of, paired, student_975, wilson
 
 
 # Student 1908 as tabulated in Fisher and Yates 1963, "Statistical Tables", table III.
@@ -34,6 +35,18 @@ def test_the_paired_interval_follows_its_formula_and_never_vanishes() -> None:
     assert paired(20, 10, 100) == pytest.approx((-0.00898, 0.20506), abs=1e-4)
     low, high = paired(0, 0, 300)
     assert -0.01 < low < 0 < high < 0.01
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [0.91, 0.93, 0.92, 0.97], [-3.0, 5.0, 0.25, 8.0, 1e-3]])
+def test_the_interval_of_a_mean_is_that_of_scipy(values: list[float]) -> None:
+    exact = stats.ttest_1samp(values, 0.0)
+    ends = exact.confidence_interval(0.95)
+    assert mean_of(values) == pytest.approx((sum(values) / len(values), ends.low, ends.high))
+
+
+def test_equal_values_have_an_interval_of_no_width_and_one_value_an_endless_one() -> None:
+    assert mean_of([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+    assert mean_of([2.0]) == (2.0, -math.inf, math.inf)
 
 
 def test_importing_the_intervals_imports_no_scipy() -> None:

@@ -32,7 +32,8 @@ app = typer.Typer(
     name="kdq",
     help="Compress PyTorch models: distillation and quantization together, as a resumable pipeline.",
     epilog="Exit codes: 0 success; 1 a failed run, gates not met, or an unexpected error; 2 a wrong request, and "
-    "nothing ran; 3 a promotion that another process was faster with; 130 an interrupt.",
+    "nothing ran; 3 no branch meets the goals of 'select', or another process was faster with a promotion; 130 an "
+    "interrupt.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -32,23 +32,43 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Miss:
+    """A rule that a candidate does not meet.
+
+    Attributes:
+        by: how far it is missed, as a share of the bound; endless if it cannot be judged.
+        value: the mean over the branches; `None` if it was not measured in all.
+        bound: likewise.
+    """
+
+    by: float
+    value: float | None
+    bound: float | None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """Branches that differ in their seed alone.
 
     Attributes:
         branches: in the order of the study.
         values: of each objective, one for each branch; a metric to maximise has a minus.
-        short: how far each goal is missed, as a share of its bound; empty if all goals are met.
+        short: the rules that are missed; empty if all goals are met. An anomaly of a branch is one of them.
     """
 
     branches: tuple[Measured, ...]
     values: tuple[tuple[float, ...], ...]
-    short: Mapping[str, float]
+    short: Mapping[str, Miss]
 
     @property
     def name(self) -> str:
         """The name of its first branch, which stands for it."""
         return self.branches[0].name
+
+    @property
+    def short_by(self) -> float:
+        """How far the rule is missed that is missed most."""
+        return max(miss.by for miss in self.short.values())
 
     @property
     def point(self) -> tuple[float, ...]:
@@ -82,7 +102,8 @@ def select(spec: SelectSpec, branches: Sequence[Measured]) -> SelectedFacts:
 def judged(spec: SelectSpec, branch: Measured) -> tuple[tuple[float, ...], Mapping[str, float]]:
     """The objectives of one branch, less is better; and by what share of its bound it misses each goal, 0 if not."""
     found = _candidate(spec, (branch,))
-    return found.point, {goal.rule: found.short.get(goal.rule, 0.0) for goal in judge(spec.goals, branch.report)}
+    rules = dict.fromkeys([*(one.rule for one in judge(spec.goals, branch.report)), *found.short])
+    return found.point, {rule: found.short[rule].by if rule in found.short else 0.0 for rule in rules}
 
 
 def _groups(branches: Sequence[Measured]) -> list[tuple[Measured, ...]]:
@@ -94,27 +115,26 @@ def _groups(branches: Sequence[Measured]) -> list[tuple[Measured, ...]]:
 
 
 def _candidate(spec: SelectSpec, group: tuple[Measured, ...]) -> Candidate:
-    verdicts = [judge(spec.goals, one.report) for one in group]
-    short = {rule: by for each in zip(*verdicts) for rule, by in [_missed(each)] if by > 0} if _alike(verdicts) else {}
-    if not _alike(verdicts):  # an anomaly adds a verdict of its own
-        short = {verdict.rule: math.inf for each in verdicts for verdict in each if not verdict.met}
+    odd = {one.rule: Miss(math.inf, one.value, one.bound) for each in group for one in each.report.anomalies}
+    goals = zip(*(judge(spec.goals, one.report.model_copy(update={"anomalies": ()})) for one in group))
+    missed = {verdicts[0].rule: _missed(verdicts) for verdicts in goals}
+    short = odd or {rule: miss for rule, miss in missed.items() if miss.by > 0}
     values = [[_value(spec, metric, one.report) for one in group] for metric in spec.metrics]
     return Candidate(group, tuple(map(tuple, values)), short)
 
 
-def _alike(verdicts: Sequence[Sequence[GateVerdict]]) -> bool:
-    return len({tuple(verdict.rule for verdict in each) for each in verdicts}) == 1
+def _missed(verdicts: Sequence[GateVerdict]) -> Miss:
+    """How far the mean over the branches misses one goal; by 0 if it is met."""
+    value, bound = _mean([one.value for one in verdicts]), _mean([one.bound for one in verdicts])
+    if value is None or bound is None or not (math.isfinite(value) and math.isfinite(bound)):
+        return Miss(math.inf, value, bound)
+    by = bound - value if "≥" in verdicts[0].rule else value - bound
+    return Miss(max(by, 0.0) / (abs(bound) or 1.0), value, bound)
 
 
-def _missed(verdicts: Sequence[GateVerdict]) -> tuple[str, float]:
-    """A goal, and by what share of its bound the mean over the branches misses it; 0 if it is met."""
-    rule = verdicts[0].rule
-    known = [(one.value, one.bound) for one in verdicts if one.value is not None and one.bound is not None]
-    if len(known) < len(verdicts) or not all(math.isfinite(value) and math.isfinite(bound) for value, bound in known):
-        return rule, math.inf
-    value, bound = (fmean(each) for each in zip(*known))
-    by = bound - value if "≥" in rule else value - bound
-    return rule, max(by, 0.0) / (abs(bound) or 1.0)
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _value(spec: SelectSpec, metric: str, report: EvaluationReport) -> float:
@@ -139,16 +159,28 @@ def _counted(found: Sequence[Candidate]) -> str:
 
 
 def _against(spec: SelectSpec, best: Candidate, other: Candidate) -> str:
-    """Whether the best is shown to be better than the next, by the most important objective that differs."""
-    for metric, mine, theirs in zip(spec.metrics, best.values, other.values, strict=True):
-        if mine != theirs:
-            difference, low, high = mean_of([t - m for t, m in zip(theirs, mine)])
+    """Whether the best is shown to be better than the next, by the most important objective that differs.
+
+    The differences are those of the seeds that both have.
+    """
+    here, there = _by_seed(best), _by_seed(other)
+    common = [seed for seed in here if seed in there]
+    for index, metric in enumerate(spec.metrics if len(common) > 1 else ()):
+        differences = [there[seed][index] - here[seed][index] for seed in common]
+        if any(differences):
+            difference, low, high = mean_of(differences)
             shown = "shown" if low > 0 else "not shown"
             return (
                 f"better in {metric} than {other.name}: {shown} (mean difference {difference:.4g}, {low:.4g} to "
                 f"{high:.4g})"
             )
     return ""
+
+
+def _by_seed(one: Candidate) -> dict[str, tuple[float, ...]]:
+    """The objectives of each branch, by its seed."""
+    seeds = [json.dumps(branch.axes.get(SEED)) for branch in one.branches]
+    return dict(zip(seeds, zip(*one.values, strict=True), strict=True))
 
 
 def _nearest(spec: SelectSpec, found: Sequence[Candidate]) -> str:
@@ -158,12 +190,10 @@ def _nearest(spec: SelectSpec, found: Sequence[Candidate]) -> str:
     if unknown:
         lacking = next(_lacking(spec, unknown[0]), spec.metrics[0])
         return f"no branch can be selected: {lacking!r} was not measured for {spec.of}"
-    near = min(found, key=lambda one: max(one.short.values()))
-    verdicts = {verdict.rule: verdict for verdict in judge(spec.goals, near.branches[0].report)}
-    rule = max(near.short, key=lambda rule: near.short[rule])
-    verdict = verdicts.get(rule)
-    value = "not measured" if verdict is None or verdict.value is None else f"{verdict.value:.6g}"
-    bound = "" if verdict is None or verdict.bound is None else f", bound {verdict.bound:.6g}"
+    near = min(found, key=lambda one: one.short_by)
+    rule, miss = max(near.short.items(), key=lambda item: item[1].by)
+    value = "not measured" if miss.value is None else f"{miss.value:.6g}"
+    bound = "" if miss.bound is None else f", bound {miss.bound:.6g}"
     return f"none of {_counted(found)} meets the goals; the nearest is {near.name}: {rule}: it is {value}{bound}"
 
 

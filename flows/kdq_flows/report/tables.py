@@ -43,18 +43,21 @@ def study_page(result: RunResult, reports: Mapping[str, EvaluationReport], comma
     quality = None if first is None else main_metric(first.models.get("int8", ()), first.models.get("student", ()))
     shown = [name for name in (quality, *COSTS, "speedup") if name and any(name in each for each in measured.values())]
     front = result.selected.pareto if result.selected else ()
-    rows = []
+    rows, numbered = [], {one.branch: str(number) for number, one in enumerate(result.branches, 1)}
     for one in result.branches:
         mark = "selected" if result.selected and one.branch == result.selected.branch else ""
         cells = [_cell(measured.get(one.branch, {}).get(name)) for name in shown]
         version = f"{one.version.name} {one.version.version}" if one.version else ""
-        rows.append([one.branch, mark or ("front" if one.branch in front else ""), one.status, *cells, version])
+        name = f"{numbered[one.branch]}: {one.branch}"
+        rows.append([name, mark or ("front" if one.branch in front else ""), one.status, *cells, version])
+    points = [numbered[name] for name in front]
     columns = ["branch", "selection", "status", *map(words_of, shown), "version"]
     verdict = result.selected.verdict if result.selected else "The recipe has no 'select', so no branch is selected."
     return _page(
         what="KDQ study", title=result.run, state=result.status, verdicts=[verdict, *filter(None, [result.verdict])],
         warnings=[f"{one.branch}: {one.error}" for one in result.branches if one.error],
-        charts=_trades(measured, quality, front), tables=[Table("Branches", columns, rows)], command=command,
+        charts=_trades({numbered[name]: each for name, each in measured.items()}, quality, points),
+        tables=[Table("Branches", columns, rows, "The charts show each branch by its number.")], command=command,
     )  # fmt: skip
 
 
@@ -64,12 +67,13 @@ def synergy_page(found: Synergy) -> str:
     cells: dict[str, dict[str, str]] = {}
     for cell in found.cells:
         name = "float" if cell.path == "float" else f"{cell.path.upper()}, {cell.bits} bits"
-        ends = f" ({form(cell.low)} to {form(cell.high)})" if math.isfinite(cell.low) else ""
+        ends = f" ± {form(cell.high - cell.mean)}" if math.isfinite(cell.high) else ""
         cells.setdefault(cell.distiller, {})[name] = f"{form(cell.mean)}{ends}"
     paths = sorted({name for row in cells.values() for name in row}, key=lambda name: (name != "float", name))
     rows = [[name, *(row.get(path, "") for path in paths)] for name, row in cells.items()]
     effects = [[_named(one), form(one.mean), _ends(one, form), one.verdict, _more(one)] for one in found.effects]
-    note = f"Means over {found.seeds} paired seeds with 95 % intervals; {found.epochs} epochs of each student in all."
+    seeds = f"{found.seeds} paired seeds, mean ± half of the 95 % interval" if found.seeds > 1 else "One seed"
+    note = f"{seeds}; {found.epochs} epochs of each student in all."
     drawn = [
         Interval(
             f"{one.name}, {one.bits} bits", "m2" if one.verdict == "not shown" else "m0", one.mean, one.low, one.high
@@ -77,7 +81,7 @@ def synergy_page(found: Synergy) -> str:
         for one in found.effects
     ]
     charts = [
-        intervals(f"Effects of {name} on {found.metric}", each, "", form, at=0.0)
+        intervals(f"Effects of {name} on {found.metric}", each, "", partial(numbers.short, unit=found.unit), at=0.0)
         for name in dict.fromkeys(one.distiller for one in found.effects)
         for each in [[row for row, one in zip(drawn, found.effects, strict=True) if one.distiller == name]]
         if found.seeds > 1
@@ -112,7 +116,7 @@ def _page(
 
 
 def _trades(measured: Mapping[str, Mapping[str, Metric]], quality: str | None, front: Sequence[str]) -> list[Drawn]:
-    """Quality against each cost, one point a branch."""
+    """Quality against each cost, one point a branch, by its number."""
     found = []
     for cost in COSTS if quality else ():
         assert quality is not None

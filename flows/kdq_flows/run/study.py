@@ -18,12 +18,13 @@ from kdq_core.recipe.spec import Site
 from kdq_core.store.hashing import canonical
 from kdq_core.store.records import EvaluationReport
 from kdq_flows.facts.parts import StageFacts
+from kdq_flows.facts.result import RunResult
 from kdq_flows.facts.selecting import SEED, Measured, select
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report.page import command
 from kdq_flows.report.tables import study_page
-from kdq_flows.run.branches import BranchObserver, facts_of
+from kdq_flows.run.branches import OF_STUDY, BranchObserver, facts_of
 from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import call_with_retries
@@ -276,7 +277,7 @@ class StudyRun:
     def _keep(self) -> None:
         """Write the facts so far with the best branch so far, and their page; each whole or not at all."""
         self._choose()
-        facts = facts_of(self)
+        facts = self.facts()
         keep(facts.model_dump_json(indent=1), self.file)
         reports = {name: one.view.record("report", EvaluationReport) for name, one in self.pipelines.items()}
         known = {name: report for name, report in reports.items() if report is not None}
@@ -299,6 +300,25 @@ class StudyRun:
     def seconds(self) -> float:
         """Wall-clock time so far."""
         return round(time.monotonic() - self._began, 3)
+
+    def facts(self) -> RunResult:
+        """The facts so far; what is about one model comes from the selected branch."""
+        best = None if self.selected is None else self.selected.branch
+        base = {} if best is None else dict(self.pipelines[best].facts())
+        stages, error = tuple(self.stages.values()), self.error
+        quiet = bool(stages) and all(stage.state == "cached" for stage in stages)
+        return RunResult(
+            **({"models": {}} | {name: value for name, value in base.items() if name not in OF_STUDY}),
+            run=self.name,
+            status="failed" if error else "no-news" if quiet else "completed",
+            seconds=self.seconds,
+            stages=stages,
+            error=str(error) if error else None,
+            links=self.links,
+            report=str(self.page),
+            branches=(*(facts_of(one, self.pipelines[one.name]) for one in self.planned), *self.refused.values()),
+            selected=self.selected,
+        )
 
     @property
     def error(self) -> KdqError | None:

@@ -14,11 +14,13 @@ import yaml
 from kdq_core.errors import KdqError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.reading.checks import check_recipe
-from kdq_core.reading.recipe_file import recipe_from_text
+from kdq_core.reading.recipe_file import document_from_text, recipe_from_document
 from kdq_core.reading.schema import recipe_schema
+from kdq_core.reading.studies import read_study
+from kdq_core.recipe.study import FIELDS
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
-HOUSE = [RECIPES / "digits.yaml"]
+HOUSE = [RECIPES / "digits.yaml", RECIPES / "digits-matrix.yaml"]
 EXAMPLES = sorted(set(RECIPES.glob("*.yaml")) - set(HOUSE))
 SHORT = "name: x\nworkload: digits\n"
 
@@ -32,7 +34,11 @@ def verdicts(text: str, catalog: Catalog) -> tuple[bool, bool]:
     """Whether the schema and the reader take a recipe."""
     schema_takes = jsonschema.Draft7Validator(recipe_schema(catalog)).is_valid(yaml.safe_load(text))
     try:
-        check_recipe(recipe_from_text(text), catalog)
+        document = document_from_text(text, "r.yaml")
+        if FIELDS & document.value.keys():
+            read_study(document, catalog)
+        else:
+            check_recipe(recipe_from_document(document), catalog)
     except KdqError:
         return schema_takes, False
     return schema_takes, True
@@ -80,6 +86,8 @@ def test_every_recipe_of_the_examples_is_valid_where_they_are_installed_and_says
         SHORT + "distill: {use: logit-kd, options: {temperature: 2}}",
         SHORT + "evaluate: [size, {use: quality}]",
         SHORT + "teacher: {fit: {clip_norm: null}}",
+        SHORT + "matrix: {over: {seed: [0, 1], quantize.use: [lsq]}}",
+        SHORT + "matrix: {include: [{seed: 3}]}\nselect: {minimise: [bytes]}\nlimits: {time: 4h}",
     ],
 )
 def test_schema_and_reader_take_the_same(text: str, house: Catalog) -> None:
@@ -102,6 +110,12 @@ def test_schema_and_reader_take_the_same(text: str, house: Catalog) -> None:
         SHORT + "target: logit-kd",
         SHORT + "teacher: {fit: {epochs: 0}}",
         SHORT + "seed: '1'",
+        SHORT + "matrix: {over: {seed: []}}",
+        SHORT + "matrix: {over: 3}",
+        SHORT + "matirx: {over: {seed: [0]}}",
+        SHORT + "select: {minimise: [bytes]}",
+        SHORT + "matrix: {over: {seed: [0]}}\nselect: {minimize: [bytes]}",
+        SHORT + "matrix: {over: {seed: [0]}}\nlimits: {trials: 0}",
     ],
 )
 def test_schema_and_reader_refuse_the_same(text: str, house: Catalog) -> None:
