@@ -51,8 +51,8 @@ def move(
             settle(mlflow, name)
             return won
         link = head(mlflow, name)
-        first_ever = seen is None and won.entry.kind in MOVES  # then `before` may have been read after that move
-        if link is None or first_ever or link.entry.aliases != before:
+        # `before` may have been read after the other's move, so that equal aliases alone prove nothing
+        if link is None or _moves_since(mlflow, name, seen) or link.entry.aliases != before:
             raise _lost(mlflow, name, seen, won, alias, to)
 
 
@@ -84,10 +84,15 @@ def _after(before: Aliases, alias: str, to: int) -> Aliases:
     return after
 
 
+def _moves_since(mlflow: MlflowClient, name: str, seen: Link | None) -> list[Link]:
+    """The moves in the chain behind the head that a decision was made on."""
+    after = 0 if seen is None else seen.number
+    return [link for link in recent(mlflow, name) if link.entry.kind in MOVES and link.number > after]
+
+
 def _lost(mlflow: MlflowClient, name: str, seen: Link | None, won: Link, alias: str, to: int) -> LostError:
     """Name the move that came first."""
-    links = recent(mlflow, name)
-    since = [link for link in links if link.entry.kind in MOVES and link.number > (seen.number if seen else 0)]
+    since = _moves_since(mlflow, name, seen)
     entry = (since[0] if since else won).entry
     return LostError(
         f"version {to} of {name!r} did not become {alias!r}: {entry.actor} {DID.get(entry.kind, entry.kind)} version "

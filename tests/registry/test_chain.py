@@ -70,6 +70,16 @@ def test_of_two_who_saw_the_same_head_the_second_is_told_whom_it_lost_to(bare: S
     assert aliases_of(bare) == {"champion": 4, "previous": 2}
 
 
+def test_who_saw_an_empty_chain_loses_to_a_move_behind_a_refusal(bare: Site) -> None:
+    """The move also set the alias before the loser read it, so that both see the same aliases."""
+    moving.refuse(bare, client(bare), "digits", alias="champion", to=4, reason="gates")
+    won = moved(bare, 2)
+    with pytest.raises(LostError) as caught:
+        moved(bare, 3, seen=None)
+    assert f"{won.actor} promoted version 2 at the same moment (entry 2, " in str(caught.value)
+    assert aliases_of(bare) == {"champion": 2}
+
+
 def test_a_refusal_in_between_takes_nothing_from_a_promotion(bare: Site) -> None:
     moved(bare, 1)
     seen = head(client(bare), "digits")
