@@ -97,8 +97,13 @@ def test_the_table_marks_the_selected_branch_and_those_of_the_front(capsys: pyte
         )
     )
     out = capsys.readouterr().out
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()[:1] in "abcd" and line}
+    lines = [line.strip("│").split("│") for line in out.splitlines() if line.startswith("│")]
     assert "4 branches (3 completed, 1 failed)" in out
-    assert (rows["a"][0], rows["b"][0], rows["c"][0], rows["d"][0]) == ("completed", "selected", "front", "failed")
+    assert [[cell.strip() for cell in cells] for cells in lines] == [
+        ["a", "", "completed", "0.5", "10"],
+        ["b", "selected", "completed", "0.5", "10"],
+        ["c", "front", "completed", "0.5", "10"],
+        ["d", "", "failed", "", ""],
+    ]
     assert "failed    d: it broke" in out
     assert "selected  b: bytes 10; of 3 branches" in out

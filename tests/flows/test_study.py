@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.test_run import KDQ, environment, facts, kdq, versions
+from tests.flows.test_run import KDQ, environment, facts, versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,6 +27,13 @@ OVER = "matrix: {over: {quantize.use: [minmax-qat, static], quantize.weights: [8
 RECIPE = TINY + OVER + "select: {minimise: [bytes], maximise: [top1]}\n"
 NAMES = ["use=minmax-qat,weights=8", "use=minmax-qat,weights=4", "use=static,weights=8", "use=static,weights=4"]
 Finished = tuple[Path, Path, dict[str, Any]]
+
+
+def kdq(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command; four exports take minutes on a busy machine."""
+    return subprocess.run(
+        [KDQ, *words], env=environment(home), cwd=home.parent, capture_output=True, text=True, timeout=800
+    )
 
 
 def stored(home: Path) -> Counter[str]:
