@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from kdq_core.errors import RecipeError, did_you_mean, listing
 from kdq_core.frozen import Frozen
@@ -58,6 +58,27 @@ class Part(Frozen):
         """The stages of a plan whose results KDQ throws away."""
         asked = _of(self.refresh, branch)
         return tuple(node for node in plan.nodes if node.name in asked)
+
+
+def check_reads(plan: Plan, left_out: Collection[str], not_asked: Collection[str], kept: Collection[str]) -> None:
+    """Refuse a part with a stage that reads what is neither in the store nor in the part.
+
+    Args:
+        plan: the whole plan.
+        left_out: stages that do not run now.
+        not_asked: those of them that the part does not have.
+        kept: stages whose results are in the store.
+
+    Raises:
+        RecipeError: names both stages.
+    """
+    for node in plan.nodes:
+        missing = [name for name in node.parents.values() if name in left_out and name not in kept]
+        if node.name not in not_asked and missing:
+            raise RecipeError(
+                f"stage {node.name!r} reads what {missing[0]!r} gives, which is not in the store and no part of this "
+                f"run; run {missing[0]!r} too, or leave --from and --only out"
+            )
 
 
 def _of(asked: Sequence[str], branch: str) -> set[str]:

@@ -98,11 +98,7 @@ class Workload(Plugin, abc.ABC):
         return {}
 
     def text_of(self, inputs: tuple[Tensor, ...]) -> str:  # noqa: ARG002
-        """Text of one sample, such as the sentence of token numbers, to show it in the report; empty: its inputs.
-
-        Args:
-            inputs: the student's inputs without the batch, each `[...]`.
-        """
+        """Text of a sample for the report, from its inputs without the batch, each `[...]`; empty: shows the inputs."""
         return ""
 
     def samples(self, split: Split) -> int:

@@ -14,7 +14,7 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import models_of, wire
 from kdq_core.reading.checks import check_metric, check_recipe, given_metrics
-from kdq_core.reading.given import check_files
+from kdq_core.reading.given import check_code, check_files
 from kdq_core.reading.matrix import branch_document, combinations, names_of
 from kdq_core.reading.recipe_file import read_document, recipe_from_document
 from kdq_core.recipe.explain import problems, summary
@@ -151,6 +151,7 @@ def _checked(document: Document, catalog: Catalog, built: dict[str, Plugin] | No
     check_recipe(recipe, catalog, document, built)
     if files:
         check_files(recipe, document)
+        check_code(catalog.build("workload", recipe.workload.use, recipe.workload.options), document)
     return recipe
 
 

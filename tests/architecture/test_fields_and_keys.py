@@ -22,6 +22,7 @@ from kdq_core.work.guarded import shown_of
 WITHOUT_EFFECT = {
     "kdq": "version of the format; there is one",
     "name": "names runs and, through register, the model",
+    "register.branches": "which branches of a study register; each version is as it would be alone",
     "retry": "how often a stage is tried again changes no result",
     "stages.name": "a title; the stage and its inputs decide",
     "stages.retry": "as 'retry'",

@@ -252,7 +252,7 @@ def test_a_plan_refuses_a_rule_that_matches_nothing(call: Callable[..., tuple[in
     assert (code, out) == (2, "")
     assert err == (
         "error: quantize.rules[0]: no operator matches 'haed'; did you mean 'head'? The model has conv, head; types of "
-        "operator: conv, input, linear, mean.\n"
+        "operator: conv, input, linear, pool.\n"
     )
     file.write_text(file.read_text().replace("haed", "head"))
     assert call("plan", "recipe.yaml")[0] == 0

@@ -13,7 +13,7 @@ import pytest
 
 PANELS = {
     "Run": ["init", "run", "quantize", "compress", "replay"],
-    "Inspect": ["check", "validate", "plan", "bench", "lock", "report", "compare", "explain"],
+    "Inspect": ["check", "validate", "plan", "bench", "lock", "report", "compare", "explain", "synergy"],
     "Registry": [
         "models",
         "history",

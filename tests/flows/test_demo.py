@@ -13,6 +13,7 @@ from kdq_registry.pulling import pull
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_gives_an_int8_model_that_keeps_its_promises(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def other_bytes(lock: Lock) -> Lock:
     return lock.model_copy(update={"stages": (teacher.model_copy(update={"files": files}),)})
 
 
+@pytest.mark.rare
 def test_a_run_is_reproduced_from_its_lock_in_an_empty_store(ran: tuple[Site, Lock], tmp_path: Path) -> None:
     site, lock = ran
     result = replay(lock, site, home=tmp_path / "again")

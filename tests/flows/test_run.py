@@ -239,6 +239,7 @@ def test_a_version_is_not_replayed_where_something_that_decides_its_bytes_has_ch
     assert {"train_teacher", "distill", "quantize"} <= set(torch["stages"])
 
 
+@pytest.mark.rare
 def test_gates_that_change_and_change_back_are_the_versions_gates(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def wait_for(what: Callable[[], bool], seconds: float) -> bool:
     return what()
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_an_interval_deployment_fires_twice_by_itself_and_a_killed_worker_is_replaced(
     prefect_site: Site, tiny_flow: str

@@ -109,7 +109,7 @@ def test_the_study_and_each_branch_have_facts_and_a_page(finished: Finished) -> 
     assert (kept["branches"], kept["selected"]) == (result["branches"], result["selected"])
     page = Path(result["report"])
     assert page == home / "studies" / f"{result['run']}.html"
-    html = page.read_text()
+    html = page.read_text().replace("<wbr>", "")
     assert f'<p class="verdict">{result["selected"]["verdict"]}</p>' in html
     assert all(name in html for name in NAMES)
     for one in result["branches"]:
@@ -136,7 +136,7 @@ def test_a_failing_branch_stops_no_other_and_the_run_exits_with_1(finished: Fini
     matrix = f"matrix: {{over: {{distill: [{wrong}, {{fit: {{epochs: 1}}}}], quantize.weights: [8]}}}}\n"
     result, told = run(home, TINY + matrix + "select: {minimise: [bytes]}\n", 1)
     bad, good = result["branches"]
-    assert (bad["status"], good["status"]) == ("failed", "no-news")
+    assert (bad["status"], good["status"]) == ("failed", "completed")
     assert "no module of the student" in bad["error"]
     assert bad["artifact"] is None
     assert result["selected"]["branch"] == good["branch"]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdq_core.plan.view import RunView
@@ -13,7 +14,7 @@ from kdq_core.plugins.hookspecs import ReportSection
 from kdq_core.recipe.spec import Site
 from kdq_flows.facts.report import yaml_of
 from kdq_flows.facts.result import RunResult, line_of
-from kdq_flows.report import answers, numbers, overview
+from kdq_flows.report import answers, kept, numbers, overview
 
 if TYPE_CHECKING:
     import jinja2
@@ -65,6 +66,17 @@ def page(record: RunRecord, view: RunView, catalog: Catalog, effects: Explained 
         recipe=record.recipe, surroundings=surroundings(view), command=command(view.plan.site, view.plan.recipe.name),
         first=FIRST, effects=effects, rules=_rules(effects),
     )  # fmt: skip
+
+
+def written(site: Site, record: RunRecord, view: RunView, catalog: Catalog) -> tuple[Path, str]:
+    """Keep the record of a run and its page; gives the path of the page, and the page.
+
+    Raises:
+        StoreError: the home cannot be written.
+    """
+    kept.keep(site, record)
+    html = page(record, view, catalog)
+    return kept.keep_page(site, record.result.run, html), html
 
 
 def guests(catalog: Catalog, view: RunView, result: RunResult) -> Guests:

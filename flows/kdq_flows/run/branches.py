@@ -10,13 +10,13 @@ from kdq_flows.facts.study import BranchFacts
 from kdq_flows.observer import Observer, Silent
 
 if TYPE_CHECKING:
-    from kdq_flows.run.pipeline import Pipeline
+    from kdq_flows.run.branch import BranchPipeline
 
 OF_BRANCH = frozenset(BranchFacts.model_fields) - {"branch", "axes", "run"}
 OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "report", "branches", "selected"})
 
 
-def facts_of(planned: PlannedBranch, pipeline: Pipeline) -> BranchFacts:
+def facts_of(planned: PlannedBranch, pipeline: BranchPipeline) -> BranchFacts:
     """The facts of one branch so far."""
     if not pipeline.complete and not pipeline.errors:
         return BranchFacts(branch=planned.name, axes=planned.axes, status="skipped")

@@ -12,9 +12,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdq_core.errors import KdqError, RecipeError
+from kdq_core.errors import KdqError
 from kdq_core.plan.lock import SUFFIX, Lock, locked
-from kdq_core.plan.part import Part
+from kdq_core.plan.part import Part, check_reads
 from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
@@ -23,31 +23,19 @@ from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
 from kdq_core.store.store import Entry, Store
-from kdq_flows.facts.coverage import coverage_of
+from kdq_flows.facts.gathered import gathered
 from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.report import report, yaml_of
-from kdq_flows.facts.result import (
-    RunResult,
-    anomalies_of,
-    artifact_of,
-    gains_of,
-    gates_of,
-    models_of,
-    notes_of,
-    table_of,
-    version_of,
-    weights_of,
-)
+from kdq_flows.facts.result import RunResult
 from kdq_flows.facts.tracking import RunTracking
-from kdq_flows.facts.verdict import verdict_of
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report import kept
 from kdq_flows.report.live import Live
-from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.report.page import written
+from kdq_flows.run.in_worker import in_worker
 from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
-from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.teachers import resolved
 from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
 
@@ -118,7 +106,6 @@ class Pipeline:
         self.left_out: frozenset[str] = frozenset()
         self._not_asked: frozenset[str] = frozenset()
         self._warm: WarmWorker | None = None
-        self._lent = False
         self._checked = False
         self._facts: dict[str, StageFacts] = {}
         self._of_others = set[str]()
@@ -136,46 +123,21 @@ class Pipeline:
             log = self.logs / "warm-worker.log"
             self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
 
-    def lend(self, warm: WarmWorker | None) -> None:
-        """Use a warm worker that another object starts and ends."""
-        self._warm, self._lent = warm, warm is not None
-
-    def want_all(self) -> None:
-        """Run the stages too that were left out, if they are asked for; then write the page of the run anew."""
-        self.left_out, self._page = self._not_asked, None
-
     def take_part(self, part: Part, branch: str = "") -> None:
         """Run a part of the plan only; what the other stages gave before must be in the store.
 
         Raises:
             RecipeError: a stage of the part reads a result that is not in the store.
         """
-        wanted = part.wanted(self.plan, branch)
         self.find()
         for node in part.refreshed(self.plan, branch):
             entry = self.entries.pop(node.name, None)
             if entry is not None:
                 self.store.discard(entry.manifest.key)
-        self._not_asked = frozenset(node.name for node in self.plan.nodes) - wanted
+        self._not_asked = frozenset(node.name for node in self.plan.nodes) - part.wanted(self.plan, branch)
         self.left_out |= self._not_asked
-        for node in self.plan.nodes:
-            missing = [n for n in node.parents.values() if n in self.left_out and n not in self.entries]
-            if node.name in wanted and missing:
-                raise RecipeError(
-                    f"stage {node.name!r} reads what {missing[0]!r} gives, which is not in the store and no part of "
-                    f"this run; run {missing[0]!r} too, or leave --from and --only out"
-                )
+        check_reads(self.plan, self.left_out, self._not_asked, self.entries)
         self.entries = {name: entry for name, entry in self.entries.items() if name in self.left_out}
-
-    def adopt(self, name: str, entry: Entry) -> None:
-        """Take the entry of a stage that another branch of the study has brought into the store."""
-        self.entries[name] = entry
-        key = entry.manifest.key
-        self._facts[name] = StageFacts(name=name, key=key, state="cached", seconds=0.0)
-
-    def give_up(self, name: str, error: KdqError) -> None:
-        """Count a stage as failed that failed in another branch of the study."""
-        self.errors[name] = error
 
     def run_inline(self, only: Container[str] | None = None) -> None:
         """Run unfinished stages in the order of the plan, with retries; afterwards `errors` says which failed.
@@ -264,11 +226,6 @@ class Pipeline:
         return bool(self.errors) or not self._wanted <= self.entries.keys()
 
     @property
-    def complete(self) -> bool:
-        """Whether every stage of this run has ended, well or badly."""
-        return self._wanted <= self.entries.keys() | self.errors.keys()
-
-    @property
     def _wanted(self) -> set[str]:
         return {node.name for node in self.plan.nodes} - self.left_out
 
@@ -279,7 +236,7 @@ class Pipeline:
 
     def finish(self) -> None:
         """Close the tracking run, and end the warm worker."""
-        if self._warm is not None and not self._lent:
+        if self._warm is not None:
             self._warm.close()
             self._warm = None
         ran = not self.failed and any(one.state == "ran" for one in self._facts.values())
@@ -291,28 +248,17 @@ class Pipeline:
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
-        failed, view = self.failed, self.view
-        gains, gates = gains_of(view), gates_of(view)
+        failed, error = self.failed, self.error
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
+            **gathered(self.view, self._columns()),
             run=self.name,
             status="failed" if failed else "no-news" if quiet else "completed",
             seconds=round(time.monotonic() - self._began, 3),
             stages=stages,
-            models=models_of(view),
-            table=table_of(view, self._columns()) if view.metrics else (),
-            gains=gains,
-            notes=notes_of(view),
-            gates=gates,
-            weights=weights_of(view),
-            artifact=artifact_of(view),
-            coverage=coverage_of(view),
-            version=version_of(view),
-            error=str(self.error or "the run was stopped before its last stage; run it again") if failed else None,
+            error=str(error or "the run was stopped before its last stage; run it again") if failed else None,
             links=dict(links or {}),
-            verdict=verdict_of(view, gains, gates),
-            anomalies=anomalies_of(view),
             report=None if self._page is None else str(self._page),
         )
 
@@ -331,15 +277,11 @@ class Pipeline:
             if facts.status == "no-news":
                 self._page = kept.same(site, [stage.key for stage in facts.stages])
             if self._page is None:
-                from kdq_flows.report.page import page
-
-                facts = facts.model_copy(update={"report": str(kept.folder(site, self.name) / kept.PAGE)})
                 record = kept.RunRecord(
-                    result=facts, plan=kept.bare(self.plan), recipe=self._asked, began=self._started
-                )
-                kept.keep(site, record)
-                html = page(record, self.view, self.catalog)
-                self._page = kept.keep_page(site, self.name, html)
+                    result=facts.model_copy(update={"report": str(kept.folder(site, self.name) / kept.PAGE)}),
+                    plan=kept.bare(self.plan), recipe=self._asked, began=self._started,
+                )  # fmt: skip
+                self._page, html = written(site, record, self.view, self.catalog)
                 self.tracking.add_page(html)
         except Exception as error:
             logged(error, self.logs / "report.log")
@@ -402,7 +344,7 @@ class Pipeline:
             return
         ahead = tuple(one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out)
         only = {"key": "", "parts": {}, "parents": {}, "checks": ahead, "only_checks": True}
-        self._worked(node, self._asking(node) | only, self.observer.progress)
+        self._work(node, self._asking(node) | only, self.observer.progress)
 
     def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
         def heard(event: dict[str, Any]) -> None:
@@ -415,36 +357,14 @@ class Pipeline:
             else:
                 self.observer.progress(event)
 
-        self._worked(node, self._request(node, key, parents), heard)
+        self._work(node, self._request(node, key, parents), heard)
         return self.store.get(key)
 
-    def _worked(self, node: Node, request: dict[str, Any], heard: Callable[[dict[str, Any]], None]) -> None:
-        """Let a worker answer a request, with the leases that the stage needs."""
-        site = self.plan.site
-
-        def waiting(owner: str | None) -> None:
-            by = f" by process {owner.split(':')[1]}" if owner else ""
-            self.observer.message(f"{node.name} waits: device {site.device!r} is in use{by}")
-
-        def crowded() -> None:
-            why = "it measures time, and another stage computes" if node.needs.alone else "another stage measures time"
-            self.observer.message(f"{node.name} waits: {why}")
-
-        with (
-            device_lease(site, site.device, on_wait=waiting) as lease,
-            machine_lease(site, alone=node.needs.alone, on_wait=crowded),
-        ):
-            run_child(
-                request,
-                site=site,
-                lease_fd=lease,
-                timeout_seconds=self.plan.recipe.retry_of(node.name).stage_timeout_seconds,
-                on_event=heard,
-                log=self.logs / f"{node.name}.log",
-                cancelled=self.cancelled,
-                starter=self._warm,
-                measures=node.needs.alone,
-            )
+    def _work(self, node: Node, request: dict[str, Any], heard: Callable[[dict[str, Any]], None]) -> None:
+        in_worker(
+            self.plan, node, request, heard,
+            observer=self.observer, logs=self.logs, cancelled=self.cancelled, warm=self._warm,
+        )  # fmt: skip
         self._checked = True
 
     def _here(self, node: Node, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:

@@ -24,6 +24,7 @@ from kdq_flows.facts.study import BranchFacts, SelectedFacts
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report.page import command
 from kdq_flows.report.tables import study_page
+from kdq_flows.run.branch import BranchPipeline
 from kdq_flows.run.branches import OF_STUDY, BranchObserver, facts_of
 from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
@@ -57,7 +58,7 @@ class StudyRun:
         self.study, self.site = study, site
         self.observer: Observer = observer or Silent()
         self.name = name or claimed_name(study.name, site)
-        self.pipelines: dict[str, Pipeline] = {}
+        self.pipelines: dict[str, BranchPipeline] = {}
         self.file: Path = site.home / "studies" / f"{self.name}.json"
         self.done = False
         self.refused: dict[str, BranchFacts] = {}
@@ -83,7 +84,7 @@ class StudyRun:
         tags = {"kdq.study": self.name, "kdq.branch": branch.name}
         observer = BranchObserver(self.observer, lambda stage: self._title(branch.name, stage), self._said)
         run = f"{self.name}.{branch.name}"
-        pipeline = Pipeline(branch.recipe, self.site, observer, run, shared=self.shared, tags=tags)
+        pipeline = BranchPipeline(branch.recipe, self.site, observer, run, shared=self.shared, tags=tags)
         pipeline.left_out = frozenset(node.name for node in pipeline.plan.nodes if node.gives == "version")
         self.pipelines[branch.name] = pipeline
         self.planned.append(PlannedBranch(branch.name, branch.axes, pipeline.plan))

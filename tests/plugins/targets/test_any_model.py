@@ -65,6 +65,7 @@ def test_a_convolution_over_three_axes_is_int8(rows_of):
     assert told(rows_of(model, normal(2, 4, 6, 6))) == [("conv", True), ("conv", True)]
 
 
+@pytest.mark.rare
 def test_layers_of_equal_weights_are_told_apart(rows_of):
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)  # TransformerEncoder copies it
     model = Net(
@@ -136,6 +137,7 @@ def test_a_weight_that_depends_on_the_input_and_a_bilinear_layer_stay_float(rows
     assert [row.macs for row in rows] == [8 * 48, 6 * 8, 6 * 8 * 5, 5 * 4]
 
 
+@pytest.mark.rare
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_plain_recurrent_and_projected_layers_stay_float(rows_of):
     plain = nn.RNN(8, 6, 2, nonlinearity="relu", bidirectional=True, batch_first=True)

@@ -1,0 +1,67 @@
+"""Lets a worker process answer a request about a stage, with the leases that the stage needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdq_core.plan.plan import Node, Plan
+from kdq_flows.observer import Observer
+from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.run.supervisor import run_child
+from kdq_flows.run.warm import WarmWorker
+
+
+def in_worker(
+    plan: Plan,
+    node: Node,
+    request: dict[str, Any],
+    heard: Callable[[dict[str, Any]], None],
+    *,
+    observer: Observer,
+    logs: Path,
+    cancelled: threading.Event,
+    warm: WarmWorker | None,
+) -> None:
+    """Wait for the device and the machine, and for the worker's answer.
+
+    Args:
+        plan: gives the site and the time limit.
+        node: the stage.
+        request: what the worker shall do.
+        heard: called with each event.
+        observer: hears what KDQ waits for.
+        logs: folder of the stage's log.
+        cancelled: if it is set, KDQ ends the worker.
+        warm: forks the worker, if there is one.
+
+    Raises:
+        KdqError: see `run_child`.
+    """
+    site = plan.site
+
+    def waiting(owner: str | None) -> None:
+        by = f" by process {owner.split(':')[1]}" if owner else ""
+        observer.message(f"{node.name} waits: device {site.device!r} is in use{by}")
+
+    def crowded() -> None:
+        why = "it measures time, and another stage computes" if node.needs.alone else "another stage measures time"
+        observer.message(f"{node.name} waits: {why}")
+
+    with (
+        device_lease(site, site.device, on_wait=waiting) as lease,
+        machine_lease(site, alone=node.needs.alone, on_wait=crowded),
+    ):
+        run_child(
+            request,
+            site=site,
+            lease_fd=lease,
+            timeout_seconds=plan.recipe.retry_of(node.name).stage_timeout_seconds,
+            on_event=heard,
+            log=logs / f"{node.name}.log",
+            cancelled=cancelled,
+            starter=warm,
+            measures=node.needs.alone,
+        )
