@@ -10,7 +10,7 @@ import pytest
 from kdq_core.errors import TransientError, UnforeseenError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.observer import Silent
-from kdq_flows.run import pipeline
+from kdq_flows.run import in_worker, pipeline
 from kdq_flows.run.logs import logged
 
 
@@ -53,8 +53,8 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     hearing = Hearing()
     run = pipeline.Pipeline(Recipe.model_validate({"name": "x", "workload": "digits"}), site, hearing)
     monkeypatch.setattr(run, "_request", lambda *_: {})
-    monkeypatch.setattr(pipeline, "machine_lease", machine_lease)
-    monkeypatch.setattr(pipeline, "run_child", lambda *_, **__: None)
+    monkeypatch.setattr(in_worker, "machine_lease", machine_lease)
+    monkeypatch.setattr(in_worker, "run_child", lambda *_, **__: None)
     monkeypatch.setattr(run.store, "get", lambda key: key)
     heavy = [node for node in run.plan.nodes if node.heavy]
     for node in heavy:
