@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kdq_core.errors import KdqError, StageError
 from kdq_core.training.losses import outputs_of
@@ -36,6 +37,22 @@ def answer(role: str, model: nn.Module, batch: Batch) -> Outputs:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def left_out(model: nn.Module, batch: Batch) -> str:
+    """Shapes of the tensors of a tuple that a model of the user's own gives; empty if it gives one tensor.
+
+    Such a model has `whole_answer`, because its `forward` gives KDQ the logits alone.
+    """
+    whole = getattr(model, "whole_answer", None)
+    if whole is None:
+        return ""
+    with torch.no_grad():
+        given = whole(*batch.inputs)
+    shapes = (
+        [str(list(one.shape[1:])) for one in given if isinstance(one, Tensor)] if type(given) in (tuple, list) else []
+    )
+    return f", the first of {len(shapes)} tensors: {', '.join(shapes)}" if len(shapes) > 1 else ""
 
 
 def in_short(error: Exception) -> str:

@@ -35,13 +35,17 @@ def plain(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
         )
     keywords = () if strange else names
 
-    def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
+    def whole_answer(self: nn.Module, *inputs: Any, **named: Any) -> Any:
         if keywords and len(inputs) == len(keywords):
             inputs, named = (), dict(zip(keywords, inputs, strict=True))
-        return logits_of(base.forward(self, *inputs, **named))
+        return base.forward(self, *inputs, **named)
+
+    def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
+        return logits_of(whole_answer(self, *inputs, **named))
 
     plain_ones = tuple(p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
-    own = {"forward": forward, "forward_parameters": plain_ones, "__module__": base.__module__}
+    own = {"forward": forward, "whole_answer": whole_answer, "forward_parameters": plain_ones}
+    own["__module__"] = base.__module__
     model.__class__ = type(base.__name__, (base,), own)
     return model
 

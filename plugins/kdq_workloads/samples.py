@@ -210,10 +210,10 @@ def tensor_of(given: Any, what: str) -> Tensor:
         several = isinstance(given, list | tuple) or bool(getattr(given, "ndim", 0))
         first = given[0] if several and len(given) else given
         kind = "text" if isinstance(first, str) or getattr(given, "dtype", None) is not None else type(first).__name__
-        raise StageError(
-            f"{what} of the data is {kind} ({str(first)[:40]!r}); KDQ needs numbers: turn it into a tensor in the "
-            "data's own code"
-        ) from None
+        how = "turn it into a tensor in the data's own code"
+        if kind == "text" and "label" in what:
+            how = "number the classes in the data's own code, such as np.unique(labels, return_inverse=True)[1]"
+        raise StageError(f"{what} of the data is {kind} ({str(first)[:40]!r}); KDQ needs numbers: {how}") from None
     found = on_cpu(found, what)
     return found.float() if found.is_floating_point() and found.dtype != torch.float32 else found
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,14 @@ class Table(SplitModels):
     missing: float | None = Field(default=None, description="the number that stands for a missing value; null: refuse")
 
     def fingerprint(self) -> str:
-        """Sha256 of the file's content, and of the splits."""
+        """Sha256 of the file's content, and of the splits; a column that the file lacks is told here, before a run."""
+        self._check(_header(str(data_file(self.file)), data_file(self.file).stat().st_mtime_ns))
         return hashlib.sha256((digest(data_file(self.file)) + self.split_text()).encode()).hexdigest()
 
     def given(self) -> dict[str, Samples]:
         """The rows by the values of `split_column`, or all rows."""
         frame = _frame(str(data_file(self.file)), data_file(self.file).stat().st_mtime_ns)
-        for column in (self.target, *self.features, *filter(None, [self.split_column])):
-            if column not in frame.columns:
-                raise RecipeError(
-                    f"{self.file!r} has no column {column!r}; it has: {', '.join(map(str, frame.columns))}"
-                )
+        self._check(frame.columns)
         samples = ArraySamples(self._inputs(frame), self._labels(frame), self._columns(frame))
         if self.split_column is None:
             return {WHOLE: samples}
@@ -63,6 +61,12 @@ class Table(SplitModels):
                     "validation or test"
                 )
         return found
+
+    def _check(self, columns: Iterable[Any]) -> None:
+        names = [str(name) for name in columns]
+        for column in (self.target, *self.features, *filter(None, [self.split_column])):
+            if column not in names:
+                raise RecipeError(f"{self.file!r} has no column {column!r}; it has: {', '.join(names)}")
 
     def _inputs(self, frame: Any) -> list[Any]:
         import numpy as np
@@ -98,6 +102,19 @@ class Table(SplitModels):
         if pd.api.types.is_float_dtype(labels):
             return labels.to_numpy(np.float32)
         return pd.factorize(labels, sort=True)[0].astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def _header(path: str, _changed: int) -> tuple[str, ...]:
+    """The names of the columns; empty if the file is no table, which the reading of its rows tells."""
+    import pandas as pd
+
+    if Path(path).suffix in (".parquet", ".pq"):
+        return tuple(map(str, _frame(path, _changed).columns))
+    try:
+        return tuple(map(str, pd.read_csv(path, nrows=0).columns))
+    except Exception:
+        return tuple(map(str, _frame(path, _changed).columns))
 
 
 @functools.lru_cache(maxsize=2)

@@ -126,11 +126,14 @@ MISTAKES = [
      "[4, 1, 3, 3], expected input[2, 3, 8, 8] to have 1 channels, but got 3 channels instead; give the data the shape "
      "that the student reads, or change the student"),
     ("text_array", "return x, y", "return x, np.array(['cat', 'dog'] * 20)", "data",
-     "the label of the data is text ('dog'); KDQ needs numbers: turn it into a tensor in the data's own code"),
+     "the label of the data is text ('dog'); KDQ needs numbers: number the classes in the data's own "
+     "code, such as np.unique(labels, return_inverse=True)[1]"),
     ("text_list", "return x, y", "return x, ['cat', 'dog'] * 20", "data",
-     "the label of the data is text ('dog'); KDQ needs numbers: turn it into a tensor in the data's own code"),
+     "the label of the data is text ('dog'); KDQ needs numbers: number the classes in the data's own "
+     "code, such as np.unique(labels, return_inverse=True)[1]"),
     ("text_items", "return x, y", "return [(one, 'cat') for one in x]", "data",
-     "the label of the data is text ('cat'); KDQ needs numbers: turn it into a tensor in the data's own code"),
+     "the label of the data is text ('cat'); KDQ needs numbers: number the classes in the data's own "
+     "code, such as np.unique(labels, return_inverse=True)[1]"),
     ("other_device", "return x, y", "return x.to('meta'), y", "data",
      "an array of the data is on the device 'meta' and cannot be copied to the CPU: Cannot copy out of meta tensor; no "
      "data!; give tensors on the CPU, KDQ moves them to the device of the site"),
@@ -209,13 +212,19 @@ def test_a_model_that_cannot_be_traced_is_told(site: Site) -> None:
     assert "branches.py" in says
 
 
+def test_a_check_tells_which_of_several_outputs_it_takes(site: Site) -> None:
+    rows = found(recipe_of("two_outputs", "return self.head(x)", "return x, self.head(x)"), site)
+    (forward,) = [one.says for one in rows if one.check == "forward"]
+    assert forward == "student gives [4], the first of 2 tensors: [4], [3]"
+
+
 def test_a_missing_column_of_a_table_is_told(site: Site) -> None:
     file = recipe_of("column")
     Path("rows.csv").write_text("a,b\n" + "1,2\n" * 30)
     options = 'use: table, options: {model: "column.py:net", file: rows.csv, target: label}'
     text = file.read_text()
     file.write_text(text.replace(text[text.index("use: python") : text.index("}}\nstudent") + 1], options))
-    assert broken(file, site) == ("data", "'rows.csv' has no column 'label'; it has: a, b")
+    assert broken(file, site) == ("plan", "'rows.csv' has no column 'label'; it has: a, b")
 
 
 def test_the_file_of_compress_is_checked_without_a_recipe(call: Callable[..., tuple[int, str, str]]) -> None:

@@ -17,7 +17,7 @@ from kdq_core.quantization.prepare import set_phase
 from kdq_core.teachers.source import reading
 from kdq_core.training.finite import odd_samples, why_odd
 from kdq_core.training.losses import check_names, loss_of
-from kdq_core.work.answering import answer, in_short
+from kdq_core.work.answering import answer, in_short, left_out
 from kdq_core.work.checking import check_all, check_works
 from kdq_core.work.data import EVALUATION_BATCH, two_samples
 from kdq_core.work.quantized import placement, prepared
@@ -91,7 +91,8 @@ class Rehearsal:
                         f"the {role} gives a tensor of shape {tuple(one.shape)} for {len(batch.ids)} samples; let it "
                         "give logits of shape (samples, classes), or (samples, 1) for a number"
                     )
-            words.append(f"{role} gives " + ", ".join(f"{n} {list(x.shape[1:])}".strip() for n, x in logits.items()))
+            shapes = ", ".join(f"{n} {list(x.shape[1:])}".strip() for n, x in logits.items())
+            words.append(f"{role} gives {shapes}{left_out(model.eval(), self._read_by(role, batch))}")
         return "; ".join(words)
 
     def loss(self) -> str:

@@ -261,7 +261,8 @@ def two(a, b):
          "iterable of batches"),
         ({"data": "empty"}, "{file}:empty('train') gave a data set without samples"),
         ({"data": "words"},
-         "the label of the data is text ('cat'); KDQ needs numbers: turn it into a tensor in the data's own code"),
+         "the label of the data is text ('cat'); KDQ needs numbers: number the classes in the data's own "
+     "code, such as np.unique(labels, return_inverse=True)[1]"),
         ({"data": "endless", "limit": 10},
          "{file}:endless('train') gave more than 10 samples and did not end; let it end, or raise 'limit' in the "
          "options of the workload"),
