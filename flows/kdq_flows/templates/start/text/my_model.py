@@ -15,8 +15,8 @@ def data(split):
     """REPLACE: give the samples of "train", "validation" or "test".
 
     The names of a dict are the parameters of `forward`; `labels` are the labels. Here, `input_ids` are int64 `[N, 16]`,
-    `attention_mask` is 1 where a token stands and 0 on padding, float32 `[N, 16]`. All sentences have one length,
-    because the file that you ship has one.
+    `attention_mask` is 1 where a token stands and 0 on padding, float32 `[N, 16]`. All sentences have one length here.
+    For a file that takes every length, see "Sentences of every length" in docs/your-model.md.
     """
     seed, count = {"train": (0, 1500), "validation": (1, 200), "test": (2, 400)}[split]
     random = torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ class Net(nn.Module):
         """Logits `[B, 3]` of token numbers `[B, 16]` and a mask `[B, 16]`."""
         states, _ = self.gru(self.embed(input_ids))
         mask = attention_mask.unsqueeze(-1)
-        return self.head((states * mask).sum(1) / mask.sum(1))
+        return self.head((states * mask).sum(1) / mask.sum(1).clamp(min=1))
 
 
 def net(width):
