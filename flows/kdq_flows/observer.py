@@ -15,7 +15,7 @@ class Observer(Protocol):
         """A running stage has done `done` of `total` steps; `note` is a short text."""
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
-        """The stage has ended; `state` is `ran`, `cached`, `shared` or `failed`."""
+        """The stage has ended; `state` is `ran`, `cached`, `shared`, `failed` or `interrupted`."""
 
     def message(self, text: str) -> None:
         """A text that the user should read."""

@@ -217,6 +217,9 @@ def test_a_run_that_is_broken_off_still_ends_with_its_json(
     found, out, _ = call("run", "r.yaml", "--json")
     told = json.loads(out)
     assert (found, told["status"], told["error"]) == (code, "failed", text)
+    found, out, err = call("run", "r.yaml")
+    assert (found, out) == (code, "")
+    assert text in err
 
 
 def test_what_a_plugin_prints_while_a_recipe_runs_corrupts_no_json(call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 STAGE = "STAGE[@BRANCH]"
+INTERRUPTED = "interrupted; finished work is kept, run again to resume"
 
 
 class Progressing:
@@ -150,6 +151,8 @@ def finish(
     except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
         if as_json:
             typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())
+        elif isinstance(stopped, KeyboardInterrupt):
+            common.say(INTERRUPTED, err=True)
         raise
     if as_json:
         typer.echo(result.model_dump_json())
@@ -172,7 +175,7 @@ def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
     from kdq_flows.facts.result import RunResult
 
     text = str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
-    text = "interrupted; finished work is kept, run again to resume" if isinstance(error, KeyboardInterrupt) else text
+    text = INTERRUPTED if isinstance(error, KeyboardInterrupt) else text
     return RunResult(run=file.stem, status="failed", seconds=round(seconds, 3), stages=(), models={}, error=text)
 
 

@@ -36,6 +36,7 @@ from kdq_flows.run.in_worker import in_worker
 from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
+from kdq_flows.run.supervisor import StageCancelledError
 from kdq_flows.run.teachers import resolved
 from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
 
@@ -97,8 +98,8 @@ class Pipeline:
         self.plan: Plan = make_plan(found, site, self.catalog, shared.memo)
         self.store = Store(site.store)
         self.entries: dict[str, Entry] = {}
-        self.cancelled = threading.Event()
         self.errors: dict[str, KdqError] = {}
+        self.cancelled = threading.Event()
         self.name = name or name_of(recipe.name)
         self.logs = site.home / "logs" / self.name
         said = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)} | dict(tags or {})
@@ -189,15 +190,15 @@ class Pipeline:
             if entry is None:
                 entry = self._compute(node, key, parents)
         except BaseException as error:
-            self._ended(node, key, "failed", began)
+            stopped = "interrupted" if isinstance(error, KeyboardInterrupt | StageCancelledError) else ""
+            self._ended(node, key, "failed", began, stopped)
             self.errors[name] = failure(error)
             self._lifecycle("kdq_stage_failed", node, key, error=str(error))
             raise
         self.entries[name] = entry
         self._ended(node, key, "cached" if cached else "shared" if name in self._of_others else "ran", began)
         if not cached:
-            seconds = time.monotonic() - began
-            self._lifecycle("kdq_stage_finished", node, key, digest=entry.digest, seconds=seconds)
+            self._lifecycle("kdq_stage_finished", node, key, digest=entry.digest, seconds=time.monotonic() - began)
         self.errors.pop(name, None)
         return entry.digest, cached
 
@@ -231,7 +232,7 @@ class Pipeline:
 
     @property
     def stages(self) -> Mapping[str, StageFacts]:
-        """How each stage ended so far, by name."""
+        """How each stage ended so far."""
         return self._facts
 
     def finish(self) -> None:
@@ -390,10 +391,10 @@ class Pipeline:
                     self.store.discard(manifest.key)
         return entry
 
-    def _ended(self, node: Node, key: str, state: Any, began: float) -> None:
+    def _ended(self, node: Node, key: str, state: Any, began: float, told: str = "") -> None:
         seconds = round(time.monotonic() - began, 3)
         self._facts[node.name] = StageFacts(name=node.name, key=key, state=state, seconds=seconds)
-        self.observer.stage_ended(node.name, state, seconds)
+        self.observer.stage_ended(node.name, told or state, seconds)
 
     def _lifecycle(self, hook: str, node: Node, key: str, **facts: Any) -> None:
         self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)
