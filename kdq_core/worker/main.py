@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -38,6 +39,8 @@ def main() -> int:
     with os.fdopen(int(os.environ["KDQ_EVENTS_FD"]), "w", buffering=1) as events:
 
         def emit(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                print(epoch_line(event["record"]), flush=True)  # stdout is the stage's log
             with contextlib.suppress(BrokenPipeError):
                 events.write(json.dumps(event) + "\n")
 
@@ -56,6 +59,13 @@ def main() -> int:
             return 1
         emit({"event": "result", "key": entry.manifest.key, "digest": entry.digest})
         return 0
+
+
+def epoch_line(record: dict[str, Any]) -> str:
+    """One point of the curves in words, with the time: `2026-01-02 03:04:05 epoch 3: train/loss 0.123`."""
+    values = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                       for name, value in record["values"].items())  # fmt: skip
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} epoch {record['epoch']}: {values}"
 
 
 def named(error: BaseException) -> KdqError:

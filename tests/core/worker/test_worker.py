@@ -1,11 +1,12 @@
 import errno
 import json
+import re
 
 import pytest
 from safetensors import SafetensorError
 
 from kdq_core.errors import PluginError, StoreError, TransientError, UnforeseenError
-from kdq_core.worker.main import named
+from kdq_core.worker.main import epoch_line, named
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,8 @@ def test_a_mistake_in_code_is_told_with_its_place_and_what_was_noted() -> None:
         "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1) (in "
         f"{__file__}:{caught.traceback[0].lineno + 1}); the distiller 'mine' raised it"
     )
+
+
+def test_an_epoch_is_a_line_of_the_log_with_its_time() -> None:
+    line = epoch_line({"epoch": 3, "values": {"train/loss": 0.12345, "validation/top1": "NaN"}})
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d epoch 3: train/loss 0.1235, validation/top1 NaN", line)
