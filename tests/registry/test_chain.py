@@ -199,6 +199,21 @@ def test_a_deleted_winner_does_not_let_a_loser_win(bare: Site) -> None:
         head(client(bare), "digits")
 
 
+def test_a_key_may_come_as_text_in_a_variable(bare: Site, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_file = moved(bare.model_copy(update={"signing_key": key}), 1).signer
+    assert moved(bare, 2).signer == ""
+    monkeypatch.setenv("KDQ_SIGNING_KEY_PEM", key.read_text())
+    assert moved(bare, 3).signer == by_file
+    assert wrong_with("digits", client(bare).get_model_version(CHAIN, "3").tags) == ""
+    monkeypatch.setenv("KDQ_SIGNING_KEY_PEM", "secret")
+    with pytest.raises(RecipeError) as caught:
+        moved(bare, 4)
+    assert str(caught.value) == (
+        "the text in KDQ_SIGNING_KEY_PEM is no unencrypted Ed25519 key in PEM form; make one with `openssl genpkey "
+        "-algorithm ed25519 -out FILE`"
+    )
+
+
 def test_entries_are_signed_where_a_key_is_given(bare: Site, key: Path) -> None:
     signed = bare.model_copy(update={"signing_key": key})
     entry = moved(signed, 1)
