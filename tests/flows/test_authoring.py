@@ -48,7 +48,7 @@ def keeps_its_promises(kind: str) -> None:
     assert "1 passed" in tested.stdout, tested.stdout + tested.stderr
 
 
-@pytest.mark.parametrize("kind", ["distiller", pytest.param("workload", marks=pytest.mark.rare)])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.rare) for kind in ("distiller", "workload")])
 def test_a_new_package_passes_its_own_test_when_it_is_installed(kind: str) -> None:
     keeps_its_promises(kind)
     shown = kdq("plugins", "show", "soft-one")

@@ -16,7 +16,7 @@ from kdq_core.recipe.spec import Site
 from kdq_core.store.store import Store
 from tests.flows.test_run import ask_prefect, begun, facts, kdq, states, until, workers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.rare, pytest.mark.timeout(600)]
 
 STAGES = ["train_teacher", "distill", "prune-channels", "quantize", "export", "evaluate", "register"]
 RECIPE = f"""

@@ -130,6 +130,7 @@ def test_one_command_quantizes_a_model_and_says_the_recipe(here: Path) -> None:
     assert {row["state"] for row in json.loads(again.stdout)} == {"cached"}, again.stdout
 
 
+@pytest.mark.rare
 def test_one_call_quantizes_a_model_in_hand_and_a_second_finds_it(here: Path) -> None:
     model, arrays = trained(), np.load("data.npz")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -166,6 +166,7 @@ def test_a_forked_stage_gave_the_bytes_that_one_started_anew_gives(
     assert not (anew.logs / "warm-worker.log").exists()
 
 
+@pytest.mark.rare
 def test_an_evaluators_option_runs_evaluation_alone_as_the_plan_says(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:

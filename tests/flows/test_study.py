@@ -12,7 +12,7 @@ import pytest
 
 from tests.flows.test_run import KDQ, environment, facts, versions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.rare, pytest.mark.timeout(900)]
 
 TINY = """
 name: tiny
