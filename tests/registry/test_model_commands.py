@@ -259,6 +259,18 @@ def test_who_lost_to_another_promotion_is_told_with_exit_code_3(
     assert client(site).get_registered_model("digits").aliases == {"champion": 1}
 
 
+def test_a_wrong_signing_key_is_told_before_a_version_is_copied(
+    site: Site, registered: Callable[..., ModelVersion], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    registered(0)
+    monkeypatch.setenv("KDQ_SIGNING_KEY", "nokey.pem")
+    code, told = called(site, "promote digits 1 --to prod.digits@champion", monkeypatch, capsys)
+    assert code == 2
+    assert "KDQ_SIGNING_KEY names 'nokey.pem', which cannot be read" in told
+    assert [model.name for model in client(site).search_registered_models()] == ["digits"]
+
+
 def called(
     site: Site, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:

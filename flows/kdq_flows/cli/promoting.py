@@ -35,6 +35,7 @@ def promote(
     from kdq_registry.policy import read_policy
     from kdq_registry.promotion import check_alias
     from kdq_registry.promotion import promote as promote_version
+    from kdq_registry.signing import signer_of
 
     if force != bool(reason.strip()):
         raise RecipeError(
@@ -46,6 +47,7 @@ def promote(
     model, _, alias = to.rpartition("@")
     check_alias(alias)
     site = common.site()
+    signer_of(site)  # a wrong key is told before anything is written
     if model and model != name:
         copied = copy_version(site, name, version, model)
         common.say(f"version {version} of {name!r} is version {copied} of {model!r}", err=True)
