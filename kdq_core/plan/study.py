@@ -6,13 +6,17 @@ before anything runs. Nodes of equal identity get equal keys, so KDQ runs them o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, TypeVar
 
 from kdq_core.plan.plan import Node, Plan
 from kdq_core.recipe.study import Axes
 from kdq_core.store.hashing import canonical, sha256_of
+
+SEED = "seed"
+"""The axis that makes several branches one candidate."""
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,23 @@ class StudyPlan:
 
     def _each(self) -> Iterator[tuple[PlannedBranch, Node]]:
         return ((branch, node) for branch in self.branches for node in branch.plan.nodes)
+
+
+class Branched(Protocol):
+    """Something of one branch."""
+
+    @property
+    def axes(self) -> Axes:
+        """Its values by dotted name of the recipe's field."""
+
+
+B = TypeVar("B", bound=Branched)
+
+
+def groups_of(branches: Sequence[B]) -> list[tuple[B, ...]]:
+    """Branches that differ in their seed alone together, each group and its branches in order."""
+    found: dict[bytes, list[B]] = {}
+    for one in branches:
+        rest = {axis: value for axis, value in one.axes.items() if axis != SEED}
+        found.setdefault(canonical(rest), []).append(one)
+    return [tuple(group) for group in found.values()]

@@ -43,10 +43,11 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {"KDQ_HOME": str(home), "KDQ_THREADS": "1", "HOME": str(home.parent / "user")}
 
 
-def kdq(home: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def kdq(home: Path, *words: str, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [KDQ, *words], env=environment(home), cwd=home.parent, capture_output=True, text=True, timeout=300, **options
-    )
+        [KDQ, *words], env=environment(home), cwd=home.parent, capture_output=True, text=True, timeout=timeout,
+        **options,
+    )  # fmt: skip
 
 
 def facts(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

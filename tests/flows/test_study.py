@@ -5,12 +5,14 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.flows.test_run import KDQ, environment, facts, versions
+from tests.flows.test_run import kdq as run_kdq
 
 pytestmark = [pytest.mark.slow, pytest.mark.rare, pytest.mark.timeout(900)]
 
@@ -29,11 +31,8 @@ NAMES = ["use=minmax-qat,weights=8", "use=minmax-qat,weights=4", "use=static,wei
 Finished = tuple[Path, Path, dict[str, Any]]
 
 
-def kdq(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command; four exports take minutes on a busy machine."""
-    return subprocess.run(
-        [KDQ, *words], env=environment(home), cwd=home.parent, capture_output=True, text=True, timeout=800
-    )
+kdq = partial(run_kdq, timeout=800)
+"""Runs the command; four exports take minutes on a busy machine."""
 
 
 def stored(home: Path) -> Counter[str]:
@@ -217,3 +216,26 @@ def digests(result: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """Keys of the stages, which hold the digests of their parents, and the files of the branches."""
     keys = {stage["name"]: stage["key"] for stage in result["stages"]}
     return keys, {name: one["artifact"]["sha256"] for name, one in by_name(result).items()}
+
+
+def test_a_search_shares_stages_tells_what_it_refuses_and_goes_on(finished: Finished) -> None:
+    """The teacher and the student are those of the study; a second run tries one more value."""
+    home, _, _ = finished
+    before = stored(home)
+    space = "search: {space: {quantize.weights: [8, 5, 99], quantize.use: [static]}, sampler: grid}\n"
+    text = TINY + space + "select: {minimise: [bytes]}\n"
+    first, _ = run(home, text + "limits: {trials: 1}\n")
+    assert [(one["branch"], one["status"]) for one in first["branches"]] == [("weights=8,use=static", "completed")]
+    again, _ = run(home, text)
+    assert {one["branch"]: one["status"] for one in again["branches"]} == {
+        "weights=8,use=static": "no-news", "weights=5,use=static": "completed", "weights=99,use=static": "failed",
+    }  # fmt: skip
+    assert (
+        "key 'quantize.weights' is 99; allowed: a whole number, 2 to 8"
+        in by_name(again)["weights=99,use=static"]["error"]
+    )
+    assert again["selected"]["branch"] == "weights=5,use=static"
+    assert stored(home) - before == Counter({"quantize": 1, "export": 1, "evaluate": 1, "register": 2})
+    assert kdq(home, "run", str(home.parent / "other.yaml"), "--until", "distill").stderr == (
+        "error: a search runs whole; leave --only, --from, --until and --refresh out, or write a matrix\n"
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from kdq_core.plan.plan import asked_of
 from kdq_core.plan.view import RunView
-from kdq_core.plugins.kinds import Column
+from kdq_core.plugins.catalog import Catalog
 from kdq_flows.facts.coverage import coverage_of
 from kdq_flows.facts.result import (
     anomalies_of,
@@ -22,13 +22,15 @@ from kdq_flows.facts.result import (
 from kdq_flows.facts.verdict import verdict_of
 
 
-def gathered(view: RunView, columns: Sequence[Column]) -> dict[str, Any]:
+def gathered(view: RunView, catalog: Catalog) -> dict[str, Any]:
     """The fields of `RunResult` that come from the entries of a run.
 
     Args:
         view: the run so far.
-        columns: columns of the recipe's evaluators, for the closing table.
+        catalog: has the recipe's evaluators, which name the columns of the closing table.
     """
+    asked = asked_of(view.plan.recipe, view.plan.site, catalog)
+    columns = [column for evaluator in asked.evaluators for column in evaluator.columns]
     gains, gates = gains_of(view), gates_of(view)
     return {
         "models": models_of(view),

@@ -14,12 +14,11 @@ from statistics import fmean
 
 from kdq_core.intervals import mean_of
 from kdq_core.plan.gates import GateVerdict, judge
+from kdq_core.plan.study import SEED, groups_of
 from kdq_core.recipe.study import Axes, SelectSpec
 from kdq_core.store.records import EvaluationReport
 from kdq_flows.facts.front import on_front
 from kdq_flows.facts.study import SelectedFacts
-
-SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def select(spec: SelectSpec, branches: Sequence[Measured]) -> SelectedFacts:
         spec: goals and objectives.
         branches: those that were measured.
     """
-    found = [_candidate(spec, group) for group in _groups(branches)]
+    found = [_candidate(spec, group) for group in groups_of(branches)]
     good = [one for one in found if not one.short and all(map(math.isfinite, one.point))]
     if not good:
         return SelectedFacts(branch=None, pareto=(), verdict=_nearest(spec, found))
@@ -104,14 +103,6 @@ def judged(spec: SelectSpec, branch: Measured) -> tuple[tuple[float, ...], Mappi
     found = _candidate(spec, (branch,))
     rules = dict.fromkeys([*(one.rule for one in judge(spec.goals, branch.report)), *found.short])
     return found.point, {rule: found.short[rule].by if rule in found.short else 0.0 for rule in rules}
-
-
-def _groups(branches: Sequence[Measured]) -> list[tuple[Measured, ...]]:
-    found: dict[str, list[Measured]] = {}
-    for one in branches:
-        rest = {axis: value for axis, value in one.axes.items() if axis != SEED}
-        found.setdefault(json.dumps(rest, sort_keys=True), []).append(one)
-    return [tuple(group) for group in found.values()]
 
 
 def _candidate(spec: SelectSpec, group: tuple[Measured, ...]) -> Candidate:

@@ -38,15 +38,13 @@ def study_flow(token: str, axes: dict[str, Any]) -> State:  # noqa: ARG001 - the
     with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
         study = _STUDIES[token]
         address = str(runtime.flow_run.ui_url)
-        for pipeline in study.pipelines.values():
-            pipeline.tracking.prefect = address if address.startswith("http") else None
+        study.shown_at(address if address.startswith("http") else None)
         study.run(_start)
-        create_table_artifact(
-            key="kdq-study", table=_rows(study), description=study.selected.verdict if study.selected else None
-        )
+        verdict = study.selected.verdict if study.selected else f"{len(study.pipelines)} branches"
+        create_table_artifact(key="kdq-study", table=_rows(study), description=verdict)
         if study.error is not None:
             raise study.error
-        return Completed(message=study.selected.verdict if study.selected else f"{len(study.pipelines)} branches")
+        return Completed(message=verdict)
 
 
 def run_study_as_flow(study: StudyRun) -> None:
@@ -69,9 +67,9 @@ def run_study_as_flow(study: StudyRun) -> None:
         study.run_inline()
 
 
-def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[tuple[str, bool]]:
+def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
     """Submit a node as a task."""
-    token, done = uuid.uuid4().hex, Future[tuple[str, bool]]()
+    token, done = uuid.uuid4().hex, Future[Any]()
     PIPELINES[token] = pipeline
     title = title_of(one)
     named = stage_task.with_options(
@@ -80,12 +78,11 @@ def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> F
 
     def ended(future: PrefectFuture[Any]) -> None:
         del PIPELINES[token]
-        name = one.node.name
         if future.state.is_completed():
-            done.set_result((pipeline.entries[name].digest, pipeline.stages[name].state == "cached"))
+            done.set_result(None)
         else:
             lost = RuntimeError(f"Prefect lost the task {title}: {future.state.message}")
-            done.set_exception(pipeline.errors.get(name) or lost)
+            done.set_exception(pipeline.errors.get(one.node.name) or lost)
 
     named.submit(token, one.node.name, dict(parents)).add_done_callback(ended)
     return done
@@ -99,8 +96,6 @@ def _rows(study: StudyRun) -> list[dict[str, Any]]:
     for planned in study.planned:
         facts = study.pipelines[planned.name].facts()
         values = facts.models.get(spec.of if spec else "int8", {})
-        rows.append(
-            {"branch": planned.name, "status": facts.status}
-            | {name: values.get(name) for name in dict.fromkeys(metrics)}
-        )
+        row = {"branch": planned.name, "status": facts.status}
+        rows.append(row | {name: values.get(name) for name in metrics})
     return rows

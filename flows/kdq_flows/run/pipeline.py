@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from kdq_core.errors import KdqError
 from kdq_core.plan.lock import SUFFIX, Lock, locked
 from kdq_core.plan.part import Part, check_reads
-from kdq_core.plan.plan import Node, Plan, asked_of, make_plan
+from kdq_core.plan.plan import Node, Plan, make_plan
 from kdq_core.plan.view import RunView
-from kdq_core.plugins.kinds import Column
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
@@ -89,10 +88,10 @@ class Pipeline:
         found = call_with_retries(
             lambda: resolved(recipe, site, teachers.__setitem__, shared.fetched),
             recipe.retry,
-            on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
+            on_retry=self._tried,
         )
-        words = [f"{asked} is {meant.said}" for asked, meant in teachers.items()]
         self._teachers = {str(meant.path): f"{meant.name}/{meant.version}" for meant in teachers.values()}
+        words = [f"{asked} is {meant.said}" for asked, meant in teachers.items()]
         for line in words:
             self.observer.message(f"teacher {line}")
         self.plan: Plan = make_plan(found, site, self.catalog, shared.memo)
@@ -121,8 +120,7 @@ class Pipeline:
     def warm_up(self) -> None:
         """Start the warm worker, which imports libraries beforehand and forks stages, if a heavy stage must run."""
         if self._warm is None and work_ahead(self.plan, self.store):
-            log = self.logs / "warm-worker.log"
-            self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, log)
+            self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, self.logs / "warm-worker.log")
 
     def take_part(self, part: Part, branch: str = "") -> None:
         """Run a part of the plan only; what the other stages gave before must be in the store.
@@ -150,24 +148,30 @@ class Pipeline:
             left_out = node.name in self.left_out or (only is not None and node.name not in only)
             if node.name in self.entries or left_out:
                 continue
-            digests = {name: self.entries[name].digest for name in node.parents.values()}
             try:
-                call_with_retries(
-                    lambda node=node, digests=digests: self.run_stage(node.name, digests),  # type: ignore[misc]
-                    self.plan.recipe.retry_of(node.name),
-                    on_retry=lambda attempt, error: self.observer.message(f"try {attempt} failed: {error}"),
-                )
+                self.try_stage(node.name, self.digests_for(node))
             except KdqError:
                 return
+
+    def digests_for(self, node: Node) -> dict[str, str]:
+        """Digests of the entries that a stage reads, by name of the stage that gave each."""
+        return {name: self.entries[name].digest for name in node.parents.values()}
 
     def find(self) -> None:
         """Take the entries that the store has already; computes nothing."""
         for node in self.plan.nodes:
             if all(name in self.entries for name in node.parents.values()):
-                key = node.key({name: self.entries[name].digest for name in node.parents.values()})
-                entry = self.store.lookup(key)
+                entry = self.store.lookup(node.key(self.digests_for(node)))
                 if entry is not None:
                     self.entries[node.name] = entry
+
+    def try_stage(self, name: str, parents: Mapping[str, str]) -> tuple[str, bool]:
+        """Run one stage with retries; see `run_stage`."""
+        retry = self.plan.recipe.retry_of(name)
+        return call_with_retries(lambda: self.run_stage(name, parents), retry, on_retry=self._tried)
+
+    def _tried(self, attempt: int, error: BaseException) -> None:
+        self.observer.message(f"try {attempt} failed: {error}")
 
     def run_stage(self, name: str, parents: Mapping[str, str]) -> tuple[str, bool]:
         """Bring one stage's entry into the store.
@@ -212,10 +216,6 @@ class Pipeline:
         """The plan with the entries that are finished so far."""
         return RunView(self.plan, dict(self.entries))
 
-    def _columns(self) -> list[Column]:
-        asked = asked_of(self.plan.recipe, self.plan.site, self.catalog)
-        return [column for evaluator in asked.evaluators for column in evaluator.columns]
-
     @property
     def error(self) -> KdqError | None:
         """The error of the first failed stage in the order of the plan; `None` if none failed."""
@@ -253,7 +253,7 @@ class Pipeline:
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
-            **gathered(self.view, self._columns()),
+            **gathered(self.view, self.catalog),
             run=self.name,
             status="failed" if failed else "no-news" if quiet else "completed",
             seconds=round(time.monotonic() - self._began, 3),

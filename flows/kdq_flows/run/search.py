@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from kdq_core.errors import KdqError
+from kdq_core.errors import KdqError, RecipeError
+from kdq_core.plan.part import Part
 from kdq_core.plan.study import StudyPlan
 from kdq_core.reading.matrix import names_of
 from kdq_core.reading.studies import Branch, Study, branch_recipe
@@ -19,6 +20,14 @@ from kdq_flows.run.study import Start, StudyRun
 
 class SearchRun(StudyRun):
     """A study whose branches Optuna proposes."""
+
+    def take_part(self, part: Part) -> None:  # noqa: ARG002
+        """Refuse it: what a branch gives decides which branch comes next.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError("a search runs whole; leave --only, --from, --until and --refresh out, or write a matrix")
 
     def run_branches(self, start: Start, width: int) -> None:
         """Run one proposal after the other, until a limit or the end of a grid; those of earlier runs come first."""

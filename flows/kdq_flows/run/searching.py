@@ -1,6 +1,6 @@
 """Proposes the branches of a search with Optuna: KDQ asks for values and tells what they gave.
 
-The trials lie in `KDQ_HOME/searches/optuna.db`, so that a second run of the same recipe goes on where the first ended.
+Optuna keeps the trials in `KDQ_HOME/searches/optuna.db`. A second run of the same recipe continues the search.
 """
 
 from __future__ import annotations

@@ -9,17 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from kdq_core.errors import KdqError, StageError
 from kdq_core.plan.part import Part
-from kdq_core.plan.study import PlannedBranch, SharedNode, StudyPlan
+from kdq_core.plan.study import PlannedBranch, SharedNode, StudyPlan, groups_of
 from kdq_core.reading.studies import Branch, Study
 from kdq_core.recipe.spec import Site
-from kdq_core.store.hashing import canonical
 from kdq_core.store.records import EvaluationReport
+from kdq_core.store.store import Entry
 from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.result import RunResult
-from kdq_flows.facts.selecting import SEED, Measured, select
+from kdq_flows.facts.selecting import Measured, select
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report.page import command
@@ -28,11 +29,10 @@ from kdq_flows.run.branch import BranchPipeline
 from kdq_flows.run.branches import OF_STUDY, BranchObserver, facts_of
 from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
-from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
 from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
 
-Start = Callable[[Pipeline, SharedNode, Mapping[str, str]], "Future[tuple[str, bool]]"]
+Start = Callable[[Pipeline, SharedNode, Mapping[str, str]], "Future[Any]"]
 """Starts a node in the pipeline of its first branch, with the digests of its parents by name of the stage."""
 
 
@@ -68,7 +68,9 @@ class StudyRun:
         self._began = time.monotonic()
         self.stages: dict[str, StageFacts] = {}
         self._failed: dict[str, KdqError] = {}
-        self._digests: dict[str, str] = {}
+        self._entries: dict[str, Entry] = {}
+        self._told: dict[str, BranchFacts] = {}
+        self._prefect: str | None = None
         self.selected: SelectedFacts | None = None
         self.planned: list[PlannedBranch] = []
         self.plan = StudyPlan(study.name, ())
@@ -87,8 +89,21 @@ class StudyRun:
         pipeline = BranchPipeline(branch.recipe, self.site, observer, run, shared=self.shared, tags=tags)
         pipeline.left_out = frozenset(node.name for node in pipeline.plan.nodes if node.gives == "version")
         self.pipelines[branch.name] = pipeline
-        self.planned.append(PlannedBranch(branch.name, branch.axes, pipeline.plan))
+        pipeline.tracking.prefect = self._prefect
+        planned = PlannedBranch(branch.name, branch.axes, pipeline.plan)
+        for title, identity in planned.identities.items():
+            if identity in self._entries:  # a branch of a search joins those that have run
+                pipeline.adopt(title, self._entries[identity])
+            elif identity in self._failed:
+                pipeline.give_up(title, self._failed[identity])
+        self.planned.append(planned)
         self.plan = StudyPlan(self.study.name, tuple(self.planned))
+
+    def shown_at(self, prefect: str | None) -> None:
+        """Tell all branches the address of the flow run's page in Prefect, if there is one; before the first stage."""
+        self._prefect = prefect
+        for pipeline in self.pipelines.values():
+            pipeline.tracking.prefect = prefect
 
     def take_part(self, part: Part) -> None:
         """Run a part of every branch only.
@@ -100,7 +115,7 @@ class StudyRun:
         for name, pipeline in self.pipelines.items():
             pipeline.take_part(part, name)
             for stage, entry in pipeline.entries.items():
-                self._digests[self.plan.branch(name).identities[stage]] = entry.digest
+                self._entries[self.plan.branch(name).identities[stage]] = entry
 
     def warm_up(self) -> None:
         """Start the warm worker that all branches use, if a heavy stage must run."""
@@ -137,7 +152,7 @@ class StudyRun:
     def run_inline(self) -> None:
         """Run all branches in this process, without Prefect."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-study") as pool:
-            self.run(lambda pipeline, one, parents: pool.submit(run_here, pipeline, one.node.name, parents))
+            self.run(lambda pipeline, one, parents: pool.submit(pipeline.try_stage, one.node.name, parents))
 
     def check(self) -> None:
         """Check the branches before anything runs, also their graphs and models; of those with another seed, one.
@@ -145,13 +160,9 @@ class StudyRun:
         Raises:
             KdqError: a stage of a branch refuses it; the message names the branch.
         """
-        seen: set[bytes] = set()
-        for planned in self.planned:
-            pipeline, rest = self.pipelines[planned.name], {k: v for k, v in planned.axes.items() if k != SEED}
-            asked = canonical(rest)
-            if asked in seen or not work_ahead(pipeline.plan, pipeline.store):
-                continue
-            seen.add(asked)
+        ahead = [one for one in self.planned if work_ahead(one.plan, self.pipelines[one.name].store)]
+        for planned, *_ in groups_of(ahead):
+            pipeline = self.pipelines[planned.name]
             if planned is self.planned[0]:
                 continue  # its first stage does it
             try:
@@ -197,9 +208,9 @@ class StudyRun:
         Raises:
             Exception: a node could not be run at all; the errors of failed stages are kept.
         """
-        ended = self._digests.keys() | self._failed.keys()
+        ended = self._entries.keys() | self._failed.keys()
         waiting, begun = dict.fromkeys(one.identity for one in nodes if one.identity not in ended), set[str]()
-        running: dict[Future[tuple[str, bool]], SharedNode] = {}
+        running: dict[Future[Any], SharedNode] = {}
         known = {one.identity: one for one in nodes}
         while waiting or running:
             for identity in list(waiting):
@@ -210,7 +221,7 @@ class StudyRun:
                     waiting.pop(identity)
                     parent = next(parent for parent in one.parents if parent in self._failed)
                     self._ended(one, self._failed[parent])
-                elif all(parent in self._digests for parent in one.parents):
+                elif all(parent in self._entries for parent in one.parents):
                     waiting.pop(identity)
                     if limited and self.late() and not {*self._wanting(one)} & begun:
                         continue
@@ -223,8 +234,6 @@ class StudyRun:
                 error = future.exception()
                 if error is not None and not isinstance(error, KdqError):
                     raise error
-                if error is None:
-                    self._digests[one.identity] = future.result()[0]
                 self._ended(one, error)
 
     def _title(self, branch: str, stage: str) -> str:
@@ -237,16 +246,17 @@ class StudyRun:
         seconds = None if limits is None else limits.seconds
         return seconds is not None and time.monotonic() - self._began >= seconds
 
-    def _started(self, start: Start, one: SharedNode) -> Future[tuple[str, bool]]:
+    def _started(self, start: Start, one: SharedNode) -> Future[Any]:
         pipeline = self.pipelines[self._wanting(one)[0]]
-        parents = {name: pipeline.entries[name].digest for name in one.node.parents.values()}
-        return start(pipeline, one, parents)
+        return start(pipeline, one, pipeline.digests_for(one.node))
 
     def _ended(self, one: SharedNode, error: KdqError | None) -> None:
         """Tell all branches that a node serves of its end."""
+        first = self.pipelines[self._wanting(one)[0]]
         if error is not None:
             self._failed[one.identity] = error
-        first = self.pipelines[self._wanting(one)[0]]
+        else:
+            self._entries[one.identity] = first.entries[one.node.name]
         mine = first.stages.get(one.node.name)
         if mine is not None:
             self.stages[one.identity] = mine.model_copy(update={"name": title_of(one)})
@@ -256,9 +266,10 @@ class StudyRun:
             if error is not None:
                 pipeline.give_up(title, error)
             elif pipeline is not first:
-                pipeline.adopt(title, first.entries[one.node.name])
+                pipeline.adopt(title, self._entries[one.identity])
             if pipeline.complete:
                 pipeline.write_page()
+                self._told[name] = facts_of(planned, pipeline)
                 self._keep()
 
     def _choose(self) -> None:
@@ -317,9 +328,12 @@ class StudyRun:
             error=str(error) if error else None,
             links=self.links,
             report=str(self.page),
-            branches=(*(facts_of(one, self.pipelines[one.name]) for one in self.planned), *self.refused.values()),
+            branches=(*map(self._facts_of, self.planned), *self.refused.values()),
             selected=self.selected,
         )
+
+    def _facts_of(self, planned: PlannedBranch) -> BranchFacts:
+        return self._told.get(planned.name) or facts_of(planned, self.pipelines[planned.name])
 
     @property
     def error(self) -> KdqError | None:
@@ -334,16 +348,3 @@ class StudyRun:
 def title_of(one: SharedNode) -> str:
     """The name of a node in a study: the stage, and the branch if it serves one alone."""
     return one.node.name if len(one.branches) > 1 else f"{one.node.name}@{one.branches[0]}"
-
-
-def run_here(pipeline: Pipeline, stage: str, parents: Mapping[str, str]) -> tuple[str, bool]:
-    """Run one stage in this process, with retries.
-
-    Raises:
-        KdqError: it failed at every try.
-    """
-    return call_with_retries(
-        lambda: pipeline.run_stage(stage, parents),
-        pipeline.plan.recipe.retry_of(stage),
-        on_retry=lambda attempt, error: pipeline.observer.message(f"try {attempt} failed: {error}"),
-    )
