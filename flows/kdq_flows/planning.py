@@ -38,5 +38,5 @@ def planned(found: Recipe | Study, site: Site, tell: Callable[[str], None]) -> S
         return make_plan(resolved(recipe, site, told, shared.fetched), site, shared.catalog, shared.memo)
 
     said: set[str] = set()
-    branches = [Branch(found.name, {}, found)] if isinstance(found, Recipe) else found.branches
+    branches = [Branch(found.name, {}, found)] if isinstance(found, Recipe) else found.known
     return StudyPlan(found.name, tuple(PlannedBranch(one.name, one.axes, plan(one.recipe)) for one in branches))

@@ -38,18 +38,40 @@ def load_recipe(path: Path, *, files: bool = False) -> Recipe:
         RecipeError: the file or a value in it is wrong; the message names file and line.
         PluginError: a plug-in that it names is missing or broken.
     """
-    lines, catalog = read_document(path), Catalog.load()
-    if FIELDS & lines.value.keys():
-        section = min(FIELDS & lines.value.keys())
+    lines = read_document(path)
+    section = study_section(lines)
+    if section:
         raise RecipeError(
             f"{lines.where((section,))}: the recipe has branches ({section!r}), and this command takes one recipe; "
             "'kdq run', 'kdq plan' and 'kdq validate' take all branches, or write a file without that section"
         )
-    recipe = recipe_from_document(lines, catalog)
-    check_recipe(recipe, catalog, lines=lines)
+    return checked_recipe(lines, Catalog.load(), files=files)
+
+
+def study_section(document: Document) -> str:
+    """The first section that is about branches; empty in a recipe without branches."""
+    return min(FIELDS & document.value.keys(), default="")
+
+
+def checked_recipe(
+    document: Document, catalog: Catalog, built: dict[str, Plugin] | None = None, *, files: bool = False
+) -> Recipe:
+    """Make the recipe of a document without branches, and check it with every plug-in that it names.
+
+    Args:
+        document: a parsed file.
+        catalog: the installed plug-ins.
+        built: plug-ins that several recipes share; by default none.
+        files: also look for the files and factories that it names.
+
+    Raises:
+        KdqError: see `load_recipe`.
+    """
+    recipe = recipe_from_document(document, catalog)
+    check_recipe(recipe, catalog, document, built)
     if files:
-        check_files(recipe, lines)
-        check_code(catalog.build("workload", recipe.workload.use, recipe.workload.options), lines)
+        check_files(recipe, document)
+        check_code(catalog.build("workload", recipe.workload.use, recipe.workload.options), document)
     return recipe
 
 

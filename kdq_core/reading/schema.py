@@ -36,8 +36,13 @@ def recipe_schema(catalog: Catalog) -> Schema:
     fields["target"] = {"$ref": "#/$defs/Target"}
     fields["evaluate"]["items"] = {"$ref": "#/$defs/Evaluator"}
     _study(defs, fields)
-    alone = {"dependencies": {name: ["matrix"] for name in STUDY if name != "matrix"}}
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, **alone}
+    branches = {"anyOf": [{"required": ["matrix"]}, {"required": ["search"]}]}
+    alone = {
+        "select": branches,
+        "limits": branches,
+        "search": {"required": ["select"], "not": {"required": ["matrix"]}},
+    }
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "dependencies": alone}
 
 
 def _study(defs: Schema, fields: Schema) -> None:

@@ -13,10 +13,9 @@ from kdq_core.errors import KdqError, RecipeError, UnusedError, did_you_mean, li
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import models_of, wire
-from kdq_core.reading.checks import check_metric, check_recipe, given_metrics
-from kdq_core.reading.given import check_code, check_files
+from kdq_core.reading.checks import check_metric, checked_recipe, given_metrics, study_section
 from kdq_core.reading.matrix import branch_document, combinations, names_of
-from kdq_core.reading.recipe_file import read_document, recipe_from_document
+from kdq_core.reading.recipe_file import read_document
 from kdq_core.recipe.explain import problems, summary
 from kdq_core.recipe.site import Site
 from kdq_core.recipe.study import FIELDS, Axes, Range, SelectSpec, StudySpec
@@ -50,11 +49,18 @@ class Study:
         document: the file.
         branches: those of the matrix; a search adds more while it runs.
         spec: the sections of the study.
+        example: a branch of a search, with the first value of each axis, to check and to plan; `None` for a matrix.
     """
 
     document: Document
     branches: tuple[Branch, ...]
     spec: StudySpec
+    example: Branch | None = None
+
+    @property
+    def known(self) -> tuple[Branch, ...]:
+        """The branches that can be shown before anything runs."""
+        return self.branches if self.example is None else (self.example,)
 
     @property
     def name(self) -> str:
@@ -74,9 +80,9 @@ def load(path: Path, *, files: bool = False) -> Recipe | Study:
         PluginError: a plug-in that it names is missing or broken.
     """
     document, catalog = read_document(path), Catalog.load()
-    if FIELDS & document.value.keys():
+    if study_section(document):
         return read_study(document, catalog, files=files)
-    return _checked(document, catalog, files=files)
+    return checked_recipe(document, catalog, files=files)
 
 
 def read_study(document: Document, catalog: Catalog, *, files: bool = False) -> Study:
@@ -96,15 +102,16 @@ def read_study(document: Document, catalog: Catalog, *, files: bool = False) -> 
         name, first = wrong[0]
         more = f"\n{len(wrong) - 1} more of {len(found)} branches have mistakes" if len(wrong) > 1 else ""
         raise type(first)(f"branch {name}: {first}{more}")
+    example = None
     if spec.search is not None:
         space = spec.search.space
         start: Axes = {axis: one.low if isinstance(one, Range) else one[0] for axis, one in space.items()}
-        tried = branch_recipe(document, start, catalog, built, files=files, section="search")
-        assert spec.select is not None  # a search has one
-        _check_select(spec.select, tried, catalog, document)
-    elif spec.select is not None:
-        _check_select(spec.select, branches[0].recipe, catalog, document)
-    return Study(document, tuple(branches), spec)
+        recipe = branch_recipe(document, start, catalog, built, files=files, section="search")
+        example = Branch(names_of([start])[0], start, recipe)
+    study = Study(document, tuple(branches), spec, example)
+    if spec.select is not None:
+        _check_select(spec.select, study.known[0].recipe, catalog, document)
+    return study
 
 
 def branch_recipe(
@@ -134,7 +141,7 @@ def branch_recipe(
     branch = branch_document(document, axes, section)
     while True:
         try:
-            return _checked(branch, catalog, built, files=files)
+            return checked_recipe(branch, catalog, built, files=files)
         except UnusedError as error:
             path = ".".join(error.loc)
             if not isinstance(branch.value.get(error.loc[0]), dict) or any(_meets(axis, path) for axis in axes):
@@ -144,15 +151,6 @@ def branch_recipe(
 
 def _meets(axis: str, path: str) -> bool:
     return f"{path}.".startswith(f"{axis}.") or f"{axis}.".startswith(f"{path}.")
-
-
-def _checked(document: Document, catalog: Catalog, built: dict[str, Plugin] | None = None, *, files: bool) -> Recipe:
-    recipe = recipe_from_document(document, catalog)
-    check_recipe(recipe, catalog, document, built)
-    if files:
-        check_files(recipe, document)
-        check_code(catalog.build("workload", recipe.workload.use, recipe.workload.options), document)
-    return recipe
 
 
 def _spec(document: Document) -> StudySpec:
@@ -167,10 +165,8 @@ def _spec(document: Document) -> StudySpec:
 def _check_select(select: SelectSpec, recipe: Recipe, catalog: Catalog, document: Document) -> None:
     """Refuse a goal or an objective on a metric that no evaluator gives, or on a model that no stage gives."""
     asked = Asked(recipe, Site(home=Path()), catalog.build)
-    given, models = (
-        given_metrics(recipe, asked.evaluators),
-        [model.slot for model in models_of(wire(asked, catalog), asked)],
-    )
+    given = given_metrics(recipe, asked.evaluators)
+    models = [model.slot for model in models_of(wire(asked, catalog), asked)]
     named: list[tuple[str, Loc]] = [(goal.metric, ("goals", i, "metric")) for i, goal in enumerate(select.goals)]
     named += [(metric, ("minimise", i)) for i, metric in enumerate(select.minimise)]
     named += [(metric, ("maximise", i)) for i, metric in enumerate(select.maximise)]

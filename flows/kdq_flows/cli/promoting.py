@@ -47,7 +47,7 @@ def promote(
     model, _, alias = to.rpartition("@")
     check_alias(alias)
     site = common.site()
-    signer_of(site)  # a wrong key is told before anything is written
+    signer_of(site)  # refuses a wrong key before anything is written
     if model and model != name:
         copied = copy_version(site, name, version, model)
         common.say(f"version {version} of {name!r} is version {copied} of {model!r}", err=True)

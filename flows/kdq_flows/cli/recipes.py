@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdq_flows.cli.common import JsonFlag, RecipeFile, load_any, say, show, site
-from kdq_flows.cli.studies import mermaid, plan_rows
+from kdq_flows.cli.studies import mermaid, numbered, plan_rows
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
     from kdq_core.recipe.spec import Recipe
 
     found = load_any(file, files=True)
-    recipes = [found] if isinstance(found, Recipe) else [branch.recipe for branch in found.branches]
+    recipes = [found] if isinstance(found, Recipe) else [branch.recipe for branch in found.known]
     named: dict[str, list[str]] = {}
     for recipe in recipes:
         for kind, name, _, _ in named_plugins(recipe.model_copy(update={"stages": listed(recipe)})):
@@ -34,7 +34,7 @@ def validate(file: RecipeFile, as_json: JsonFlag = False) -> None:
         show([{"file": str(file), "recipe": found.name, "valid": True, **named, **more}], title="", as_json=True)
         return
     words = "; ".join(f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}" for kind, names in named.items())
-    several = "" if isinstance(found, Recipe) else f"{len(found.branches)} branches; "
+    several = "" if isinstance(found, Recipe) else f"{numbered(found)}; "
     say(f"{file} is valid: {several}{words}")
 
 
@@ -45,8 +45,8 @@ def plan(
 ) -> None:
     """Show the stages of a recipe: what is cached, what will run, and why; of a study, each shared stage once."""
     found, here = load_any(file), site()
-    from kdq_core.plan.forecast import forecast
     from kdq_core.plan.machine import check_gpu
+    from kdq_core.plan.study import groups_of
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.recipe.spec import Recipe
     from kdq_core.store.store import Store, check_writable
@@ -59,24 +59,13 @@ def plan(
     if as_mermaid:
         typer.echo(mermaid(study))
         return
-    for branch in study.branches:
+    for branch, *_ in groups_of(study.branches):
         check_rules(branch.plan.recipe, here, Catalog.load())
-    title = f"Plan of {found.name!r}"
+    title, rows = f"Plan of {found.name!r}", plan_rows(study, Store(here.store), as_json=as_json)
     if isinstance(found, Recipe):
-        made = study.branches[0].plan
-        rows: list[dict[str, object]] = [
-            {
-                "stage": line.stage,
-                "after": ", ".join(made.node(line.stage).parents.values()),
-                "state": line.state,
-                "key": line.key if as_json or line.key is None else line.key[:12],
-                "why": line.why,
-            }
-            for line in forecast(made, Store(here.store))
-        ]
+        rows = [{name: cell for name, cell in row.items() if name != "branches"} for row in rows]
     else:
-        rows = plan_rows(study, Store(here.store), as_json=as_json)
-        title += f": {len(study.branches)} branches, {len(study.nodes)} stages"
+        title += f": {numbered(found)}, {len(study.nodes)} stages"
     show(rows, title=title, as_json=as_json)
     for note in dict.fromkeys(one.plan.note for one in study.branches if one.plan.note):
         say(note, err=True)

@@ -36,9 +36,15 @@ def show_branches(result: RunResult) -> None:
         common.say("selected  none, since the recipe has no 'select'")
 
 
+def numbered(study: Study) -> str:
+    """How many branches a study has; those of a search are not known before it runs."""
+    if study.example is not None:
+        return f"a search, shown by its branch {study.example.name}"
+    return f"{len(study.branches)} branches"
+
+
 def _row(one: BranchFacts, result: RunResult) -> dict[str, object]:
-    mark = "" if result.selected is None else "front" if one.branch in result.selected.pareto else ""
-    mark = "selected" if result.selected and one.branch == result.selected.branch else mark
+    mark = "" if result.selected is None else result.selected.mark(one.branch)
     values = one.models.get("int8", {})
     quality = next(iter(values), None)
     shown = {name: f"{values[name]:.6g}" for name in dict.fromkeys([quality, *SHOWN]) if name in values}
@@ -87,18 +93,12 @@ def show_part(found: Recipe | Study, part: Mapping[str, tuple[str, ...]], *, as_
 
     here, asked = common.site(), Part(**part)
     plan = planned(found, here, lambda text: common.say(text, err=True))
-    plans = {branch.name if len(plan.branches) > 1 else "": branch.plan for branch in plan.branches}
-    asked.check(plans)
-    wanted = {
-        branch.identities[name]
-        for branch, (title, made) in zip(plan.branches, plans.items(), strict=True)
-        for name in asked.wanted(made, title)
-    }
-    fresh = {
-        branch.identities[node.name]
-        for branch, (title, made) in zip(plan.branches, plans.items(), strict=True)
-        for node in asked.refreshed(made, title)
-    }
+    plans = {branch.name if len(plan.branches) > 1 else "": branch for branch in plan.branches}
+    asked.check({title: branch.plan for title, branch in plans.items()})
+    wanted, fresh = set[str](), set[str]()
+    for title, branch in plans.items():
+        wanted |= {branch.identities[name] for name in asked.wanted(branch.plan, title)}
+        fresh |= {branch.identities[node.name] for node in asked.refreshed(branch.plan, title)}
     rows: list[dict[str, object]] = []
     for one, line in forecast_study(plan, Store(here.store)):
         if one.identity in wanted:

@@ -13,7 +13,7 @@ from kdq_flows.cli import common
 from kdq_flows.cli.common import RecipeFile
 
 if TYPE_CHECKING:
-    from kdq_flows.facts.synergy import Synergy
+    from kdq_flows.facts.synergy import Cell, Synergy
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -34,13 +34,13 @@ def synergy(
 ) -> None:
     """Run {no KD, each distiller} x {float, PTQ, QAT} with equal epochs, and say which of them help each other."""
     from kdq_core.errors import RecipeError
+    from kdq_core.reading.checks import study_section
     from kdq_core.reading.recipe_file import read_document
-    from kdq_core.recipe.study import FIELDS
     from kdq_flows.cli.run import Progressing
 
     document = read_document(file)
-    if FIELDS & document.value.keys():
-        section = min(FIELDS & document.value.keys())
+    section = study_section(document)
+    if section:
         raise RecipeError(
             f"{document.where((section,))}: 'kdq synergy' makes branches of its own; leave {section!r} out"
         )
@@ -83,14 +83,16 @@ def _show(found: Synergy) -> None:
     def form(value: float) -> str:
         return f"{scale * value:.2f}" if scale > 1 else f"{value:.4g}"
 
-    columns = dict.fromkeys("float" if cell.path == "float" else f"{cell.path} W{cell.bits}" for cell in found.cells)
+    def column(cell: Cell) -> str:
+        return "float" if cell.path == "float" else f"{cell.path} W{cell.bits}"
+
+    columns = dict.fromkeys(map(column, found.cells))
     order = sorted(columns, key=lambda name: (name != "float", name.split(" ")[-1], name))
     rows: dict[str, dict[str, object]] = {}
     for cell in found.cells:
-        name = "float" if cell.path == "float" else f"{cell.path} W{cell.bits}"
         interval = f" ({form(cell.low)} to {form(cell.high)})" if len(cell.values) > 1 else ""
         empty: dict[str, object] = {"distiller": cell.distiller, **dict.fromkeys(order, "")}
-        rows.setdefault(cell.distiller, empty)[name] = f"{form(cell.mean)}{interval}"
+        rows.setdefault(cell.distiller, empty)[column(cell)] = f"{form(cell.mean)}{interval}"
     unit = f"{found.metric} in %" if scale > 1 else found.metric
     title = f"{found.recipe}: {unit}, {found.seeds} seeds, {found.epochs} epochs of each student"
     common.show(list(rows.values()), title=title, as_json=False)

@@ -52,3 +52,7 @@ class SelectedFacts(Frozen):
     branch: str | None
     pareto: tuple[str, ...]
     verdict: str
+
+    def mark(self, branch: str) -> str:
+        """`selected`, `front`, or nothing."""
+        return "selected" if branch == self.branch else "front" if branch in self.pareto else ""

@@ -88,6 +88,8 @@ def test_every_recipe_of_the_examples_is_valid_where_they_are_installed_and_says
         SHORT + "teacher: {fit: {clip_norm: null}}",
         SHORT + "matrix: {over: {seed: [0, 1], quantize.use: [lsq]}}",
         SHORT + "matrix: {include: [{seed: 3}]}\nselect: {minimise: [bytes]}\nlimits: {time: 4h}",
+        SHORT + "search: {space: {seed: {low: 0, high: 9}}}\nselect: {minimise: [bytes]}\nlimits: {trials: 3}",
+        SHORT + "search: {space: {seed: [0, 1]}, sampler: grid}\nselect: {minimise: [bytes]}",
     ],
 )
 def test_schema_and_reader_take_the_same(text: str, house: Catalog) -> None:
@@ -114,6 +116,10 @@ def test_schema_and_reader_take_the_same(text: str, house: Catalog) -> None:
         SHORT + "matrix: {over: 3}",
         SHORT + "matirx: {over: {seed: [0]}}",
         SHORT + "select: {minimise: [bytes]}",
+        SHORT + "limits: {trials: 3}",
+        SHORT + "search: {space: {seed: [0]}, sampler: grid}",
+        SHORT + "search: {space: {seed: [0]}, sampler: grid}\nselect: {minimise: [bytes]}\nmatrix: {over: {seed: [0]}}",
+        SHORT + "search: {space: {seed: {low: 0}}}\nselect: {minimise: [bytes]}\nlimits: {trials: 3}",
         SHORT + "matrix: {over: {seed: [0]}}\nselect: {minimize: [bytes]}",
         SHORT + "matrix: {over: {seed: [0]}}\nlimits: {trials: 0}",
     ],
