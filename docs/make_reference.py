@@ -152,7 +152,7 @@ An axis is the dotted name of a field (`distill.options.temperature`), of an ite
 SEARCH = """\
 In place of a matrix: [Optuna](https://optuna.org) proposes the values of one branch after the other, each from what
 the branches before gave. An axis has a list of choices, or a range (`low`, `high`, and `step` or `log`). `select` says
-what a good branch is, `limits` when the search ends. A second run of the same recipe goes on where the first ended.
+what a good branch is. `limits` says when the search ends. A second run of the same recipe continues the search.
 
 ```yaml
 name: searched-digits

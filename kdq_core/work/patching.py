@@ -3,7 +3,7 @@
 What: with a quantizer that does not train, the file is the one that the recipe gives with the rules. With one that
     trains, the trained weights and ranges stay, tensors with other bits get ranges from the calibration batches, and no
     further training follows: training usually gives more.
-Limits: the stage of a plug-in that quantizes in its own way cannot be asked for another file.
+Limits: KDQ makes no such file for a plug-in's own stage in place of `quantize`.
 """
 
 from __future__ import annotations

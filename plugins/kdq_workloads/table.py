@@ -13,6 +13,7 @@ Limits: KDQ does not scale the columns, because the file that you ship gets them
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ from kdq_core.api import Field, RecipeError, StageError
 from kdq_workloads.arrays import data_file, digest
 from kdq_workloads.samples import ArraySamples, Samples
 from kdq_workloads.splits import SPLITS, WHOLE, SplitModels
+
+PARQUET = (".parquet", ".pq")
 
 
 class Table(SplitModels):
@@ -105,16 +108,15 @@ class Table(SplitModels):
 
 
 @functools.lru_cache(maxsize=2)
-def _header(path: str, _changed: int) -> tuple[str, ...]:
-    """The names of the columns; empty if the file is no table, which the reading of its rows tells."""
+def _header(path: str, changed: int) -> tuple[str, ...]:
+    """The names of the columns; of a CSV file without reading its rows."""
     import pandas as pd
 
-    if Path(path).suffix in (".parquet", ".pq"):
-        return tuple(map(str, _frame(path, _changed).columns))
-    try:
-        return tuple(map(str, pd.read_csv(path, nrows=0).columns))
-    except Exception:
-        return tuple(map(str, _frame(path, _changed).columns))
+    columns = None
+    if Path(path).suffix not in PARQUET:
+        with contextlib.suppress(Exception):  # reading its rows tells what is wrong
+            columns = pd.read_csv(path, nrows=0).columns
+    return tuple(map(str, _frame(path, changed).columns if columns is None else columns))
 
 
 @functools.lru_cache(maxsize=2)
@@ -122,7 +124,7 @@ def _frame(path: str, _changed: int) -> Any:
     import pandas as pd
 
     try:
-        return pd.read_parquet(path) if Path(path).suffix in (".parquet", ".pq") else pd.read_csv(path)
+        return pd.read_parquet(path) if Path(path).suffix in PARQUET else pd.read_csv(path)
     except Exception as error:
         raise RecipeError(
             f"{path!r} cannot be read as a table: {type(error).__name__}: {str(error)[:200]}; give a CSV or a Parquet "

@@ -121,13 +121,27 @@ def test_every_block_of_code_in_the_documents_has_a_language_that_is_checked() -
     assert languages <= {"", "sh", "python", "yaml", "toml"}
 
 
+def written_out(page: Path, folder: Path) -> None:
+    """Write the examples of a page, as a reader would."""
+    for name, text in titled(page, "example").items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def typed(words: list[str], folder: Path) -> str:
+    """Run a line of a page in the folder of its examples; gives stdout."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "KDQ_HOME": str(folder / "home"), "KDQ_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
 @pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_page_about_quantizing_and_the_python_examples_do_what_they_say(tmp_path: Path) -> None:
     page = ROOT / "docs" / "quantize.md"
-    for name, text in titled(page, "example").items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    written_out(page, tmp_path)
     before = titled(page, "example")["in_python.py"].partition("result = ")[0]
     given = (
         "calibration, test = (data['x_train'], data['y_train']), (data['x_test'], data['y_test'])\nx = data['x_test']\n"
@@ -135,13 +149,10 @@ def test_the_page_about_quantizing_and_the_python_examples_do_what_they_say(tmp_
     for number, file in enumerate(("README.md", "docs/your-model.md")):
         [text] = [block for block in blocks(ROOT / file, "python") if "kdq.quantize" in block]
         (tmp_path / f"read_{number}.py").write_text(before + given + text, encoding="utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "KDQ_HOME": str(tmp_path / "home"), "KDQ_THREADS": "1"}
     examples = [["python", "in_python.py"], ["python", "read_0.py"], ["python", "read_1.py"], ["python", "use.py"]]
     lines = [line for block in blocks(page, "sh") for line in shell_lines(block)]
     for words in [*lines, *examples]:
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+        typed(words, tmp_path)
     files = {"int8.onnx", "report.html", "report.md", "result.json"}
     assert {path.name for path in (tmp_path / "my_model-int8").iterdir()} == files
 
@@ -151,17 +162,13 @@ def test_the_page_about_quantizing_and_the_python_examples_do_what_they_say(tmp_
 @pytest.mark.timeout(600)
 def test_the_text_example_makes_a_file_that_takes_sentences_of_every_length(tmp_path: Path) -> None:
     page = ROOT / "docs" / "your-model.md"
-    for name, text in titled(page, "example").items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "KDQ_HOME": str(tmp_path / "home"), "KDQ_THREADS": "1"}
+    written_out(page, tmp_path)
     lines = [line for block in blocks(page, "sh") for line in shell_lines(block) if "my_text.py" in " ".join(line)]
     for words in [*lines, ["python", "use_text.py"]]:
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+        told = typed(words, tmp_path)
         if words[0] == "kdq":
-            assert "takes tokens int64 [batch, any], mask float32 [batch, any]" in " ".join(done.stdout.split())
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["3", "7"]
+            assert "takes tokens int64 [batch, any], mask float32 [batch, any]" in " ".join(told.split())
+    assert [line.split()[0] for line in told.splitlines()[1:]] == ["3", "7"]
     assert json.loads((tmp_path / "my_text-int8" / "result.json").read_text())["models"]["int8"]["top1"] > 0.8
 
 
@@ -170,15 +177,8 @@ def test_the_text_example_makes_a_file_that_takes_sentences_of_every_length(tmp_
 @pytest.mark.timeout(900)
 def test_the_page_about_branches_does_what_it_says(tmp_path: Path) -> None:
     page = ROOT / "docs" / "matrix.md"
-    for name, text in titled(page, "example").items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "KDQ_HOME": str(tmp_path / "home"), "KDQ_THREADS": "1"}
-    told = []
-    for words in (line for block in blocks(page, "sh") for line in shell_lines(block)):
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
-        told.append(done.stdout)
+    written_out(page, tmp_path)
+    told = [typed(words, tmp_path) for block in blocks(page, "sh") for words in shell_lines(block)]
     result, plan = json.loads(told[-2].splitlines()[-1]), json.loads(told[-1])
     assert list(result["branches"][0]) == [
         "branch", "axes", "models", "gains", "gates", "artifact", "version", "status", "error", "run",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Literal
 
 from pydantic import Field
@@ -74,7 +75,7 @@ def synergy(
         cells: quality of each combination, in the metric's unit.
         recipe: name of the recipe.
         metric: what quality is measured by.
-        unit: its unit; a `fraction` is told in points.
+        unit: its unit; sentences give a `fraction` in points.
         direction: `lower` for errors.
         epochs: epochs of each student in all.
         bits: bits of the weights, in the order to tell.
@@ -143,9 +144,7 @@ def more_seeds(differences: Sequence[float]) -> int | None:
     """
     if len(differences) < 2:
         return None
-    mean, low, high = mean_of(differences)
-    have = len(differences)
-    spread = (high - low) / 2 / student_975(have - 1) * math.sqrt(have)
+    have, mean, spread = len(differences), fmean(differences), stdev(differences)
     for seeds in range(have + 1, MOST_SEEDS + 1):
         if student_975(seeds - 1) * spread / math.sqrt(seeds) < abs(mean):
             return seeds - have

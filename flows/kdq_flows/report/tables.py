@@ -45,15 +45,15 @@ def study_page(result: RunResult, reports: Mapping[str, EvaluationReport], comma
     front = result.selected.pareto if result.selected else ()
     rows, numbered = [], {one.branch: str(number) for number, one in enumerate(result.branches, 1)}
     for one in result.branches:
-        mark = "selected" if result.selected and one.branch == result.selected.branch else ""
+        mark = result.selected.mark(one.branch) if result.selected else ""
         cells = [_cell(measured.get(one.branch, {}).get(name)) for name in shown]
         version = f"{one.version.name} {one.version.version}" if one.version else ""
         name = f"{numbered[one.branch]}: {one.branch}"
-        rows.append([name, mark or ("front" if one.branch in front else ""), one.status, *cells, version])
+        rows.append([name, mark, one.status, *cells, version])
     points = [numbered[name] for name in front]
     columns = ["branch", "selection", "status", *map(words_of, shown), "version"]
     verdict = result.selected.verdict if result.selected else "The recipe has no 'select', so no branch is selected."
-    return _page(
+    return environment().get_template("tables.html.j2").render(
         what="KDQ study", title=result.run, state=result.status, verdicts=[verdict, *filter(None, [result.verdict])],
         warnings=[f"{one.branch}: {one.error}" for one in result.branches if one.error],
         charts=_trades({numbered[name]: each for name, each in measured.items()}, quality, points),
@@ -86,7 +86,7 @@ def synergy_page(found: Synergy) -> str:
         for each in [[row for row, one in zip(drawn, found.effects, strict=True) if one.distiller == name]]
         if found.seeds > 1
     ]
-    return _page(
+    return environment().get_template("tables.html.j2").render(
         what="KDQ synergy of", title=found.recipe, state="", verdicts=found.sentences, warnings=[],
         charts=[one for one in charts if one is not None],
         tables=[
@@ -95,23 +95,6 @@ def synergy_page(found: Synergy) -> str:
                   "Paired differences over the seeds; more is better."),
         ],
         command=f"kdq synergy {found.recipe}.yaml --seeds {found.seeds}",
-    )  # fmt: skip
-
-
-def _page(
-    *,
-    what: str,
-    title: str,
-    state: str,
-    verdicts: Sequence[str],
-    warnings: Sequence[str],
-    charts: Sequence[Drawn],
-    tables: Sequence[Table],
-    command: str,
-) -> str:
-    return environment().get_template("tables.html.j2").render(
-        what=what, title=title, state=state, verdicts=verdicts, warnings=warnings, charts=charts, tables=tables,
-        command=command,
     )  # fmt: skip
 
 
@@ -147,10 +130,6 @@ def _ends(effect: Effect, form: partial[str]) -> str:
 
 
 def _more(effect: Effect) -> str:
-    return (
-        ""
-        if effect.verdict != "not shown"
-        else "over a thousand"
-        if effect.more_seeds is None
-        else str(effect.more_seeds)
-    )
+    if effect.verdict != "not shown":
+        return ""
+    return "over a thousand" if effect.more_seeds is None else str(effect.more_seeds)
