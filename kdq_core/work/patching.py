@@ -24,6 +24,7 @@ from kdq_core.quantization.convert import convert
 from kdq_core.quantization.prepare import HOLDER, set_phase
 from kdq_core.timing.turns import measure_times
 from kdq_core.work.effects import Patched
+from kdq_core.work.explaining import Sums
 from kdq_core.work.quantized import prepared
 from kdq_core.work.quantizing import calibrate, finished, started
 from kdq_core.work.shown import request_of
@@ -100,15 +101,15 @@ def measured(
     openers = [partial(target.session, path, threads=1) for path in files]
     own, shipped, student = measure_times(openers, [inputs], seconds=SECONDS)[0]
     speedup = student.ratio_to(own)
-    exact = outputs[1].astype(np.float64)
-    noise, signal = np.square(outputs[0] - exact).sum(), np.square(exact).sum()
+    sums = Sums()
+    sums.add(*map(torch.tensor, outputs))  # a copy: kept predictions are read-only
     quality: dict[str, float | None] = {"quality": None}
     if truth is not None:
         ours, theirs = ((given.argmax(1) == truth)[truth >= 0] for given in outputs)
         low, high = paired(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours))
         quality = {"quality": float(ours.mean()), "low": low, "high": high}
     return Patched.model_validate({
-        **quality, "db": 10 * np.log10(max(signal, 1e-30) / max(noise, signal * 1e-30, 1e-30)),
+        **quality, "db": sums.db,
         "bytes": files[0].stat().st_size, "ms": 1e3 * own.quantile(0.5).value,
         "shipped_ms": 1e3 * shipped.quantile(0.5).value, "speedup": speedup.value, "speedup_low": speedup.low,
         "speedup_high": speedup.high,

@@ -75,8 +75,7 @@ class Table(SplitModels):
         import numpy as np
         import pandas as pd
 
-        rest = [name for name in frame.columns if name not in (self.target, self.split_column)]
-        columns = frame[list(self.features) or rest]
+        columns = frame[list(self.features) or self._rest(frame)]
         numeric = [name for name in columns if pd.api.types.is_numeric_dtype(columns[name])]
         numbers = columns[numeric].astype("float32")
         empty = [name for name in numeric if numbers[name].isna().any()]
@@ -90,8 +89,11 @@ class Table(SplitModels):
         return [*found, *([np.stack(coded, axis=1).astype(np.int64)] if coded else [])]
 
     def _columns(self, frame: Any) -> dict[str, Any]:
-        rest = [name for name in frame.columns if name not in (self.target, self.split_column)]
-        return {str(name): frame[name].to_numpy() for name in rest}
+        return {str(name): frame[name].to_numpy() for name in self._rest(frame)}
+
+    def _rest(self, frame: Any) -> list[Any]:
+        """The columns beside target and split."""
+        return [name for name in frame.columns if name not in (self.target, self.split_column)]
 
     def _labels(self, frame: Any) -> Any:
         import numpy as np

@@ -52,8 +52,9 @@ def move(
             return won
         link = head(mlflow, name)
         # `before` may have been read after the other's move, so that equal aliases alone prove nothing
-        if link is None or _moves_since(mlflow, name, seen) or link.entry.aliases != before:
-            raise _lost(mlflow, name, seen, won, alias, to)
+        moves = _moves_since(mlflow, name, seen)
+        if link is None or moves or link.entry.aliases != before:
+            raise _lost(name, moves[0] if moves else won, alias, to)
 
 
 def refuse(site: Site, mlflow: MlflowClient, name: str, *, alias: str, to: int, reason: str, **fields: Any) -> Link:
@@ -90,10 +91,9 @@ def _moves_since(mlflow: MlflowClient, name: str, seen: Link | None) -> list[Lin
     return [link for link in recent(mlflow, name) if link.entry.kind in MOVES and link.number > after]
 
 
-def _lost(mlflow: MlflowClient, name: str, seen: Link | None, won: Link, alias: str, to: int) -> LostError:
+def _lost(name: str, first: Link, alias: str, to: int) -> LostError:
     """Name the move that came first."""
-    since = _moves_since(mlflow, name, seen)
-    entry = (since[0] if since else won).entry
+    entry = first.entry
     return LostError(
         f"version {to} of {name!r} did not become {alias!r}: {entry.actor} {DID.get(entry.kind, entry.kind)} version "
         f"{entry.to} at the same moment (entry {entry.sequence}, {entry.time}); look at `kdq history {name}`, then "

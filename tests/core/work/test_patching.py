@@ -50,7 +50,8 @@ def plant(folder: Path, fault: str) -> None:
     faint = torch.rand(len(labels), generator=torch.Generator().manual_seed(0)) < 0.2
     x = torch.zeros(len(labels), 2, 8, 8)
     x[~faint, 0], x[faint, 1] = images[~faint], images[faint]
-    net = trained(folder, x, labels)
+    (folder / f"planted_{fault}_net.py").write_text(NET)  # each a name of its own, because Python keeps modules
+    net = trained(x, labels)
     with torch.no_grad():
         if fault == "parts":  # faint samples are below the LSB of the input, class 3 below that of `mid`
             x[faint] /= THOUSAND
@@ -59,9 +60,10 @@ def plant(folder: Path, fault: str) -> None:
             net.mid.bias[3] /= THOUSAND
             net.head.weight[3] *= THOUSAND
         else:
-            net.wide.weight[3] *= THOUSAND
-            net.wide.bias[3] *= THOUSAND
-            net.mid.weight[:, 48:64] /= THOUSAND
+            one = strongest(net, x)  # a channel that the training left dead would do no harm
+            net.wide.weight[one] *= THOUSAND
+            net.wide.bias[one] *= THOUSAND
+            net.mid.weight[:, 16 * one : 16 * (one + 1)] /= THOUSAND
         assert (net(x).argmax(1) == labels).float().mean() > 0.95
     writer = np.arange(len(labels)) % 4
     arrays = {"x": x.numpy(), "y": labels.numpy(), "faint": faint.numpy().astype(int), "writer": writer}
@@ -69,8 +71,16 @@ def plant(folder: Path, fault: str) -> None:
     save_file(net.state_dict(), folder / "net.safetensors")
 
 
-def trained(folder: Path, x: torch.Tensor, labels: torch.Tensor) -> Any:
-    (folder / "planted_net.py").write_text(NET)
+def strongest(net: Any, x: torch.Tensor) -> int:
+    """The channel of `wide` with the greatest mean behind its ReLU."""
+    means: list[torch.Tensor] = []
+    hook = net.wide.register_forward_hook(lambda _net, _given, out: means.append(out.relu().mean((0, 2, 3))))
+    net(x)
+    hook.remove()
+    return int(means[0].argmax())
+
+
+def trained(x: torch.Tensor, labels: torch.Tensor) -> Any:
     names: dict[str, Any] = {}
     exec(NET, names)
     torch.manual_seed(0)
@@ -91,7 +101,8 @@ def trained(folder: Path, x: torch.Tensor, labels: torch.Tensor) -> Any:
 
 def ran(stages_of: Any, folder: Path, rules: tuple[Rule, ...] = ()) -> Any:
     """Quantize, export and evaluate; gives the run."""
-    options = {"file": str(folder / "data.npz"), "model": f"{folder}/planted_net.py:Net", "test": 0.3}
+    [net] = folder.glob("planted_*_net.py")
+    options = {"file": str(folder / "data.npz"), "model": f"{net}:Net", "test": 0.3}
     run = stages_of(
         folder / "home",
         name="planted",
