@@ -144,11 +144,11 @@ class Nothing:
 @pytest.mark.parametrize(
     ("name", "kept", "last"),
     [
-        ("Silent", ["each option has a description"],
+        pytest.param("Silent", ["each option has a description"],
          "broken  Silent.evaluate should return a tuple of metrics, or () if it does not apply, but it returned a "
-         "value of type NoneType"),
-        ("Raises", ["each option has a description"],
-         "broken  AttributeError: 'Subject' object has no attribute 'nothing' (in "),
+         "value of type NoneType", marks=pytest.mark.rare),
+        pytest.param("Raises", ["each option has a description"],
+         "broken  AttributeError: 'Subject' object has no attribute 'nothing' (in ", marks=pytest.mark.rare),
         ("Hard", ["each option has a description"],
          "broken  no straight-through gradient: `round` has none; the fake-quantizer of 'stem.weight' gives "),
     ],
@@ -162,6 +162,7 @@ def test_the_first_broken_promise_of_a_file_is_told(name: str, kept: list[str], 
     assert broken.startswith(last)
 
 
+@pytest.mark.rare
 def test_options_are_given_and_what_is_no_plugin_is_refused() -> None:
     Path("mine.py").write_text(BROKEN)
     done = kdq("plugins", "check", "./mine.py:Wrong", "--set", "temperature=4")

@@ -286,7 +286,7 @@ def test_a_home_that_cannot_be_written_is_one_paragraph_and_exit_code_1(tmp_path
     )
 
 
-@pytest.mark.parametrize(("taps", "code"), [("conv", 2), ("[[cnov, cnov]]", 1)])
+@pytest.mark.parametrize(("taps", "code"), [("conv", 2), pytest.param("[[cnov, cnov]]", 1, marks=pytest.mark.rare)])
 def test_a_wrong_request_is_exit_code_2_where_nothing_ran_and_1_where_a_stage_began(
     tmp_path: Path, taps: str, code: int
 ) -> None:

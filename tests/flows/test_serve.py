@@ -111,6 +111,7 @@ def _worker_pid(site: Site) -> int | None:
     return record.pid if record is not None and processes.is_running(record) else None
 
 
+@pytest.mark.rare
 def test_the_doctor_finds_a_good_installation_good(prefect_site: Site) -> None:
     rows = doctor(prefect_site)
     assert [row["verdict"] for row in rows] == ["ok"] * 3, rows

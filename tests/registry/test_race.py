@@ -101,7 +101,7 @@ def test_a_race_on_sqlite_has_one_winner(site: Site, tmp_path: Path) -> None:
     one_wins_and_all_others_are_told(tmp_path, site.mlflow_uri)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_race_over_rest_has_one_winner(rest: str, tmp_path: Path) -> None:
     one_wins_and_all_others_are_told(tmp_path, rest)
 

@@ -217,7 +217,7 @@ def test_two_processes_in_a_fresh_home_register_one_version_and_write_nowhere_el
     assert list(empty.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_mlflow_models_serve_gives_the_numbers_of_bare_onnxruntime(
     site: Site, registered: Callable[..., ModelVersion], tmp_path: Path
 ) -> None:

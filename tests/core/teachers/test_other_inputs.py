@@ -57,7 +57,7 @@ def test_an_input_that_the_workload_does_not_give_is_named() -> None:
         reading(replace(BATCH, extra={}), ("smell",))
 
 
-@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("enabled", [True, pytest.param(False, marks=pytest.mark.rare)])
 def test_the_student_of_one_modality_learns_from_the_teacher_of_another(
     stages_of: Any, tmp_path: Path, enabled: bool
 ) -> None:

@@ -134,7 +134,10 @@ def compared():
     return compared
 
 
-@pytest.fixture(params=WAYS, ids=["onnxruntime", "onnxruntime trained", "openvino"])
+@pytest.fixture(
+    params=[WAYS[0], pytest.param(WAYS[1], marks=pytest.mark.rare), WAYS[2]],
+    ids=["onnxruntime", "onnxruntime trained", "openvino"],
+)
 def rows_of(request, simulated, compared, tmp_path):
     """Gives a function: model and inputs -> coverage of its int8 file, after checks of the float and the int8 file.
 
