@@ -15,8 +15,7 @@ Defaults and where they come from: one sample and one thread, as on a small devi
 Costs: about `seconds` for each batch size, and `rounds` times the opening of the file, for each model. Even if a call
     takes long, KDQ makes at least three in each round.
 Limits: times depend on this machine and its load; compare within a report, not between reports. Of two files, `speedup`
-    compares better than their times, because KDQ measures them beside each other. If sessions of one file differ much,
-    the intervals of p95 and p99 hold the true value in about 90 of 100 measurements, not 95.
+    compares better than their times, because KDQ measures them beside each other.
 """
 
 from __future__ import annotations

@@ -38,12 +38,9 @@ ESTIMATES: dict[str, tuple[Callable[[Times, Times], Estimate], float]] = {
     "ratio": (lambda one, other: one.ratio_to(other), 1.3),
     "p50": (lambda _, other: other.quantile(0.5), 0.02),
     "p95": (lambda _, other: other.quantile(0.95), 0.02 * math.exp(1.6448536 * DEVIATION)),
+    "p99": (lambda _, other: other.quantile(0.99), 0.02 * math.exp(2.3263479 * DEVIATION)),
     "throughput": (lambda _, other: other.throughput(), 4 / (0.02 * math.exp(DEVIATION**2 / 2))),
 }
-
-
-LEAST = {"ratio": 0.93, "p50": 0.93, "p95": 0.90, "throughput": 0.93}
-"""Share of the intervals that hold the true value, at least; the module says why it is less for p95."""
 
 
 def covered(name: str, draws: int) -> float:
@@ -55,13 +52,13 @@ def covered(name: str, draws: int) -> float:
 
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_intervals_hold_the_true_value_95_times_in_100_although_turns_depend_on_each_other(name: str) -> None:
-    assert LEAST[name] - 0.02 <= covered(name, 300) <= 0.99
+    assert 0.92 <= covered(name, 300) <= 0.99
 
 
 @pytest.mark.rare
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_intervals_of_many_draws_hold_the_true_value_93_to_97_times_in_100(name: str) -> None:
-    assert LEAST[name] <= covered(name, 4000) <= 0.97
+    assert 0.93 <= covered(name, 4000) <= 0.97
 
 
 def test_the_interval_over_single_turns_would_be_far_too_narrow() -> None:
@@ -77,9 +74,17 @@ def test_the_interval_over_single_turns_would_be_far_too_narrow() -> None:
 def test_the_formula_is_that_of_sectioning() -> None:
     rounds = tuple(np.array([[value, value * 2, value * 4]]) for value in (1.0, 2.0, 4.0))
     found = Times(rounds).quantile(0.5)
+    # The share of Woodruff's end is above 1, and its time is the longest, 16: below that of the sections.
     # medians 2, 4, 8 in the rounds and 4 over all; t(2) = 4.3027 as tabulated in Fisher and Yates 1963, table III.
     half = 4.3027 * math.sqrt(2 * math.log(2) ** 2 / 6)
     assert (found.value, found.low, found.high) == pytest.approx((4, 4 * math.exp(-half), 4 * math.exp(half)), rel=1e-4)
+
+
+def test_the_upper_end_of_a_quantile_is_at_least_that_of_the_share_of_calls() -> None:
+    rounds = (np.array([[1.0, 1, 1, 9, 9]]), np.array([[1.0, 1, 1, 1, 9]]))
+    # Each round's median is 1. Of the calls, 0.6 and 0.8 take at most 1: t(1) = 12.7 errors of 0.1 reach every call.
+    found = Times(rounds).quantile(0.5)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 9))
 
 
 def test_throughput_counts_samples_and_follows_the_mean() -> None:
