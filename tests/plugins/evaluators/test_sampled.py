@@ -57,7 +57,7 @@ def test_the_intervals_of_a_classifier_hold_nineteen_times_in_twenty(samples, pr
     random = np.random.default_rng(samples)
     found = held(lambda count: measured(*drawn(random, count, prior=prior)), samples)
     near_zero = {found.pop(name) for name in ("prior_shift", "ece")}  # the next test
-    assert min(near_zero) >= 0.9 * DRAWS
+    assert min(near_zero) >= 0.93 * DRAWS
     assert len(found) == 11
     assert {name: n for name, n in found.items() if n not in HOLDS} == {}
 
@@ -74,8 +74,7 @@ def test_the_interval_of_a_distance_holds_from_zero_on(sharp):
         return {found.name: found.metric() for found in (ece(one), prior_shift(one))}
 
     found = held(draw, 300, DRAWS)
-    assert found["ece"] >= 0.9 * DRAWS
-    assert found["prior_shift"] >= 0.9 * DRAWS
+    assert min(found["ece"], found["prior_shift"]) >= 0.93 * DRAWS  # more than 0.97 near zero, where a side is missing
 
 
 def test_the_intervals_of_means_and_ratios_hold_nineteen_times_in_twenty():
@@ -148,6 +147,14 @@ def test_wilsons_interval_of_whole_samples_is_that_of_scipy():
     assert exact(7, 20) == pytest.approx((stats.beta.ppf(0.025, 7, 14), stats.beta.ppf(0.975, 8, 13)))
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(1, 9) == pytest.approx(2 * stats.binom.cdf(1, 10, 0.5))
+
+
+@pytest.mark.parametrize("samples", [20, 100, 300])
+def test_an_exact_interval_holds_nineteen_times_in_twenty_or_more_often_whatever_the_share(samples):
+    ends = np.array([exact(count, samples) for count in range(samples + 1)])
+    for share in (0.03, 0.2, 0.5, 0.8, 0.95, 0.99):
+        inside = (ends[:, 0] <= share) & (share <= ends[:, 1])
+        assert stats.binom.pmf(np.arange(samples + 1), samples, share)[inside].sum() >= 0.95
 
 
 def test_a_share_without_spread_keeps_an_interval():
