@@ -74,7 +74,7 @@ def test_the_interval_of_a_distance_holds_from_zero_on(sharp):
         return {found.name: found.metric() for found in (ece(one), prior_shift(one))}
 
     found = held(draw, 300, DRAWS)
-    assert min(found["ece"], found["prior_shift"]) >= 0.93 * DRAWS  # more than 0.97 near zero, where a side is missing
+    assert min(found["ece"], found["prior_shift"]) >= 0.92 * DRAWS  # over 0.97 near zero, which has one side alone
 
 
 def test_the_intervals_of_means_and_ratios_hold_nineteen_times_in_twenty():
