@@ -60,10 +60,11 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         return OpenVinoFinder(graph, keep_float, self.quantize_outputs)
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
-        from kdq_targets.openvino_forms import keep_means, part_halves, part_products, separate_sums, separate_turned
+        from kdq_targets import openvino_forms as forms
 
-        sums = partial(separate_sums, every=self.exact_sums)
-        return [sums, separate_turned, keep_means, part_products, part_halves, *super()._rewrites(model)]
+        sums = partial(forms.separate_sums, every=self.exact_sums)
+        others = [forms.separate_turned, forms.keep_means, forms.part_products, forms.part_heads, forms.part_halves]
+        return [sums, *others, *super()._rewrites(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs of the file; -1 is the free batch size."""

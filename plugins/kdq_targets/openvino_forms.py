@@ -161,6 +161,27 @@ def part_products(graph: Any) -> None:
     graph.node.extend(nodes)
 
 
+def part_heads(graph: Any) -> None:
+    """Part a Reshape from the layer without a bias in front of it.
+
+    OpenVINO 2026.4 moves the scales of the layer's channels behind the Reshape. It then fails to load some files where
+    the Reshape splits the channels, as into heads of attention. A LeakyRelu of slope 1 in between changes no value.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    nodes: list[Any] = []
+    for node in graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "Reshape" else None
+        while maker is not None and maker.op_type in ACTIVATIONS:
+            maker = makers.get(maker.input[0])
+        if maker is not None and maker.op_type in (*PRODUCTS, "MatMul") and len(maker.input) == 2:
+            value = f"{node.output[0]}_whole"
+            nodes.append(helper.make_node("LeakyRelu", [node.input[0]], [value], alpha=1.0))
+            node.input[0] = value
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def part_halves(graph: Any) -> None:
     """Move a scale by a millionth if 0.5, a sigmoid's value at 0, lies between two integers of its grid.
 

@@ -275,3 +275,12 @@ def test_a_recurrent_layer_in_float_behind_an_int8_layer_keeps_its_state_in_floa
     )  # fmt: skip
     rows = rows_of(model, normal(2, 3, 2))
     assert [row.operator for row in rows if row.macs] == ["conv", "lstm", "linear"]
+
+
+def test_heads_are_split_from_a_layer_without_a_bias(rows_of):
+    def attend(net, x):
+        q, k = (F.normalize(part(x).view(-1, 17, 2, 8), dim=-1).transpose(1, 2) for part in (net.q, net.k))
+        return q @ k.transpose(-2, -1)
+
+    model = Net(attend, q=lambda: nn.Linear(16, 16), k=lambda: nn.Linear(16, 16, bias=False))
+    assert told(rows_of(model, normal(17, 16))) == [("linear", True), ("linear", True)]
