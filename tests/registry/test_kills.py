@@ -89,7 +89,7 @@ def state(site: Site) -> dict[str, Any]:
     return {
         "aliases": aliases.read_aliases(mlflow, "digits"),
         "notes": notes,
-        "wrong": verify_history(site, "digits")[1],
+        "wrong": list(verify_history(site, "digits").wrong),
         "kinds": [row["kind"] for row in history(site, "digits")[0] if row["lost_to"] is None],
         "versions": sorted(versions),
         "litter": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -126,8 +127,23 @@ def _tell(result: PromotionResult) -> None:
         common.say(f"{'forced although' if result.promoted else 'refused:'} {reason}")
     if result.promoted:
         typer.echo(f"{result.alias!r} of {result.name!r} is now version {result.version}; before: {before}")
+        for line in _others(result):
+            typer.echo(line)
     else:
         typer.echo(f"not promoted: {result.alias!r} of {result.name!r} stays at {before}")
+
+
+def _others(result: PromotionResult) -> Iterator[str]:
+    """What became of the other aliases."""
+    for one in result.others:
+        if one.before == one.after:
+            yield f"{one.alias!r} stays at version {one.after}"
+        elif one.after is None:
+            why = f"is {result.alias!r} now" if one.before == result.version else "was deleted"
+            yield f"{one.alias!r} is now nothing; before: version {one.before}, which {why}"
+        else:
+            before = f"version {one.before}" if one.before else "nothing"
+            yield f"{one.alias!r} is now version {one.after}; before: {before}"
 
 
 def _compared(result: PromotionResult) -> list[dict[str, object]]:
