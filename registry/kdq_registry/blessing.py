@@ -97,7 +97,7 @@ def checked(folder: Path, tags: dict[str, str], *, signers: Sequence[str] = ()) 
         who = f"{sealed.signer[:12]} signed it" if sealed.signer else "nobody signed it"
         raise UnsignedError(
             f"{who}, and the policy trusts {listing(one[:12] for one in signers)}; set KDQ_SIGNING_KEY to the file of "
-            "a trusted key, run `kdq run RECIPE --refresh register`, which signs the version"
+            "a trusted key and run `kdq run RECIPE --refresh register`, which signs the version"
         )
     if wrong is None and sealed.seal.runtime not in SCRIPTS:
         wrong = f"it is for the runtime {sealed.seal.runtime!r}, which KDQ does not know"

@@ -276,7 +276,7 @@ def test_a_policy_trusts_signers_and_no_others(site: Site, key: Path, registered
         promote(site, "digits", 1, policy=policy)
     assert str(caught.value) == (
         f"version 1 of model 'digits' cannot be promoted: nobody signed it, and the policy trusts {signer[:12]}; set "
-        "KDQ_SIGNING_KEY to the file of a trusted key, run `kdq run RECIPE --refresh register`, which signs the "
+        "KDQ_SIGNING_KEY to the file of a trusted key and run `kdq run RECIPE --refresh register`, which signs the "
         "version; then promote it again"
     )
     with pytest.raises(

@@ -231,7 +231,7 @@ def test_a_model_is_pulled_verified_and_compared(
     with pytest.raises(RecipeError, match="model 'digits' has no alias 'winner'"):
         kdq("pull", "digits@winner", str(tmp_path / "other"))
     rows = json.loads(kdq("diff", "digits", "1", "2", "--json")[1])
-    assert {"part": "metric", "what": "int8 top1", "1": 0.97, "2": 0.99} in rows
+    assert rows[0] == {"part": "metric", "what": "int8 top1", "1": 0.97, "2": 0.99}
     assert {row["what"] for row in rows if row["part"] == "file"} >= {"model.onnx", "report.json"}
     assert kdq("diff", "digits", "1", "1") == (0, "versions 1 and 1 of 'digits' have the same seal\n")
 
