@@ -258,6 +258,8 @@ def test_old_versions_that_were_never_promoted_are_listed_and_deleted_only_when_
         ("promote digit 2", 2, "no registered model named 'digit'; did you mean 'digits'? Registered: digits;"),
         ("promote digits 9", 2, "model 'digits' has no version 9. Versions: 1, 2; name one of these."),
         ("promote digits 2 --to champoin", 2, "not 'champoin'; did you mean 'champion'?"),
+        ("promote digits 2 --to prod.digits", 2, "--to 'prod.digits' is no alias; write champion, challenger, or "
+         "prod.digits@champion to copy the version into the model 'prod.digits'"),
         ("promote digits 2 --policy near.yaml", 2, "does not have; did you mean 'top1'?"),
         ("promote digits 2 --policy none.yaml", 2, "no policy file 'none.yaml'; check the path"),
         ("promote digits 1 --to challenger", 2, "version 1 of 'digits' is its champion, and a challenger is tried"),

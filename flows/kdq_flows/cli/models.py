@@ -43,7 +43,9 @@ def models(
 
 def history(
     name: ModelName,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every entry of the chain.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every entry of the chain, and say who signed.")
+    ] = False,
     head: Annotated[
         str | None, typer.Option(metavar="DIGEST", help="With --verify: an entry that the chain must have.")
     ] = None,

@@ -31,10 +31,10 @@ def promote(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a version `champion` if its files are as sealed and its gates are met; list every gate."""
-    from kdq_core.errors import RecipeError
+    from kdq_core.errors import RecipeError, did_you_mean
     from kdq_registry.copying import copy_version
     from kdq_registry.policy import read_policy
-    from kdq_registry.promotion import check_alias
+    from kdq_registry.promotion import TARGETS, check_alias
     from kdq_registry.promotion import promote as promote_version
     from kdq_registry.signing import signer_of
 
@@ -46,6 +46,11 @@ def promote(
         )
     rules = None if policy is None else read_policy(policy)
     model, _, alias = to.rpartition("@")
+    if not model and alias not in TARGETS and not did_you_mean(alias, TARGETS):
+        raise RecipeError(
+            f"--to {to!r} is no alias; write champion, challenger, or {to}@champion to copy the version into the model "
+            f"{to!r}"
+        )
     check_alias(alias)
     site = common.site()
     signer_of(site)  # refuses a wrong key before anything is written
