@@ -264,8 +264,8 @@ def two(a, b):
          "the label of the data is text ('cat'); KDQ needs numbers: number the classes in the data's own "
      "code, such as np.unique(labels, return_inverse=True)[1]"),
         ({"data": "endless", "limit": 10},
-         "{file}:endless('train') gave more than 10 samples and did not end; let it end, or raise 'limit' in the "
-         "options of the workload"),
+         "{file}:endless('train') gave more than 10 samples and did not end; let it end, such as with "
+         "itertools.islice(batches, count), or raise 'limit' in the options of the workload"),
         ({"data": "two"},
          "data '{file}:two' cannot be called with the name of a split, nor without arguments: missing a required "
          "argument: 'a'"),
