@@ -63,6 +63,13 @@ class Workload(Plugin, abc.ABC):
     def fingerprint(self) -> str:
         """sha256 (hex) of the data and its split. Must be cheap, and import no torch."""
 
+    def check(self) -> None:
+        """Called by `kdq check`, and before the first fit of a run: refuse data that a run cannot read, in seconds.
+
+        Raises:
+            StageError: the data cannot be read.
+        """
+
     @abc.abstractmethod
     def teacher(self) -> nn.Module:
         """A new, untrained teacher. Weights come from torch's global generator, which the stage has seeded."""

@@ -72,7 +72,7 @@ def _check_classes(outputs: Outputs, batch: Batch, split: Split, error: Exceptio
     for name, (logits, labels) in by_task(outputs, batch).items():
         if labels is None or labels.is_floating_point() or labels.ndim != logits.ndim - 1:
             continue
-        classes = logits.shape[1]
+        classes = logits.shape[-1 if labels.shape == logits.shape[:-1] else 1]
         wrong = ((labels >= classes) | (labels < 0)) & (labels != IGNORED)
         if bool(wrong.any()):
             row = int(wrong.reshape(len(labels), -1).any(1).int().argmax())

@@ -75,12 +75,17 @@ def fitted(
         resume=work.scratch / f"fit{number or ''}.safetensors",
         hooks=FitHooks(
             score=lambda model: {**measured(model), **(scheduled or {})},
-            on_step=lambda done, total, value: work.progress(done, total, f"loss {value:.3f}"),
+            on_step=lambda done, total, value: work.progress(done, total, _note(done, total, spec.epochs, value)),
             on_epoch=tell,
             **hooks,
         ),
     )
     return tuple(named(record) for record in history)
+
+
+def _note(done: int, total: int, epochs: int, loss: float) -> str:
+    """The epoch that step `done` of `total` belongs to, and the loss."""
+    return f"epoch {max(0, done - 1) * epochs // max(total, 1) + 1} of {epochs}, loss {loss:.3f}"
 
 
 def accelerator(site: Site, *, exact: bool = False) -> Accelerator:

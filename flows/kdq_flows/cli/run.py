@@ -29,8 +29,13 @@ STAGE = "STAGE[@BRANCH]"
 INTERRUPTED = "interrupted; finished work is kept, run again to resume"
 
 
+SHARE, PATIENCE, PAUSE = 0.1, 30.0, 3.0
+"""Without a terminal, a stage has a line when `SHARE` more of it is done or after `PATIENCE` seconds, but never within
+`PAUSE` seconds after the last one."""
+
+
 class Progressing:
-    """Shows one bar for each stage on a terminal, and one line for each stage elsewhere; writes to stderr."""
+    """Shows one bar for each stage on a terminal, and lines elsewhere; writes to stderr."""
 
     def __init__(self, *, bars: bool) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -38,6 +43,7 @@ class Progressing:
         self._lock = threading.Lock()
         self._console = common.console(stderr=True)
         self._bars: dict[str, TaskID] = {}
+        self._lines: dict[str, _Line] = {}
         self._progress: Progress | None = None
         if bars:
             self._progress = Progress(
@@ -52,27 +58,58 @@ class Progressing:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """Show the bars while the run lasts."""
-        with self._progress or contextlib.nullcontext():
+        """Show the bars while the run lasts; or look now and then which stage has been silent for too long."""
+        if self._progress:
+            with self._progress:
+                yield
+            return
+        ended = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+        beat.start()
+        try:
             yield
+        finally:
+            ended.set()
+            beat.join()
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(PAUSE):
+            self.look()
+
+    def look(self) -> None:
+        """Print the line of each stage that is due."""
+        with self._lock:
+            for stage, line in self._lines.items():
+                if line.due():
+                    self._console.print(f"{stage:14} {line.text()}")
 
     def stage_started(self, stage: str) -> None:
-        """Add the stage's bar."""
+        """Add the stage's bar, or print that it starts."""
         with self._lock:
-            if self._progress and stage not in self._bars:
+            if self._progress is None:
+                self._lines[stage] = _Line()
+                self._console.print(f"{stage:14} starts")
+            elif stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=None, note="starting")
 
     def progress(self, event: dict[str, Any]) -> None:
-        """Move the stage's bar."""
+        """Move the stage's bar, or print how far it is."""
         with self._lock:
-            if self._progress and event.get("stage") in self._bars:
-                bar = self._bars[event["stage"]]
+            stage = event.get("stage", "")
+            if self._progress and stage in self._bars:
+                bar = self._bars[stage]
                 self._progress.update(bar, completed=event["done"], total=event["total"], note=event["note"])
+            elif stage in self._lines:
+                line = self._lines[stage]
+                line.share, line.note = event["done"] / max(event["total"], 1), event["note"]
+                if line.due():
+                    self._console.print(f"{stage:14} {line.text()}")
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
         """Stop the stage's bar, or print the stage's line."""
         with self._lock:
             if self._progress is None:
+                self._lines.pop(stage, None)
                 self._console.print(f"{stage:14} {state} in {seconds:.1f} s")
                 return
             if stage not in self._bars:
@@ -86,6 +123,26 @@ class Progressing:
     def message(self, text: str) -> None:
         """Print a text above the bars."""
         self._console.print("\n".join(wrap(text, self._console.width)), soft_wrap=True)
+
+
+class _Line:
+    """How far a stage is, and when its last line said so."""
+
+    def __init__(self) -> None:
+        self._began = self._told = time.monotonic()
+        self._said = self.share = 0.0
+        self.note = ""
+
+    def due(self) -> bool:
+        """Whether the stage has a new line."""
+        self._said = min(self._said, self.share)  # another part of the stage began
+        since = time.monotonic() - self._told
+        return since >= PATIENCE or (since >= PAUSE and self.share >= self._said + SHARE)
+
+    def text(self) -> str:
+        """The line."""
+        self._told, self._said = time.monotonic(), self.share
+        return f"{self.share:4.0%} after {self._told - self._began:.0f} s{f': {self.note}' if self.note else ''}"
 
 
 def register_commands(app: typer.Typer) -> None:
