@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Asked, PluginError, Port, Reads, Record, Section, Stage, TeacherOutputs
 from kdq_core.plan.sections import taps_of
-from kdq_core.plugins.kinds import takes_views
+from kdq_core.plugins.views import takes_views
 from kdq_core.reading.teachers import check_fused
 from kdq_core.work.shown import request_of
 from kdq_core.work.slots import MEMBERS, TEACHER

@@ -102,25 +102,14 @@ def check(
     All options but --json are those of `kdq quantize`, for a model.
     """
     site = common.site()
-    from kdq_core.errors import RecipeError
     from kdq_flows.own import checked, compressing, quantizing
     from kdq_flows.preflight.findings import findings
 
     model = ":" in file and not Path(file).exists()
-    asked = {
-        "--data": data, "--weights": weights, "--target": target, "--bits": bits != 8, "--qat": qat,
-        "--quantizer": quantizer, "--loss": loss, "--set": settings,
-    }  # fmt: skip
-    given = [name for name, value in asked.items() if value]
-    if given and not model:
-        raise RecipeError(
-            f"{given[0]} goes with a model, such as 'kdq check my_model.py:net --data data.npz', and {file!r} is a "
-            "file; change it there, or name a model"
-        )
-    if model and data is None:
-        raise RecipeError(
-            f"the model {file!r} needs --data: npz, safetensors, CSV, Parquet, a folder of images, or file.py:function"
-        )
+    _fitting(file, model, data, {
+        "--weights": weights, "--target": target, "--bits": bits != 8, "--qat": qat, "--quantizer": quantizer,
+        "--loss": loss, "--set": settings,
+    })  # fmt: skip
 
     def load() -> Recipe:
         if not model:
@@ -141,3 +130,19 @@ def check(
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2, ensure_ascii=False))
     if not all(one.ok for one in found):
         raise typer.Exit(2)
+
+
+def _fitting(file: str, model: bool, data: str | None, asked: dict[str, object]) -> None:
+    """Refuse options of a model beside a file, and a model without data."""
+    from kdq_core.errors import RecipeError
+
+    given = [name for name, value in {"--data": data, **asked}.items() if value]
+    if given and not model:
+        raise RecipeError(
+            f"{given[0]} goes with a model, such as 'kdq check my_model.py:net --data data.npz', and {file!r} is a "
+            "file; change it there, or name a model"
+        )
+    if model and data is None:
+        raise RecipeError(
+            f"the model {file!r} needs --data: npz, safetensors, CSV, Parquet, a folder of images, or file.py:function"
+        )
