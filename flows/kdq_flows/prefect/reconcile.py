@@ -21,16 +21,22 @@ _OPEN_TASKS = [*_OPEN, "SCHEDULED"]  # a task that waited for its next try
 
 
 def reconcile(site: Site) -> list[str]:
-    """Mark runs of dead processes of this host as Crashed in Prefect and killed in MLflow.
+    """Upload what earlier runs of the home could not tell MLflow, and close runs of dead processes of this host.
 
-    KDQ asks Prefect only if its server answers, and starts no server.
+    They become Crashed in Prefect and KILLED in MLflow. KDQ asks Prefect only if its server answers, and starts no
+    server.
 
     Returns:
-        One line for each closed run.
+        One line for each run.
+
+    Raises:
+        KdqError: MLflow does not answer, or refuses.
     """
     from kdq_registry.reconcile import reconcile as reconcile_tracking
+    from kdq_registry.uploading import upload_left
 
-    tracked = [f"MLflow run {run!r} is closed: its process is gone" for run in reconcile_tracking(site, is_alive)]
+    tracked = upload_left(site, is_alive)
+    tracked += [f"MLflow run {run!r} is closed: its process is gone" for run in reconcile_tracking(site, is_alive)]
     return reconcile_prefect(site) + tracked
 
 
