@@ -140,9 +140,10 @@ class StudyRun:
             self._choose()
             self.drive(start, width, self._registering(), limited=False)
             self.done = True
-        except BaseException:
-            for pipeline in self.pipelines.values():
-                pipeline.cancelled.set()
+        except BaseException as stopped:
+            if isinstance(stopped, KdqError) or not isinstance(stopped, Exception):
+                for pipeline in self.pipelines.values():  # if only the Prefect server is lost, they may finish
+                    pipeline.cancelled.set()
             raise
         finally:
             self._keep()
