@@ -18,11 +18,13 @@ def register_commands(app: typer.Typer) -> None:
 
 def up(as_json: JsonFlag = False) -> None:
     """Start the site's Prefect server and MLflow page, if they are not running."""
+    from kdq_flows.prefect.owed import settle
     from kdq_flows.servers import servers
     from kdq_registry.page import training_page
 
     site = common.site()
     addresses = servers.up(site)
+    common.notes(settle(site))
     page = addresses.mlflow_ui and training_page(addresses.mlflow_ui)
     rows: list[dict[str, object]] = [
         {"server": "Prefect", "page": addresses.prefect_ui, "api": addresses.prefect_api},
