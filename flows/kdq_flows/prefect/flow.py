@@ -7,7 +7,9 @@ first imported.
 
 import contextlib
 import logging
+import os
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -25,11 +28,13 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
+from kdq_flows.prefect.owed import AWAY, drop_events, heard, owe, settle
 from kdq_flows.prefect.schedules import too_late
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
-from kdq_flows.servers.servers import ensure_mlflow_ui
+from kdq_flows.run.supervisor import StageCancelledError
+from kdq_flows.servers.servers import ensure_mlflow_ui, running_prefect
 
 PIPELINES: dict[str, Pipeline] = {}
 """Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
@@ -93,7 +98,7 @@ def compress_flow(
         return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
     if token is not None:
         with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
-            return _drive(token)
+            return _driven(token)
     from kdq_flows.prefect.reconcile import claim, reconcile
 
     claim(runtime.flow_run.id)
@@ -104,11 +109,10 @@ def compress_flow(
     PIPELINES[token] = pipeline
     try:
         pipeline.warm_up()
-        state = _drive(token)
+        return _driven(token)
     finally:
         del PIPELINES[token]
         pipeline.finish()
-    return state
 
 
 def run_as_flow(pipeline: Pipeline) -> None:
@@ -121,22 +125,75 @@ def run_as_flow(pipeline: Pipeline) -> None:
     named = compress_flow.with_options(flow_run_name=pipeline.name)
     log_to(pipeline.logs / "prefect.log")
     try:
-        with tags(prefect_tag(), pipeline.plan.recipe.name):
-            named(
+        with tags(prefect_tag(), pipeline.plan.recipe.name), few_tries():
+            state = named(
                 recipe=pipeline.plan.recipe.model_dump(mode="json"),
                 site=pipeline.plan.site.model_dump(mode="json"),
                 token=token,
                 return_state=True,
             )
+        if state.is_completed() or pipeline.errors:
+            heard(pipeline.plan.site, state.state_details.flow_run_id)
+        else:  # the server was away when the run ended, and has heard the error of that
+            settle(pipeline.plan.site)
     except Exception as error:
-        if not pipeline.errors:
-            pipeline.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
-            pipeline.run_inline()
+        _go_on(pipeline, error)
+        drop_events()
+        if not settle(pipeline.plan.site):
+            pipeline.observer.message(AWAY)
     except BaseException:
         pipeline.cancelled.set()
         raise
     finally:
         del PIPELINES[token]
+
+
+def few_tries() -> AbstractContextManager[Any]:
+    """Let Prefect's client give a lost server up after 14 s instead of 62 s; it tells an end twice."""
+    tries = int(os.environ.get("PREFECT_CLIENT_MAX_RETRIES", 3))
+    return temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: tries})
+
+
+def _driven(token: str) -> State:
+    """Run the stages as tasks, and without the server if it is lost; keep how the run ended."""
+    pipeline = PIPELINES[token]
+    try:
+        state = _drive(token)
+    except KdqError:
+        _owe(pipeline)
+        raise
+    except Exception as error:
+        _go_on(pipeline, error)
+        state = _ended(pipeline)
+    _owe(pipeline)
+    if pipeline.error is not None:
+        raise pipeline.error
+    return state
+
+
+def _go_on(pipeline: Pipeline, lost: Exception) -> None:
+    """Finish the run without the server, if it has not ended."""
+    if pipeline.failed and not pipeline.errors:
+        pipeline.observer.message(f"the Prefect server was lost ({type(lost).__name__}); KDQ continues without it")
+        pipeline.run_inline()
+        pipeline.write_page()
+
+
+def _owe(pipeline: Pipeline) -> None:
+    """Keep how this flow run has ended, for a Prefect that does not hear it; the next `reconcile` tells it."""
+    if not isinstance(pipeline.error, StageCancelledError):
+        error = None if pipeline.error is None else str(pipeline.error)
+        message = _ended(pipeline).message or ""
+        run = uuid.UUID(str(runtime.flow_run.id))
+        owe(pipeline.plan.site, run, pipeline.name, error, message, pipeline.stages.values())
+
+
+def _ended(pipeline: Pipeline) -> State:
+    """The state of a run without errors."""
+    facts = pipeline.facts()
+    if facts.status == "no-news":
+        return Completed(name="NoNews", message="no news: every stage was cached")
+    return Completed(message=_described(facts))
 
 
 def log_to(file: Path) -> None:
@@ -178,10 +235,12 @@ def _drive(token: str) -> State:
     error = pipeline.error
     if error is not None:
         raise error
-    return _published(pipeline)
+    if running_prefect(pipeline.plan.site) is not None:  # otherwise Prefect's client tries for minutes
+        _publish(pipeline)
+    return _ended(pipeline)
 
 
-def _published(pipeline: Pipeline) -> State:
+def _publish(pipeline: Pipeline) -> None:
     facts = pipeline.facts()
     create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
     if facts.status != "no-news":
@@ -190,9 +249,6 @@ def _published(pipeline: Pipeline) -> State:
         create_link_artifact(
             Path(facts.report).as_uri(), link_text=facts.report, key="kdq-report", description=facts.verdict
         )
-    if facts.status == "no-news":
-        return Completed(name="NoNews", message="no news: every stage was cached")
-    return Completed(message=_described(facts))
 
 
 def _link(pipeline: Pipeline) -> None:
