@@ -18,7 +18,10 @@ from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.fit import FitHooks, Loss, fit
 from kdq_core.training.losses import validation
+from kdq_core.training.resume import Due
+from kdq_core.training.stopping import stopping_on_sigterm
 from kdq_core.work.data import EVALUATION_BATCH, training_batches
+from kdq_core.work.shown import request_of
 
 if TYPE_CHECKING:
     from kdq_core.work.shown import Shown
@@ -37,7 +40,8 @@ def fitted(
 ) -> tuple[EpochRecord, ...]:
     """Fit `model` on the training split, or resume its unfinished fit.
 
-    KDQ keeps the state of an unfinished fit in `scratch`. The curves of a stage's second fit have names such as
+    KDQ keeps the state of an unfinished fit in `scratch`: after each epoch, as often within an epoch as the recipe's
+    `retry` says, and when SIGTERM asks it to stop. The curves of a stage's second fit have names such as
     `2/train/loss`.
 
     Args:
@@ -52,7 +56,7 @@ def fitted(
     """
     workload, number = work.workload, max(len(work.fits), work.number)
     work.fits.append(number)
-    measured = validation(workload, where.device, EVALUATION_BATCH, read)
+    retry = request_of(work).recipe.retry_of(work.title)
 
     def named(record: EpochRecord) -> EpochRecord:
         values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
@@ -65,21 +69,31 @@ def fitted(
         for batch in training_batches(work, epoch, spec.batch_size):
             yield replace(read(batch), view=batch.view)
 
-    history = fit(
-        model,
-        loss,
-        batches,
-        spec,
-        samples=workload.samples("train"),
-        accelerator=where,
-        resume=work.scratch / f"fit{number or ''}.safetensors",
-        hooks=FitHooks(
-            score=lambda model: {**measured(model), **(scheduled or {})},
-            on_step=lambda done, total, value: work.progress(done, total, f"loss {value:.3f}"),
-            on_epoch=tell,
-            **hooks,
-        ),
-    )
+    with stopping_on_sigterm() as stop:
+
+        def seen(batch: Batch) -> Batch:
+            stop.check()
+            return read(batch)
+
+        measured = validation(workload, where.device, EVALUATION_BATCH, seen)
+        history = fit(
+            model,
+            loss,
+            batches,
+            spec,
+            samples=workload.samples("train"),
+            accelerator=where,
+            resume=work.scratch / f"fit{number or ''}.safetensors",
+            due=Due(retry.checkpoint_seconds, retry.checkpoint_steps),
+            hooks=FitHooks(
+                score=lambda model: {**measured(model), **(scheduled or {})},
+                on_step=lambda done, total, value: work.progress(done, total, f"loss {value:.3f}"),
+                on_epoch=tell,
+                on_smaller=lambda text: work.emit({"event": "note", "text": text}),
+                stop=stop,
+                **hooks,
+            ),
+        )
     return tuple(named(record) for record in history)
 
 
