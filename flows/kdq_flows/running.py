@@ -65,6 +65,9 @@ def run_recipe(
             _reconcile(site)
             pipeline.run_inline()
         pipeline.write_page()
+    except KeyboardInterrupt:
+        pipeline.stop()
+        raise
     finally:
         pipeline.finish()
     return pipeline.facts(links), pipeline.error

@@ -15,7 +15,7 @@ from kdq_core.store.records import Checkpoint, EpochRecord, EvaluationReport
 from kdq_flows.owner import owner_tag
 
 if TYPE_CHECKING:
-    from kdq_registry.tracking import Tracker
+    from kdq_registry.tracking import Status, Tracker
 
 
 class RunTracking:
@@ -25,6 +25,7 @@ class RunTracking:
 
     Attributes:
         prefect: address of the flow run's page in Prefect, if there is one; set it before the first stage.
+        killed: whether the run was interrupted; what did not finish then is `KILLED`, not `FAILED`.
     """
 
     def __init__(self, plan: Plan, name: str, tags: Mapping[str, str], *, on: bool = True) -> None:
@@ -34,6 +35,7 @@ class RunTracking:
         self._tags = tags
         self._name = name
         self.prefect: str | None = None
+        self.killed = False
         self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-tracking")
         self._pending: list[Future[Any]] = []
         self._tracker: Tracker | None = None
@@ -74,7 +76,7 @@ class RunTracking:
 
     def stage_ended(self, run: Future[str], *, failed: bool) -> None:
         """Close the stage's nested run."""
-        self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))
+        self._later(lambda: self._begun().finish(run.result(), self._status(failed=failed)))
 
     def check(self) -> None:
         """Raise the error of a call that has already failed, so that KDQ notices a dead server early."""
@@ -107,8 +109,11 @@ class RunTracking:
         """
         if self._tracker or self._pending:
             self._later(lambda: self._begun().log_papers(report(), lock)).exception()
-            self._later(lambda: self._begun().end("FAILED" if failed else "FINISHED")).exception()
+            self._later(lambda: self._begun().end(self._status(failed=failed))).exception()
         self._calls.shutdown()
+
+    def _status(self, *, failed: bool) -> Status:
+        return "FINISHED" if not failed else "KILLED" if self.killed else "FAILED"
 
     def _later(self, call: Callable[[], Any]) -> Future[Any]:
         if not self._on:

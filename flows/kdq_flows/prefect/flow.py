@@ -15,6 +15,7 @@ from prefect import flow, get_run_logger, runtime, tags, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
+from prefect.futures import PrefectFuture, wait
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelled, Completed, State
@@ -29,8 +30,12 @@ from kdq_flows.prefect.schedules import too_late
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
+from kdq_flows.run.signals import interrupted_in, leaving
+from kdq_flows.run.supervisor import TERMINATE_SECONDS, StageCancelledError
 from kdq_flows.servers.servers import ensure_mlflow_ui
 
+STOP_SECONDS = TERMINATE_SECONDS + 0.5
+"""Until an interrupted flow is Cancelled, even if a task has not ended."""
 PIPELINES: dict[str, Pipeline] = {}
 """Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
 
@@ -53,7 +58,10 @@ class LogObserver(Silent):
 @task(cache_policy=NO_CACHE, persist_result=False)
 def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
     """Run one stage; the state's data is the digest of its entry."""
-    digest, cached = PIPELINES[token].run_stage(stage, parents)
+    try:
+        digest, cached = PIPELINES[token].run_stage(stage, parents)
+    except StageCancelledError as error:
+        return Cancelled(message=str(error))
     return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
 
 
@@ -115,6 +123,9 @@ def run_as_flow(pipeline: Pipeline) -> None:
     """Run the pipeline as a flow of the configured server; afterwards its `errors` say which stages failed.
 
     If the server is lost during the run, KDQ continues inline: the store knows which stages are done.
+
+    Raises:
+        KeyboardInterrupt: a signal interrupted the run; the flow is Cancelled.
     """
     token = uuid.uuid4().hex
     PIPELINES[token] = pipeline
@@ -129,14 +140,16 @@ def run_as_flow(pipeline: Pipeline) -> None:
                 return_state=True,
             )
     except Exception as error:
-        if not pipeline.errors:
+        if not pipeline.errors and not pipeline.stopped:
             pipeline.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
             pipeline.run_inline()
     except BaseException:
-        pipeline.cancelled.set()
+        pipeline.stop()
         raise
     finally:
         del PIPELINES[token]
+    if pipeline.stopped:
+        raise KeyboardInterrupt
 
 
 def log_to(file: Path) -> None:
@@ -160,20 +173,23 @@ def _drive(token: str) -> State:
     address = str(runtime.flow_run.ui_url)
     pipeline.tracking.prefect = address if address.startswith("http") else None
     futures: dict[str, Any] = {name: entry.digest for name, entry in pipeline.entries.items()}
-    try:
-        for node in pipeline.plan.nodes:
-            if node.name in pipeline.left_out:
-                continue
-            options = prefect_options(pipeline.plan.recipe.retry_of(node.name))
-            named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
-            futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents.values()})
-        for future in futures.values():
-            if not isinstance(future, str):
-                future.wait()
-    except BaseException as stopped:
-        if not isinstance(stopped, Exception):  # if only the server is lost, the workers may finish
-            pipeline.cancelled.set()
-        raise
+    tasks: list[PrefectFuture[Any]] = []
+    with leaving():
+        try:
+            for node in pipeline.plan.nodes:
+                if node.name in pipeline.left_out:
+                    continue
+                options = prefect_options(pipeline.plan.recipe.retry_of(node.name))
+                named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
+                given = {name: futures[name] for name in node.parents.values()}
+                futures[node.name] = named.submit(token, node.name, given)
+                tasks.append(futures[node.name])
+            for task_run in tasks:
+                task_run.wait()
+        except KeyboardInterrupt:
+            pipeline.stop()
+            wait(tasks, timeout=STOP_SECONDS)
+            return Cancelled(message=interrupted_in(pipeline.interrupted))
     pipeline.write_page()
     error = pipeline.error
     if error is not None:
