@@ -72,7 +72,7 @@ def main() -> None:
     0 is success, 1 a failed run or an unexpected error, 2 a wrong request before anything ran, 3 a promotion lost to
     another process, 130 an interrupt by Ctrl-C or SIGTERM.
     """
-    with leaving(until_exit=True):
+    with leaving(exits=True):
         try:
             app(prog_name="kdq", color=False if os.environ.get("NO_COLOR") else None)
         except KeyboardInterrupt:

@@ -41,7 +41,7 @@ class _Leaving:
     def handle(self, _number: int, _frame: FrameType | None) -> None:
         """Raise `KeyboardInterrupt` for the first signal, and end the process at the second."""
         if self.told:
-            self._end()
+            self.end()
         self.told = True
         self._asked.set()  # starting a thread here could wait for a lock that the interrupted code holds
         raise KeyboardInterrupt
@@ -54,9 +54,9 @@ class _Leaving:
     def _watch(self) -> None:
         self._asked.wait()
         if not self._over.wait(LEAVE_SECONDS):
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """End the process without waiting for anything; its workers end with it."""
         if sys.stderr.isatty():
             sys.stderr.write("\x1b[?25h")  # show the cursor, which bars of progress hide
@@ -72,7 +72,7 @@ _current: list[_Leaving] = []
 
 
 @contextmanager
-def leaving(last_words: Say | None = None, *, until_exit: bool = False) -> Iterator[None]:
+def leaving(last_words: Say | None = None, *, exits: bool = False) -> Iterator[None]:
     """Let SIGTERM and Ctrl-C interrupt the body; does nothing outside the main thread.
 
     Prefect puts its own handler of SIGTERM around a flow, so the flow enters this again; a second signal counts as such
@@ -80,7 +80,7 @@ def leaving(last_words: Say | None = None, *, until_exit: bool = False) -> Itera
 
     Args:
         last_words: called before the process ends at a second signal, or `LEAVE_SECONDS` after the first.
-        until_exit: after a signal, also end a process that hangs while it exits.
+        exits: after a signal, end the process with the body; what libraries do at exit may take minutes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -101,5 +101,6 @@ def leaving(last_words: Say | None = None, *, until_exit: bool = False) -> Itera
             mine.words.remove(last_words)
         if outermost:
             _current.clear()
-            if not (until_exit and mine.told):
-                mine.close()
+            mine.close()
+            if exits and mine.told:
+                mine.end()
