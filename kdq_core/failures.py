@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+ACCELERATOR = "torch.AcceleratorError"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -37,15 +39,13 @@ class Failure:
 
     def names(self, error: BaseException) -> bool:
         """Whether `error` itself, without those that it wraps, is of this kind."""
-        kinds = type(error).__mro__
-        if self.classes & {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}:
+        kinds = classes_of(error)
+        if self.classes & kinds or (isinstance(error, OSError) and error.errno in self.numbers):
             return True
-        if isinstance(error, OSError) and error.errno in self.numbers:
+        torchs = ACCELERATOR in kinds
+        if torchs and getattr(error, "error_code", None) in self.accelerator:
             return True
-        if getattr(error, "error_code", None) in self.accelerator:
-            return True
-        bare = type(error) is RuntimeError or kinds[0].__module__ == "torch"
-        return bare and re.match(self.texts, str(error)) is not None
+        return (torchs or type(error) is RuntimeError) and re.match(self.texts, str(error)) is not None
 
 
 FAILURES = (
@@ -120,10 +120,14 @@ NEVER = frozenset({"ssl.SSLCertVerificationError", "requests.exceptions.SSLError
 def failure_of(error: BaseException) -> Failure | None:
     """The row of `error`, or of an error that it wraps; `None` if another try would fail alike."""
     chain = list(wrapped(error))
-    names = {f"{kind.__module__}.{kind.__qualname__}" for one in chain for kind in type(one).__mro__}
-    if NEVER & names:
+    if any(NEVER & classes_of(one) for one in chain):
         return None
     return next((row for one in chain for row in FAILURES if row.names(one)), None)
+
+
+def classes_of(error: BaseException) -> set[str]:
+    """Full names of the class of `error` and its base classes."""
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -110,6 +110,9 @@ def run_study(
         else:
             _reconcile(site)
             run.run_inline()
+    except KeyboardInterrupt:
+        run.stop(interrupted=True)
+        raise
     finally:
         run.finish()
     return run, run.error or no_candidate(run)

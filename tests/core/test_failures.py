@@ -68,7 +68,7 @@ PASSING: list[tuple[str, BaseException]] = [
 ]
 LASTING = [
     ValueError("out of memory"),
-    KeyError("CUDA out of memory. Tried to allocate"),
+    ValueError("CUDA out of memory. Tried to allocate"),
     RuntimeError("the class 'out of memory' is no class of the labels"),
     RuntimeError("CUDA error: device-side assert triggered"),
     Coded(710),
