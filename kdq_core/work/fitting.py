@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from kdq_core.tensors import Batch
 from kdq_core.training.fit import FitHooks, Loss, fit
 from kdq_core.training.losses import validation
 from kdq_core.training.resume import Due
-from kdq_core.training.stopping import stopping_on_sigterm
+from kdq_core.training.stopping import Stop, stopping_on_sigterm
 from kdq_core.work.data import EVALUATION_BATCH, training_batches
 from kdq_core.work.shown import request_of
 
@@ -62,20 +62,12 @@ def fitted(
         values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
         return record.model_copy(update={"values": values}) if number else record
 
-    def tell(record: EpochRecord) -> None:
-        work.emit({"event": "epoch", "stage": work.title, "record": named(record).model_dump(mode="json")})
-
     def batches(epoch: int) -> Iterator[Batch]:
         for batch in training_batches(work, epoch, spec.batch_size):
             yield replace(read(batch), view=batch.view)
 
     with stopping_on_sigterm() as stop:
-
-        def seen(batch: Batch) -> Batch:
-            stop.check()
-            return read(batch)
-
-        measured = validation(workload, where.device, EVALUATION_BATCH, seen)
+        score = _scoring(work, where, read, stop)
         history = fit(
             model,
             loss,
@@ -86,15 +78,31 @@ def fitted(
             resume=work.scratch / f"fit{number or ''}.safetensors",
             due=Due(retry.checkpoint_seconds, retry.checkpoint_steps),
             hooks=FitHooks(
-                score=lambda model: {**measured(model), **(scheduled or {})},
+                score=lambda model: {**score(model), **(scheduled or {})},
                 on_step=lambda done, total, value: work.progress(done, total, f"loss {value:.3f}"),
-                on_epoch=tell,
+                on_epoch=lambda record: work.emit(_event(work, named(record))),
                 on_smaller=lambda text: work.emit({"event": "note", "text": text}),
                 stop=stop,
                 **hooks,
             ),
         )
     return tuple(named(record) for record in history)
+
+
+def _event(work: Shown, record: EpochRecord) -> dict[str, Any]:
+    return {"event": "epoch", "stage": work.title, "record": record.model_dump(mode="json")}
+
+
+def _scoring(
+    work: Shown, where: Accelerator, read: Callable[[Batch], Batch], stop: Stop
+) -> Callable[[nn.Module], Mapping[str, float]]:
+    """The curves of the validation split; scoring ends early if somebody asks the fit to stop."""
+
+    def seen(batch: Batch) -> Batch:
+        stop.check()
+        return read(batch)
+
+    return validation(work.workload, where.device, EVALUATION_BATCH, seen)
 
 
 def accelerator(site: Site, *, exact: bool = False) -> Accelerator:

@@ -25,7 +25,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from kdq_core.errors import ErrorRecord, StageError, TransientError, UnforeseenError
+from kdq_core.errors import ErrorRecord, KdqError, StageError, TransientError, UnforeseenError
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
 from kdq_flows.run.leases import physical_device
@@ -96,7 +96,7 @@ def run_child(
         timeout_seconds: limit of this try.
         on_event: called with every other event, in order, in this thread.
         log: KDQ appends what the child prints to this file.
-        stall_seconds: limit of the time without an event; `None`: none.
+        stall_seconds: limit of the time without an event.
         cancelled: if it is set, KDQ ends the child.
         argv: the command of a new process.
         starter: forks the child if it can; otherwise KDQ starts a new process.
@@ -128,13 +128,15 @@ def run_child(
     if last is None:
         raise TransientError(_death(child.wait(), log, before))
     if last["event"] == "error":
-        error = ErrorRecord(**last["error"]).to_error()
-        raise (
-            UnforeseenError(f"{error}; the traceback is in {str(log)!r}")
-            if isinstance(error, UnforeseenError)
-            else error
-        )
+        raise _reported(last["error"], log)
     return last
+
+
+def _reported(record: dict[str, Any], log: Path) -> KdqError:
+    """The error that a child reported."""
+    error = ErrorRecord(**record).to_error()
+    unforeseen = isinstance(error, UnforeseenError)
+    return UnforeseenError(f"{error}; the traceback is in {str(log)!r}") if unforeseen else error
 
 
 def end_group(child: Child) -> None:
