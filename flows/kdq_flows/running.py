@@ -65,6 +65,9 @@ def run_recipe(
             _reconcile(site, observer)
             pipeline.run_inline()
         pipeline.write_page()
+    except KeyboardInterrupt:
+        pipeline.stop()
+        raise
     finally:
         pipeline.finish()
     return pipeline.facts(links), pipeline.error
@@ -107,6 +110,9 @@ def run_study(
         else:
             _reconcile(site, run.observer)
             run.run_inline()
+    except KeyboardInterrupt:
+        run.stop(interrupted=True)
+        raise
     finally:
         run.finish()
     return run, run.error or no_candidate(run)

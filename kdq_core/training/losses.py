@@ -12,10 +12,8 @@ from kdq_core.errors import StageError, listing
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.plugins.kinds import Workload
 from kdq_core.tensors import Batch, Outputs, Split
-from kdq_core.training.fit import Loss, to_device
-
-IGNORED = -100
-"""Marks a missing label, as in `torch.nn.functional.cross_entropy`. A sample with only such labels is left out."""
+from kdq_core.training.fit import Loss
+from kdq_core.training.rows import IGNORED, to_device
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> Outputs:

@@ -84,7 +84,7 @@ class CacheTeacher(Stage):
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Run the teacher over every view; after a kill, resume from the rows that were written."""
         from kdq_core.teachers.build import build_outputs
-        from kdq_core.training.fit import to_device
+        from kdq_core.training.rows import to_device
         from kdq_core.work.data import EVALUATION_BATCH, view_of
         from kdq_core.work.teaching import answers_in_half, online_teacher, tapped_paths
 

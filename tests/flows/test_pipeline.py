@@ -44,7 +44,7 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     asked: list[bool] = []
 
     @contextlib.contextmanager
-    def machine_lease(_site: Site, *, alone: bool, on_wait: Callable[[], None]) -> Iterator[None]:
+    def machine_lease(_site: Site, *, alone: bool, on_wait: Callable[[], None], **_: object) -> Iterator[None]:
         asked.append(alone)
         on_wait()
         yield

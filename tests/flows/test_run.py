@@ -404,11 +404,27 @@ def running_in_mlflow(home: Path) -> int:
 def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """The worker, then kdq, then both are killed; also: two homes give byte-identical files."""
+    """kdq is interrupted; the worker, then kdq, then both are killed; also: two homes give byte-identical files."""
     undisturbed, home = finished[2], tmp_path / "home"
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE)
     try:
+        with begun(home, recipe) as run:
+            in_the_middle_of_qat(home, run)
+            run.send_signal(signal.SIGTERM)
+            asked = time.monotonic()
+            assert run.wait(30) == 130
+            assert time.monotonic() - asked < 6
+        told = json.loads((tmp_path / "out").read_text().splitlines()[-1])
+        text = "interrupted in quantize; run the same command to resume"
+        assert (told["status"], told["error"]) == ("interrupted", text)
+        assert list(home.glob("scratch/*/fit.safetensors"))
+        assert processes(home) == []
+        (flow_run,) = ask_prefect(home, "flow_runs", {})
+        assert (flow_run["state_type"], flow_run["state"]["message"]) == ("CANCELLED", text)
+        with contextlib.closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as database:
+            ended = database.execute("select name, status from runs where status != 'FINISHED'").fetchall()
+        assert sorted(ended) == [("quantize", "KILLED"), (flow_run["name"], "KILLED")]
         with begun(home, recipe) as run:
             worker = in_the_middle_of_qat(home, run)
             worker.kill()

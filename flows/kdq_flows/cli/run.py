@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from kdq_flows.cli import common
 from kdq_flows.cli.common import RecipeFile
 from kdq_flows.cli.studies import show_branches, show_part
 from kdq_flows.cli.tables import wrap
+from kdq_flows.run.signals import interrupted_in, leaving
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 
 STAGE = "STAGE[@BRANCH]"
-INTERRUPTED = "interrupted; finished work is kept, run again to resume"
 
 
 SHARE, PATIENCE, PAUSE = 0.1, 30.0, 3.0
@@ -44,6 +44,8 @@ class Progressing:
         self._console = common.console(stderr=True)
         self._bars: dict[str, TaskID] = {}
         self._lines: dict[str, _Line] = {}
+        self.begun: list[str] = []
+        """The stages that have begun and not ended, or were interrupted."""
         self._progress: Progress | None = None
         if bars:
             self._progress = Progress(
@@ -86,6 +88,7 @@ class Progressing:
     def stage_started(self, stage: str) -> None:
         """Add the stage's bar, or print that it starts."""
         with self._lock:
+            self.begun.append(stage)
             if self._progress is None:
                 self._lines[stage] = _Line()
                 self._console.print(f"{stage:14} starts")
@@ -108,6 +111,8 @@ class Progressing:
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
         """Stop the stage's bar, or print the stage's line."""
         with self._lock:
+            if stage in self.begun and state != "interrupted":
+                self.begun.remove(stage)
             if self._progress is None:
                 self._lines.pop(stage, None)
                 self._console.print(f"{stage:14} {state} in {seconds:.1f} s")
@@ -115,7 +120,7 @@ class Progressing:
             if stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=1, note="")
             bar = self._bars[stage]
-            full = state != "failed"
+            full = state not in ("failed", "interrupted")
             total = self._progress.tasks[self._progress.task_ids.index(bar)].total or 1
             self._progress.update(bar, total=total, completed=total if full else None, note=state)
             self._progress.stop_task(bar)
@@ -194,22 +199,29 @@ def finish(
     Raises:
         KdqError: the request is wrong, or a stage failed.
     """
-    began = time.monotonic()
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
-            recipe, site = load(), common.site()
-        from kdq_core.plan.part import Part
-        from kdq_flows.running import run_recipe
+    began, stdout = time.monotonic(), sys.stdout
+    observer = Progressing(bars=sys.stderr.isatty())
 
-        some = Part(**part) if part else None
-        observer = Progressing(bars=sys.stderr.isatty())
-        with observer.live(), contextlib.redirect_stdout(sys.stderr):
-            result, error = run_recipe(recipe, site, server=server, observer=observer, part=some)
-    except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
+    def last_words(stopped: BaseException | None = None) -> None:
+        """Also on an interrupt, a script gets its JSON object."""
+        text = _last_words(stopped, observer.begun)
         if as_json:
-            typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())
-        elif isinstance(stopped, KeyboardInterrupt):
-            common.say(INTERRUPTED, err=True)
+            typer.echo(_stopped(file, text, stopped, time.monotonic() - began).model_dump_json(), file=stdout)
+        elif not isinstance(stopped, Exception):
+            common.say(text, err=True)
+
+    try:
+        with leaving(last_words):
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
+                recipe, site = load(), common.site()
+            from kdq_core.plan.part import Part
+            from kdq_flows.running import run_recipe
+
+            some = Part(**part) if part else None
+            with observer.live(), contextlib.redirect_stdout(sys.stderr):
+                result, error = run_recipe(recipe, site, server=server, observer=observer, part=some)
+    except BaseException as stopped:
+        last_words(stopped)
         raise
     if as_json:
         typer.echo(result.model_dump_json())
@@ -226,14 +238,21 @@ def finish(
     return result
 
 
-def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
-    """The facts of a run that did not start or was interrupted."""
+def _last_words(error: BaseException | None, begun: list[str]) -> str:
+    """Why a run did not start, or where it was interrupted."""
     from kdq_core.errors import KdqError
+
+    if not isinstance(error, Exception):
+        return interrupted_in(begun)
+    return str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _stopped(file: Path, text: str, error: BaseException | None, seconds: float) -> RunResult:
+    """The facts of a run that did not start or was interrupted."""
     from kdq_flows.facts.result import RunResult
 
-    text = str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
-    text = INTERRUPTED if isinstance(error, KeyboardInterrupt) else text
-    return RunResult(run=file.stem, status="failed", seconds=round(seconds, 3), stages=(), models={}, error=text)
+    status: Literal["failed", "interrupted"] = "failed" if isinstance(error, Exception) else "interrupted"
+    return RunResult(run=file.stem, status=status, seconds=round(seconds, 3), stages=(), models={}, error=text)
 
 
 def _closing(result: RunResult) -> None:

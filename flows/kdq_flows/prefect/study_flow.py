@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -11,15 +12,16 @@ from prefect import flow, runtime, tags
 from prefect.artifacts import create_table_artifact
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, State
+from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
-from kdq_flows.prefect.flow import PIPELINES, few_tries, log_to, stage_task
+from kdq_flows.prefect.flow import PIPELINES, STOP_SECONDS, few_tries, log_to, stage_task
 from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
+from kdq_flows.run.signals import interrupted_in, leaving
 from kdq_flows.run.study import StudyRun, title_of
 
 _STUDIES: dict[str, StudyRun] = {}
@@ -43,7 +45,14 @@ def study_flow(token: str, axes: dict[str, Any]) -> State:  # noqa: ARG001 - the
         _FLOW_RUNS[token] = uuid.UUID(str(runtime.flow_run.id))
         address = str(runtime.flow_run.ui_url)
         study.shown_at(address if address.startswith("http") else None)
-        study.run(_start)
+        with leaving():
+            try:
+                study.run(_start)
+            except KeyboardInterrupt:
+                until = time.monotonic() + STOP_SECONDS
+                while PIPELINES and time.monotonic() < until:
+                    time.sleep(0.05)  # until the tasks have ended
+                return Cancelled(message=interrupted_in(study.interrupted))
         create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
         if study.error is not None:
             raise study.error
@@ -54,6 +63,9 @@ def run_study_as_flow(study: StudyRun) -> None:
     """Run the study as a flow of the configured server; afterwards its facts say what failed.
 
     If the server is lost during the run, KDQ continues inline: the store knows which stages are done.
+
+    Raises:
+        KeyboardInterrupt: a signal interrupted the run; the flow is Cancelled.
     """
     token = uuid.uuid4().hex
     _STUDIES[token] = study
@@ -64,11 +76,14 @@ def run_study_as_flow(study: StudyRun) -> None:
         with tags(prefect_tag(), study.study.name), few_tries():
             named(token=token, axes={one.name: one.axes for one in study.planned}, return_state=True)
     except Exception as error:
-        lost = True
-        study.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
+        if not study.stopped:
+            lost = True
+            study.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
     finally:
         run = _FLOW_RUNS.pop(token, None)
         del _STUDIES[token]
+    if study.stopped:
+        raise KeyboardInterrupt
     if not study.done:
         study.run_inline()
     if run is not None:

@@ -44,7 +44,7 @@ class RunRecord(Frozen):
         entries = {}
         for stage in self.result.stages:
             with contextlib.suppress(StoreError):  # a damaged entry: its sections are left out
-                entry = store.lookup(stage.key) if stage.state != "failed" else None
+                entry = store.lookup(stage.key) if stage.state not in ("failed", "interrupted") else None
                 if entry is not None:
                     entries[stage.name] = entry
         return RunView(self.plan, entries)
@@ -68,6 +68,12 @@ def bare(plan: Plan) -> Plan:
     site = plan.site.model_copy(update={"tracking_uri": None, "prefect_api": None})
     nodes = tuple(node.model_copy(update={"parts": {}}) for node in plan.nodes)
     return plan.model_copy(update={"site": site, "nodes": nodes})
+
+
+def record_of(facts: RunResult, plan: Plan, recipe: str, began: float) -> RunRecord:
+    """The record of a run with these facts, which names the page that it will have."""
+    page = folder(plan.site, facts.run) / PAGE
+    return RunRecord(result=facts.model_copy(update={"report": str(page)}), plan=bare(plan), recipe=recipe, began=began)
 
 
 def keep(site: Site, record: RunRecord) -> None:
@@ -149,7 +155,8 @@ def same(site: Site, keys: Iterable[str]) -> Path | None:
     """The page of the newest finished run with the same keys, or `None`."""
     keys = list(keys)
     for record in records(site):
-        if [stage.key for stage in record.result.stages] == keys and record.result.status != "failed":
+        finished = record.result.status in ("completed", "no-news")
+        if finished and [stage.key for stage in record.result.stages] == keys:
             page = folder(site, record.result.run) / PAGE
             return page if page.is_file() else None
     return None

@@ -47,6 +47,7 @@ def device_lease(
     *,
     timeout: float | None = None,
     on_wait: Callable[[str | None], None] = lambda _holder: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[int]:
     """Hold the device's lock; yields the descriptor of the open file, for `pass_fds`.
 
@@ -55,6 +56,7 @@ def device_lease(
         device: as in `Site.device`.
         timeout: seconds to wait; `None` waits without limit.
         on_wait: called once with the holder's owner tag if KDQ must wait.
+        check: called while KDQ waits; what it raises ends the waiting.
 
     Raises:
         TransientError: the device was not free within `timeout`.
@@ -65,7 +67,7 @@ def device_lease(
         lock = try_held(path)
     if lock is None:
         on_wait(holder(site, device))
-        lock = _awaited(site, device, timeout)
+        lock = _awaited(site, device, timeout, check)
     with lock:
         with explained(path, "write the lock file"):
             os.ftruncate(lock.fileno(), 0)
@@ -74,7 +76,9 @@ def device_lease(
 
 
 @contextmanager
-def machine_lease(site: Site, *, alone: bool, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def machine_lease(
+    site: Site, *, alone: bool, on_wait: Callable[[], None] = lambda: None, check: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Share the machine with the heavy stages of this home on other devices, or have it alone to measure time.
 
     A stage that comes later waits behind one that waits for the machine alone, which else might wait for ever. Take the
@@ -84,6 +88,7 @@ def machine_lease(site: Site, *, alone: bool, on_wait: Callable[[], None] = lamb
         site: its home holds the lock files.
         alone: no other heavy stage of this home may run beside.
         on_wait: called once if KDQ must wait.
+        check: called while KDQ waits; what it raises ends the waiting.
 
     Raises:
         StoreError: a lock file cannot be written.
@@ -94,8 +99,12 @@ def machine_lease(site: Site, *, alone: bool, on_wait: Callable[[], None] = lamb
         lock = None if queue is None else try_held(folder / "machine.lock", shared=not alone)
         if lock is None:
             on_wait()
-            queue = queue or held(folder / "queue.lock")
-            lock = held(folder / "machine.lock", shared=not alone)
+            queue = queue or held(folder / "queue.lock", check=check)
+            try:
+                lock = held(folder / "machine.lock", shared=not alone, check=check)
+            except BaseException:
+                queue.close()
+                raise
         assert queue is not None
         queue.close()
     with lock:
@@ -106,11 +115,11 @@ def _lock_path(site: Site, device: str) -> Path:
     return site.home / "leases" / f"{physical_device(device)}.lock"
 
 
-def _awaited(site: Site, device: str, seconds: float | None) -> FileIO:
+def _awaited(site: Site, device: str, seconds: float | None, check: Callable[[], None]) -> FileIO:
     path = _lock_path(site, device)
     try:
         with explained(path, "write the lock file"):
-            return held(path, seconds=seconds)
+            return held(path, seconds=seconds, check=check)
     except LockedError as error:
         raise TransientError(
             f"device {device!r} was not free within {seconds:g} s: it is held by {_describe(holder(site, device))}; "
