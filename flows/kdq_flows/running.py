@@ -62,7 +62,7 @@ def run_recipe(
         if server:
             links = _run_with_server(pipeline)
         else:
-            _reconcile(site)
+            _reconcile(site, observer)
             pipeline.run_inline()
         pipeline.write_page()
     finally:
@@ -105,7 +105,7 @@ def run_study(
             run_study_as_flow(run)
             run.links = {"prefect": api.removesuffix("/api"), "mlflow": training_page(ensure_mlflow_ui(site))}
         else:
-            _reconcile(site)
+            _reconcile(site, run.observer)
             run.run_inline()
     finally:
         run.finish()
@@ -141,7 +141,7 @@ def _with_server(site: Site, observer: Observer) -> str:
             f"started the site's Prefect server at {api}; it stays up for the next run, `kdq down` ends it"
         )
     apply_environment(site, api)
-    _reconcile(site)
+    _reconcile(site, observer)
     return api
 
 
@@ -158,7 +158,8 @@ def check_home(site: Site) -> None:
             file.flush()
 
 
-def _reconcile(site: Site) -> None:
+def _reconcile(site: Site, observer: Observer) -> None:
     from kdq_flows.prefect.reconcile import reconcile
 
-    reconcile(site)
+    for line in reconcile(site):
+        observer.message(line)

@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "threads": "KDQ_THREADS",
     "precision": "KDQ_PRECISION",
     "tracking_uri": "KDQ_TRACKING_URI",
+    "tracking_wait": "KDQ_TRACKING_WAIT_SECONDS",
     "prefect_api": "PREFECT_API_URL",
     "signing_key": "KDQ_SIGNING_KEY",
     "tensorboard": "KDQ_TENSORBOARD",
@@ -36,6 +37,9 @@ class Site(Frozen):
     )
     tracking_uri: str | None = Field(
         default=None, description="MLflow's tracking URI; default: a SQLite file below `home`"
+    )
+    tracking_wait: float = Field(
+        default=600, ge=0, description="seconds that `register` waits for a tracking server that does not answer"
     )
     prefect_api: str | None = Field(default=None, description="Prefect's API URL; default: a server of this site")
     signing_key: Path | None = Field(

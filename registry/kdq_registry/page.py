@@ -37,12 +37,12 @@ def training_page(server: str, path: str = "experiments") -> str:
     return f"{server.rstrip('/')}/#/{path}?workflowType=machine_learning"
 
 
-def dataset(recipe: Recipe, fingerprint: str) -> Any:
-    """Describe the workload's data as an input of a run; MLflow itself would hash the first 10,000 rows only."""
+def dataset(workload: Mapping[str, Any], fingerprint: str) -> Any:
+    """Describe the data of a recipe's workload as an input of a run; MLflow itself would hash 10,000 rows only."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = recipe.workload.model_dump(mode="json") | {"fingerprint": fingerprint}
-    data = Dataset(recipe.workload.use, fingerprint[:DIGEST_LENGTH], "kdq", json.dumps(source))
+    source = {**workload, "fingerprint": fingerprint}
+    data = Dataset(workload["use"], fingerprint[:DIGEST_LENGTH], "kdq", json.dumps(source))
     return DatasetInput(data, [InputTag("mlflow.data.context", "train, validation, test")])
 
 
@@ -76,7 +76,7 @@ def fill(
     data = lineage.get("data")
     of = {} if data is None else {"dataset_name": recipe.workload.use, "dataset_digest": data[:DIGEST_LENGTH]}
     if data is not None:
-        mlflow.log_inputs(run_id, datasets=[dataset(recipe, data)])
+        mlflow.log_inputs(run_id, datasets=[dataset(recipe.workload.model_dump(mode="json"), data)])
     now = int(time.time() * 1000)
     made = [
         Point(name, value, now, step, model_id=model_id, run_id=run_id, **of)

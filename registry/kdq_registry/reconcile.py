@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from kdq_registry.environment import client, local_database, mlflow_errors, read_only
-from kdq_registry.tracking import OWNER_TAG
+from kdq_registry.spool import OWNER_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,7 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     monkeypatch.setattr(run.store, "get", lambda key: key)
     heavy = [node for node in run.plan.nodes if node.heavy]
     for node in heavy:
-        run._in_worker(node, "k", dict.fromkeys(node.parents.values(), "d"), Future())
+        run._in_worker(node, "k", dict.fromkeys(node.parents.values(), "d"), "")
     assert dict(zip((node.name for node in heavy), asked, strict=True)) == {
         **dict.fromkeys((node.name for node in heavy), False), "evaluate": True
     }  # fmt: skip

@@ -66,10 +66,10 @@ def postgres() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def mlflow_server(site: Site, *words: str, **variables: str) -> Iterator[str]:
-    """Address of an MLflow server on the site's database, with its artifacts behind it."""
+def mlflow_server(site: Site, *words: str, port: int | None = None, **variables: str) -> Iterator[str]:
+    """Address of an MLflow server on the site's database, with its artifacts behind it; at the end it is killed."""
     client(site)
-    port = free_port()
+    port = port or free_port()
     argv, environment = server_command(site, port)
     log = site.home / "server.log"
     with log.open("wb") as file:

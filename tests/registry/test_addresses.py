@@ -14,6 +14,7 @@ from kdq_registry.environment import client, follow_home
 from kdq_registry.fetching import fetch
 from kdq_registry.logged import repository
 from kdq_registry.tracking import Tracker
+from tests.registry.tracked import run_id
 
 
 def addresses(site: Site) -> list[str]:
@@ -31,14 +32,14 @@ def test_a_moved_home_keeps_its_models_and_its_runs(
     site: Site, registered: Callable[..., ModelVersion], tmp_path: Path
 ) -> None:
     version = registered()
-    tracker = Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
+    run = run_id(site, Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={}))
     moved = Site(home=tmp_path / "moved to ü")
     site.home.rename(moved.home)
     assert fetch(moved, "digits/1").sha256 == version.file_sha256
     below = (moved.home / "mlflow" / "artifacts").as_uri()
     assert addresses(moved)
     assert not [address for address in addresses(moved) if not address.startswith(f"{below}/")]
-    files = repository(moved, client(moved).get_run(tracker.run_id).info.artifact_uri)
+    files = repository(moved, client(moved).get_run(run).info.artifact_uri)
     assert "minmax-qat" in Path(files.download_artifacts("recipe.yaml")).read_text()
     assert not site.home.exists()
 
@@ -52,8 +53,8 @@ def test_a_copied_home_reads_and_writes_its_own_files(
     model_file(site).write_bytes(b"changed in the original")
     assert fetch(copied, "digits/1").sha256 == version.file_sha256
     before = sorted(site.home.rglob("*"))
-    tracker = Tracker.begin(copied, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
-    assert (copied.home / "mlflow" / "artifacts" / "digits" / tracker.run_id / "artifacts" / "recipe.yaml").is_file()
+    run = run_id(copied, Tracker.begin(copied, Recipe(name="digits", workload="digits"), owner="me", plan_tags={}))
+    assert (copied.home / "mlflow" / "artifacts" / "digits" / run / "artifacts" / "recipe.yaml").is_file()
     assert sorted(site.home.rglob("*")) == before
     assert moved_from(site.home / "mlflow" / "mlflow.db", site.home / "mlflow" / "artifacts") is None
 

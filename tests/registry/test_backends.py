@@ -20,6 +20,7 @@ from kdq_registry.promotion import promote
 from kdq_registry.registering import register
 from kdq_registry.tracking import Tracker
 from tests.registry.backends import kdq, mlflow_server, postgres
+from tests.registry.tracked import run_id
 
 Make = Callable[..., ModelVersion]
 
@@ -74,7 +75,7 @@ def test_homes_share_versions_champion_history_and_files(tracking: str, tmp_path
     assert notes == []
     assert client(one).get_model_version("digits", str(first.version)).description.startswith("# digits\n")
     tracker = Tracker.begin(other, Recipe(name="curves", workload="digits"), owner="me", plan_tags={}, data="f" * 64)
-    run = client(one).get_run(tracker.run_id)
+    run = client(one).get_run(run_id(other, tracker))
     assert run.inputs.dataset_inputs[0].dataset.digest == "f" * 36
     assert not Path("mlruns").exists()
 

@@ -15,6 +15,7 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_registry.environment import client, local_database, mlflow_environment, mlflow_errors, read_only, redacted
 from kdq_registry.listing import list_models
 from kdq_registry.tracking import Tracker
+from kdq_registry.uploading import Upload
 
 
 def test_the_environment_turns_telemetry_and_long_retries_off(tmp_path: Path) -> None:
@@ -53,8 +54,9 @@ def test_a_password_is_not_shown() -> None:
 def test_a_dead_tracking_server_is_one_paragraph_in_seconds(tmp_path: Path) -> None:
     site = Site(home=tmp_path, tracking_uri="http://127.0.0.1:9")
     began = time.monotonic()
+    tracker = Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
     with pytest.raises(TransientError) as caught:
-        Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
+        Upload(site, tracker.spool).send(pytest.fail)
     assert time.monotonic() - began < 20
     message = str(caught.value)
     assert message.startswith("the tracking server at 'http://127.0.0.1:9' does not answer (API request to ")
@@ -129,8 +131,9 @@ def test_a_database_of_another_mlflow_names_the_upgrade(site: Site) -> None:
     with closing(sqlite3.connect(site.home / "mlflow" / "mlflow.db")) as connection:
         connection.execute("update alembic_version set version_num = '0a8213491aaa'")
         connection.commit()
+    tracker = Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
     with pytest.raises(StageError) as caught:
-        Tracker.begin(site, Recipe(name="digits", workload="digits"), owner="me", plan_tags={})
+        Upload(site, tracker.spool).send(pytest.fail)
     assert str(caught.value) == (
         f"the tracking database {site.mlflow_uri!r} was made by another version of MLflow; back it up, then run "
         f"`mlflow db upgrade {site.mlflow_uri}`"

@@ -10,6 +10,7 @@ from kdq_core.store.records import Artifact, EvaluationReport, ModelVersion
 from kdq_registry.lock import lock_of_run, lock_of_version
 from kdq_registry.registering import register
 from kdq_registry.tracking import Tracker
+from tests.registry.tracked import run_id
 
 
 def test_a_version_keeps_the_lock_of_its_run_as_a_sealed_file(
@@ -45,9 +46,11 @@ def test_a_version_without_a_lock_is_told(site: Site, registered: Callable[..., 
 def test_the_lock_of_a_run_is_found_by_its_name_and_its_id(site: Site, recipe: Recipe) -> None:
     assert lock_of_run(Site(home=site.home / "nothing"), "digits-1") is None
     tracker = Tracker.begin(site, recipe, owner="me", plan_tags={}, name="digits-1")
+    run_id(site, tracker)
     assert lock_of_run(site, "digits-1") is None
     tracker.log_papers("# digits-1\n", '{"the": "lock"}')
-    assert lock_of_run(site, "digits-1") == lock_of_run(site, tracker.run_id) == b'{"the": "lock"}'
+    run = run_id(site, tracker)
+    assert lock_of_run(site, "digits-1") == lock_of_run(site, run) == b'{"the": "lock"}'
     assert lock_of_run(site, "it's another") is None
-    report = site.home / "mlflow" / "artifacts" / "digits" / tracker.run_id / "artifacts" / "report.md"
+    report = site.home / "mlflow" / "artifacts" / "digits" / run / "artifacts" / "report.md"
     assert report.read_text() == "# digits-1\n"

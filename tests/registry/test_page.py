@@ -4,13 +4,15 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import EpochRecord, ModelVersion
 from kdq_registry.environment import client
 from kdq_registry.tracking import Tracker
+from kdq_registry.uploading import Upload
+from tests.registry.tracked import run_id
 
 
 def test_a_run_names_its_user_its_source_its_data_and_its_page_in_prefect(site: Site, recipe: Recipe) -> None:
     tracker = Tracker.begin(
         site, recipe, owner="host:1:2:boot", plan_tags={}, data="f" * 64, prefect="http://prefect/runs/1"
     )
-    run = client(site).get_run(tracker.run_id)
+    run = client(site).get_run(run_id(site, tracker))
     assert run.info.user_id not in ("", "unknown")
     assert run.data.tags["mlflow.user"] == run.info.user_id
     assert run.data.tags["mlflow.source.name"] == "kdq run"
@@ -23,8 +25,11 @@ def test_a_run_names_its_user_its_source_its_data_and_its_page_in_prefect(site: 
     assert f'"fingerprint": "{"f" * 64}"' in data.dataset.source
     assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "train, validation, test")]
     experiment = client(site).get_experiment_by_name("digits")
-    assert tracker.page("http://mlflow:5000/") == (
-        f"http://mlflow:5000/#/experiments/{experiment.experiment_id}/runs/{tracker.run_id}"
+    upload = Upload(site, tracker.spool)
+    assert upload.page("http://mlflow:5000/") is None
+    upload._run(client(site), tracker.run)
+    assert upload.page("http://mlflow:5000/") == (
+        f"http://mlflow:5000/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
         "?workflowType=machine_learning"
     )
 
@@ -32,8 +37,9 @@ def test_a_run_names_its_user_its_source_its_data_and_its_page_in_prefect(site: 
 def test_experiments_open_as_model_training_those_of_earlier_runs_too(site: Site, recipe: Recipe) -> None:
     mlflow = client(site)
     mlflow.create_experiment("digits", (site.home / "earlier").as_uri())
-    Tracker.begin(site, recipe, owner="me", plan_tags={})
-    Tracker.begin(site, recipe.model_copy(update={"name": "new"}), owner="me", plan_tags={})
+    for name in ("digits", "new"):
+        named = recipe.model_copy(update={"name": name})
+        run_id(site, Tracker.begin(site, named, owner="me", plan_tags={}))
     kinds = [mlflow.get_experiment_by_name(name).tags["mlflow.experimentKind"] for name in ("digits", "new")]
     assert kinds == ["custom_model_development"] * 2
 
@@ -41,19 +47,19 @@ def test_experiments_open_as_model_training_those_of_earlier_runs_too(site: Site
 def test_curves_have_the_times_at_which_epochs_ended(site: Site, recipe: Recipe) -> None:
     tracker = Tracker.begin(site, recipe, owner="me", plan_tags={})
     for epoch, at in ((1, 1000.5), (2, 1060.25)):
-        tracker.log_epochs(tracker.run_id, [EpochRecord(epoch=epoch, values={"train/loss": 0.5})], at)
-    points = client(site).get_metric_history(tracker.run_id, "train/loss")
+        tracker.log_epochs(tracker.run, [EpochRecord(epoch=epoch, values={"train/loss": 0.5})], at)
+    points = client(site).get_metric_history(run_id(site, tracker), "train/loss")
     assert [(point.step, point.timestamp) for point in points] == [(1, 1000500), (2, 1060250)]
 
 
 def test_no_hash_is_a_tag_that_a_runs_page_shows(site: Site, recipe: Recipe) -> None:
     tracker = Tracker.begin(site, recipe, owner="me", plan_tags={}, data="f" * 64)
     stage = tracker.stage_run("distill", "c" * 64, {})
-    for run_id in (tracker.run_id, stage):
-        tags = client(site).get_run(run_id).data.tags
+    for run in (tracker.run, stage):
+        tags = client(site).get_run(run_id(site, tracker, run)).data.tags
         shown = {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
         assert not [name for name, value in shown.items() if "f" * 12 in value or "c" * 12 in value]
-    assert f"`{'c' * 64}`" in client(site).get_run(stage).data.tags["mlflow.note.content"]
+    assert f"`{'c' * 64}`" in client(site).get_run(run_id(site, tracker, stage)).data.tags["mlflow.note.content"]
 
 
 def test_a_logged_model_has_the_figures_of_the_file_and_their_data(

@@ -9,6 +9,8 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import EpochRecord, Gain, Metric
 from kdq_registry.environment import client
 from kdq_registry.tracking import Tracker, flattened
+from kdq_registry.uploading import Upload
+from tests.registry.tracked import run_id
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def tracker(site: Site, recipe: Recipe) -> Tracker:
 
 
 def test_a_pipeline_run_has_owner_environment_options_and_recipe(site: Site, tracker: Tracker) -> None:
-    run = client(site).get_run(tracker.run_id)
+    run = client(site).get_run(run_id(site, tracker))
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "digits"
     assert run.data.tags["kdq.owner"] == "host:1:2:boot"
@@ -25,42 +27,42 @@ def test_a_pipeline_run_has_owner_environment_options_and_recipe(site: Site, tra
     assert {"kdq.env.python", "kdq.env.platform", "kdq.env.torch", "kdq.env.kdq"} <= run.data.tags.keys()
     assert run.data.params["distill.fit.epochs"] == "10"
     assert run.data.params["evaluate.0.use"] == "quality"
-    recipe = (site.home / "mlflow" / "artifacts" / "digits" / tracker.run_id / "artifacts" / "recipe.yaml").read_text()
+    recipe = (site.home / "mlflow" / "artifacts" / "digits" / run.info.run_id / "artifacts" / "recipe.yaml").read_text()
     assert "minmax-qat" in recipe
 
 
 def test_a_stage_is_a_nested_run_with_its_options_and_curves(site: Site, tracker: Tracker) -> None:
-    run_id = tracker.stage_run("distill", "c" * 64, {"use": "logit-kd", "fit": {"epochs": 3}})
-    tracker.log_epochs(run_id, [EpochRecord(epoch=e, values={"train/loss": 1 / e}) for e in (1, 2)])
-    tracker.finish(run_id, "FINISHED")
-    run = client(site).get_run(run_id)
+    stage = tracker.stage_run("distill", "c" * 64, {"use": "logit-kd", "fit": {"epochs": 3}})
+    tracker.log_epochs(stage, [EpochRecord(epoch=e, values={"train/loss": 1 / e}) for e in (1, 2)])
+    tracker.finish(stage, "FINISHED")
+    run = client(site).get_run(run_id(site, tracker, stage))
     assert run.info.status == "FINISHED"
-    assert run.data.tags["mlflow.parentRunId"] == tracker.run_id
+    assert run.data.tags["mlflow.parentRunId"] == run_id(site, tracker)
     assert run.data.tags["kdq.owner"] == "host:1:2:boot"
     assert run.data.tags["kdq.stage"] == "distill"
     assert run.data.params == {"use": "logit-kd", "fit.epochs": "3"}
-    history = client(site).get_metric_history(run_id, "train/loss")
+    history = client(site).get_metric_history(run.info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]
 
 
 def test_the_page_of_a_run_is_its_artifact(site: Site, tracker: Tracker) -> None:
     tracker.log_page("<p>verdict</p>")
-    artifacts = site.home / "mlflow" / "artifacts" / "digits" / tracker.run_id / "artifacts"
+    artifacts = site.home / "mlflow" / "artifacts" / "digits" / run_id(site, tracker) / "artifacts"
     assert (artifacts / "report.html").read_text() == "<p>verdict</p>"
 
 
 def test_metrics_are_named_by_role_and_carry_their_interval(site: Site, tracker: Tracker) -> None:
     top1 = Metric(name="top1", value=0.9, unit="fraction", direction="higher", low=0.8, high=0.95)
-    tracker.log_metrics(tracker.run_id, "int8", [top1])
-    logged = client(site).get_run(tracker.run_id).data.metrics
+    tracker.log_metrics(tracker.run, "int8", [top1])
+    logged = client(site).get_run(run_id(site, tracker)).data.metrics
     assert logged == {"int8/top1": 0.9, "int8/top1_low": 0.8, "int8/top1_high": 0.95}
 
 
 def test_metrics_and_curves_that_are_not_finite_are_logged(site: Site, tracker: Tracker) -> None:
     f1 = Metric(name="f1", value=math.nan, unit="fraction", direction="higher", low=-math.inf, high=math.inf)
-    tracker.log_metrics(tracker.run_id, "int8", [f1])
-    tracker.log_epochs(tracker.run_id, [EpochRecord(epoch=1, values={"validation/loss": math.nan})])
-    logged = client(site).get_run(tracker.run_id).data.metrics
+    tracker.log_metrics(tracker.run, "int8", [f1])
+    tracker.log_epochs(tracker.run, [EpochRecord(epoch=1, values={"validation/loss": math.nan})])
+    logged = client(site).get_run(run_id(site, tracker)).data.metrics
     assert math.isnan(logged["int8/f1"])
     assert math.isnan(logged["validation/loss"])
     assert logged["int8/f1_low"] < -1e308  # a database has no infinity: MLflow puts its largest number there
@@ -69,36 +71,36 @@ def test_metrics_and_curves_that_are_not_finite_are_logged(site: Site, tracker: 
 
 def test_the_teachers_gain_is_logged_with_its_interval_and_both_models(site: Site, tracker: Tracker) -> None:
     gain = Gain(metric="top1", taught=0.9, control=0.875, difference=0.025, low=-0.01, high=0.06, samples=300)
-    run_id = tracker.stage_run("distill", "c" * 64, {})
-    tracker.log_gains(run_id, [gain])
-    run = client(site).get_run(run_id)
+    stage = tracker.stage_run("distill", "c" * 64, {})
+    tracker.log_gains(stage, [gain])
+    run = client(site).get_run(run_id(site, tracker, stage))
     ends = {"": 0.025, "_low": -0.01, "_high": 0.06, "_taught": 0.9, "_control": 0.875}
     assert run.data.metrics == {f"teacher_difference/top1{end}": value for end, value in ends.items()}
     assert run.data.tags["teacher_difference/top1"] == "undecided"  # a chart of the metric alone would claim a gain
 
 
 def test_what_is_known_at_the_end_of_a_stage_becomes_params_too(site: Site, tracker: Tracker) -> None:
-    run_id = tracker.stage_run("distill", "c" * 64, {"use": "fitnet"})
-    tracker.log_params(run_id, {"compared": {"fitnet": "a ~ b"}, "transferred": "x" * 7000})
-    params = client(site).get_run(run_id).data.params
+    stage = tracker.stage_run("distill", "c" * 64, {"use": "fitnet"})
+    tracker.log_params(stage, {"compared": {"fitnet": "a ~ b"}, "transferred": "x" * 7000})
+    params = client(site).get_run(run_id(site, tracker, stage)).data.params
     assert params.pop("transferred").startswith("x" * 5900)
     assert params == {"use": "fitnet", "compared.fitnet": "a ~ b"}
 
 
 def test_more_points_than_one_call_takes_are_all_logged(site: Site, tracker: Tracker) -> None:
-    tracker.log_epochs(tracker.run_id, [EpochRecord(epoch=e, values={"a": e, "b": -e}) for e in range(1, 601)])
-    assert len(client(site).get_metric_history(tracker.run_id, "b")) == 600
+    tracker.log_epochs(tracker.run, [EpochRecord(epoch=e, values={"a": e, "b": -e}) for e in range(1, 601)])
+    assert len(client(site).get_metric_history(run_id(site, tracker), "b")) == 600
 
 
 def test_threads_may_share_a_tracker(site: Site, tracker: Tracker) -> None:
     def stage(number: int) -> str:
-        run_id = tracker.stage_run(f"stage-{number}", "d" * 64, {"number": number})
-        tracker.log_epochs(run_id, [EpochRecord(epoch=1, values={"number": number})])
-        tracker.finish(run_id, "FINISHED")
-        return run_id
+        run = tracker.stage_run(f"stage-{number}", "d" * 64, {"number": number})
+        tracker.log_epochs(run, [EpochRecord(epoch=1, values={"number": number})])
+        tracker.finish(run, "FINISHED")
+        return run
 
     with ThreadPoolExecutor(8) as pool:
-        runs = [client(site).get_run(run_id) for run_id in pool.map(stage, range(16))]
+        runs = [client(site).get_run(run_id(site, tracker, run)) for run in list(pool.map(stage, range(16)))]
     assert [run.data.metrics["number"] for run in runs] == list(range(16))
     experiment = client(site).get_experiment_by_name("digits").experiment_id
     assert len(client(site).search_runs([experiment])) == 17
@@ -108,15 +110,16 @@ def test_the_end_closes_the_stages_that_are_still_open(site: Site, tracker: Trac
     done, left = tracker.stage_run("train_teacher", "e" * 64, {}), tracker.stage_run("distill", "f" * 64, {})
     tracker.finish(done, "FINISHED")
     tracker.end("FAILED")
-    states = [client(site).get_run(run_id).info.status for run_id in (done, left, tracker.run_id)]
+    states = [client(site).get_run(run_id(site, tracker, run)).info.status for run in (done, left, "")]
     assert states == ["FINISHED", "FAILED", "FAILED"]
 
 
 def test_a_deleted_experiment_names_the_remedy(site: Site, recipe: Recipe) -> None:
     mlflow = client(site)
     mlflow.delete_experiment(mlflow.create_experiment("digits"))
+    tracker = Tracker.begin(site, recipe, owner="me", plan_tags={})
     with pytest.raises(StageError) as caught:
-        Tracker.begin(site, recipe, owner="me", plan_tags={})
+        Upload(site, tracker.spool).send(pytest.fail)
     assert str(caught.value) == (
         "the MLflow experiment 'digits' was deleted, and its name is still taken; restore it "
         "(`mlflow experiments restore`), or give the recipe another name"

@@ -1,132 +1,169 @@
-"""Sends a run to MLflow from a separate thread, so that importing and calling MLflow delays no stage.
+"""What KDQ tells MLflow about a run: events on disk, which a thread uploads, so that MLflow stops no stage.
 
 The tracking run starts with the first stage that is not cached. A run with "no news" costs nothing.
 """
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from kdq_core.errors import StageError, TransientError
 from kdq_core.plan.plan import Node, Plan
 from kdq_core.store.records import Checkpoint, EpochRecord, EvaluationReport
+from kdq_flows.facts.uploader import Uploader, left
 from kdq_flows.owner import owner_tag
 
 if TYPE_CHECKING:
     from kdq_registry.tracking import Tracker
+    from kdq_registry.uploading import Upload
 
 
 class RunTracking:
     """One tracking run for the pipeline, and a nested one for each stage that is not cached; thread-safe.
 
-    The thread makes the calls in order. If one fails, the next `check` or `wait` raises its error.
-
     Attributes:
         prefect: address of the flow run's page in Prefect, if there is one; set it before the first stage.
     """
 
-    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str], *, on: bool = True) -> None:
-        """Track the run of a plan; if not `on`, all calls do nothing."""
-        self._on = on
+    def __init__(self, plan: Plan, name: str, tags: Mapping[str, str], uploader: Uploader | None) -> None:
+        """Track the run of a plan; without an uploader, all calls do nothing."""
         self._plan = plan
         self._tags = tags
         self._name = name
         self.prefect: str | None = None
-        self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-tracking")
-        self._pending: list[Future[Any]] = []
+        self._uploader = uploader
+        self._lock = threading.Lock()
         self._tracker: Tracker | None = None
+        self._upload: Upload | None = None
 
-    def stage_started(self, node: Node, key: str) -> Future[str]:
-        """Open the stage's nested run; the future gives its id."""
+    def stage_started(self, node: Node, key: str) -> str:
+        """Open the stage's nested run; gives its id for the other calls."""
+        if self._uploader is None:
+            return ""
         asked: dict[str, Any] = {name: node.parts[name] for name in ("recipe", "options") if name in node.parts}
-        return self._later(lambda: self._begun().stage_run(node.name, key, asked))
+        run = self._begun().stage_run(node.name, key, asked)
+        self._news()
+        return run
 
-    def epoch(self, run: Future[str], record: dict[str, Any]) -> None:
+    def epoch(self, run: str, record: dict[str, Any]) -> None:
         """Add one point to the stage's curves, with the time of this call."""
-        point, now = EpochRecord.model_validate(record), time.time()
-        self._later(lambda: self._begun().log_epochs(run.result(), [point], now))
+        if self._tracker:
+            self._tracker.log_epochs(run, [EpochRecord.model_validate(record)])
+            self._news()
 
-    def report(self, run: Future[str], report: EvaluationReport) -> None:
+    def report(self, run: str, report: EvaluationReport) -> None:
         """Log every metric of the evaluation, in the stage's run and in the pipeline's."""
-
-        def log() -> None:
-            for run_id in (run.result(), self._begun().run_id):
+        if self._tracker:
+            for run_id in (run, self._tracker.run):
                 for role, metrics in report.models.items():
-                    self._begun().log_metrics(run_id, role, metrics)
+                    self._tracker.log_metrics(run_id, role, metrics)
+            self._news()
 
-        self._later(log)
-
-    def checkpoint(self, run: Future[str], student: Checkpoint) -> None:
+    def checkpoint(self, run: str, student: Checkpoint) -> None:
         """Log the gains from the teacher and the compared layers in the stage's run."""
+        if self._tracker is None:
+            return
         if student.gains:
-            self._later(lambda: self._begun().log_gains(run.result(), student.gains))
+            self._tracker.log_gains(run, student.gains)
         met = {name: ", ".join(" ~ ".join(pair) for pair in pairs) for name, pairs in student.compared.items()}
         found = {"compared": met, "transferred": ", ".join(student.transferred)}
         if met or student.transferred:
-            self._later(lambda: self._begun().log_params(run.result(), {k: v for k, v in found.items() if v}))
+            self._tracker.log_params(run, {k: v for k, v in found.items() if v})
+        self._news()
 
     def add_page(self, html: str) -> None:
         """Add the page of the run to the pipeline's run, if one was opened."""
-        if self._tracker or self._pending:
-            self._later(lambda: self._begun().log_page(html))
+        if self._tracker:
+            self._tracker.log_page(html)
+            self._news()
 
-    def stage_ended(self, run: Future[str], *, failed: bool) -> None:
+    def stage_ended(self, run: str, *, failed: bool) -> None:
         """Close the stage's nested run."""
-        self._later(lambda: self._begun().finish(run.result(), "FAILED" if failed else "FINISHED"))
+        if self._tracker:
+            self._tracker.finish(run, "FAILED" if failed else "FINISHED")
+            self._news()
 
     def check(self) -> None:
-        """Raise the error of a call that has already failed, so that KDQ notices a dead server early."""
-        for call in self._pending:
-            if call.done():
-                call.result()
-
-    def wait(self) -> str | None:
-        """Wait for all calls so far; gives MLflow's id of the pipeline's run, or `None` if no stage has run.
+        """Raise the error of an MLflow that refuses to open the run at all; an outage is no error.
 
         Raises:
-            KdqError: a call to MLflow failed.
+            KdqError: waiting does not help against it: no rights, a deleted experiment, a full disk.
         """
-        pending, self._pending = self._pending, []
-        for call in pending:
-            call.result()
-        return self._tracker.run_id if self._tracker else None
+        if self._uploader and self._upload and self._upload.run_id is None and self._uploader.refusal:
+            raise self._uploader.refusal
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the pipeline's run, if MLflow has it by now."""
+        return self._upload.run_id if self._upload else None
+
+    def settled(self, say: Callable[[str], None], cancelled: threading.Event) -> str | None:
+        """Wait until MLflow has all events so far, and so answers.
+
+        Args:
+            say: hears that KDQ waits.
+            cancelled: set it to end the waiting.
+
+        Returns:
+            MLflow's id of the pipeline's run, or `None` if no stage has run or nothing is tracked.
+
+        Raises:
+            StageError: MLflow did not answer for as long as the site says, or refuses.
+        """
+        if self._uploader is None or self._upload is None:
+            return None
+        if self._uploader.settle(0):
+            bound = self._uploader.site.tracking_wait
+            say(f"the registration waits for MLflow, at most {bound:g} s (KDQ_TRACKING_WAIT_SECONDS)")
+            if error := self._uploader.settle(bound, cancelled):
+                waited = (
+                    f" KDQ waited {bound:g} s (KDQ_TRACKING_WAIT_SECONDS)." if isinstance(error, TransientError) else ""
+                )
+                raise StageError(
+                    f"the model is not registered: {error}.{waited} Every finished stage is kept in the store, and "
+                    f"{left(self._upload.spool.waiting(), self._uploader.site.home)}. Run the same command again: it "
+                    "registers the model and trains nothing"
+                ) from error
+        return self.run_id
 
     def page(self, server: str) -> str | None:
-        """Address of the pipeline's run on the MLflow server at `server`, or `None` if no stage has run."""
-        return self._tracker.page(server) if self.wait() and self._tracker else None
+        """Address of the pipeline's run on the MLflow server at `server`; `None` if MLflow has no such run."""
+        if self._uploader is None or self._upload is None:
+            return None
+        self._uploader.settle(0)
+        return self._upload.page(server)
 
     def end(self, report: Callable[[], str], lock: str | None, *, failed: bool) -> None:
-        """Close the pipeline's run, if one was opened, and end the thread.
+        """Close the pipeline's run, if one was opened.
 
         Args:
             report: makes the report in Markdown.
             lock: the lock of the run, if it finished.
             failed: whether it failed.
         """
-        if self._tracker or self._pending:
-            self._later(lambda: self._begun().log_papers(report(), lock)).exception()
-            self._later(lambda: self._begun().end("FAILED" if failed else "FINISHED")).exception()
-        self._calls.shutdown()
+        if self._tracker:
+            self._tracker.log_papers(report(), lock)
+            self._tracker.end("FAILED" if failed else "FINISHED")
+            self._news()
 
-    def _later(self, call: Callable[[], Any]) -> Future[Any]:
-        if not self._on:
-            nothing: Future[Any] = Future()
-            nothing.set_result("")
-            return nothing
-        future = self._calls.submit(call)
-        self._pending.append(future)
-        return future
+    def _news(self) -> None:
+        if self._uploader and self._upload:
+            self._uploader.tell(self._upload)
 
     def _begun(self) -> Tracker:
-        """The tracker, opened at the first call; only the thread of the calls may call this."""
-        if self._tracker is None:
-            from kdq_registry.tracking import Tracker
+        """The tracker, opened at the first call."""
+        with self._lock:
+            if self._tracker is None:
+                from kdq_registry.tracking import Tracker
+                from kdq_registry.uploading import Upload
 
-            data = next((str(node.parts["data"]) for node in self._plan.nodes if "data" in node.parts), None)
-            self._tracker = Tracker.begin(
-                self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=dict(self._tags), name=self._name,
-                data=data, prefect=self.prefect,
-            )  # fmt: skip
-        return self._tracker
+                data = next((str(node.parts["data"]) for node in self._plan.nodes if "data" in node.parts), None)
+                tracker = Tracker.begin(
+                    self._plan.site, self._plan.recipe, owner=owner_tag(), plan_tags=self._tags, name=self._name,
+                    data=data, prefect=self.prefect,
+                )  # fmt: skip
+                self._upload = Upload(self._plan.site, tracker.spool)
+                self._tracker = tracker
+            return self._tracker

@@ -25,11 +25,13 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
+from kdq_flows.prefect.owed import heard, owe, settle
 from kdq_flows.prefect.schedules import too_late
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
-from kdq_flows.servers.servers import ensure_mlflow_ui
+from kdq_flows.run.supervisor import StageCancelledError
+from kdq_flows.servers.servers import ensure_mlflow_ui, running_prefect
 
 PIPELINES: dict[str, Pipeline] = {}
 """Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
@@ -93,7 +95,7 @@ def compress_flow(
         return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
     if token is not None:
         with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
-            return _drive(token)
+            return _driven(token)
     from kdq_flows.prefect.reconcile import claim, reconcile
 
     claim(runtime.flow_run.id)
@@ -104,11 +106,10 @@ def compress_flow(
     PIPELINES[token] = pipeline
     try:
         pipeline.warm_up()
-        state = _drive(token)
+        return _driven(token)
     finally:
         del PIPELINES[token]
         pipeline.finish()
-    return state
 
 
 def run_as_flow(pipeline: Pipeline) -> None:
@@ -122,21 +123,63 @@ def run_as_flow(pipeline: Pipeline) -> None:
     log_to(pipeline.logs / "prefect.log")
     try:
         with tags(prefect_tag(), pipeline.plan.recipe.name):
-            named(
+            state = named(
                 recipe=pipeline.plan.recipe.model_dump(mode="json"),
                 site=pipeline.plan.site.model_dump(mode="json"),
                 token=token,
                 return_state=True,
             )
+        heard(pipeline.plan.site, state.state_details.flow_run_id)
     except Exception as error:
-        if not pipeline.errors:
-            pipeline.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
-            pipeline.run_inline()
+        _go_on(pipeline, error)
+        settle(pipeline.plan.site)
     except BaseException:
         pipeline.cancelled.set()
         raise
     finally:
         del PIPELINES[token]
+
+
+def _driven(token: str) -> State:
+    """Run the stages as tasks, and without the server if it is lost; keep how the run ended."""
+    pipeline = PIPELINES[token]
+    try:
+        state = _drive(token)
+    except KdqError:
+        _owe(pipeline)
+        raise
+    except Exception as error:
+        _go_on(pipeline, error)
+        state = _ended(pipeline)
+    _owe(pipeline)
+    if pipeline.error is not None:
+        raise pipeline.error
+    return state
+
+
+def _go_on(pipeline: Pipeline, lost: Exception) -> None:
+    """Finish the run without the server, if it has not ended."""
+    if pipeline.failed and not pipeline.errors:
+        pipeline.observer.message(f"the Prefect server was lost ({type(lost).__name__}); KDQ continues without it")
+        pipeline.run_inline()
+        pipeline.write_page()
+
+
+def _owe(pipeline: Pipeline) -> None:
+    """Keep how this flow run has ended, for a Prefect that does not hear it; the next `reconcile` tells it."""
+    if not isinstance(pipeline.error, StageCancelledError):
+        error = None if pipeline.error is None else str(pipeline.error)
+        message = _ended(pipeline).message or ""
+        run = uuid.UUID(str(runtime.flow_run.id))
+        owe(pipeline.plan.site, run, pipeline.name, error, message, pipeline.stages.values())
+
+
+def _ended(pipeline: Pipeline) -> State:
+    """The state of a run without errors."""
+    facts = pipeline.facts()
+    if facts.status == "no-news":
+        return Completed(name="NoNews", message="no news: every stage was cached")
+    return Completed(message=_described(facts))
 
 
 def log_to(file: Path) -> None:
@@ -178,10 +221,12 @@ def _drive(token: str) -> State:
     error = pipeline.error
     if error is not None:
         raise error
-    return _published(pipeline)
+    if running_prefect(pipeline.plan.site) is not None:  # otherwise Prefect's client tries for minutes
+        _publish(pipeline)
+    return _ended(pipeline)
 
 
-def _published(pipeline: Pipeline) -> State:
+def _publish(pipeline: Pipeline) -> None:
     facts = pipeline.facts()
     create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
     if facts.status != "no-news":
@@ -190,9 +235,6 @@ def _published(pipeline: Pipeline) -> State:
         create_link_artifact(
             Path(facts.report).as_uri(), link_text=facts.report, key="kdq-report", description=facts.verdict
         )
-    if facts.status == "no-news":
-        return Completed(name="NoNews", message="no news: every stage was cached")
-    return Completed(message=_described(facts))
 
 
 def _link(pipeline: Pipeline) -> None:

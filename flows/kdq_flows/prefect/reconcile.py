@@ -8,6 +8,7 @@ from uuid import UUID
 
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import PREFECT_TAG, is_alive, prefect_tag
+from kdq_flows.prefect.owed import OPEN_TASKS, settle
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import running_prefect
 
@@ -17,25 +18,32 @@ if TYPE_CHECKING:
 
 _PAGE = 200
 _OPEN = ["RUNNING", "PENDING", "CANCELLING"]
-_OPEN_TASKS = [*_OPEN, "SCHEDULED"]  # a task that waited for its next try
 
 
 def reconcile(site: Site) -> list[str]:
-    """Mark runs of dead processes of this host as Crashed in Prefect and killed in MLflow.
+    """Upload what earlier runs of the home could not tell MLflow, and close runs of dead processes of this host.
 
-    KDQ asks Prefect only if its server answers, and starts no server.
+    They become Crashed in Prefect and KILLED in MLflow. KDQ asks Prefect only if its server answers, and starts no
+    server.
 
     Returns:
-        One line for each closed run.
+        One line for each run.
+
+    Raises:
+        KdqError: MLflow does not answer, or refuses.
     """
     from kdq_registry.reconcile import reconcile as reconcile_tracking
+    from kdq_registry.uploading import upload_left
 
-    tracked = [f"MLflow run {run!r} is closed: its process is gone" for run in reconcile_tracking(site, is_alive)]
+    tracked = upload_left(site, is_alive)
+    tracked += [f"MLflow run {run!r} is closed: its process is gone" for run in reconcile_tracking(site, is_alive)]
     return reconcile_prefect(site) + tracked
 
 
 def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> list[str]:
-    """Mark runs of dead processes of this host as Crashed in Prefect; the Prefect half of `reconcile`.
+    """Tell Prefect what it did not hear, and mark runs of dead processes of this host as Crashed.
+
+    This is the Prefect half of `reconcile`.
 
     Args:
         site: the site whose server KDQ asks.
@@ -44,10 +52,10 @@ def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> li
     api = running_prefect(site)
     if api is None:
         return []
+    lines = settle(site)
     apply_environment(site, api)
     from prefect.client.orchestration import get_client
 
-    lines = []
     with get_client(sync_client=True) as client:
         for run in _open_flow_runs(client):
             owners = [tag.removeprefix(PREFECT_TAG) for tag in run.tags if tag.startswith(PREFECT_TAG)]
@@ -110,7 +118,7 @@ def _crash(client: SyncPrefectClient, run: FlowRun, owner: str) -> None:
     state = Crashed(message=f"The process that ran this, {owner}, is gone.")
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
-        task_run_filter=TaskRunFilter(state=TaskRunFilterState.model_validate({"type": {"any_": _OPEN_TASKS}})),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState.model_validate({"type": {"any_": OPEN_TASKS}})),
         limit=_PAGE,
     )
     for task in tasks:

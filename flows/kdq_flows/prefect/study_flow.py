@@ -17,12 +17,15 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.flow import PIPELINES, log_to, stage_task
+from kdq_flows.prefect.owed import owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.run.study import StudyRun, title_of
 
 _STUDIES: dict[str, StudyRun] = {}
 """Studies of this process by token."""
+_FLOW_RUNS: dict[str, uuid.UUID] = {}
+"""The flow runs that have begun, by the same token."""
 
 
 @flow(
@@ -37,14 +40,14 @@ def study_flow(token: str, axes: dict[str, Any]) -> State:  # noqa: ARG001 - the
     """
     with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
         study = _STUDIES[token]
+        _FLOW_RUNS[token] = uuid.UUID(str(runtime.flow_run.id))
         address = str(runtime.flow_run.ui_url)
         study.shown_at(address if address.startswith("http") else None)
         study.run(_start)
-        verdict = study.selected.verdict if study.selected else f"{len(study.pipelines)} branches"
-        create_table_artifact(key="kdq-study", table=_rows(study), description=verdict)
+        create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
         if study.error is not None:
             raise study.error
-        return Completed(message=verdict)
+        return Completed(message=_verdict(study))
 
 
 def run_study_as_flow(study: StudyRun) -> None:
@@ -62,9 +65,14 @@ def run_study_as_flow(study: StudyRun) -> None:
     except Exception as error:
         study.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
     finally:
+        run = _FLOW_RUNS.pop(token, None)
         del _STUDIES[token]
     if not study.done:
         study.run_inline()
+    if run is not None:
+        failed = None if study.error is None else str(study.error)
+        owe(study.site, run, study.name, failed, _verdict(study), study.stages.values())
+        settle(study.site)
 
 
 def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
@@ -86,6 +94,10 @@ def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> F
 
     named.submit(token, one.node.name, dict(parents)).add_done_callback(ended)
     return done
+
+
+def _verdict(study: StudyRun) -> str:
+    return study.selected.verdict if study.selected else f"{len(study.pipelines)} branches"
 
 
 def _rows(study: StudyRun) -> list[dict[str, Any]]:

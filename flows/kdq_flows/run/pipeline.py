@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Container, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +19,19 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Checkpoint, EvaluationReport, ModelVersion
+from kdq_core.store.records import Checkpoint, EvaluationReport
 from kdq_core.store.store import Entry, Store
 from kdq_flows.facts.gathered import gathered
 from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.report import report, yaml_of
 from kdq_flows.facts.result import RunResult
 from kdq_flows.facts.tracking import RunTracking
+from kdq_flows.facts.uploader import Uploader
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report import kept
 from kdq_flows.report.live import Live
 from kdq_flows.report.page import written
+from kdq_flows.run.here import here
 from kdq_flows.run.in_worker import in_worker
 from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
@@ -102,7 +103,8 @@ class Pipeline:
         self.name = name or name_of(recipe.name)
         self.logs = site.home / "logs" / self.name
         said = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)} | dict(tags or {})
-        self.tracking = RunTracking(self.plan, self.name, said, on=tracked)
+        self._uploader = None if shared.uploader else Uploader(site, self.observer.message)
+        self.tracking = RunTracking(self.plan, self.name, said, shared.uploader or self._uploader if tracked else None)
         self.left_out: frozenset[str] = frozenset()
         self._not_asked: frozenset[str] = frozenset()
         self._warm: WarmWorker | None = None
@@ -246,6 +248,8 @@ class Pipeline:
             keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
         self._live.close()
         self.tracking.end(self._report, lock, failed=self.failed)
+        if self._uploader is not None:
+            self._uploader.close()
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
@@ -315,7 +319,6 @@ class Pipeline:
         if isinstance(entry.record, Checkpoint):
             self.tracking.checkpoint(run, entry.record)
         self.tracking.stage_ended(run, failed=False)
-        self.tracking.wait()
         return entry
 
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
@@ -347,7 +350,7 @@ class Pipeline:
         only = {"key": "", "parts": {}, "parents": {}, "checks": ahead, "only_checks": True}
         self._work(node, self._asking(node) | only, self.observer.progress)
 
-    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: Future[str]) -> Entry:
+    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: str) -> Entry:
         def heard(event: dict[str, Any]) -> None:
             self.tracking.check()
             if event["event"] == "epoch":
@@ -368,28 +371,22 @@ class Pipeline:
         )  # fmt: skip
         self._checked = True
 
-    def _here(self, node: Node, key: str, parents: Mapping[str, str], _run: Future[str]) -> Entry:
+    def _here(self, node: Node, key: str, parents: Mapping[str, str], _run: str) -> Entry:
         """Run a stage in this process; only for stages with `device="none"`."""
-        from kdq_core.work.run import StageRequest, run_stage
-
         told = {
             "lineage": self.view.digests,
-            "tracking_run": self.tracking.wait(),
+            "tracking_run": self._registered_in() if node.gives == "version" else self.tracking.run_id,
             "lock": self.lock.model_dump_json(indent=1),
         }
-        request = StageRequest.model_validate(self._request(node, key, parents) | told)
-        try:
-            entry = run_stage(request, self.observer.progress, self.catalog)
-        except KdqError:
-            raise
-        except Exception as error:
-            raise logged(error, self.logs / f"{node.name}.log") from error
-        if isinstance(entry.record, ModelVersion):
-            # A version has the newest gates and report. With an older entry, a later run would not update them.
-            for manifest in list(self.store.manifests(node.use)):
-                if manifest.record == entry.record and manifest.key != key:
-                    self.store.discard(manifest.key)
-        return entry
+        request, log = self._request(node, key, parents) | told, self.logs / f"{node.name}.log"
+        return here(request, self.observer.progress, catalog=self.catalog, store=self.store, log=log)
+
+    def _registered_in(self) -> str | None:
+        """MLflow's id of this run, once MLflow has all that was told to it."""
+        run = self.tracking.settled(self.observer.message, self.cancelled)
+        if self.cancelled.is_set():
+            raise StageCancelledError("the run was cancelled before it registered its model")
+        return run
 
     def _ended(self, node: Node, key: str, state: Any, began: float, told: str = "") -> None:
         seconds = round(time.monotonic() - began, 3)

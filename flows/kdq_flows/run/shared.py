@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdq_core.plan.keys import Memo
 from kdq_core.plugins.catalog import Catalog
+from kdq_flows.facts.uploader import Uploader
 
 if TYPE_CHECKING:
     from kdq_registry.fetching import Fetched
@@ -20,8 +21,10 @@ class Shared:
         catalog: the installed plug-ins.
         memo: what their plans have in common.
         fetched: teachers from the registry, by the name in the recipe.
+        uploader: sends what they tell MLflow; who made it closes it.
     """
 
     catalog: Catalog = field(default_factory=Catalog.load)
     memo: Memo = field(default_factory=Memo)
     fetched: dict[str, Fetched] = field(default_factory=dict)
+    uploader: Uploader | None = None

@@ -22,6 +22,7 @@ from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.result import RunResult
 from kdq_flows.facts.selecting import Measured, select
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
+from kdq_flows.facts.uploader import Uploader
 from kdq_flows.observer import Observer, Silent
 from kdq_flows.report.page import command
 from kdq_flows.report.tables import study_page
@@ -63,7 +64,8 @@ class StudyRun:
         self.done = False
         self.refused: dict[str, BranchFacts] = {}
         self.links: dict[str, str] = {}
-        self.shared, self._said = Shared(), set[str]()
+        self.uploader = Uploader(site, self.observer.message)
+        self.shared, self._said = Shared(uploader=self.uploader), set[str]()
         self._warm: WarmWorker | None = None
         self._began = time.monotonic()
         self.stages: dict[str, StageFacts] = {}
@@ -138,9 +140,10 @@ class StudyRun:
             self._choose()
             self.drive(start, width, self._registering(), limited=False)
             self.done = True
-        except BaseException:
-            for pipeline in self.pipelines.values():
-                pipeline.cancelled.set()
+        except BaseException as stopped:
+            if isinstance(stopped, KdqError) or not isinstance(stopped, Exception):
+                for pipeline in self.pipelines.values():  # if only the Prefect server is lost, they may finish
+                    pipeline.cancelled.set()
             raise
         finally:
             self._keep()
@@ -304,6 +307,7 @@ class StudyRun:
         """Close the tracking runs, and end the warm worker."""
         for pipeline in self.pipelines.values():
             pipeline.finish()
+        self.uploader.close()
         if self._warm is not None:
             self._warm.close()
             self._warm = None

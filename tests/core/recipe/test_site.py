@@ -37,6 +37,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("KDQ_THREADS", "many", "a whole number, 1 to 1024"),
         ("KDQ_THREADS", "0", "a whole number, 1 to 1024"),
         ("KDQ_DEVICE", "gpu", "'cpu', 'cuda' or 'cuda:<number>'"),
+        ("KDQ_TRACKING_WAIT_SECONDS", "-1", "a number, at least 0"),
         ("KDQ_PRECISION", "fp16", "'bf16' or 'fp32'"),
         ("KDQ_HOME", "~nobody_has_this_name/kdq", "the path of a folder (Could not determine home directory)"),
     ],
@@ -57,5 +58,5 @@ def test_a_wrong_argument_is_not_blamed_on_the_environment(monkeypatch: pytest.M
     assert str(caught.value) == (
         "the site's 'threads' is 0; allowed: a whole number, 1 to 1024\n"
         "a site has no field 'speed'; it has: device, home, precision, prefect_api, signing_key, tensorboard, threads, "
-        "tracking_uri"
+        "tracking_uri, tracking_wait"
     )
