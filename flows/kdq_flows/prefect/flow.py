@@ -7,6 +7,8 @@ first imported.
 
 import contextlib
 import logging
+import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from prefect import flow, get_run_logger, runtime, tags, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.context import TagsContext
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -25,8 +28,8 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
+from kdq_flows.prefect.due import skipped
 from kdq_flows.prefect.owed import heard, owe, settle
-from kdq_flows.prefect.schedules import too_late
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
@@ -79,27 +82,34 @@ def _site_of(site: dict[str, Any] | None) -> Site:
 def compress_flow(
     recipe: dict[str, Any],
     site: dict[str, Any] | None = None,
-    allowed_lag_seconds: float | None = None,
+    allowed_lag_seconds: float | None = None,  # noqa: ARG001 - `kdq_flows.prefect.due` reads the three of the policy
+    missed: str | None = None,  # noqa: ARG001
+    overlap: str | None = None,  # noqa: ARG001
     token: str | None = None,
 ) -> State:
-    """Run a recipe's plan.
+    """Run a recipe's plan; skip a run of a schedule if the schedule's policies say so.
 
     Args:
         recipe: the recipe, validated before it was deployed.
         site: where to run it; by default the site that the environment describes.
-        allowed_lag_seconds: Prefect cancels a scheduled run as `SkippedLate` if it starts later than this.
+        allowed_lag_seconds: a scheduled run that starts later than this is missed.
+        missed: what becomes of missed runs; see `kdq_flows.prefect.policy.Policy`.
+        overlap: what becomes of a run that is due while the one before still runs.
         token: names a pipeline of this process, for `kdq run`.
     """
-    expected = runtime.flow_run.scheduled_start_time
-    if token is None and allowed_lag_seconds is not None and too_late(expected, allowed_lag_seconds):
-        return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
     if token is not None:
         with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
             return _driven(token)
     from kdq_flows.prefect.reconcile import claim, reconcile
 
-    claim(runtime.flow_run.id)
-    where = _site_of(site)
+    where, run = _site_of(site), uuid.UUID(str(runtime.flow_run.id))
+    with get_client(sync_client=True) as client:
+        why = skipped(client, run)
+    if why is not None:
+        return Cancelled(name=why.name, message=why.message)
+    claim(run)
+    if runtime.deployment.id is not None:
+        _print_to(where.home / "logs" / runtime.flow_run.name / "prefect.log")
     reconcile(where)
     pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
     token = uuid.uuid4().hex
@@ -195,6 +205,15 @@ def log_to(file: Path) -> None:
             logger.removeHandler(old)
         if console:
             logger.addHandler(handler)
+
+
+def _print_to(file: Path) -> None:
+    """Print to a file, and no longer to the pipe of the worker: a worker that dies would end this run with its pipe."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as target:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(target.fileno(), stream.fileno())
 
 
 def _drive(token: str) -> State:
