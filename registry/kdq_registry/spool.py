@@ -6,6 +6,7 @@ file `sent` says how many bytes of it MLflow has; KDQ replaces it whole. The fol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -81,16 +82,18 @@ class Spool:
             draft.replace(self._mark)
 
     def events(self, start: int = 0) -> Iterator[tuple[Event, int]]:
-        """The whole lines behind the byte `start`, each with the number of bytes up to its end."""
-        if not self.file.exists():
-            return
-        with self.file.open("rb") as file:
+        """The lines behind the byte `start`, each with the number of bytes up to its end, up to one that is not whole.
+
+        A killed process left such a line, or another thread is writing it.
+        """
+        with contextlib.suppress(FileNotFoundError, ValueError), self.file.open("rb") as file:
             file.seek(start)
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # a killed process left it, or another thread is writing it
+                    return
+                event = json.loads(line)
                 start += len(line)
-                yield json.loads(line), start
+                yield event, start
 
     def waiting(self) -> int:
         """How many events MLflow does not have yet."""
@@ -103,12 +106,14 @@ class Spool:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended, so that nobody appends any more."""
+        """Whether the run has ended, so that nobody appends any more; also if another command has removed the spool."""
         if not self.file.exists():
-            return False
-        last = self.file.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2] or b"{}"
-        event = json.loads(last)
-        return event.get("do") == "end" and event["run"] == self.first["run"]
+            return True
+        last = self.file.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2]
+        with contextlib.suppress(ValueError):
+            event = json.loads(last)
+            return bool(event["do"] == "end" and event["run"] == self.first["run"])
+        return False
 
     def close(self) -> None:
         """End what a dead process left open, with the time of its last event; a line that it left half-written goes."""
@@ -134,13 +139,13 @@ def spools(site: Site) -> list[Spool]:
 
 
 def left(site: Site, alive: Callable[[str], bool]) -> Iterator[Spool]:
-    """The spools for this site's MLflow whose run has ended or whose process is dead.
+    """The spools of runs that have ended or whose process is dead, for whatever MLflow (`first["place"]`).
 
     Args:
-        site: the home, and where its MLflow is.
+        site: the home.
         alive: says whether the process of a `kdq.owner` tag lives.
     """
     for spool in spools(site):
         first = spool.first
-        if first and first["place"] == place_of(site) and (spool.ended or not alive(first["tags"][OWNER_TAG])):
+        if first and (spool.ended or not alive(first["tags"][OWNER_TAG])):
             yield spool

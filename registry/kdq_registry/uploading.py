@@ -15,7 +15,7 @@ from kdq_core.locks import held, try_held
 from kdq_registry.environment import client, mlflow_errors
 from kdq_registry.experiments import experiment_id
 from kdq_registry.page import dataset, training_page
-from kdq_registry.spool import Event, Spool, left
+from kdq_registry.spool import Event, Spool, left, place_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -144,13 +144,14 @@ def upload_left(site: Site, alive: Callable[[str], bool]) -> list[str]:
     """
     lines: list[str] = []
     for spool in left(site, alive):
-        lock = try_held(spool.lock)
+        lock = try_held(spool.lock) if spool.first.get("place") == place_of(site) else None
         if lock is None:
-            continue  # its own process, or another command, uploads it
+            continue  # it is for another MLflow; or its own process, or another command, uploads it
         with lock:
             name, number = spool.folder.name, spool.waiting()
             try:
-                spool.close()
+                if spool.file.exists():  # another command may have been faster
+                    spool.close()
                 refused: list[str] = []
                 Upload(site, spool).send_locked(refused.append)
             except KdqError as error:
@@ -159,7 +160,8 @@ def upload_left(site: Site, alive: Callable[[str], bool]) -> list[str]:
                     break
                 continue
             lines += [f"MLflow did not take an event of run {name!r}: {text}" for text in dict.fromkeys(refused)]
-            lines.append(f"{number} events of run {name!r} that had waited are in MLflow now")
+            if number:
+                lines.append(f"{number} events of run {name!r} that had waited are in MLflow now")
             spool.remove()
     return lines
 

@@ -21,7 +21,7 @@ def _home(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_down_and_reconcile_in_a_new_home_say_that_there_is_nothing_to_do(site: Site) -> None:
     assert CliRunner().invoke(app, ["down"]).stdout == "nothing was running\n"
-    assert CliRunner().invoke(app, ["reconcile"]).stdout == "nothing to close\n"
+    assert CliRunner().invoke(app, ["reconcile"]).stdout == "nothing to upload or close\n"
     assert json.loads(CliRunner().invoke(app, ["down", "--json"]).stdout) == []
     assert not site.home.exists()
 
@@ -30,7 +30,7 @@ def test_the_doctor_ends_with_code_1_when_something_is_broken(site: Site) -> Non
     site.home.write_text("not a folder")
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == 1
-    assert [row["verdict"] for row in json.loads(result.stdout)] == ["broken", "broken", "not checked"]
+    assert [row["verdict"] for row in json.loads(result.stdout)] == ["broken", "ok", "broken", "not checked"]
 
 
 def test_deploy_without_a_schedule_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Real servers that are killed while a run trains, and come back."""
 
+import json
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -8,15 +11,17 @@ from typing import Any
 import pytest
 
 from kdq_core.recipe.spec import Site
+from kdq_flows.prefect.owed import AWAY
 from kdq_registry.environment import client
 from kdq_registry.spool import Spool, spools
-from tests.flows.test_run import KDQ, RECIPE, environment, facts, until
+from tests.flows.test_run import KDQ, RECIPE, STAGES, ask_prefect, environment, facts, until
+from tests.flows.test_run import kdq as run_kdq
 from tests.registry.backends import free_port, mlflow_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.rare, pytest.mark.timeout(600)]
 
-EPOCHS = 40
-OUTAGE = 8.0
+EPOCHS = 15
+OUTAGE = 4.0
 
 
 def points(home: Path) -> int:
@@ -108,3 +113,26 @@ def test_a_run_that_cannot_register_keeps_all_and_the_next_command_uploads_it(tm
     assert "that had waited are in MLflow now" in again.stderr
     assert found["quantize"][2] == list(range(1, EPOCHS + 1))
     assert spools(Site(home=home)) == []
+
+
+def test_a_prefect_that_dies_while_a_run_trains_says_completed_when_it_is_back(tmp_path: Path, recipe: Path) -> None:
+    home = tmp_path / "home"
+    try:
+        run = begun(home, "", recipe)
+        until(lambda: points(home) > 4, "epochs of the quantized student")
+        os.killpg(json.loads((home / "servers" / "prefect.json").read_text())["pid"], signal.SIGKILL)
+        done = ended(run)
+        assert done.returncode == 0, done.stderr
+        assert AWAY in " ".join(done.stderr.split())
+        result = facts(done)
+        assert {stage["state"] for stage in result["stages"]} == {"ran"}
+        up = run_kdq(home, "up")
+        assert "is Completed in Prefect too, which was away when the run ended" in up.stderr
+        (found,) = ask_prefect(home, "flow_runs", {})
+        assert (found["name"], found["state_name"]) == (result["run"], "Completed")
+        assert found["state"]["message"].startswith("completed: tiny version 1; ")
+        tasks = ask_prefect(home, "task_runs", {})
+        assert {task["state_name"] for task in tasks} == {"Completed"}
+        assert len(tasks) == len(STAGES)
+    finally:
+        run_kdq(home, "down")

@@ -14,6 +14,7 @@ from kdq_flows.facts import uploader as module
 from kdq_flows.facts.tracking import RunTracking
 from kdq_flows.facts.uploader import Uploader
 from kdq_flows.run.pipeline import Pipeline
+from kdq_flows.servers.doctor import _check_events
 from kdq_registry import uploading
 from kdq_registry.spool import Event, Spool
 
@@ -131,6 +132,12 @@ def test_a_run_ends_without_mlflow_and_says_what_waits_where(
         f"uploads them, or `kdq reconcile`: {AWAY}"
     )
     assert spool.ended
+    with pytest.raises(StageError) as caught:
+        _check_events(site)
+    assert str(caught.value) == (
+        f"{spool.waiting()} events wait for http://mlflow:5000; start MLflow if it is away, then run `kdq reconcile`, "
+        "with its KDQ_TRACKING_URI"
+    )
 
 
 def test_a_registration_waits_for_mlflow_and_gets_the_run(

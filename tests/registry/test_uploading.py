@@ -177,6 +177,8 @@ def test_the_next_command_uploads_what_a_killed_run_left_and_closes_it(
     left = tracker.stage_run("quantize", "d" * 64, {})
     with tracker.spool.file.open("ab") as file:
         file.write(b'{"at": 17, "do": "lo')  # the kill came in the middle of a line
+    (tracker.spool.folder.parent / "half").mkdir()
+    (tracker.spool.folder.parent / "half" / "events.jsonl").write_bytes(b"\0\0\n\0")  # a disk that lost its power
     clock(9999)
     number = tracker.spool.waiting()
     assert upload_left(site, lambda _owner: True) == []

@@ -21,11 +21,13 @@ def register_commands(app: typer.Typer) -> None:
 
 def up(as_json: JsonFlag = False) -> None:
     """Start the site's Prefect server and MLflow page, if they are not running."""
+    from kdq_flows.prefect.owed import settle
     from kdq_flows.servers import servers
     from kdq_registry.page import training_page
 
     site = common.site()
     addresses = servers.up(site)
+    common.notes(settle(site))
     page = addresses.mlflow_ui and training_page(addresses.mlflow_ui)
     rows: list[dict[str, object]] = [
         {"server": "Prefect", "page": addresses.prefect_ui, "api": addresses.prefect_api},
@@ -89,7 +91,7 @@ def deploy(
 
 
 def doctor(as_json: JsonFlag = False) -> None:
-    """Check this installation: the home, the Prefect server, and that schedules fire."""
+    """Check this installation: the home, events that wait for MLflow, the Prefect server, and that schedules fire."""
     from kdq_flows.servers.doctor import doctor as run
 
     rows = run(common.site())
@@ -99,11 +101,11 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 def reconcile(as_json: JsonFlag = False) -> None:
-    """Close runs that dead processes left open in Prefect and MLflow."""
+    """Upload what runs could not tell MLflow and Prefect, and close runs that dead processes left open."""
     from kdq_flows.prefect.reconcile import reconcile as run
 
     lines = run(common.site())
     if as_json or lines:
         common.show([{"closed": line} for line in lines], title="closed", as_json=as_json)
     else:
-        typer.echo("nothing to close")
+        typer.echo("nothing to upload or close")

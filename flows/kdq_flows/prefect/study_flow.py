@@ -16,8 +16,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
-from kdq_flows.prefect.flow import PIPELINES, log_to, stage_task
-from kdq_flows.prefect.owed import owe, settle
+from kdq_flows.prefect.flow import PIPELINES, few_tries, log_to, stage_task
+from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.run.study import StudyRun, title_of
@@ -59,10 +59,12 @@ def run_study_as_flow(study: StudyRun) -> None:
     _STUDIES[token] = study
     log_to(study.site.home / "logs" / study.name / "prefect.log")
     named = study_flow.with_options(flow_run_name=study.name)
+    lost = False
     try:
-        with tags(prefect_tag(), study.study.name):
+        with tags(prefect_tag(), study.study.name), few_tries():
             named(token=token, axes={one.name: one.axes for one in study.planned}, return_state=True)
     except Exception as error:
+        lost = True
         study.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
     finally:
         run = _FLOW_RUNS.pop(token, None)
@@ -72,7 +74,10 @@ def run_study_as_flow(study: StudyRun) -> None:
     if run is not None:
         failed = None if study.error is None else str(study.error)
         owe(study.site, run, study.name, failed, _verdict(study), study.stages.values())
-        settle(study.site)
+    if lost:
+        drop_events()
+    if not settle(study.site) and lost:
+        study.observer.message(AWAY)
 
 
 def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from kdq_core.errors import KdqError
+from kdq_core.errors import KdqError, StageError
 from kdq_core.recipe.spec import Site
+from kdq_flows.owner import is_alive
 from kdq_flows.servers import processes
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import PREFECT, ensure_prefect
+from kdq_registry.spool import left
 
 SCHEDULER_SECONDS = 90.0
 """Time limit: the scheduler looks at new deployments every few seconds, and at all deployments once a minute."""
@@ -25,6 +27,7 @@ def doctor(site: Site) -> list[dict[str, object]]:
         Rows of `check`, `verdict` (`ok`, `broken` or `not checked`) and `detail`.
     """
     rows = [_row("home can be written", lambda: _check_home(site))]
+    rows.append(_row("MLflow has the events of all runs", lambda: _check_events(site)))
     started = False
 
     def server() -> str:
@@ -61,6 +64,17 @@ def _check_home(site: Site) -> str:
     probe.write_bytes(b"kdq")
     probe.unlink()
     return str(site.home)
+
+
+def _check_events(site: Site) -> str:
+    waiting: dict[str, int] = {}
+    for spool in left(site, is_alive):
+        place = spool.first["place"]
+        waiting[place] = waiting.get(place, 0) + spool.waiting()
+    if not waiting:
+        return "none wait"
+    told = ", ".join(f"{number} events wait for {place}" for place, number in waiting.items())
+    raise StageError(f"{told}; start MLflow if it is away, then run `kdq reconcile`, with its KDQ_TRACKING_URI")
 
 
 def check_scheduler(seconds: float = SCHEDULER_SECONDS) -> str:
