@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import typer
@@ -96,3 +97,24 @@ def test_without_schedules_the_list_says_how_to_make_one(monkeypatch: pytest.Mon
     assert kdq("ls") == "no schedules; `kdq deploy FILE` makes one\n"
     with pytest.raises(RecipeError, match=r"^no schedule named 'a'; there is none yet$"):
         kdq("run", "a")
+
+
+def test_a_recipe_with_branches_is_deployed_as_its_file_says(
+    prefect_site: Site, tiny_flow: str, tmp_path: Path
+) -> None:
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.reading.recipe_file import document_from_text
+    from kdq_core.reading.studies import Study, load, read_study
+    from kdq_flows.facts.report import yaml_of
+    from kdq_flows.prefect.deployed import connected, remove
+
+    file = tmp_path / "grid.yaml"
+    file.write_text("name: grid\nworkload: digits\nmatrix: {over: {quantize.weights: [8, 4]}}\n")
+    study = load(file)
+    assert isinstance(study, Study)
+    deploy(prefect_site, study, interval_seconds=9e5, module_path=tiny_flow)
+    with connected(prefect_site) as client:
+        recipe = client.read_deployment_by_name("tiny/grid").parameters["recipe"]
+        remove(client, "grid")
+    again = read_study(document_from_text(yaml_of(recipe), "the deployed recipe"), Catalog.load())
+    assert [one.recipe for one in again.branches] == [one.recipe for one in study.branches]

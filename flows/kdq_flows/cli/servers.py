@@ -73,7 +73,7 @@ def deploy(
     as_json: JsonFlag = False,
 ) -> None:
     """Schedule a recipe; `kdq serve` runs it."""
-    recipe = common.load_recipe(file)
+    recipe = common.load_any(file)
     from kdq_flows.prefect.schedules import deploy as run
 
     facts = run(

@@ -8,31 +8,26 @@ first imported.
 import contextlib
 import logging
 import os
-import sys
 import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, runtime, tags, task
+from prefect import flow, runtime, tags, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.context import TagsContext
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.errors import KdqError
-from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
-from kdq_flows.prefect.due import skipped
 from kdq_flows.prefect.owed import AWAY, drop_events, heard, owe, settle
-from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.run.supervisor import StageCancelledError
@@ -64,56 +59,26 @@ def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
     return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
 
 
-def run_name() -> str:
-    """Name of a scheduled run, made as `kdq run` does: the recipe's name and the time of the start."""
-    asked = runtime.flow_run.parameters
-    return claimed_name(asked["recipe"]["name"], _site_of(asked.get("site")))
-
-
-def _site_of(site: dict[str, Any] | None) -> Site:
-    return Site.model_validate(site) if site else Site.from_environment()
-
-
 @flow(
     name="kdq-compress",
-    flow_run_name=run_name,
     validate_parameters=False,
     persist_result=False,
     task_runner=ThreadPoolTaskRunner(max_workers=8),
 )
-def compress_flow(
-    recipe: dict[str, Any],
-    site: dict[str, Any] | None = None,
-    allowed_lag_seconds: float | None = None,  # noqa: ARG001 - `kdq_flows.prefect.due` reads the three of the policy
-    missed: str | None = None,  # noqa: ARG001
-    overlap: str | None = None,  # noqa: ARG001
-    token: str | None = None,
-) -> State:
-    """Run a recipe's plan; skip a run of a schedule if the schedule's policies say so.
+def compress_flow(recipe: dict[str, Any], site: dict[str, Any], token: str) -> State:  # noqa: ARG001
+    """Run the plan of a pipeline of this process.
 
     Args:
-        recipe: the recipe, validated before it was deployed.
-        site: where to run it; by default the site that the environment describes.
-        allowed_lag_seconds: a scheduled run that starts later than this is missed.
-        missed: what becomes of missed runs; see `kdq_flows.prefect.policy.Policy`.
-        overlap: what becomes of a run that is due while the one before still runs.
-        token: names a pipeline of this process, for `kdq run`.
+        recipe: its recipe, for the reader of the page.
+        site: its site, for the reader of the page.
+        token: names the pipeline.
     """
-    if token is not None:
-        with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
-            return _driven(token)
-    from kdq_flows.prefect.reconcile import claim, reconcile
+    with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
+        return _driven(token)
 
-    where, run = _site_of(site), uuid.UUID(str(runtime.flow_run.id))
-    with get_client(sync_client=True) as client:
-        why = skipped(client, run)
-    if why is not None:
-        return Cancelled(name=why.name, message=why.message)
-    claim(run)
-    if runtime.deployment.id is not None:
-        _print_to(where.home / "logs" / runtime.flow_run.name / "prefect.log")
-    reconcile(where)
-    pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
+
+def run_here(pipeline: Pipeline) -> State:
+    """Run the pipeline in the flow run that has begun; for a flow of a worker."""
     token = uuid.uuid4().hex
     PIPELINES[token] = pipeline
     try:
@@ -218,15 +183,6 @@ def log_to(file: Path) -> None:
             logger.removeHandler(old)
         if console:
             logger.addHandler(handler)
-
-
-def _print_to(file: Path) -> None:
-    """Print to a file, and no longer to the pipe of the worker: a worker that dies would end this run with its pipe."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as target:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(target.fileno(), stream.fileno())
 
 
 def _drive(token: str) -> State:

@@ -11,6 +11,7 @@ from kdq_core.errors import RecipeError, did_you_mean
 from kdq_core.frozen import Frozen
 from kdq_core.plan.plan import fitted
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.reading.studies import Study
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.prefect.due import TAG
 from kdq_flows.prefect.policy import Missed, Overlap, Policy
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from prefect.schedules import Schedule
 
 POOL = "kdq"
-MODULE_PATH = "kdq_flows.prefect.flow:compress_flow"
+MODULE_PATH = "kdq_flows.prefect.scheduled:scheduled_flow"
 LONGEST_INTERVAL = 366 * 86_400.0
 SHORTEST_LAG = 60.0
 
@@ -69,7 +70,7 @@ def check_schedule(*, cron: str | None, interval_seconds: float | None, timezone
 
 def deploy(
     site: Site,
-    recipe: Recipe,
+    recipe: Recipe | Study,
     *,
     cron: str | None = None,
     interval_seconds: float | None = None,
@@ -85,7 +86,7 @@ def deploy(
 
     Args:
         site: where the runs will run; the deployment stores it.
-        recipe: what to run.
+        recipe: what to run, with or without branches.
         cron: see `check_schedule`.
         interval_seconds: see `check_schedule`.
         timezone: see `check_schedule`.
@@ -109,13 +110,12 @@ def deploy(
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
     ensure_pool()
-    recipe = fitted(recipe, site, Catalog.load())  # the deployed recipe spells out every field
     deployment, identity = _apply(
         module_path,
-        recipe,
+        recipe.name,
         schedule,
         {
-            "recipe": recipe.model_dump(mode="json", by_alias=True),
+            "recipe": _deployed(recipe, site),
             "site": site.model_dump(mode="json"),
             **policy.model_dump(),
         },
@@ -129,6 +129,13 @@ def deploy(
         "pool": POOL,
         "url": f"{api.removesuffix('/api')}/deployments/deployment/{identity}",
     }
+
+
+def _deployed(recipe: Recipe | Study, site: Site) -> dict[str, Any]:
+    """A recipe spells out every field. One with branches stays as in its file, because axes may name any field."""
+    if isinstance(recipe, Study):
+        return dict(recipe.document.value)
+    return fitted(recipe, site, Catalog.load()).model_dump(mode="json", by_alias=True)
 
 
 def ensure_pool() -> None:
@@ -148,15 +155,13 @@ def ensure_pool() -> None:
                 return  # another process was faster
 
 
-def _apply(
-    module_path: str, recipe: Recipe, schedule: RecurringSchedule, parameters: dict[str, Any]
-) -> tuple[str, str]:
+def _apply(module_path: str, called: str, schedule: RecurringSchedule, parameters: dict[str, Any]) -> tuple[str, str]:
     from prefect.deployments.runner import EntrypointType
 
     module, _, name = module_path.partition(":")
     flow = getattr(importlib.import_module(module), name)
     deployment = flow.to_deployment(
-        name=recipe.name,
+        name=called,
         schedule=_prefect_schedule(schedule),
         parameters=parameters,
         work_pool_name=POOL,
