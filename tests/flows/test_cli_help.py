@@ -27,7 +27,7 @@ PANELS = {
         "decrypt",
         "watch",
     ],
-    "Operate": ["up", "down", "serve", "deploy", "doctor", "reconcile"],
+    "Operate": ["up", "down", "serve", "deploy", "doctor", "reconcile", "schedules"],
     "Extend": ["schema", "plugins"],
 }
 COLOUR = re.compile(r"\x1b\[[\d;]*(?:3|4|9|10)\d[\d;]*m")

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -9,7 +9,7 @@ import pytest
 
 from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_flows.prefect.schedules import check_schedule, deploy, too_late
+from kdq_flows.prefect.schedules import check_schedule, deploy
 
 BAD = [
     ({}, "a schedule is either '--cron' or '--interval', and neither was given; give exactly one"),
@@ -67,15 +67,6 @@ def test_a_run_is_skipped_by_default_when_the_next_one_is_due() -> None:
     assert check_schedule(cron=None, interval_seconds=5, timezone=None).default_lag == 60
 
 
-def test_lateness_counts_from_the_expected_start() -> None:
-    now = datetime(2026, 1, 2, 3, tzinfo=UTC)
-    assert not too_late(now - timedelta(seconds=60), 60, now)
-    assert too_late(now - timedelta(seconds=61), 60, now)
-    assert not too_late(None, 60, now)
-    assert not too_late(now - timedelta(days=9), None, now)
-    assert too_late(datetime.now(UTC) - timedelta(seconds=5), 1)
-
-
 def test_a_lag_that_is_no_duration_is_refused_before_anything_is_started(site: Site) -> None:
     with pytest.raises(RecipeError, match=r"^the allowed lag is -1; give a number of seconds above 0$"):
         deploy(site, Recipe(name="r", workload="digits"), interval_seconds=60, allowed_lag_seconds=-1)
@@ -102,13 +93,14 @@ except Exception as error:
 
 def test_deploying_again_replaces_the_schedule(prefect_site: Site, tiny_flow: str) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 
     recipe = Recipe(name="twice", workload="digits", quantize={"use": "weight-only"})
     first = deploy(prefect_site, recipe, interval_seconds=3600, module_path=tiny_flow)
     second = deploy(
-        prefect_site, recipe, cron="0 3 * * *", timezone="Europe/Berlin", allowed_lag_seconds=90, module_path=tiny_flow
-    )
+        prefect_site, recipe, cron="0 3 * * *", timezone="Europe/Berlin", allowed_lag_seconds=90, missed="none",
+        overlap="queue", module_path=tiny_flow,
+    )  # fmt: skip
+    assert [(facts["missed"], facts["overlap"]) for facts in (first, second)] == [("one", "skip"), ("none", "queue")]
     assert (first["deployment"], first["id"]) == ("tiny/twice", second["id"])
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("tiny/twice")
@@ -118,11 +110,12 @@ def test_deploying_again_replaces_the_schedule(prefect_site: Site, tiny_flow: st
         assert not deployment.pull_steps
         assert deployment.path is None
         assert deployment.work_pool_name == "kdq"
-        assert deployment.global_concurrency_limit.limit == 1
-        assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
+        assert deployment.global_concurrency_limit is None
         deployed = Recipe.model_validate(deployment.parameters["recipe"])
         assert deployed.model_copy(update={"gates": recipe.gates}) == recipe
         assert [gate.metric for gate in deployed.gates] == ["top1", "parity_flips"]  # those that fit the quantizer
         assert Site.model_validate(deployment.parameters["site"]) == prefect_site
-        assert deployment.parameters["allowed_lag_seconds"] == 90
+        assert [deployment.parameters[name] for name in ("allowed_lag_seconds", "missed", "overlap")] == [
+            90, "none", "queue"
+        ]  # fmt: skip
         client.delete_deployment(deployment.id)

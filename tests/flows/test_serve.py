@@ -96,9 +96,9 @@ def test_a_run_is_told_once_when_it_starts_and_once_when_it_ends() -> None:
 
 
 def test_scheduled_runs_are_named_like_those_of_kdq_run(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
-    from kdq_flows.prefect import flow
+    from kdq_flows.prefect import scheduled as flow
 
-    assert flow.compress_flow.flow_run_name is flow.run_name
+    assert flow.scheduled_flow.flow_run_name is flow.run_name
     recipe = Recipe(name="nightly", workload="digits").model_dump(mode="json")
     run = SimpleNamespace(parameters={"recipe": recipe, "site": site.model_dump(mode="json")})
     monkeypatch.setattr(flow, "runtime", SimpleNamespace(flow_run=run))

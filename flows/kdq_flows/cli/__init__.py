@@ -22,6 +22,7 @@ from kdq_flows.cli import (
     replay,
     report,
     run,
+    schedules,
     servers,
     start,
     synergy,
@@ -60,7 +61,7 @@ def _root(
 
 _MODULES = (
     start, run, own, recipes, bench, replay, report, explain, synergy, models, promoting, encrypting, watch, servers,
-    plugins, authoring,
+    schedules, plugins, authoring,
 )  # fmt: skip
 for _module in _MODULES:
     _module.register_commands(app)

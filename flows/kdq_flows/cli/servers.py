@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from kdq_flows.cli import common
 from kdq_flows.cli.common import JsonFlag, RecipeFile
+
+Missed = Literal["one", "none", "all"]
+Overlap = Literal["skip", "queue", "cancel"]
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -56,14 +59,21 @@ def deploy(
     cron: Annotated[str | None, typer.Option(help="When, such as '0 3 * * *'.")] = None,
     interval: Annotated[float | None, typer.Option(help="Seconds from one run to the next.")] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA name, such as Europe/Berlin; UTC by default.")] = None,
+    missed: Annotated[
+        Missed, typer.Option(help="What runs after an outage: the newest run that was missed, none, or all.")
+    ] = "one",
+    overlap: Annotated[
+        Overlap,
+        typer.Option(help="A run that is due while the one before runs: skip it, queue it, or cancel the one before."),
+    ] = "skip",
     allowed_lag: Annotated[
         float | None,
-        typer.Option(help="Skip a run that starts more than this many seconds late; by default when the next is due."),
+        typer.Option(help="A run that starts more seconds late is missed; by default it is when the next one is due."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Schedule a recipe; `kdq serve` runs it."""
-    recipe = common.load_recipe(file)
+    recipe = common.load_any(file)
     from kdq_flows.prefect.schedules import deploy as run
 
     facts = run(
@@ -73,6 +83,8 @@ def deploy(
         interval_seconds=interval,
         timezone=timezone,
         allowed_lag_seconds=allowed_lag,
+        missed=missed,
+        overlap=overlap,
     )
     table: list[dict[str, object]] = [{"fact": name, "value": str(value)} for name, value in facts.items()]
     common.show([facts] if as_json else table, title="deployed; `kdq serve` runs it", as_json=as_json)

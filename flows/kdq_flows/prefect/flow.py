@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, runtime, tags, task
+from prefect import flow, runtime, tags, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
@@ -25,13 +25,10 @@ from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.errors import KdqError
-from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.owed import AWAY, drop_events, heard, owe, settle
-from kdq_flows.prefect.schedules import too_late
-from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.run.signals import interrupted_in, leaving
@@ -69,49 +66,26 @@ def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
     return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
 
 
-def run_name() -> str:
-    """Name of a scheduled run, made as `kdq run` does: the recipe's name and the time of the start."""
-    asked = runtime.flow_run.parameters
-    return claimed_name(asked["recipe"]["name"], _site_of(asked.get("site")))
-
-
-def _site_of(site: dict[str, Any] | None) -> Site:
-    return Site.model_validate(site) if site else Site.from_environment()
-
-
 @flow(
     name="kdq-compress",
-    flow_run_name=run_name,
     validate_parameters=False,
     persist_result=False,
     task_runner=ThreadPoolTaskRunner(max_workers=8),
 )
-def compress_flow(
-    recipe: dict[str, Any],
-    site: dict[str, Any] | None = None,
-    allowed_lag_seconds: float | None = None,
-    token: str | None = None,
-) -> State:
-    """Run a recipe's plan.
+def compress_flow(recipe: dict[str, Any], site: dict[str, Any], token: str) -> State:  # noqa: ARG001
+    """Run the plan of a pipeline of this process.
 
     Args:
-        recipe: the recipe, validated before it was deployed.
-        site: where to run it; by default the site that the environment describes.
-        allowed_lag_seconds: Prefect cancels a scheduled run as `SkippedLate` if it starts later than this.
-        token: names a pipeline of this process, for `kdq run`.
+        recipe: its recipe, for the reader of the page.
+        site: its site, for the reader of the page.
+        token: names the pipeline.
     """
-    expected = runtime.flow_run.scheduled_start_time
-    if token is None and allowed_lag_seconds is not None and too_late(expected, allowed_lag_seconds):
-        return Cancelled(name="SkippedLate", message=f"more than {allowed_lag_seconds:g} s after its time {expected}")
-    if token is not None:
-        with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
-            return _driven(token)
-    from kdq_flows.prefect.reconcile import claim, reconcile
+    with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
+        return _driven(token)
 
-    claim(runtime.flow_run.id)
-    where = _site_of(site)
-    reconcile(where)
-    pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
+
+def run_here(pipeline: Pipeline) -> State:
+    """Run the pipeline in the flow run that has begun; for a flow of a worker."""
     token = uuid.uuid4().hex
     PIPELINES[token] = pipeline
     try:

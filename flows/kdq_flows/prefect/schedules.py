@@ -11,7 +11,10 @@ from kdq_core.errors import RecipeError, did_you_mean
 from kdq_core.frozen import Frozen
 from kdq_core.plan.plan import fitted
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.reading.studies import Study
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.prefect.due import TAG
+from kdq_flows.prefect.policy import Missed, Overlap, Policy
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import ensure_prefect
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from prefect.schedules import Schedule
 
 POOL = "kdq"
-MODULE_PATH = "kdq_flows.prefect.flow:compress_flow"
+MODULE_PATH = "kdq_flows.prefect.scheduled:scheduled_flow"
 LONGEST_INTERVAL = 366 * 86_400.0
 SHORTEST_LAG = 60.0
 
@@ -65,45 +68,35 @@ def check_schedule(*, cron: str | None, interval_seconds: float | None, timezone
     return RecurringSchedule(cron=cron, interval_seconds=interval_seconds, timezone=zone, next_runs=runs)
 
 
-def too_late(expected_start: datetime | None, allowed_lag_seconds: float | None, now: datetime | None = None) -> bool:
-    """Whether a scheduled run is later than the allowed lag.
-
-    Args:
-        expected_start: when the run was due; `None` for a run that was not scheduled.
-        allowed_lag_seconds: `None` allows any lag.
-        now: a time with its zone; by default the current time.
-    """
-    if expected_start is None or allowed_lag_seconds is None:
-        return False
-    return (now or datetime.now(UTC)) - expected_start > timedelta(seconds=allowed_lag_seconds)
-
-
 def deploy(
     site: Site,
-    recipe: Recipe,
+    recipe: Recipe | Study,
     *,
     cron: str | None = None,
     interval_seconds: float | None = None,
     timezone: str | None = None,
     allowed_lag_seconds: float | None = None,
+    missed: Missed = "one",
+    overlap: Overlap = "skip",
     module_path: str = MODULE_PATH,
 ) -> dict[str, Any]:
     """Create or replace the deployment with the recipe's name. Starts the site's own Prefect server if needed.
 
-    If the run before is still running, Prefect cancels the new one. Check the recipe with its plug-ins first: Prefect
-    accepts any options here and fails later.
+    Check the recipe with its plug-ins first: Prefect accepts any options here and fails later.
 
     Args:
         site: where the runs will run; the deployment stores it.
-        recipe: what to run.
+        recipe: what to run, with or without branches.
         cron: see `check_schedule`.
         interval_seconds: see `check_schedule`.
         timezone: see `check_schedule`.
-        allowed_lag_seconds: a run that would start later than this is skipped; `None` allows the time to the next run.
-        module_path: `module:flow` of a flow that takes `recipe`, `site` and `allowed_lag_seconds`.
+        allowed_lag_seconds: a run that would start later than this is missed; `None` allows the time to the next run.
+        missed: see `kdq_flows.prefect.policy.Policy`.
+        overlap: see `kdq_flows.prefect.policy.Policy`.
+        module_path: `module:flow` of a flow that takes `recipe`, `site` and the fields of `Policy`.
 
     Returns:
-        deployment, id, schedule, next_run, allowed_lag_seconds, pool, url.
+        deployment, id, schedule, next_run, allowed_lag_seconds, missed, overlap, pool, url.
 
     Raises:
         RecipeError: the schedule or the lag is not possible.
@@ -113,18 +106,18 @@ def deploy(
     if allowed_lag_seconds is not None and not 0 < allowed_lag_seconds < math.inf:
         raise RecipeError(f"the allowed lag is {allowed_lag_seconds!r}; give a number of seconds above 0")
     lag = schedule.default_lag if allowed_lag_seconds is None else allowed_lag_seconds
+    policy = Policy(missed=missed, overlap=overlap, allowed_lag_seconds=lag)
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
     ensure_pool()
-    recipe = fitted(recipe, site, Catalog.load())  # the deployed recipe spells out every field
     deployment, identity = _apply(
         module_path,
-        recipe,
+        recipe.name,
         schedule,
         {
-            "recipe": recipe.model_dump(mode="json", by_alias=True),
+            "recipe": _deployed(recipe, site),
             "site": site.model_dump(mode="json"),
-            "allowed_lag_seconds": lag,
+            **policy.model_dump(),
         },
     )
     return {
@@ -132,10 +125,17 @@ def deploy(
         "id": identity,
         "schedule": schedule.text,
         "next_run": schedule.next_runs[0].isoformat(timespec="seconds"),
-        "allowed_lag_seconds": lag,
+        **policy.model_dump(),
         "pool": POOL,
         "url": f"{api.removesuffix('/api')}/deployments/deployment/{identity}",
     }
+
+
+def _deployed(recipe: Recipe | Study, site: Site) -> dict[str, Any]:
+    """A recipe spells out every field. One with branches stays as in its file, because axes may name any field."""
+    if isinstance(recipe, Study):
+        return dict(recipe.document.value)
+    return fitted(recipe, site, Catalog.load()).model_dump(mode="json", by_alias=True)
 
 
 def ensure_pool() -> None:
@@ -155,22 +155,18 @@ def ensure_pool() -> None:
                 return  # another process was faster
 
 
-def _apply(
-    module_path: str, recipe: Recipe, schedule: RecurringSchedule, parameters: dict[str, Any]
-) -> tuple[str, str]:
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+def _apply(module_path: str, called: str, schedule: RecurringSchedule, parameters: dict[str, Any]) -> tuple[str, str]:
     from prefect.deployments.runner import EntrypointType
 
     module, _, name = module_path.partition(":")
     flow = getattr(importlib.import_module(module), name)
     deployment = flow.to_deployment(
-        name=recipe.name,
+        name=called,
         schedule=_prefect_schedule(schedule),
         parameters=parameters,
-        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         work_pool_name=POOL,
         entrypoint_type=EntrypointType.MODULE_PATH,
-        tags=["kdq"],
+        tags=[TAG],
     )
     return deployment.full_name, str(deployment.apply())
 

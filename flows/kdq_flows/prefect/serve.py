@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from kdq_core.errors import KdqError, LockedError, RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import host
+from kdq_flows.prefect import due
 from kdq_flows.prefect.reconcile import close_unbegun, reconcile
 from kdq_flows.prefect.run_lines import RunLines
 from kdq_flows.prefect.schedules import POOL, ensure_pool
@@ -23,6 +25,7 @@ from kdq_flows.servers.servers import PREFECT, WORKER, ensure_prefect
 
 LOOK_SECONDS = 1.0
 HEALTHY_SECONDS = 30.0
+SCHEDULES_SECONDS = 5.0
 LONGEST_WAIT = 30.0
 ZOMBIES = "kdq: close flow runs without a heartbeat"
 
@@ -54,11 +57,10 @@ def serve(site: Site, *, stop: threading.Event | None = None, say: Say = lambda 
 
 
 def _serve(site: Site, stop: threading.Event, say: Say) -> None:
-    processes.stop(site, WORKER)  # a killed `kdq serve` may have left one
     api, started = ensure_prefect(site)
     try:
+        _end_strange_worker(site, api)
         _prepare(site, api)
-        _close(site, say)
         say(f"serving pool {POOL!r} from {api}; Ctrl-C ends it")
         lines = RunLines(POOL, say)
         _watch(site, api, stop, say, lines)
@@ -70,10 +72,36 @@ def _serve(site: Site, stop: threading.Event, say: Say) -> None:
         say("stopped")
 
 
+def _end_strange_worker(site: Site, api: str) -> None:
+    """End the worker of another server. A killed `kdq serve` leaves its worker, which is taken over with its run."""
+    import psutil
+
+    record = processes.read_record(site, WORKER)
+    if record is not None and processes.is_running(record):
+        with suppress(psutil.Error):
+            if psutil.Process(record.pid).environ().get("PREFECT_API_URL") == api:
+                return
+    processes.stop(site, WORKER)
+
+
 def _close(site: Site, say: Say) -> None:
-    """Close runs that dead processes left open. Call it only while no worker of this home is alive."""
-    for line in [*reconcile(site), *close_unbegun(site)]:
+    """Close runs that dead processes left open, and tell Prefect what it did not hear."""
+    record = processes.read_record(site, WORKER)
+    works = record is not None and processes.is_running(record)
+    for line in [*reconcile(site), *([] if works else close_unbegun(site))]:
         say(line)
+
+
+def _look(say: Say, *, outage: bool = False) -> None:
+    """Apply the policies of the schedules, and resume runs that died; what fails here is tried again."""
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            for line in due.look(client, outage=outage):
+                say(line)
+    except Exception as error:  # `kdq serve` goes on: its next look may find a server that answers
+        logging.getLogger(__name__).warning("could not look at the schedules: %s", error)
 
 
 def _prepare(site: Site, api: str) -> None:
@@ -83,8 +111,12 @@ def _prepare(site: Site, api: str) -> None:
 
 
 def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLines) -> None:
-    """Restart the worker whenever it dies, after longer waits each time; restart the site's server; report runs."""
-    wait, since = LOOK_SECONDS, time.monotonic()
+    """Restart the worker whenever it dies, after longer waits each time; restart the site's server; report runs.
+
+    A run goes on while its worker or its server is away. Before a new worker starts, KDQ closes the runs that died with
+    the old one, resumes them, and skips what was missed.
+    """
+    wait, since, looked = LOOK_SECONDS, time.monotonic(), 0.0
     worker: ProcessRecord | None = None
     while not stop.is_set():
         if worker is None or not processes.is_running(worker):
@@ -94,12 +126,18 @@ def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLine
                 say(f"the worker died after {lived:.0f} s; starting another in {wait:g} s; its log is {worker.log!r}")
                 if stop.wait(wait):
                     return
-            worker, since = start_worker(site, api), time.monotonic()
-            say(f"worker {worker.pid} started")
+            _close(site, say)
+            _look(say, outage=True)
+            worker, fresh = start_worker(site, api)
+            since = looked = time.monotonic()
+            say(f"worker {worker.pid} {'started' if fresh else 'taken over'}")
         stop.wait(LOOK_SECONDS)
-        lines.look()
         if site.prefect_api is None and not _own_server_runs(site) and not stop.is_set():
             api = _restart_server(site, say) or api
+        lines.look()
+        if time.monotonic() - looked > SCHEDULES_SECONDS and not stop.is_set():
+            looked = time.monotonic()
+            _look(say)
 
 
 def _own_server_runs(site: Site) -> bool:
@@ -108,7 +146,7 @@ def _own_server_runs(site: Site) -> bool:
 
 
 def _restart_server(site: Site, say: Say) -> str | None:
-    """Start the server again and end the worker, because the server's address may have changed."""
+    """Start the server again. The worker and its run go on, unless another process took the server's port meanwhile."""
     say("the Prefect server died; starting it again")
     try:
         api, _ = ensure_prefect(site)
@@ -116,16 +154,18 @@ def _restart_server(site: Site, say: Say) -> str | None:
     except KdqError as error:
         say(f"the Prefect server does not start: {error}")
         return None
-    processes.stop(site, WORKER)
+    _end_strange_worker(site, api)
+    _close(site, say)
+    _look(say, outage=True)
     return api
 
 
-def start_worker(site: Site, api: str) -> ProcessRecord:
-    """Start a process worker for one run at a time, as a managed process."""
+def start_worker(site: Site, api: str) -> tuple[ProcessRecord, bool]:
+    """The process worker for one run at a time, as a managed process, and whether this call started it."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--limit", "1", "--name", f"kdq-{host()}"]
     managed = Managed(WORKER, lambda _port: command, lambda _port: prefect_environment(site, api))
-    return processes.ensure(site, managed)[0]
+    return processes.ensure(site, managed)
 
 
 def ensure_zombie_automation() -> None:

@@ -15,6 +15,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from kdq_core.errors import KdqError
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.flow import PIPELINES, STOP_SECONDS, few_tries, log_to, stage_task
@@ -41,22 +42,58 @@ def study_flow(token: str, axes: dict[str, Any]) -> State:  # noqa: ARG001 - the
         axes: the axes of its branches, for the reader of the page.
     """
     with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
-        study = _STUDIES[token]
         _FLOW_RUNS[token] = uuid.UUID(str(runtime.flow_run.id))
-        address = str(runtime.flow_run.ui_url)
-        study.shown_at(address if address.startswith("http") else None)
-        with leaving():
-            try:
-                study.run(_start)
-            except KeyboardInterrupt:
-                until = time.monotonic() + STOP_SECONDS
-                while PIPELINES and time.monotonic() < until:
-                    time.sleep(0.05)  # until the tasks have ended
-                return Cancelled(message=interrupted_in(study.interrupted))
-        create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
-        if study.error is not None:
-            raise study.error
-        return Completed(message=_verdict(study))
+        _drive(_STUDIES[token])
+        return _ended(_STUDIES[token])
+
+
+def run_study_here(study: StudyRun) -> State:
+    """Run the study in the flow run that has begun, for a flow of a worker; without the server if it is lost."""
+    try:
+        study.warm_up()
+        study.check()
+        try:
+            with TagsContext(current_tags=set()):
+                _drive(study)
+        except KdqError:
+            raise
+        except Exception as error:
+            _lost(study, error)
+            if not study.done:
+                study.run_inline()
+        if not study.stopped:
+            _owe(study, uuid.UUID(str(runtime.flow_run.id)))
+    finally:
+        study.finish()
+    return _ended(study)
+
+
+def _drive(study: StudyRun) -> None:
+    """Run the branches as tasks of the flow run that has begun, and publish a table of them."""
+    address = str(runtime.flow_run.ui_url)
+    study.shown_at(address if address.startswith("http") else None)
+    with leaving():
+        try:
+            study.run(_start)
+        except KeyboardInterrupt:
+            until = time.monotonic() + STOP_SECONDS
+            while PIPELINES and time.monotonic() < until:
+                time.sleep(0.05)  # until the tasks have ended
+            return
+    create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
+
+
+def _ended(study: StudyRun) -> State:
+    """The state of a study that was interrupted, or has no errors."""
+    if study.stopped:
+        return Cancelled(message=interrupted_in(study.interrupted))
+    if study.error is not None:
+        raise study.error
+    return Completed(message=_verdict(study))
+
+
+def _lost(study: StudyRun, error: Exception) -> None:
+    study.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
 
 
 def run_study_as_flow(study: StudyRun) -> None:
@@ -78,7 +115,7 @@ def run_study_as_flow(study: StudyRun) -> None:
     except Exception as error:
         if not study.stopped:
             lost = True
-            study.observer.message(f"the Prefect server was lost ({type(error).__name__}); KDQ continues without it")
+            _lost(study, error)
     finally:
         run = _FLOW_RUNS.pop(token, None)
         del _STUDIES[token]
@@ -87,12 +124,17 @@ def run_study_as_flow(study: StudyRun) -> None:
     if not study.done:
         study.run_inline()
     if run is not None:
-        failed = None if study.error is None else str(study.error)
-        owe(study.site, run, study.name, failed, _verdict(study), study.stages.values())
+        _owe(study, run)
     if lost:
         drop_events()
     if not settle(study.site) and lost:
         study.observer.message(AWAY)
+
+
+def _owe(study: StudyRun, run: uuid.UUID) -> None:
+    """Keep how the flow run has ended, for a Prefect that does not hear it; the next `reconcile` tells it."""
+    failed = None if study.error is None else str(study.error)
+    owe(study.site, run, study.name, failed, _verdict(study), study.stages.values())
 
 
 def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
