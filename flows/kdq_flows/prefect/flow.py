@@ -26,6 +26,7 @@ from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.schedules import too_late
+from kdq_flows.run.diary import Diary
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
@@ -99,7 +100,14 @@ def compress_flow(
     claim(runtime.flow_run.id)
     where = _site_of(site)
     reconcile(where)
-    pipeline = Pipeline(Recipe.model_validate(recipe), where, LogObserver(get_run_logger()), runtime.flow_run.name)
+    with Diary(where, recipe["name"], LogObserver(get_run_logger()), runtime.flow_run.name) as diary:
+        return _scheduled(Recipe.model_validate(recipe), where, diary)
+
+
+def _scheduled(recipe: Recipe, where: Site, diary: Diary) -> State:
+    """Run a recipe in a process of a worker."""
+    pipeline = Pipeline(recipe, where, diary, diary.run)
+    diary.facts = pipeline.facts
     token = uuid.uuid4().hex
     PIPELINES[token] = pipeline
     try:

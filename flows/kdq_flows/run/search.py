@@ -73,6 +73,6 @@ class SearchRun(StudyRun):
             self.plan = StudyPlan(self.study.name, tuple(self.planned))
 
 
-def study_run(study: Study, site: Site, observer: Observer | None = None) -> StudyRun:
-    """A run of a matrix or of a search."""
-    return (StudyRun if study.spec.search is None else SearchRun)(study, site, observer)
+def study_run(study: Study, site: Site, observer: Observer | None = None, name: str | None = None) -> StudyRun:
+    """A run of a matrix or of a search, with this name or a new one."""
+    return (StudyRun if study.spec.search is None else SearchRun)(study, site, observer, name)

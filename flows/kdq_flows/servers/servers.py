@@ -87,9 +87,21 @@ def down(site: Site) -> list[str]:
 
 
 def status(site: Site) -> list[dict[str, object]]:
-    """One row for each of the site's processes: name, state (`running`, `silent`, `stopped`), url, pid, log."""
+    """One row for each server and the worker: name, state (`running`, `silent`, `stopped`), url, pid, log.
+
+    A configured server, which KDQ does not start, has no pid and no log.
+    """
     rows: list[dict[str, object]] = []
+    configured = {
+        PREFECT: site.prefect_api and site.prefect_api.rstrip("/").removesuffix("/api"),
+        MLFLOW: site.mlflow_uri.rstrip("/") if site.mlflow_uri.startswith(("http://", "https://")) else None,
+    }
     for name, health in ((PREFECT, "/api/health"), (MLFLOW, "/health"), (WORKER, None)):
+        url = configured.get(name)
+        if url:
+            there = "running" if processes.answers(f"{url}{health}") else "silent"
+            rows.append({"name": name, "state": there, "url": url, "pid": None, "log": None})
+            continue
         record = processes.read_record(site, name)
         if record is None or not processes.is_running(record):
             rows.append({"name": name, "state": "stopped", "url": None, "pid": None, "log": None})
