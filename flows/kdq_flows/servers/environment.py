@@ -45,6 +45,7 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",  # the home's server asks for it
     }
     return variables | ({"PREFECT_API_URL": api_url} if api_url else {})
 

@@ -13,6 +13,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_flows.servers import processes
 from kdq_flows.servers.environment import prefect_environment
+from kdq_flows.servers.guard import origins
 from kdq_flows.servers.processes import LOOPBACK, Managed
 
 PREFECT = "prefect"
@@ -121,12 +122,14 @@ def status(site: Site) -> list[dict[str, object]]:
 
 def _prefect(site: Site) -> Managed:
     def command(port: int) -> list[str]:
-        return [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+        return [sys.executable, "-P", "-m", "kdq_flows.servers.guard", str(port)]
 
     def environment(port: int) -> dict[str, str]:
         return prefect_environment(site, f"http://{LOOPBACK}:{port}/api") | {
             "PREFECT_SERVER_API_HOST": LOOPBACK,
             "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins(port)),
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         }
 
     return Managed(PREFECT, command, environment, health="/api/health")
