@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -396,9 +397,11 @@ def in_the_middle_of_qat(
 
 def ask_prefect(home: Path, what: str, question: dict[str, Any]) -> list[dict[str, Any]]:
     url = json.loads((home / "servers" / "prefect.json").read_text())["url"]
-    request = urllib.request.Request(
-        f"{url}/api/{what}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
-    )
+    me = str(uuid.uuid4())
+    with urllib.request.urlopen(f"{url}/api/csrf-token?client={me}", timeout=30) as answer:
+        token = json.load(answer)["token"]
+    told = {"Content-Type": "application/json", "Prefect-Csrf-Token": token, "Prefect-Csrf-Client": me}
+    request = urllib.request.Request(f"{url}/api/{what}/filter", json.dumps(question).encode(), told)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
