@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +29,12 @@ def check_schema(site: Site) -> str:
     """
     here, address = importlib.metadata.version("mlflow"), redacted(site.mlflow_uri)
     if is_server(site.mlflow_uri):
-        with (
-            mlflow_errors(site),
-            urllib.request.urlopen(f"{site.mlflow_uri.rstrip('/')}/version", timeout=10) as answer,
-        ):
-            there = answer.read(100).decode(errors="replace").strip()
+        import requests
+
+        with mlflow_errors(site):
+            answer = requests.get(f"{site.mlflow_uri.rstrip('/')}/version", timeout=10)
+            answer.raise_for_status()
+        there = answer.text[:100].strip()
         if there.partition(".")[0] != here.partition(".")[0]:
             raise StageError(
                 f"the MLflow server at {address!r} is version {there}, and MLflow {here} is installed here; install "
