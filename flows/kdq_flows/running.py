@@ -59,7 +59,7 @@ def _run_recipe(
     recipe: Recipe, site: Site, diary: Diary, *, server: bool, part: Part | None
 ) -> tuple[RunResult, KdqError | None]:
     pipeline = Pipeline(recipe, site, diary, diary.run)
-    diary.facts = pipeline.facts
+    diary.facts, diary.ended = pipeline.facts, pipeline.stages.values
     if part is not None:
         part.check({"": pipeline.plan})
         pipeline.take_part(part)
@@ -105,7 +105,7 @@ def _run_study(
     study: Study, site: Site, diary: Diary, *, server: bool, part: Part | None
 ) -> tuple[StudyRun, KdqError | None]:
     run = study_run(study, site, diary, diary.run)
-    diary.facts = run.facts
+    diary.facts, diary.ended = run.facts, run.stages.values
     if part is not None:
         run.take_part(part)
     try:

@@ -74,7 +74,7 @@ def log(site: Site, run: str, name: str, text: str) -> Path:
 
 def test_while_a_run_lasts_others_see_its_stage_and_how_far_it_is(site: Site) -> None:
     with Diary(site, "r", None, "r-1") as diary:
-        diary.facts = lambda: RESULT
+        diary.facts, diary.ended = lambda: RESULT, lambda: RESULT.stages
         diary.stage_started("distill")
         diary._written = 0.0
         diary.progress({"event": "progress", "stage": "distill", "done": 4, "total": 10, "note": "loss 0.5"})
@@ -85,7 +85,7 @@ def test_while_a_run_lasts_others_see_its_stage_and_how_far_it_is(site: Site) ->
         diary.stage_ended("distill", "ran", 2.0)
         diary.message("something to know")
         (state,) = running(site)
-        assert (state.now, state.stages) == ((), (StageState(name="distill", state="ran", seconds=2.0),))
+        assert (state.now, state.stages) == ((), (StageState(name="distill", state="ran", seconds=2.0, key="a" * 64),))
     (state,) = runs_of(site)
     assert (state.seen, state.version, state.metric) == ("completed", VersionFacts(name="r", version=2), {"top1": 0.97})
     assert [stage.key[0] for stage in state.stages] == ["a", "b"]
@@ -249,8 +249,7 @@ def test_cancel_ends_the_process_of_the_run_and_says_what_is_kept(site: Site, ch
     with pytest.raises(RecipeError) as caught:
         cancel(site, "r-1")
     assert str(caught.value) == (
-        "run 'r-1' is not running: its process is gone; `kdq reconcile` closes what it left open in Prefect and "
-        "MLflow. `kdq status` lists the runs that are running"
+        "run 'r-1' is not running: it is interrupted already. `kdq status` lists the runs that are running"
     )
 
 
@@ -270,10 +269,17 @@ def test_a_process_that_does_not_leave_is_told_with_the_remedy(site: Site, child
 def test_what_cannot_be_cancelled_is_an_error_that_says_why(site: Site) -> None:
     plant(site, "done-1", status="completed")
     plant(site, "far-1", owner="elsewhere:1:2:3")
+    plant(site, "dead-1", owner=DEAD, began=1.0)
     with pytest.raises(RecipeError) as caught:
         cancel(site, "done-1")
     assert str(caught.value) == (
         "run 'done-1' is not running: it is completed already. `kdq status` lists the runs that are running"
+    )
+    with pytest.raises(RecipeError) as caught:
+        cancel(site, "dead-1")
+    assert str(caught.value) == (
+        "run 'dead-1' is not running: its process is gone; `kdq reconcile` closes what it left open in Prefect and "
+        "MLflow. `kdq status` lists the runs that are running"
     )
     with pytest.raises(RecipeError) as caught:
         cancel(site, "far-1")
@@ -284,8 +290,8 @@ def test_what_cannot_be_cancelled_is_an_error_that_says_why(site: Site) -> None:
     with pytest.raises(RecipeError) as caught:
         cancel(site, "don-1")
     assert str(caught.value) == (
-        "no run named 'don-1'; did you mean 'done-1'? The last runs: done-1, far-1; name one, or a recipe's file for "
-        "its last run"
+        "no run named 'don-1'; did you mean 'done-1'? The last runs: dead-1, done-1, far-1; name one, or a recipe's "
+        "file for its last run"
     )
 
 

@@ -26,7 +26,7 @@ class StageState(Frozen):
     name: str
     state: str = Field(description="ran, cached, shared, failed or interrupted")
     seconds: float
-    key: str = Field(default="", description="of its store entry; known once the run has ended")
+    key: str = Field(default="", description="of its store entry, if it has one")
 
 
 class StageNow(Frozen):

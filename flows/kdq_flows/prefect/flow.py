@@ -107,7 +107,7 @@ def compress_flow(
 def _scheduled(recipe: Recipe, where: Site, diary: Diary) -> State:
     """Run a recipe in a process of a worker."""
     pipeline = Pipeline(recipe, where, diary, diary.run)
-    diary.facts = pipeline.facts
+    diary.facts, diary.ended = pipeline.facts, pipeline.stages.values
     token = uuid.uuid4().hex
     PIPELINES[token] = pipeline
     try:

@@ -9,13 +9,14 @@ import contextlib
 import importlib.metadata
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
 from kdq_core.errors import KdqError
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
+from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.result import RunResult
 from kdq_flows.facts.state import RunState, StageNow, StageState, file_of
 from kdq_flows.observer import Observer, Silent
@@ -36,6 +37,7 @@ class Diary:
     Attributes:
         run: the name of the run.
         facts: gives the facts of the run so far; set it once the run can give them.
+        ended: gives the stages that have ended, with their keys; likewise.
     """
 
     def __init__(self, site: Site, recipe: str, observer: Observer | None, run: str | None = None) -> None:
@@ -53,6 +55,7 @@ class Diary:
         self._site, self._observer = site, observer or Silent()
         self.run = run or claimed_name(recipe, site)
         self.facts: Callable[[], RunResult] | None = None
+        self.ended: Callable[[], Iterable[StageFacts]] = tuple
         self._file = file_of(site, self.run)
         self._log = site.home / "logs" / self.run / LOG
         self._lock, self._told = threading.Lock(), False
@@ -130,10 +133,12 @@ class Diary:
 
     def _write(self) -> None:
         self._written = time.time()
-        state = self._state.model_copy(update={"now": tuple(self._now.values())})
+        keys = {one.name: one.key for one in list(self.ended())}
+        stages = tuple(one.model_copy(update={"key": keys.get(one.name, one.key)}) for one in self._state.stages)
+        self._state = self._state.model_copy(update={"now": tuple(self._now.values()), "stages": stages})
         with self._careful():
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write(self._file, state.model_dump_json())
+            write(self._file, self._state.model_dump_json())
 
     def _line(self, text: str) -> None:
         with self._careful():

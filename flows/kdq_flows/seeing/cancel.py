@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.recipe.spec import Site
-from kdq_flows.facts.state import RunState, file_of
+from kdq_core.store.store import explained
+from kdq_flows.facts.state import GONE, RunState, file_of
 from kdq_flows.owner import host, is_alive
+from kdq_flows.report.kept import write
 from kdq_flows.seeing.runs import find, not_running
 from kdq_flows.seeing.status import pid_of
 
@@ -54,6 +56,10 @@ def cancel(site: Site, asked: str, *, seconds: float = SECONDS, sleep: Callable[
                 f"end it with `kill -9 {pid}`: finished stages are kept in any case"
             )
         sleep(_POLL_SECONDS)
+    if now.seen == GONE:  # the process had to leave before it could say so itself
+        now = now.model_copy(update={"status": "interrupted", "ended": time.time()})
+        with explained(file_of(site, now.run), "write the state of the run to"):
+            write(file_of(site, now.run), now.model_copy(update={"now": ()}).model_dump_json())
     return kept(now)
 
 
