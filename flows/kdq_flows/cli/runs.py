@@ -71,7 +71,7 @@ def logs(
     site = common.site()
     state, last = find(site, run), None
     for name, text in lines(site, state, stage, follow=follow, again=lambda: find(site, state.run)):
-        if name != last and stage is None:
+        if name not in (last, stage):
             typer.echo(f"{'' if last is None else chr(10)}==> {name} <==")
         last = name
         typer.echo(text, nl=False)
