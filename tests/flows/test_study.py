@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from kdq_core.recipe.spec import Site
+from kdq_flows.seeing.runs import row_of, runs_of
 from tests.flows.test_run import KDQ, environment, facts, versions
 from tests.flows.test_run import kdq as run_kdq
 
