@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -119,6 +120,20 @@ def test_a_run_that_an_exception_ends_says_so(site: Site, error: BaseException, 
 def test_a_wrong_request_leaves_no_run(site: Site) -> None:
     ended_by(site, RecipeError("no such stage"))
     assert runs_of(site) == []
+
+
+def test_a_run_whose_facts_cannot_be_gathered_has_failed_and_its_own_error_stays(site: Site) -> None:
+    def facts() -> RunResult:
+        raise StageError("an entry is damaged")
+
+    for run, error in (("r-1", None), ("r-2", StageError("the disk is gone"))):
+        with contextlib.suppress(StageError), Diary(site, "r", None, run) as diary:
+            diary.facts = facts
+            if error is not None:
+                raise error
+    assert {one.run: (one.seen, one.error) for one in runs_of(site)} == {
+        "r-1": ("failed", "an entry is damaged"), "r-2": ("failed", "the disk is gone"),
+    }  # fmt: skip
 
 
 def test_a_diary_that_cannot_be_written_costs_one_message(site: Site) -> None:

@@ -74,12 +74,18 @@ class Diary:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Write how the run ended; a wrong request, of which nothing ran, leaves no state."""
+        if self.facts is None or (isinstance(error, KdqError) and error.exit_code == 2):
+            self._forget()
+            return
+        result: RunResult | None = None
+        try:
+            result = self.facts()
+        except Exception as broken:
+            kind, error = kind or type(broken), error or broken
         with self._lock:
             self._now.clear()
-            if self.facts is None or (isinstance(error, KdqError) and error.exit_code == 2):
-                self._forget()
-                return
-            state = self._state.after(self.facts(), time.time())
+            ended = self._state.model_copy(update={"ended": time.time()})
+            state = ended if result is None else ended.after(result, time.time())
             if isinstance(error, KeyboardInterrupt):
                 state = state.model_copy(update={"status": "interrupted"})
             elif kind is not None:
