@@ -11,6 +11,7 @@ import typer
 from kdq_flows.cli import (
     authoring,
     bench,
+    cache,
     common,
     encrypting,
     explain,
@@ -22,6 +23,7 @@ from kdq_flows.cli import (
     replay,
     report,
     run,
+    runs,
     schedules,
     servers,
     start,
@@ -60,8 +62,8 @@ def _root(
 
 
 _MODULES = (
-    start, run, own, recipes, bench, replay, report, explain, synergy, models, promoting, encrypting, watch, servers,
-    schedules, plugins, authoring,
+    start, run, own, recipes, bench, replay, runs, report, explain, synergy, models, promoting, encrypting, watch,
+    servers, schedules, cache, plugins, authoring,
 )  # fmt: skip
 for _module in _MODULES:
     _module.register_commands(app)

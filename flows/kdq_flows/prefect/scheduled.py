@@ -23,6 +23,7 @@ from kdq_flows.prefect.due import skipped
 from kdq_flows.prefect.flow import LogObserver, run_here
 from kdq_flows.prefect.reconcile import claim, reconcile
 from kdq_flows.prefect.study_flow import run_study_here
+from kdq_flows.run.diary import Diary
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
@@ -65,13 +66,20 @@ def scheduled_flow(
     claim(run)
     _print_to(where.home / "logs" / name / "prefect.log")
     reconcile(where)
-    observer = LogObserver(get_run_logger())
+    with Diary(where, recipe["name"], LogObserver(get_run_logger()), name) as diary:
+        state = _run(recipe, where, diary)
+    return _to_resume(state, run) if state.is_cancelled() else state
+
+
+def _run(recipe: dict[str, Any], where: Site, diary: Diary) -> State:
     if FIELDS & recipe.keys():
         document = document_from_text(yaml_of(recipe), "the deployed recipe")
-        state = run_study_here(study_run(read_study(document, Catalog.load()), where, observer, name))
-    else:
-        state = run_here(Pipeline(Recipe.model_validate(recipe), where, observer, name))
-    return _to_resume(state, run) if state.is_cancelled() else state
+        study = study_run(read_study(document, Catalog.load()), where, diary, diary.run)
+        diary.facts, diary.ended = study.facts, study.stages.values
+        return run_study_here(study)
+    pipeline = Pipeline(Recipe.model_validate(recipe), where, diary, diary.run)
+    diary.facts, diary.ended = pipeline.facts, pipeline.stages.values
+    return run_here(pipeline)
 
 
 def _to_resume(state: State, run: uuid.UUID) -> State:

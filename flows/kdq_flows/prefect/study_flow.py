@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from prefect import flow, runtime, tags
@@ -148,6 +149,8 @@ def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> F
 
     def ended(future: PrefectFuture[Any]) -> None:
         del PIPELINES[token]
+        with suppress(Exception):
+            future.wait()  # reads the state here; the server that `state` asks else may hear of it later
         if future.state.is_completed():
             done.set_result(None)
         else:

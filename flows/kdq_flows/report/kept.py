@@ -143,12 +143,12 @@ def find(site: Site, asked: str) -> RunRecord:
                 f"the record of run {asked!r} cannot be read: {error.errors()[0]['msg']}; another version of KDQ wrote "
                 "it. Run the recipe again"
             ) from None
-    name = _recipe_name(asked)
+    name = recipe_name(asked)
     kept = list(records(site))
     found = next((record for record in kept if record.plan.recipe.name == name), None)
     if found is not None:
         return found
-    raise _unknown(asked, [record.result.run for record in kept], site)
+    raise unknown(asked, [record.result.run for record in kept], site)
 
 
 def same(site: Site, keys: Iterable[str]) -> Path | None:
@@ -175,7 +175,7 @@ def _of_version(site: Site, version: str) -> RunRecord:
     )
 
 
-def _recipe_name(asked: str) -> str:
+def recipe_name(asked: str) -> str:
     """The recipe's name, read from its file if `asked` is one."""
     if not Path(asked).is_file():
         return asked
@@ -185,7 +185,8 @@ def _recipe_name(asked: str) -> str:
     return str(document.get("name", "")) if isinstance(document, dict) else ""
 
 
-def _unknown(asked: str, runs: list[str], site: Site) -> RecipeError:
+def unknown(asked: str, runs: list[str], site: Site) -> RecipeError:
+    """The error for a run that a home, which has `runs`, does not have."""
     if not runs:
         return RecipeError(f"no run named {asked!r}: {str(site.home)!r} has no run yet; make one with `kdq run FILE`")
     more = f" and {len(runs) - SHOWN} older" if len(runs) > SHOWN else ""
