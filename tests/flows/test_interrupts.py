@@ -12,7 +12,7 @@ import pytest
 from kdq_core.errors import TransientError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows import running
-from kdq_flows.run import in_worker, pipeline
+from kdq_flows.run import in_worker, pipeline, signals
 from kdq_flows.run.leases import device_lease, machine_lease
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.supervisor import StageCancelledError
@@ -117,7 +117,10 @@ def busy(run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
 
 
 @pytest.mark.usefixtures("prefect_site")
-def test_a_flow_that_gets_sigterm_is_cancelled_and_its_caller_interrupted(busy: Pipeline, tracker: Tracker) -> None:
+def test_a_flow_that_gets_sigterm_is_cancelled_and_its_caller_interrupted(
+    busy: Pipeline, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "LEAVE_SECONDS", 60.0)  # the process to leave is that of all tests
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 

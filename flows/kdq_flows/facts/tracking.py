@@ -81,10 +81,11 @@ class RunTracking:
             self._tracker.log_page(html)
             self._news()
 
-    def stage_ended(self, run: str, *, failed: bool) -> None:
-        """Close the stage's nested run."""
+    def stage_ended(self, run: str, error: BaseException | None = None) -> None:
+        """Close the stage's nested run; an interrupt that ended the stage interrupted the whole run."""
+        self.killed = self.killed or isinstance(error, KeyboardInterrupt)
         if self._tracker:
-            self._tracker.finish(run, self._status(failed=failed))
+            self._tracker.finish(run, self._status(failed=error is not None))
             self._news()
 
     def check(self) -> None:

@@ -319,14 +319,14 @@ class Pipeline:
         run = self.tracking.stage_started(node, key)
         try:
             entry = (self._in_worker if node.heavy else self._here)(node, key, parents, run)
-        except BaseException:
-            self.tracking.stage_ended(run, failed=True)
+        except BaseException as error:
+            self.tracking.stage_ended(run, error)
             raise
         if isinstance(entry.record, EvaluationReport):
             self.tracking.report(run, entry.record)
         if isinstance(entry.record, Checkpoint):
             self.tracking.checkpoint(run, entry.record)
-        self.tracking.stage_ended(run, failed=False)
+        self.tracking.stage_ended(run)
         return entry
 
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
