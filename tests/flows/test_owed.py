@@ -6,6 +6,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from kdq_core.errors import StoreError
+from kdq_core.reading.studies import Study, load
 from kdq_core.recipe.spec import Recipe, Site, Use
 from kdq_core.store.records import Checkpoint
 from kdq_flows.facts.parts import StageFacts
@@ -13,6 +15,7 @@ from kdq_flows.owner import PREFECT_TAG, host
 from kdq_flows.prefect.owed import heard, owe, settle
 from kdq_flows.prefect.reconcile import reconcile_prefect
 from kdq_flows.run.pipeline import Pipeline
+from kdq_flows.run.study import StudyRun
 
 STAGES = [
     StageFacts(name="train_teacher", key="a" * 64, state="cached", seconds=0),
@@ -158,3 +161,21 @@ def test_a_server_that_is_lost_while_a_run_is_set_up_leaves_the_run_to_this_proc
     assert said[0] == "the Prefect server was lost (ConnectError); KDQ continues without it"
     assert [stage.state for stage in pipeline.stages.values()] == ["ran"]
     assert state_of(pipeline.name) == "Completed"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("refused"), StoreError("the disk is full"), KeyboardInterrupt()])
+def test_only_a_lost_server_leaves_the_stages_of_a_study_running(site: Site, error: BaseException) -> None:
+    """The study then goes on in this process; cancelled stages could not."""
+    file = site.home.parent / "study.yaml"
+    file.write_text("name: study\nworkload: digits\nmatrix: {over: {quantize.weights: [8, 4]}}\n")
+    study = load(file)
+    assert isinstance(study, Study)
+    run = StudyRun(study, site)
+
+    def start(*_words: Any) -> Any:
+        raise error
+
+    with pytest.raises(type(error)):
+        run.run(start)
+    cancelled = {pipeline.cancelled.is_set() for pipeline in run.pipelines.values()}
+    assert cancelled == {not isinstance(error, ConnectionError)}

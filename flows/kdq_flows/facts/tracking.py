@@ -123,7 +123,7 @@ class RunTracking:
                 )
                 raise StageError(
                     f"the model is not registered: {error}.{waited} Every finished stage is kept in the store, and "
-                    f"{left(self._upload.spool.waiting(), self._uploader.site.home)}. Run the same command again: it "
+                    f"{left(self._uploader.site)}. Run the same command again: it "
                     "registers the model and trains nothing"
                 ) from error
         return self.run_id

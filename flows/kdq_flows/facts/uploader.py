@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import KdqError, StageError, TransientError
@@ -36,7 +35,7 @@ class Uploader:
         self.site, self._say = site, say
         self._news = threading.Condition()
         self._waiting: dict[Upload, None] = {}
-        self._told, self._sent = 0, 0
+        self._told, self._sent, self._tries = 0, 0, 0
         self._away_since: float | None = None
         self._error: KdqError | None = None
         self._hurry = self._closed = False
@@ -67,12 +66,13 @@ class Uploader:
             The error of the last try if events still wait, else `None`.
         """
         with self._news:
-            until, began = self._told, time.monotonic()
+            until, began, tries = self._told, time.monotonic(), self._tries
             self._hurry = True
             self._news.notify_all()
             while self._sent < until and not (cancelled is not None and cancelled.is_set()):
                 away = self._away_since
-                if away is not None and (self.refusal or time.monotonic() - max(away, began) >= seconds):
+                refused = self.refusal is not None and self._tries > tries
+                if away is not None and (refused or time.monotonic() - max(away, began) >= seconds):
                     return self._error
                 self._news.wait(_POLL)
         return None
@@ -84,8 +84,7 @@ class Uploader:
             self._closed = True
             self._news.notify_all()
         if error is not None:
-            number = sum(upload.spool.waiting() for upload in self._waiting)
-            self._say(f"{left(number, self.site.home)}: {error}")
+            self._say(f"{left(self.site)}: {error}")
 
     def _work(self) -> None:
         wait = FIRST_WAIT
@@ -94,8 +93,8 @@ class Uploader:
                 self._news.wait_for(lambda: self._closed or self._told > self._sent)
                 if self._closed:
                     return
-                until, uploads = self._told, list(self._waiting)
-            error, late = self._pass(uploads), self._late
+                until = self._told
+            error, late = self._pass(), self._late
             self._note(error, until)
             if error is None:
                 wait = FIRST_WAIT
@@ -114,25 +113,34 @@ class Uploader:
         """How long MLflow has been away, in seconds; `None` if it answered the last time."""
         return None if self._away_since is None else time.monotonic() - self._away_since
 
-    def _pass(self, uploads: list[Upload]) -> KdqError | None:
+    def _pass(self) -> KdqError | None:
         """Try to send everything; gives the error that stopped it."""
-        for upload in uploads:
-            try:
-                upload.send(self._hear)
-                if upload.spool.ended:
-                    upload.spool.remove()
-                    with self._news:
-                        self._waiting.pop(upload, None)
-            except KdqError as error:
+        while self._waiting:
+            with self._news:
+                upload, _ = self._waiting.popitem()
+            error = self._tried(upload)
+            if error is not None:
+                with self._news:
+                    self._waiting[upload] = None
                 return error
-            except Exception as error:  # the thread must live: others wait for it
-                return StageError(f"the events for MLflow could not be read: {type(error).__name__}: {error}")
+        return None
+
+    def _tried(self, upload: Upload) -> KdqError | None:
+        try:
+            upload.send(self._hear)
+            if upload.spool.ended:
+                upload.spool.remove()
+        except KdqError as error:
+            return error
+        except Exception as error:  # the thread must live: others wait for it
+            return StageError(f"the events for MLflow could not be read: {type(error).__name__}: {error}")
         return None
 
     def _note(self, error: KdqError | None, until: int) -> None:
         """Let others know how a try ended."""
         with self._news:
             self._error, self._hurry = error, False
+            self._tries += 1
             if error is None:
                 self._sent, self._away_since = until, None
             elif self._away_since is None:
@@ -152,9 +160,12 @@ class Uploader:
             self._say(f"MLflow did not take an event of the run, which goes on without it: {refusal}")
 
 
-def left(number: int, home: Path) -> str:
-    """Say that events are left for the next command."""
+def left(site: Site) -> str:
+    """Say how many events the home has for the next command."""
+    from kdq_registry.spool import shelf, spools
+
+    number = sum(spool.waiting() for spool in spools(site))
     return (
-        f"{number} events for MLflow wait in {str(home / 'tracking')!r}; the next `kdq run` of this home uploads them, "
+        f"{number} events for MLflow wait in {str(shelf(site))!r}; the next `kdq run` of this home uploads them, "
         "or `kdq reconcile`"
     )

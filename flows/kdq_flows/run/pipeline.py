@@ -111,8 +111,7 @@ class Pipeline:
         self._checked = False
         self._facts: dict[str, StageFacts] = {}
         self._of_others = set[str]()
-        self._began = time.monotonic()
-        self._started = time.time()
+        self._began, self._started = time.monotonic(), time.time()
         self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
         self._page: Path | None = None
         self._live = Live(self.plan, self.name, self.observer.message)
