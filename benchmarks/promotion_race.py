@@ -103,7 +103,7 @@ def _promote(home: Path, uri: str, name: str, version: int, ready: int, go: int)
 
 def _look(site: Site, name: str) -> dict[str, Any]:
     mlflow = client(site)
-    wrong = verify_history(site, name)[1]
+    wrong = list(verify_history(site, name).wrong)
     aliases = read_aliases(mlflow, name)
     rows = history(site, name)[0]
     odd = [row["kind"] for row in rows if row["kind"] not in MOVES]

@@ -8,6 +8,7 @@ from pathlib import Path
 import make_api
 import make_cards
 import make_cli
+import make_fits
 import make_gallery
 import make_reference
 
@@ -19,6 +20,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "api.md": make_api.api_page,
     "testing.md": make_api.testing_page,
     "gallery.md": make_gallery.page,
+    "models.md": make_fits.page,
 }
 
 if __name__ == "__main__":

@@ -133,6 +133,15 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def nearest(asked: str, choices: Iterable[str], most: int = 5) -> str:
+    """At most `most` names, comma-separated, the nearest of many first, and how many more there are; or `none`."""
+    names = sorted(choices)
+    if len(names) <= most:
+        return listing(names)
+    near = difflib.get_close_matches(asked, names, n=most, cutoff=0.5)
+    return f"{', '.join(near or names[:most])} and {len(names) - len(near or names[:most])} more"
+
+
 def did_you_mean(asked: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest choice, or an empty string."""
     near = difflib.get_close_matches(asked, sorted(choices), n=1, cutoff=0.6)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -17,13 +18,16 @@ from kdq_core.errors import LockedError
 _POLL_SECONDS = 0.05
 
 
-def held(path: Path, *, seconds: float | None = None, shared: bool = False) -> FileIO:
+def held(
+    path: Path, *, seconds: float | None = None, shared: bool = False, check: Callable[[], None] = lambda: None
+) -> FileIO:
     """Wait for the lock of `path` and take it.
 
     Args:
         path: the lock file; `held` creates it and its folder if they are missing.
         seconds: how long to wait; `None` waits for ever.
         shared: several may hold the lock together that ask for it so.
+        check: called while KDQ waits; what it raises ends the waiting.
 
     Returns:
         The open file. Closing it releases the lock; a child that inherits its descriptor holds the lock too.
@@ -39,6 +43,7 @@ def held(path: Path, *, seconds: float | None = None, shared: bool = False) -> F
                 f"the lock file {str(path)!r} was not free within {seconds:g} s: another process holds it; wait for "
                 "that process or end it, then try again"
             )
+        check()
         time.sleep(_POLL_SECONDS)
     return file
 

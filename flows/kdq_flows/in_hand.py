@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import io
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from kdq_core.store.store import explained
 
 LIMIT = 1_000_000
 """Most samples of an iterable."""
+SECONDS = 60.0
+"""How long KDQ reads an iterable."""
 
 
 def workload(
@@ -87,12 +90,15 @@ def _source(given: Any, what: str) -> Any:
             f"{what} is a {type(given).__name__!r}; it must be a data set, a DataLoader, arrays (inputs, labels), or "
             "an iterable of batches"
         )
-    batches, samples = [], 0
+    batches, samples, began = [], 0, time.monotonic()
     for batch in given:
         batches.append(batch)
         samples += _samples(batch)
-        if samples > LIMIT:
-            raise RecipeError(f"{what} gave more than {LIMIT:,} samples and did not end; pass fewer, or a data set")
+        if samples > LIMIT or time.monotonic() - began > SECONDS:
+            raise RecipeError(
+                f"{what} gave {samples:,} samples in {time.monotonic() - began:.0f} s and did not end; pass a part, "
+                "such as list(itertools.islice(batches, count)), or a data set"
+            )
     if not batches:
         raise RecipeError(f"{what} gave no batch; pass data that can be read again, such as a list or a DataLoader")
     return batches

@@ -13,8 +13,8 @@ from kdq_core.reading.studies import Study, load
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
-from kdq_flows.observer import Observer, Silent
-from kdq_flows.run.logs import claimed_name
+from kdq_flows.observer import Observer
+from kdq_flows.run.diary import Diary
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
 
@@ -44,7 +44,6 @@ def run_recipe(
         KdqError: the request is wrong, or a server does not start.
     """
     site = site or Site.from_environment()
-    observer = observer or Silent()
     checked = load(Path(recipe)) if isinstance(recipe, str | Path) else recipe
     check_gpu(site.device)
     check_home(site)
@@ -52,7 +51,15 @@ def run_recipe(
     if isinstance(checked, Study):
         run, error = run_study(checked, site, server=server, observer=observer, part=part)
         return run.facts(), error
-    pipeline = Pipeline(checked, site, observer, claimed_name(checked.name, site))
+    with Diary(site, checked.name, observer) as diary:
+        return _run_recipe(checked, site, diary, server=server, part=part)
+
+
+def _run_recipe(
+    recipe: Recipe, site: Site, diary: Diary, *, server: bool, part: Part | None
+) -> tuple[RunResult, KdqError | None]:
+    pipeline = Pipeline(recipe, site, diary, diary.run)
+    diary.facts, diary.ended = pipeline.facts, pipeline.stages.values
     if part is not None:
         part.check({"": pipeline.plan})
         pipeline.take_part(part)
@@ -62,9 +69,12 @@ def run_recipe(
         if server:
             links = _run_with_server(pipeline)
         else:
-            _reconcile(site, observer)
+            _reconcile(site, diary)
             pipeline.run_inline()
         pipeline.write_page()
+    except KeyboardInterrupt:
+        pipeline.stop()
+        raise
     finally:
         pipeline.finish()
     return pipeline.facts(links), pipeline.error
@@ -90,7 +100,15 @@ def run_study(
     Raises:
         KdqError: a branch cannot be planned, or a server does not start.
     """
-    run = study_run(study, site, observer)
+    with Diary(site, study.name, observer) as diary:
+        return _run_study(study, site, diary, server=server, part=part)
+
+
+def _run_study(
+    study: Study, site: Site, diary: Diary, *, server: bool, part: Part | None
+) -> tuple[StudyRun, KdqError | None]:
+    run = study_run(study, site, diary, diary.run)
+    diary.facts, diary.ended = run.facts, run.stages.values
     if part is not None:
         run.take_part(part)
     try:
@@ -107,6 +125,9 @@ def run_study(
         else:
             _reconcile(site, run.observer)
             run.run_inline()
+    except KeyboardInterrupt:
+        run.stop(interrupted=True)
+        raise
     finally:
         run.finish()
     return run, run.error or no_candidate(run)

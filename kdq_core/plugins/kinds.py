@@ -6,11 +6,9 @@ Importable without torch: plug-in modules that import torch only inside their me
 from __future__ import annotations
 
 import abc
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -63,6 +61,13 @@ class Workload(Plugin, abc.ABC):
     def fingerprint(self) -> str:
         """sha256 (hex) of the data and its split. Must be cheap, and import no torch."""
 
+    def check(self) -> None:
+        """Called by `kdq check`, and before the first fit of a run: refuse data that a run cannot read, in seconds.
+
+        Raises:
+            StageError: the data cannot be read.
+        """
+
     @abc.abstractmethod
     def teacher(self) -> nn.Module:
         """A new, untrained teacher. Weights come from torch's global generator, which the stage has seeded."""
@@ -111,17 +116,6 @@ class Workload(Plugin, abc.ABC):
 
         With several tasks it is the sum over those that `batch.tasks` has labels for; KDQ also asks for one alone.
         """
-
-
-def takes_views(workload: Workload) -> bool:
-    """Whether `batches` of this workload takes `view`; workloads for older versions of KDQ do not."""
-    return _takes_view(type(workload).batches)
-
-
-@cache
-def _takes_view(batches: Callable[..., object]) -> bool:
-    parameters = inspect.signature(batches).parameters
-    return "view" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 TakenFor = Literal["classes", "labels", "numbers"]

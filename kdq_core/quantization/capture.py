@@ -155,14 +155,21 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
         StageError: the model cannot be exported, gives something other than tensors, or gives other results in eval
             mode than its graph.
     """
-    name = type(model).__name__
-    root, graph = _traced(copy.deepcopy(model).train(), example, name)
-    switches = _switches(graph)
-    captured = _whole(root, graph, name)
-    if not is_random(captured) and faithful(captured, model, example):
-        return captured
-    root, graph = _traced(_in_eval_mode(model), example, name)
-    _switch(graph, switches)
+    name, refused, switches = type(model).__name__, None, None
+    try:
+        root, graph = _traced(copy.deepcopy(model).train(), example, name)
+    except StageError as error:  # perhaps at a branch of training alone, such as a layer that is dropped by chance
+        refused = error
+    else:
+        switches = _switches(graph)
+        captured = _whole(root, graph, name)
+        if not is_random(captured) and faithful(captured, model, example):
+            return captured
+    try:
+        root, graph = _traced(_in_eval_mode(model), example, name)
+    except StageError as error:
+        raise refused or error from (refused or error).__cause__
+    _switch(graph, _switches_by_mode(graph, model) if switches is None else switches)
     captured = _whole(root, graph, name)
     if not faithful(captured, model, example):
         raise StageError(f"model {name!r} cannot be captured as a graph: {why_unfaithful(captured, model, example)}")
@@ -210,6 +217,15 @@ def _switching(graph: fx.Graph) -> Iterator[tuple[tuple[Any, str, int], fx.Node]
 def _switches(graph: fx.Graph) -> dict[tuple[Any, str, int], Any]:
     found = ((key, node.args, *SWITCHES[node.target]) for key, node in _switching(graph))
     return {key: args[index] if len(args) > index else off for key, args, index, off in found}
+
+
+def _switches_by_mode(graph: fx.Graph, model: nn.Module) -> dict[tuple[Any, str, int], Any]:
+    """The same for a model without a training graph: dropout and batch norm are on if their module trains.
+
+    Dropout inside of attention stays off: an eval graph does not have its share.
+    """
+    training = {path: module.training for path, module in copy.deepcopy(model).train().named_modules()}
+    return {key: training[key[1]] for key, node in _switching(graph) if SWITCHES[node.target][1] is False}
 
 
 def _switch(graph: fx.Graph, switches: Mapping[tuple[Any, str, int], Any]) -> None:

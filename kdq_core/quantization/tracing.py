@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -132,7 +134,7 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
     rest = inspect.Parameter.VAR_POSITIONAL
     named = kinds.index(rest) if rest in kinds else len(example)
     asked = (*shapes[:named], shapes[named:]) if named < len(shapes) else shapes
-    with _Whole(), _masks_as_given(), warnings.catch_warnings():
+    with _Whole(), _masks_as_given(), _without_graph(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own internals
         program = torch.export.export(model, example, dynamic_shapes=asked, strict=False)
     _own_strides(program.graph)
@@ -149,6 +151,14 @@ def _own_strides(graph: torch.fx.Graph) -> None:
                 copy = graph.call_function(aten.clone.default, (moved,), {"memory_format": torch.contiguous_format})
             copy.meta = dict(moved.meta)
             node.replace_input_with(moved, copy)
+
+
+@contextlib.contextmanager
+def _without_graph() -> Iterator[None]:
+    """Drop what torch prints if it refuses a model: the whole graph that it has traced so far."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        yield
+    sys.stderr.write(said.getvalue())
 
 
 def _only_if_said(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:

@@ -90,6 +90,7 @@ def check_recipe(
         RecipeError: an option is unknown or out of range, or parts of the recipe do not fit together.
         PluginError: a plug-in is missing or broken.
     """
+    _check_factory_alone(recipe, catalog, lines)
     found: dict[Loc, Plugin] = {}
     asked = Asked(recipe, Site(home=Path()), catalog.build, built)
     for kind, name, options, loc in named_plugins(recipe):
@@ -110,6 +111,19 @@ def check_recipe(
     _check_quantize(recipe, found, lines)
     check_stages(asked, catalog, lines)
     _check_gates(recipe, [p for p in found.values() if isinstance(p, Evaluator)], lines)
+
+
+def _check_factory_alone(recipe: Recipe, catalog: Catalog, lines: Document | None) -> None:
+    """Refuse a factory for the student where the workload lacks its option `model`, which is the one that names it."""
+    use, factory = recipe.workload, recipe.student.factory
+    if factory is None or "model" in use.options:
+        return
+    if "model" in catalog.options_schema(catalog.find("workload", use.use)).get("required", ()):
+        place = f"{lines.where(('student', 'factory'))}: " if lines else ""
+        raise RecipeError(
+            f"{place}workload {use.use!r} makes the student by its option 'model', which is missing; write model: "
+            f"{factory!r} in 'workload.options', and leave 'factory' out of 'student'"
+        )
 
 
 def _check_quantize(recipe: Recipe, built: Mapping[Loc, Plugin], lines: Document | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import ValidationError
 
 from kdq_core.errors import PluginError, did_you_mean
-from kdq_core.recipe.explain import dotted
+from kdq_core.recipe.explain import FORM, dotted
 from kdq_core.recipe.spec import DistillerUse, DistillSpec, QuantizeSpec, Recipe, TeacherSpec
 from kdq_core.recipe.stages import StageUse
 from kdq_core.recipe.strict_yaml import Loc, short
@@ -37,7 +37,7 @@ FIELDS = frozenset(field.alias or name for name, field in Recipe.model_fields.it
 SOURCES = get_args(MemberSpec.model_fields["source"].annotation)
 FORMS = {
     "model": "NAME/VERSION or NAME@ALIAS, such as digits/3 or digits@champion",
-    "factory": "module:function or file.py:function",
+    "factory": FORM,
 }
 SEVERAL = "several distillers are written as"
 _PLAIN = re.compile(r"(?!(true|false|null)$)[A-Za-z][\w.*/@-]*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kdq_core.plugins.catalog import Catalog
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file is, for messages: the word, the keys that it needs, and what to do with a Python file."""
+
+    word: str
+    needs: str
+    python: str = ""
+
+
+RECIPE = Kind(
+    "recipe",
+    "'name' and 'workload'",
+    "; 'kdq check {path}' and 'kdq compress {path}' take a file with teacher(), student() and data(split)",
+)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -51,49 +68,46 @@ def recipe_from_text(text: str, name: str = "recipe") -> Recipe:
     return recipe_from_document(document_from_text(text, name))
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, kind: Kind = RECIPE) -> Document:
     """Read a file as strict YAML, with the line of every key.
 
     Raises:
         RecipeError: the file is missing, a folder, unreadable, Python, empty, too large, not UTF-8 or not strict YAML.
     """
-    data = _read_bytes(path)
+    data, word = _read_bytes(path, kind.word), kind.word
     if path.suffix == ".py":
-        raise RecipeError(
-            f"'{path}' is a Python file, and a recipe is a YAML file; 'kdq check {path}' and 'kdq compress {path}' "
-            "take a file with teacher(), student() and data(split)"
-        )
+        raise RecipeError(f"'{path}' is a Python file, and a {word} is a YAML file{kind.python.format(path=path)}")
     if len(data) > MAX_CHARACTERS:
-        raise RecipeError(f"recipe '{path}' is larger than 1 MB; a recipe holds options, not data")
+        raise RecipeError(f"{word} '{path}' is larger than 1 MB; a {word} holds options, not data")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise RecipeError(f"recipe '{path}' is in UTF-16; save it as UTF-8")
+        raise RecipeError(f"{word} '{path}' is in UTF-16; save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(
-            f"recipe '{path}' is not a text file: byte {error.start} is no UTF-8; a recipe is a YAML file"
+            f"{word} '{path}' is not a text file: byte {error.start} is no UTF-8; a {word} is a YAML file"
         ) from None
     if "\0" in text:
-        raise RecipeError(f"recipe '{path}' is not a text file: byte {data.index(0)} is zero; a recipe is a YAML file")
-    return document_from_text(text, str(path))
+        raise RecipeError(f"{word} '{path}' is not a text file: byte {data.index(0)} is zero; a {word} is a YAML file")
+    return document_from_text(text, str(path), kind)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, word: str) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
-        raise RecipeError(f"no recipe file '{path}'; check the path") from None
+        raise RecipeError(f"no {word} file '{path}'; check the path") from None
     except IsADirectoryError:
         inside = sorted(str(found) for pattern in ("*.yaml", "*.yml") for found in path.glob(pattern))
         hint = f", such as {inside[0]!r}" if inside else "; it holds no *.yaml"
-        raise RecipeError(f"'{path}' is a folder; name a recipe file{hint}") from None
+        raise RecipeError(f"'{path}' is a folder; name a {word} file{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"recipe {short(str(path))} cannot be read: {reason.lower()}") from None
+        raise RecipeError(f"{word} {short(str(path))} cannot be read: {reason.lower()}") from None
 
 
-def document_from_text(text: str, name: str) -> Document:
+def document_from_text(text: str, name: str, kind: Kind = RECIPE) -> Document:
     """Parse text that must be a mapping.
 
     Raises:
@@ -101,14 +115,14 @@ def document_from_text(text: str, name: str) -> Document:
     """
     document = parse(text, name)
     if document.value is None:
-        raise RecipeError(f"recipe '{name}' is empty; it needs at least 'name' and 'workload'")
+        raise RecipeError(f"{kind.word} '{name}' is empty; it needs at least {kind.needs}")
     if isinstance(document.value, list):
         raise RecipeError(
-            f"recipe '{name}' is a list, not a mapping; write its keys without '- ', at least 'name' and 'workload'"
+            f"{kind.word} '{name}' is a list, not a mapping; write its keys without '- ', at least {kind.needs}"
         )
     if not isinstance(document.value, dict):
         raise RecipeError(
-            f"recipe '{name}' is {short(document.value)}, not a mapping; it needs at least 'name' and 'workload'"
+            f"{kind.word} '{name}' is {short(document.value)}, not a mapping; it needs at least {kind.needs}"
         )
     return document
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import WrongPartsError, did_you_mean, listing
 from kdq_core.recipe.strict_yaml import Loc, short
+from kdq_core.recipe.student import USER_CODE
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -17,6 +18,8 @@ Where = Callable[[Loc], str]
 Hint = Callable[["ErrorDetails"], tuple[Loc, str] | None]
 """Gives a better text for an error and the location it is about, or `None` to keep the usual text."""
 
+FORM = "module:function or file.py:function"
+"""What `USER_CODE` matches, in words."""
 _SHOWN = 10
 _TYPES = {
     "integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
@@ -47,7 +50,7 @@ def bounds(schema: Schema, root: Schema) -> str:
     if choices:
         return " or ".join(sorted(map(repr, choices)))
     if "pattern" in schema:
-        return f"matching {schema['pattern']}"
+        return FORM if schema["pattern"] == USER_CODE else f"matching {schema['pattern']}"
     if "minItems" in schema:
         return f"at least {schema['minItems']} long"
     return _range(schema)

@@ -84,8 +84,9 @@ class Site(Frozen):
 
     @property
     def mlflow_uri(self) -> str:
-        """The tracking URI that KDQ uses."""
-        return self.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+        """The tracking URI that KDQ uses; libpq's `postgres://` is `postgresql://` to SQLAlchemy."""
+        given = self.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+        return given.replace("postgres://", "postgresql://", 1) if given.startswith("postgres://") else given
 
 
 def _site_subject(name: str, given: Mapping[str, Any]) -> str:

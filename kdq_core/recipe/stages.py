@@ -18,13 +18,28 @@ DEFAULT_STAGES = ("train_teacher", "cache_teacher", "distill", "quantize", "expo
 
 
 class RetrySpec(Frozen):
-    """How often KDQ retries a stage after a transient error, and how long one try may take."""
+    """How often KDQ retries a stage after a transient error, how long one try may take, and what it keeps."""
 
     attempts: int = Field(default=3, ge=1, le=20, description="tries in all; KDQ never retries a wrong request")
     backoff_seconds: float = Field(
         default=2.0, ge=0, le=3600, description="wait before the second try; each further wait is twice as long"
     )
     stage_timeout_seconds: float = Field(default=86_400.0, gt=0, description="KDQ kills a stage that runs longer")
+    stall_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="KDQ ends a try that shows no progress for so long, and retries it; null: it waits for ever. Allow "
+        "for the longest part without progress, such as a validation or an export",
+    )
+    checkpoint_seconds: float | None = Field(
+        default=60.0,
+        gt=0,
+        description="KDQ keeps the state of a fit this often within an epoch, but spends at most 1 % of the time on "
+        "that; null: only between epochs",
+    )
+    checkpoint_steps: int | None = Field(
+        default=None, ge=1, description="KDQ also keeps the state of a fit after so many steps; null: by time alone"
+    )
 
 
 class StageUse(Frozen):

@@ -2,7 +2,8 @@
 
 An entry is a folder named by its stage's key. KDQ writes it under a temporary name, fsyncs and renames it, so that it
 exists whole or not at all. `manifest.json` lists its files with their sha256; `manifest.sha256` guards the manifest.
-KDQ hashes files again when it reads them, large ones once an hour. It never stores failures.
+KDQ hashes files again when it reads them, large ones once an hour. It never stores failures. The time of an entry's
+folder is that of its last use, for `kdq cache gc`.
 """
 
 from __future__ import annotations
@@ -235,6 +236,47 @@ class Store:
         with explained(self.root, "write to the store"):
             self._removed(key)
 
+    def discard_unused(self, key: str, since: float) -> bool:
+        """Remove the entry of `key`, unless a process has looked it up after `since`; whether it is gone.
+
+        A process that looks it up while this runs either finds it, and it stays, or does not, and computes it anew.
+
+        Args:
+            key: key of the entry.
+            since: seconds since 1970.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with explained(self.root, "write to the store"), drafts.place(self.root / "drafts", key) as away:
+            with contextlib.suppress(FileNotFoundError):
+                self.folder(key).rename(away)
+                if away.stat().st_mtime > since:
+                    with contextlib.suppress(OSError):
+                        away.rename(self.folder(key))
+                    return False
+            self._verified.drop(key)
+            self._index.drop(key)
+        return True
+
+    def manifest(self, key: str) -> Manifest:
+        """Read the manifest of the entry of `key`, without its files.
+
+        Raises:
+            DamageError: it is damaged or missing.
+        """
+        return manifest_of(self.folder(key), key)
+
+    def damage(self, key: str) -> str | None:
+        """Hash every file of the entry of `key` again; gives what is damaged, or `None`. It is no use of the entry."""
+        folder = self.folder(key)
+        with explained(folder, "read the store entry"):
+            try:
+                verify(folder, manifest_of(folder, key), {})
+            except DamageError as damage:
+                return str(damage) if os.path.lexists(folder) else None
+        return None
+
     def manifests(self, stage: str) -> Iterator[Manifest]:
         """Yield all readable manifests of `stage`, newest first; skip damaged ones."""
         for key in self._index.keys(stage):
@@ -256,6 +298,9 @@ class Store:
             DamageError: it is damaged.
         """
         folder = at or self.folder(key)
+        if at is None:
+            with contextlib.suppress(OSError):  # there is none, or the store is another user's
+                os.utime(folder)  # the time of an entry's folder is that of its last use
         if not os.path.lexists(folder):
             return None
         with explained(folder, "read the store entry"):

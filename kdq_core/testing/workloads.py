@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdq_core.errors import StageError
-from kdq_core.plugins.kinds import Workload, takes_views
+from kdq_core.plugins.kinds import Workload
+from kdq_core.plugins.views import takes_views
 from kdq_core.quantization.tracing import export_program
 from kdq_core.recipe.spec import STUDENTS
 from kdq_core.teachers.source import reading

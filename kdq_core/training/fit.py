@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from kdq_core.errors import StageError
+from kdq_core.errors import StageError, TransientError
+from kdq_core.failures import out_of_memory
 from kdq_core.recipe.spec import FitSpec
 from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.layout import channels_last, has_planes, lay_out
-from kdq_core.training.resume import load_state, save_state
+from kdq_core.training.micro import MICRO, MicroBatch, said_of
+from kdq_core.training.resume import Due, Progress, load_state, random_states, save_state, set_random_states
+from kdq_core.training.rows import share, to_device
+from kdq_core.training.stopping import AskedToStopError, Stop
 
 Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
 """Weighted scalar terms of one batch by name; their sum is minimised."""
@@ -38,6 +43,8 @@ class FitHooks:
         score: gives the curves to add after an epoch. It sees the model in eval mode and must change no buffer of it.
         on_step: called with steps done, steps in all and the loss, a few times a second.
         on_epoch: called with each finished epoch's record.
+        on_smaller: called with a text when a lack of memory makes the fit compute smaller micro-batches.
+        stop: says whether the fit shall keep its state and stop.
     """
 
     before_epoch: Callable[[int], None] = lambda _epoch: None
@@ -47,6 +54,8 @@ class FitHooks:
     score: Callable[[nn.Module], Mapping[str, float]] = lambda _model: {}
     on_step: Callable[[int, int, float], None] = lambda _done, _total, _loss: None
     on_epoch: Callable[[EpochRecord], None] = lambda _record: None
+    on_smaller: Callable[[str], None] = lambda _text: None
+    stop: Stop = field(default_factory=Stop)
 
 
 def fit(
@@ -59,6 +68,7 @@ def fit(
     accelerator: Accelerator,
     hooks: FitHooks | None = None,
     resume: Path | None = None,
+    due: Due | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train `model` in place, and leave it in eval mode and float32. A model with 2-D convolutions runs channels last.
 
@@ -72,14 +82,17 @@ def fit(
         samples: number of samples of one epoch, for the learning-rate schedule.
         accelerator: device, precision and processes.
         hooks: scoring, phases, progress.
-        resume: the file that keeps the state after each epoch. If it exists, `fit` resumes from it and gives the same
-            bits as a fit without interruption.
+        resume: the file that keeps the state. If it exists, `fit` resumes from it and gives the same bits as a fit
+            without interruption. With it, `fit` also survives a lack of memory: it goes back to the state kept last,
+            and computes smaller micro-batches. The file beside it with the ending `.micro` remembers their size.
+        due: when the state is kept within an epoch; by default only between epochs.
 
     Returns:
         One record for each epoch.
 
     Raises:
         StageError: the loss is not finite, or scoring changed the model.
+        TransientError: the fit was asked to stop; its state is kept.
     """
     hooks = hooks or FitHooks()
     layout = None
@@ -87,25 +100,15 @@ def fit(
         layout = channels_last(model, next((batch.inputs for batch in batches(0)), ()))
     optimizer = make_optimizer(model, spec)
     model, optimizer = accelerator.prepare(model, optimizer)
-    history: list[EpochRecord] = []
-    if resume is not None and resume.exists():
-        history = load_state(resume, accelerator.unwrap_model(model), optimizer)
-        if layout is not None:
-            lay_out(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
-    per_epoch = math.ceil(samples / spec.batch_size)
-    for epoch in range(len(history), spec.epochs):
-        hooks.before_epoch(epoch)
-        values = _epoch(model, loss, batches(epoch), optimizer, spec, epoch, per_epoch, accelerator, hooks)
-        values |= _scored(accelerator.unwrap_model(model), hooks.score)
-        record = EpochRecord(epoch=epoch + 1, values=values)
-        history.append(record)
-        hooks.on_epoch(record)
-        if resume is not None and accelerator.is_main_process and epoch + 1 < spec.epochs:
-            save_state(resume, accelerator.unwrap_model(model), optimizer, history)
+    micro = MicroBatch(None if resume is None else resume.with_suffix(MICRO))
+    run = _Fit(model, loss, optimizer, spec, accelerator, hooks, micro, resume, due or Due())
+    run.per_epoch = math.ceil(samples / spec.batch_size)
+    while not run.tried(batches, planes=layout is not None):
+        clear_device_cache(garbage_collection=True)  # here, where no traceback holds tensors any more
     if layout is not None:
         layout.remove()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
-    return tuple(history)
+    return tuple(run.progress.history)
 
 
 def make_optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
@@ -143,74 +146,154 @@ def buffers_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _epoch(
-    model: nn.Module,
-    loss: Loss,
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    spec: FitSpec,
-    epoch: int,
-    per_epoch: int,
-    accelerator: Accelerator,
-    hooks: FitHooks,
-) -> dict[str, float]:
-    model.train()
-    sums: dict[str, float] = {}
-    counts: Counter[str] = Counter()
-    told, steps, total = time.monotonic(), 0, spec.epochs * per_epoch
-    for steps, batch in enumerate(batches, start=1):
-        done = epoch * per_epoch + steps
-        hooks.before_step(done - 1, total)
-        rate = learning_rate(spec, done - 1, total)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        values = _step(
-            model, loss, to_device(share(batch, accelerator), accelerator.device), optimizer, spec, accelerator, hooks
+@dataclass
+class _Fit:
+    """A fit at work; see `fit` and `FitHooks`."""
+
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    spec: FitSpec
+    accelerator: Accelerator
+    hooks: FitHooks
+    micro: MicroBatch
+    file: Path | None
+    due: Due
+    per_epoch: int = 1
+    progress: Progress = field(default_factory=Progress)
+
+    def tried(self, batches: Callable[[int], Iterable[Batch]], *, planes: bool) -> bool:
+        """Fit from the state kept last; whether the memory was enough for it."""
+        self._load(planes=planes)
+        try:
+            for epoch in range(len(self.progress.history), self.spec.epochs):
+                self._epoch(batches(epoch), epoch)
+        except Exception as error:
+            alone, batch_size = self.accelerator.num_processes == 1, self.spec.batch_size
+            if self.file is None or not alone or not out_of_memory(error):
+                raise
+            size = self.micro.halve(self._plain, batch_size)
+            if size is None:
+                raise
+            self.hooks.on_smaller(said_of(self._plain, size, batch_size))
+            self.optimizer.zero_grad(set_to_none=True)
+            return False
+        return True
+
+    @property
+    def _plain(self) -> nn.Module:
+        return cast(nn.Module, self.accelerator.unwrap_model(self.model))
+
+    def _load(self, *, planes: bool) -> None:
+        """Load the kept state; if there is none, keep that of the beginning."""
+        self.progress = Progress()
+        if self.file is not None and self.file.exists():
+            self.progress = load_state(self.file, self._plain, self.optimizer)
+            if planes:
+                lay_out(v for state in self.optimizer.state.values() for v in state.values() if torch.is_tensor(v))
+        if self.progress == Progress():
+            self._keep()
+
+    def _keep(self, random: Mapping[str, Tensor] | None = None) -> None:
+        file = self.file
+        if file is not None and self.accelerator.is_main_process:
+            self.due.keep(lambda: save_state(file, self._plain, self.optimizer, self.progress, random))
+
+    def _epoch(self, batches: Iterable[Batch], epoch: int) -> None:
+        self.hooks.before_epoch(epoch)
+        values = self._trained(batches, epoch)
+        random = random_states()
+        try:
+            values |= _scored(self._plain, self.hooks.score)
+        except AskedToStopError:
+            self._keep(random)  # as it was before scoring
+            raise self._stopped(epoch) from None
+        record = EpochRecord(epoch=epoch + 1, values=values)
+        self.progress = Progress([*self.progress.history, record])
+        self.hooks.on_epoch(record)
+        if epoch + 1 < self.spec.epochs:
+            self._keep()
+            self._check_stop(epoch + 1)
+
+    def _trained(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
+        """Do the steps of an epoch that are left; gives the curves of all its steps."""
+        self.model.train()
+        partial, total = self.progress.partial, self.spec.epochs * self.per_epoch
+        told = time.monotonic()
+        for batch in _after(batches, partial.steps):
+            done = epoch * self.per_epoch + partial.steps + 1
+            self.hooks.before_step(done - 1, total)
+            rate = learning_rate(self.spec, done - 1, total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            values = self._step(share(batch, self.accelerator))
+            self.hooks.after_step(done, total)
+            if not math.isfinite(values["loss"]):
+                raise StageError(
+                    f"the loss became {values['loss']!r} in epoch {epoch + 1}, step {partial.steps + 1} "
+                    f"({_terms(values)}); lower learning_rate, set clip_norm, or check the data for NaN"
+                )
+            partial.add(values)
+            if self.due():
+                self._keep()
+            if time.monotonic() - told > 0.2:
+                told = time.monotonic()
+                self.hooks.on_step(done, total, values["loss"])
+            if self.hooks.stop.asked:
+                self._keep()
+                raise self._stopped(epoch)
+        if not partial.steps:
+            raise StageError("the workload gave no training batch; check its split 'train'")
+        sums = partial.sums
+        self.hooks.on_step((epoch + 1) * self.per_epoch, total, sums["loss"] / partial.steps)
+        curves = sums if len(sums) > 2 else {"loss": sums["loss"]}  # a single term is the loss
+        return {f"train/{name}": value / partial.counts[name] for name, value in curves.items()}
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimizer: the gradient is that of the whole batch, however it is cut."""
+        self.optimizer.zero_grad(set_to_none=True)
+        told: dict[str, Tensor] = {}
+        for part, weight in self.micro.parts(batch):
+            with self.accelerator.autocast():
+                terms = weight(self.loss(self.model, to_device(part, self.accelerator.device)))
+            if not terms:
+                continue
+            total = torch.stack([term.float() for term in terms.values()]).sum()
+            if not total.requires_grad:
+                raise StageError(
+                    f"the loss ({', '.join(sorted(terms))}) carries no gradient to the model; let the workload's "
+                    "loss() and the distillers compute with the model's outputs as they are, not detached and not as "
+                    "numbers"
+                )
+            self.accelerator.backward(total)
+            for name, value in {"loss": total, **terms}.items():
+                told[name] = told[name] + value.detach() if name in told else value.detach()
+        self.hooks.after_backward()
+        if self.spec.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
+        self.optimizer.step()
+        return {name: self.accelerator.reduce(value, "mean").item() for name, value in told.items()}
+
+    def _check_stop(self, epoch: int) -> None:
+        if self.hooks.stop.asked:
+            raise self._stopped(epoch)
+
+    def _stopped(self, epoch: int) -> TransientError:
+        done = epoch * self.per_epoch + self.progress.partial.steps
+        where = f"step {done} of {self.spec.epochs * self.per_epoch}"
+        return TransientError(
+            f"the fit was asked to stop after {where}; its state is kept, and the next try resumes it"
         )
-        hooks.after_step(done, total)
-        if not math.isfinite(values["loss"]):
-            raise StageError(
-                f"the loss became {values['loss']!r} in epoch {epoch + 1}, step {steps} ({_terms(values)}); "
-                "lower learning_rate, set clip_norm, or check the data for NaN"
-            )
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
-            counts[name] += 1
-        if time.monotonic() - told > 0.2:
-            told = time.monotonic()
-            hooks.on_step(done, total, values["loss"])
-    if not steps:
-        raise StageError("the workload gave no training batch; check its split 'train'")
-    hooks.on_step((epoch + 1) * per_epoch, total, sums["loss"] / steps)
-    curves = sums if len(sums) > 2 else {"loss": sums["loss"]}  # a single term is the loss
-    return {f"train/{name}": value / counts[name] for name, value in curves.items()}
 
 
-def _step(
-    model: nn.Module,
-    loss: Loss,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    spec: FitSpec,
-    accelerator: Accelerator,
-    hooks: FitHooks,
-) -> dict[str, float]:
-    with accelerator.autocast():
-        terms = loss(model, batch)
-    total = torch.stack([term.float() for term in terms.values()]).sum()
-    if not total.requires_grad:
-        raise StageError(
-            f"the loss ({', '.join(sorted(terms))}) carries no gradient to the model; let the workload's loss() and "
-            "the distillers compute with the model's outputs as they are, not detached and not as numbers"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(total)
-    hooks.after_backward()
-    if spec.clip_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), spec.clip_norm)
-    optimizer.step()
-    told = {"loss": total, **terms}
-    return {name: accelerator.reduce(value.detach(), "mean").item() for name, value in told.items()}
+def _after(batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
+    """The batches after the first `steps`; reading those changes no random generator."""
+    left, random = iter(batches), random_states()
+    for _ in range(steps):
+        next(left, None)
+    if steps:
+        set_random_states(random)
+    yield from left
 
 
 def _scored(model: nn.Module, score: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
@@ -221,40 +304,6 @@ def _scored(model: nn.Module, score: Callable[[nn.Module], Mapping[str, float]])
     if buffers_digest(model) != before:
         raise StageError("scoring changed a buffer of the model, so test data leaked into it; switch its observers off")
     return values
-
-
-def share(batch: Batch, accelerator: Accelerator) -> Batch:
-    """Give this process its rows of `batch`: every n-th row with n processes. If rows run out, the first are reused."""
-    world, rows = accelerator.num_processes, len(batch.ids)
-    if world == 1:
-        return batch
-    mine = (torch.arange(math.ceil(rows / world)) * world + accelerator.process_index) % rows
-    return rows_of(batch, mine)
-
-
-def rows_of(batch: Batch, at: Tensor) -> Batch:
-    """Give the samples of `batch` at the positions `at` `[n]`."""
-    return replace(
-        batch,
-        inputs=tuple(x[at] for x in batch.inputs),
-        targets=None if batch.targets is None else batch.targets[at],
-        ids=batch.ids[at],
-        extra={name: x[at] for name, x in batch.extra.items()},
-        tasks={name: x[at] for name, x in batch.tasks.items()},
-    )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on `device`; the numbers of the samples stay on the CPU."""
-    if device.type == "cpu":
-        return batch
-    return replace(
-        batch,
-        inputs=tuple(x.to(device, non_blocking=True) for x in batch.inputs),
-        targets=None if batch.targets is None else batch.targets.to(device, non_blocking=True),
-        extra={name: x.to(device, non_blocking=True) for name, x in batch.extra.items()},
-        tasks={name: x.to(device, non_blocking=True) for name, x in batch.tasks.items()},
-    )
 
 
 def _terms(values: Mapping[str, float]) -> str:

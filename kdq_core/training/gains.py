@@ -25,8 +25,8 @@ from kdq_core.intervals import paired, student_975
 from kdq_core.plugins.kinds import Workload
 from kdq_core.store.records import Gain
 from kdq_core.tensors import Batch, Outputs
-from kdq_core.training.fit import rows_of, to_device
-from kdq_core.training.losses import IGNORED, by_task, has_classes, labelled, labelled_tasks, outputs_of
+from kdq_core.training.losses import by_task, has_classes, labelled, labelled_tasks, outputs_of
+from kdq_core.training.rows import IGNORED, rows_of, to_device
 
 
 def check_labels(train: Iterable[Batch], test: Iterable[Batch]) -> None:

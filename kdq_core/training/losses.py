@@ -12,10 +12,8 @@ from kdq_core.errors import StageError, listing
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.plugins.kinds import Workload
 from kdq_core.tensors import Batch, Outputs, Split
-from kdq_core.training.fit import Loss, to_device
-
-IGNORED = -100
-"""Marks a missing label, as in `torch.nn.functional.cross_entropy`. A sample with only such labels is left out."""
+from kdq_core.training.fit import Loss
+from kdq_core.training.rows import IGNORED, to_device
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> Outputs:
@@ -72,7 +70,7 @@ def _check_classes(outputs: Outputs, batch: Batch, split: Split, error: Exceptio
     for name, (logits, labels) in by_task(outputs, batch).items():
         if labels is None or labels.is_floating_point() or labels.ndim != logits.ndim - 1:
             continue
-        classes = logits.shape[1]
+        classes = logits.shape[-1 if labels.shape == logits.shape[:-1] else 1]
         wrong = ((labels >= classes) | (labels < 0)) & (labels != IGNORED)
         if bool(wrong.any()):
             row = int(wrong.reshape(len(labels), -1).any(1).int().argmax())

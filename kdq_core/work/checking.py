@@ -77,12 +77,13 @@ def check_all(
     *,
     titles: Sequence[str],
 ) -> None:
-    """Run the checks of the stages `titles`; afterwards, torch's random state is as before.
+    """Run the checks of the workload and of the stages `titles`; afterwards, torch's random state is as before.
 
     Raises:
         KdqError: a stage refuses the recipe, the data or the models.
     """
     with torch.random.fork_rng():
+        asked.workload.check()
         for title, work in check_works(wired, asked, scratch, emit).items():
             if title in titles:
                 work.wired.stage.check(work)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kdq_core.errors import RecipeError, StageError, listing
-from kdq_core.plugins.kinds import Workload, takes_views
+from kdq_core.plugins.kinds import Workload
+from kdq_core.plugins.views import takes_views
 from kdq_core.store.records import TeacherOutputs
 from kdq_core.tensors import Batch, Example, Split, View
 

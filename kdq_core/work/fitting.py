@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,10 @@ from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.fit import FitHooks, Loss, fit
 from kdq_core.training.losses import validation
+from kdq_core.training.resume import Due
+from kdq_core.training.stopping import Stop, stopping_on_sigterm
 from kdq_core.work.data import EVALUATION_BATCH, training_batches
+from kdq_core.work.shown import request_of
 
 if TYPE_CHECKING:
     from kdq_core.work.shown import Shown
@@ -37,7 +40,8 @@ def fitted(
 ) -> tuple[EpochRecord, ...]:
     """Fit `model` on the training split, or resume its unfinished fit.
 
-    KDQ keeps the state of an unfinished fit in `scratch`. The curves of a stage's second fit have names such as
+    KDQ keeps the state of an unfinished fit in `scratch`: after each epoch, as often within an epoch as the recipe's
+    `retry` says, and when SIGTERM asks it to stop. The curves of a stage's second fit have names such as
     `2/train/loss`.
 
     Args:
@@ -52,35 +56,58 @@ def fitted(
     """
     workload, number = work.workload, max(len(work.fits), work.number)
     work.fits.append(number)
-    measured = validation(workload, where.device, EVALUATION_BATCH, read)
+    retry = request_of(work).recipe.retry_of(work.title)
 
     def named(record: EpochRecord) -> EpochRecord:
         values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
         return record.model_copy(update={"values": values}) if number else record
 
-    def tell(record: EpochRecord) -> None:
-        work.emit({"event": "epoch", "stage": work.title, "record": named(record).model_dump(mode="json")})
-
     def batches(epoch: int) -> Iterator[Batch]:
         for batch in training_batches(work, epoch, spec.batch_size):
             yield replace(read(batch), view=batch.view)
 
-    history = fit(
-        model,
-        loss,
-        batches,
-        spec,
-        samples=workload.samples("train"),
-        accelerator=where,
-        resume=work.scratch / f"fit{number or ''}.safetensors",
-        hooks=FitHooks(
-            score=lambda model: {**measured(model), **(scheduled or {})},
-            on_step=lambda done, total, value: work.progress(done, total, f"loss {value:.3f}"),
-            on_epoch=tell,
-            **hooks,
-        ),
-    )
+    with stopping_on_sigterm() as stop:
+        score = _scoring(work, where, read, stop)
+        history = fit(
+            model,
+            loss,
+            batches,
+            spec,
+            samples=workload.samples("train"),
+            accelerator=where,
+            resume=work.scratch / f"fit{number or ''}.safetensors",
+            due=Due(retry.checkpoint_seconds, retry.checkpoint_steps),
+            hooks=FitHooks(
+                score=lambda model: {**score(model), **(scheduled or {})},
+                on_step=lambda done, total, value: work.progress(done, total, _note(done, total, spec.epochs, value)),
+                on_epoch=lambda record: work.emit(_event(work, named(record))),
+                on_smaller=lambda text: work.emit({"event": "note", "text": text}),
+                stop=stop,
+                **hooks,
+            ),
+        )
     return tuple(named(record) for record in history)
+
+
+def _note(done: int, total: int, epochs: int, loss: float) -> str:
+    """The epoch that step `done` of `total` belongs to, and the loss."""
+    return f"epoch {max(0, done - 1) * epochs // max(total, 1) + 1} of {epochs}, loss {loss:.3f}"
+
+
+def _event(work: Shown, record: EpochRecord) -> dict[str, Any]:
+    return {"event": "epoch", "stage": work.title, "record": record.model_dump(mode="json")}
+
+
+def _scoring(
+    work: Shown, where: Accelerator, read: Callable[[Batch], Batch], stop: Stop
+) -> Callable[[nn.Module], Mapping[str, float]]:
+    """The curves of the validation split; scoring ends early if somebody asks the fit to stop."""
+
+    def seen(batch: Batch) -> Batch:
+        stop.check()
+        return read(batch)
+
+    return validation(work.workload, where.device, EVALUATION_BATCH, seen)
 
 
 def accelerator(site: Site, *, exact: bool = False) -> Accelerator:

@@ -22,8 +22,9 @@ from kdq_core.recipe.spec import QuantizeSpec
 from kdq_core.store.records import Checkpoint, EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.finite import odd_samples_of, why_odd
-from kdq_core.training.fit import Loss, to_device
+from kdq_core.training.fit import Loss
 from kdq_core.training.losses import hard_loss, validation
+from kdq_core.training.rows import to_device
 from kdq_core.work.data import EVALUATION_BATCH
 from kdq_core.work.quantized import prepared
 from kdq_core.work.teaching import float_student, student_and_loss_of

@@ -18,8 +18,8 @@ from kdq_core.quantization.untraceable import layer_of
 from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.finite import odd_samples, why_odd
-from kdq_core.training.fit import rows_of, to_device
 from kdq_core.training.losses import labelled_tasks, outputs_of
+from kdq_core.training.rows import rows_of, to_device
 from kdq_core.training.taps import graph_forward
 from kdq_core.work.answering import answer
 from kdq_core.work.data import checked, two_samples

@@ -122,6 +122,9 @@ def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog)
     parents = {port: store.get(key) for port, key in request.parents.items()}
     scratch = request.site.home / "scratch" / request.key
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
+    remembered = request.site.home / "micro-batches" / request.key
+    if not any(scratch.glob("*.micro")):
+        _remember(remembered, scratch)
     with _own_process(wired, request.site, scratch):
         _check(request, before, asked, scratch, emit)
         with store.draft(request.key) as draft:
@@ -139,8 +142,16 @@ def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog)
             record = outcome(work, catalog)
             _check_unchanged(request, wired, before, KeyParts(asked, catalog))
             entry = store.commit(draft, stage=wired.use, key=request.key, parts=request.parts, record=record)
+    _remember(scratch, remembered)
     shutil.rmtree(scratch, ignore_errors=True)
     return entry
+
+
+def _remember(source: Path, target: Path) -> None:
+    """Copy the sizes of micro-batches that fits found, so that the next fit of this key begins with them."""
+    for file in source.glob("*.micro"):
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / file.name)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from kdq_core.distillation.combining import DistillationLoss
 from kdq_core.distillation.pairs import Taps
 from kdq_core.distillation.parts import Part, teacher_paths, with_pairs
 from kdq_core.teachers.source import CachedTeacher, OnlineTeacher, TeacherSource, half_precision
-from kdq_core.training.fit import to_device
+from kdq_core.training.rows import to_device
 from kdq_core.work.models import new_student
 from kdq_core.work.shown import request_of
 

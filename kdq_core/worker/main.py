@@ -16,7 +16,8 @@ import time
 import traceback
 from typing import Any
 
-from kdq_core.errors import ErrorRecord, KdqError, StoreError, TransientError, UnforeseenError
+from kdq_core.errors import ErrorRecord, KdqError, StageError, StoreError, TransientError, UnforeseenError
+from kdq_core.failures import failure_of
 from kdq_core.store.store import FULL, MAKE_ROOM, disk_is_full
 
 PR_SET_PDEATHSIG = 1
@@ -69,16 +70,18 @@ def epoch_line(record: dict[str, Any]) -> str:
 
 
 def named(error: BaseException) -> KdqError:
-    """Turn `error` into one of KDQ's own: failed memory or network is transient, a full disk a `StoreError`."""
+    """Turn `error` into one of KDQ's own: a passing failure is transient, a full disk a `StoreError`.
+
+    An error of KDQ's that wraps a passing failure is transient too, unless the request or a plug-in is wrong.
+    """
     text = f"{type(error).__name__}: {error}"
+    passing = failure_of(error)
     if isinstance(error, KdqError):
-        return error
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return TransientError(f"the device ran out of memory: {text}; lower batch_size or free the device")
-    if isinstance(error, ConnectionError | TimeoutError):
-        return TransientError(f"a connection failed: {text}; check the network, then run again")
+        return TransientError(str(error)) if passing and type(error) in (StageError, StoreError) else error
     if disk_is_full(error):
         return StoreError(f"{FULL}; {MAKE_ROOM}")
+    if passing:
+        return TransientError(f"{passing.fact}: {text}; {passing.remedy}")
     return UnforeseenError("; ".join((text + _place(error), *getattr(error, "__notes__", ()))))
 
 

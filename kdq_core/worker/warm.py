@@ -5,7 +5,7 @@ pool, so a fork of it behaves like a new process. FD is a socket of type SOCK_SE
 `{"environment": {...}, "after": int}` with five descriptors: stdin, log, events, lease and a status socket. On the
 status socket the child sends `pid <n>` and waits for an answer; when the child ends, this process sends `code <n>`
 (negative for a signal). If the other end is closed, the child gets no answer and exits. The child has its own session,
-the message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`).
+the message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`). This process ignores SIGTERM.
 
 This process imports the MODULEs in turn, between messages; before it serves a message, it imports the first `after` of
 them. When the other end closes the socket, this process exits, and its children die with it.
@@ -72,6 +72,7 @@ class WarmWorker:
         self._woken.setblocking(False)
         self._waker.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a signal to all processes must not end the children's fits
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
 
     def serve(self, modules: list[str]) -> Job | None:
@@ -119,7 +120,8 @@ class WarmWorker:
     def _become_child(self, environment: dict[str, str], passed: list[int], status: int) -> None:
         """Set up signals, session, environment and descriptors as in a process started for this stage alone."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         os.setsid()
         stdin, log, events, lease = passed
         os.environ.clear()

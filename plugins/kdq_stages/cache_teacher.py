@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Asked, PluginError, Port, Reads, Record, Section, Stage, TeacherOutputs
 from kdq_core.plan.sections import taps_of
-from kdq_core.plugins.kinds import takes_views
+from kdq_core.plugins.views import takes_views
 from kdq_core.reading.teachers import check_fused
 from kdq_core.work.shown import request_of
 from kdq_core.work.slots import MEMBERS, TEACHER
@@ -84,7 +84,7 @@ class CacheTeacher(Stage):
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Run the teacher over every view; after a kill, resume from the rows that were written."""
         from kdq_core.teachers.build import build_outputs
-        from kdq_core.training.fit import to_device
+        from kdq_core.training.rows import to_device
         from kdq_core.work.data import EVALUATION_BATCH, view_of
         from kdq_core.work.teaching import answers_in_half, online_teacher, tapped_paths
 

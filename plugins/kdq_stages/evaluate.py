@@ -38,6 +38,7 @@ from kdq_core.api import (
     TransientError,
 )
 from kdq_core.errors import KdqError
+from kdq_core.failures import failure_of
 from kdq_core.store.records import Failure
 from kdq_core.work.slots import ARTIFACT, MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
 
@@ -136,7 +137,7 @@ def measured(work: StageWork, subjects: Mapping[str, Subject], batches: Batches)
     """The metrics of all files, and the evaluators that raised.
 
     Raises:
-        TransientError: an evaluator raised it.
+        TransientError: an evaluator raised it, or another passing failure.
         KdqError: the first error, if nothing at all was measured.
     """
     named = {use.use: evaluator for use, evaluator in zip(work.section("evaluate"), work.evaluators, strict=True)}
@@ -149,9 +150,9 @@ def measured(work: StageWork, subjects: Mapping[str, Subject], batches: Batches)
         candidate = replace(subjects[slot], folder=work.draft / "files" / name / slot, beside=subjects)
         try:
             models[slot] = models.get(slot, ()) + evaluator.evaluate(candidate, subjects["student"], batches)
-        except TransientError:
-            raise
         except Exception as error:
+            if isinstance(error, TransientError) or failure_of(error):
+                raise
             first = first or error
             if not isinstance(error, KdqError):
                 traceback.print_exc()

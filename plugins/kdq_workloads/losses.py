@@ -21,7 +21,10 @@ BLANK = 0
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of logits `[B, C, ...]` against class numbers `[B, ...]`; a label of -100 does not count."""
+    """Mean cross entropy of logits against class numbers `[B, ...]`; a label of -100 does not count.
+
+    The logits are `[B, ..., C]`, as those of transformers are, or `[B, C, ...]`. If both fit, they are `[B, ..., C]`.
+    """
     import torch.nn.functional as F
 
     if targets.is_floating_point():
@@ -29,6 +32,8 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
             "loss 'cross-entropy' needs class numbers as labels, and these are floating-point numbers; write loss: mse "
             "for numbers, or loss: bce for labels of 0 and 1"
         )
+    if outputs.ndim > 2 and outputs.shape[:-1] == targets.shape:
+        outputs = outputs.movedim(-1, 1)
     return F.cross_entropy(outputs.float(), targets)
 
 

@@ -12,7 +12,8 @@ Defaults and where they come from: a tenth of the samples for validation and a t
     splits.
 Costs: a map-style data set is read item by item in the process of the stage.
 Limits: KDQ hashes the code, and the files and folders in `files`; it cannot know of other data that the function
-    reads. An iterable of batches is read in its own order and batch size, at most `limit` samples.
+    reads. An iterable of batches is read in its own order and batch size, at most `limit` samples; if
+    `limit` is null, KDQ reads it for 10 s before a run, and refuses it if it has not ended.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ class Python(SplitModels):
 
     data: str = Field(pattern=USER_CODE, description="`file.py:function` or `module:function` that gives the data")
     files: tuple[str, ...] = Field(default=(), description="files and folders that it reads; keys hold their content")
-    limit: int = Field(default=1_000_000, ge=1, description="most samples of an iterable; one with more is refused")
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="most samples of an iterable; KDQ refuses one with more. null: 1,000,000, and before it trains "
+        "anything, KDQ refuses one that has not ended after 10 s",
+    )
 
     def runs(self) -> tuple[str, ...]:
         """The files with the models, the loss and the data."""
@@ -55,6 +61,16 @@ class Python(SplitModels):
     def given(self) -> Mapping[str, Samples]:
         """What the function gives."""
         return _given(self)
+
+    def check(self) -> None:
+        """Read each iterable to its end once.
+
+        Raises:
+            StageError: one does not end.
+        """
+        for samples in self.given().values():
+            if isinstance(samples, Stream):
+                samples.check()
 
     def batches(
         self, split: Split, *, batch_size: int, seed: int = 0, epoch: int = 0, view: View | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+END = "let it end, such as with itertools.islice(batches, count)"
+
+
 class Named(ArraySamples):
     """Arrays by name."""
 
     names: tuple[str, ...] = ()
+
+
+SECONDS = 10.0
+"""How long KDQ reads an iterable before a run, to see that it ends; an option `limit` lets it read on."""
+LIMIT = 1_000_000
+"""Most samples of an iterable without such an option."""
 
 
 class Stream:
@@ -25,13 +36,30 @@ class Stream:
 
     Args:
         make: gives the iterable.
-        limit: most samples.
+        limit: most samples; `None`: `LIMIT`.
         what: how messages call it.
     """
 
-    def __init__(self, make: Any, limit: int, what: str) -> None:
-        self._make, self._limit, self._what = make, limit, what
+    def __init__(self, make: Any, limit: int | None, what: str) -> None:
+        self._make, self._limit, self._what = make, limit or LIMIT, what
+        self._seconds = SECONDS if limit is None else math.inf
         self.names = input_names(next(iter(make()), None))
+
+    def check(self) -> None:
+        """Read it to the end once.
+
+        Raises:
+            StageError: it has not ended after `SECONDS`, or gives more samples than the limit.
+        """
+        began, done = time.monotonic(), 0
+        for batch in self.batches():
+            done += len(batch.ids)
+            if (took := time.monotonic() - began) > self._seconds:
+                raise StageError(
+                    f"{self._what} gave {done:,} samples in {took:.0f} s and did not end; {END}, or write how many "
+                    "samples it has at most as 'limit' in the options of the workload, and KDQ reads on"
+                )
+        self._count = done
 
     def batches(self) -> Iterator[Batch]:
         """The batches; samples are numbered as they come.
@@ -48,8 +76,8 @@ class Stream:
             done += count
             if done > self._limit:
                 raise StageError(
-                    f"{self._what} gave more than {self._limit:,} samples and did not end; let it end, or raise "
-                    "'limit' in the options of the workload"
+                    f"{self._what} gave more than {self._limit:,} samples and did not end; {END}, or raise 'limit' in "
+                    "the options of the workload"
                 )
 
     @functools.cached_property
@@ -75,13 +103,13 @@ class Stream:
         return {}
 
 
-def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
+def samples_of(given: Any, make: Any, limit: int | None, what: str) -> Samples:
     """Read a data set, a loader, arrays or an iterable of batches as samples.
 
     Args:
         given: what the user's function gave.
         make: gives it anew, for an iterator, which can be read once.
-        limit: most samples of an iterable.
+        limit: most samples of an iterable; `None`: `LIMIT`.
         what: how messages call it.
 
     Raises:
@@ -106,7 +134,8 @@ def samples_of(given: Any, make: Any, limit: int, what: str) -> Samples:
         return _dataset(given, collated, what)
     if hasattr(given, "__iter__"):
         again = given if not hasattr(given, "__next__") else None
-        return Stream((lambda: again) if again is not None else make, limit, what)
+        most = limit or LIMIT if isinstance(given, tuple | list) else limit  # these end
+        return Stream((lambda: again) if again is not None else make, most, what)
     raise StageError(
         f"{what} gave a {type(given).__name__!r}; it must give a data set, a DataLoader, arrays (inputs, labels), "
         "or an iterable of batches"

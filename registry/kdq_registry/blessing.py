@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from kdq_core.recipe.spec import Site
 
 LOADER = "mlflow.onnx"
+OTHERWISE = "promote another version, or register the model again"
+
+
+class UnsignedError(StageError):
+    """Nobody trusted signed a version; the message says how to sign it."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ def bless(site: Site, mlflow: MlflowClient, version: Any, *, signers: Sequence[s
     try:
         return read(site, mlflow, version, signers=signers, answers=True)
     except KdqError as error:
+        todo = "then promote it again" if isinstance(error, UnsignedError) else OTHERWISE
         raise StageError(
-            f"version {version.version} of model {version.name!r} cannot be promoted: {error}; promote another "
-            "version, or register the model again"
+            f"version {version.version} of model {version.name!r} cannot be promoted: {error}; {todo}"
         ) from None
 
 
@@ -90,7 +95,10 @@ def checked(folder: Path, tags: dict[str, str], *, signers: Sequence[str] = ()) 
     wrong = next(_of_description(folder / "MLmodel"), None)
     if wrong is None and signers and sealed.signer not in signers:
         who = f"{sealed.signer[:12]} signed it" if sealed.signer else "nobody signed it"
-        wrong = f"{who}, and the policy trusts {listing(one[:12] for one in signers)}"
+        raise UnsignedError(
+            f"{who}, and the policy trusts {listing(one[:12] for one in signers)}; set KDQ_SIGNING_KEY to the file of "
+            "a trusted key and run `kdq run RECIPE --refresh register`, which signs the version"
+        )
     if wrong is None and sealed.seal.runtime not in SCRIPTS:
         wrong = f"it is for the runtime {sealed.seal.runtime!r}, which KDQ does not know"
     if wrong is not None:

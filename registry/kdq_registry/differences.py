@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import StageError
 from kdq_registry.blessing import read
+from kdq_registry.comparing import OF
 from kdq_registry.environment import client, mlflow_errors
 from kdq_registry.seal import Sealed
 from kdq_registry.tracking import flattened
@@ -47,8 +48,9 @@ def differences(site: Site, name: str, first: int, second: int) -> list[dict[str
 
 def _values(sealed: Sealed) -> Iterator[tuple[tuple[str, str], Any]]:
     seal = sealed.seal
-    for model, metrics in sealed.report.models.items():
-        for metric in metrics:
+    models = sealed.report.models
+    for model in sorted(models, key=lambda slot: slot != OF):  # what the version ships comes first
+        for metric in models[model]:
             yield ("metric", f"{model} {metric.name}"), metric.value
     yield ("data", "fingerprint"), seal.data[:12]
     for stage, digest in seal.parents.items():

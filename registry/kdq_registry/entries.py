@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from kdq_core.frozen import Frozen
 from kdq_core.store.hashing import canonical, sha256_of
-from kdq_registry.environment import user
+from kdq_registry.environment import actor
 from kdq_registry.signing import sign, signed_by, signer_of
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ def new_entry(site: Site, model: str, before: Link | None, *, kind: Kind, alias:
             "model": model,
             "sequence": 1 if before is None else before.entry.sequence + 1,
             "previous": NOTHING if before is None else before.digest,
-            "actor": f"{os.environ.get('MLFLOW_TRACKING_USERNAME') or user()}@{socket.gethostname()}",
+            "actor": actor(),
             "kind": kind,
             "alias": alias,
             "from": came_from,

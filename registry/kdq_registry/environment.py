@@ -9,6 +9,7 @@ import contextlib
 import errno
 import getpass
 import os
+import socket
 import sqlite3
 import threading
 import uuid
@@ -158,6 +159,11 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())  # a container without an entry in passwd
+
+
+def actor() -> str:
+    """Who acts: the user of the tracking server, or of this process, and the host."""
+    return f"{os.environ.get('MLFLOW_TRACKING_USERNAME') or user()}@{socket.gethostname()}"
 
 
 def redacted(uri: str) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from kdq_core.frozen import Frozen
 from kdq_registry.chain import everything, on_chain
 from kdq_registry.entries import ENTRY_TAG, NOTHING, Entry, Link, wrong_with
 from kdq_registry.environment import client, mlflow_errors
@@ -42,7 +45,23 @@ def history(site: Site, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     ], told
 
 
-def verify_history(site: Site, name: str, head: str | None = None) -> tuple[str, list[str]]:
+class Verified(Frozen):
+    """What `verify_history` found.
+
+    Attributes:
+        head: digest of the last entry.
+        wrong: one sentence for each thing that is wrong.
+        signed: the entries that a public key signed, by their sequence; the signatures of all of them hold.
+        unsigned: the entries that nobody signed.
+    """
+
+    head: str
+    wrong: tuple[str, ...] = ()
+    signed: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    unsigned: tuple[int, ...] = ()
+
+
+def verify_history(site: Site, name: str, head: str | None = None) -> Verified:
     """Check every entry of a chain: digest, signature, order, nothing deleted, aliases as the last entry says.
 
     Args:
@@ -50,9 +69,6 @@ def verify_history(site: Site, name: str, head: str | None = None) -> tuple[str,
         name: the model.
         head: digest of an entry (or its first 12 digits or more) that the chain must have; it proves that nobody cut
             the chain off, or wrote it anew.
-
-    Returns:
-        The digest of the last entry, and one sentence for each thing that is wrong.
 
     Raises:
         RecipeError: there is no such model.
@@ -76,7 +92,11 @@ def verify_history(site: Site, name: str, head: str | None = None) -> tuple[str,
             for alias in sorted({"champion", "challenger", "previous"})
             if str(model.aliases.get(alias, "")) != str(right.get(alias, ""))
         ]
-    return (links[-1].digest if links else NOTHING), told
+    signed: dict[str, tuple[int, ...]] = {}
+    for link in links:
+        signed[link.entry.signer] = (*signed.get(link.entry.signer, ()), link.entry.sequence)
+    unsigned = signed.pop("", ())
+    return Verified(head=links[-1].digest if links else NOTHING, wrong=tuple(told), signed=signed, unsigned=unsigned)
 
 
 def _readable(name: str, rows: Sequence[Any]) -> list[Any]:

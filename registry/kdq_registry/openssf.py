@@ -24,11 +24,11 @@ def check_key(key: Path) -> None:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        import model_signing  # noqa: F401
-    except ImportError:
+        from model_signing import signing  # noqa: F401
+    except ImportError as error:
         raise RecipeError(
-            "a signature for OpenSSF needs the Python package 'model_signing', which is not installed; run `pip "
-            "install 'kdq[openssf]'`"
+            f"a signature for OpenSSF needs the Python package {error.name or 'model_signing'!r}, which is not "
+            "installed; run `pip install 'kdq[openssf]'`"
         ) from None
     try:
         found = load_pem_private_key(key.read_bytes(), None)

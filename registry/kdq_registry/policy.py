@@ -9,15 +9,16 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from kdq_core.errors import RecipeError, did_you_mean, listing
+from kdq_core.errors import RecipeError, did_you_mean, listing, nearest
 from kdq_core.frozen import Frozen
-from kdq_core.reading.recipe_file import read_document
+from kdq_core.reading.recipe_file import Kind, read_document
 from kdq_core.recipe.explain import problems, summary
 from kdq_core.recipe.spec import Gate
 from kdq_core.store.hashing import canonical, sha256_of
 from kdq_core.store.records import EvaluationReport
 
 KEY = re.compile(r"[0-9a-f]{64}")
+FILE = Kind("policy", "one of 'gates', 'signers', 'worse' and 'compare'")
 
 
 class Policy(Frozen):
@@ -52,7 +53,7 @@ def read_policy(path: Path) -> Policy:
     Raises:
         RecipeError: the file cannot be read, or a value in it is wrong; the message names file and line.
     """
-    document = read_document(path)
+    document = read_document(path, FILE)
     try:
         return Policy.model_validate(document.value)
     except ValidationError as error:
@@ -60,21 +61,23 @@ def read_policy(path: Path) -> Policy:
         raise RecipeError(summary(lines, f"policy '{path}'")) from None
 
 
-def check_metrics(gates: Sequence[Gate], report: EvaluationReport, version: str) -> None:
+def check_metrics(gates: Sequence[Gate], report: EvaluationReport, name: str, version: int) -> None:
     """Refuse a policy with a gate on a metric that the report does not have.
 
     Raises:
-        RecipeError: it names the nearest metric.
+        RecipeError: it names the nearest metrics, and where all of them stand.
     """
     for gate in gates:
         known = {metric.name for metric in report.models.get(gate.of, ())}
         if not known:
             raise RecipeError(
-                f"the policy has a gate on the model {gate.of!r}, and the report of {version} has: "
+                f"the policy has a gate on the model {gate.of!r}, and the report of version {version} of {name!r} has: "
                 f"{listing(report.models)}{did_you_mean(gate.of, report.models)}"
             )
         if gate.metric not in known:
             raise RecipeError(
-                f"the policy has a gate on the metric {gate.metric!r}, which the report of {version} does not have"
-                f"{did_you_mean(gate.metric, known) or '.'} It has: {listing(known)}."
+                f"the policy has a gate on the metric {gate.metric!r}, which the report of version {version} of "
+                f"{name!r} does not have{did_you_mean(gate.metric, known) or '.'} It has: "
+                f"{nearest(gate.metric, known)}; `kdq pull {name}/{version} DIR` writes all of them to "
+                "DIR/model-card.md"
             )

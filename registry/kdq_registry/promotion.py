@@ -9,7 +9,7 @@ from kdq_core.errors import RecipeError, StageError, did_you_mean
 from kdq_core.frozen import Frozen
 from kdq_core.plan.gates import GateVerdict
 from kdq_core.store.records import EvaluationReport
-from kdq_registry.aliases import CHALLENGER, CHAMPION, PREVIOUS, repair, settle, state_of
+from kdq_registry.aliases import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, repair, settle, state_of
 from kdq_registry.blessing import Blessed, bless, read
 from kdq_registry.chain import head
 from kdq_registry.comparing import Comparison
@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from kdq_core.recipe.spec import Site
-    from kdq_registry.entries import Kind, Link
+    from kdq_registry.entries import Aliases, Kind, Link
 
 Vetoes = Callable[[str, int, EvaluationReport], Iterable[str]]
 TARGETS = (CHAMPION, CHALLENGER)
 """The aliases that a promotion may move; `previous` follows `champion`."""
+
+
+class Moved(Frozen):
+    """What became of an alias beside the one that was asked for; equal ends say that it stayed."""
+
+    alias: str
+    before: int | None
+    after: int | None
 
 
 class PromotionResult(Frozen):
@@ -44,6 +52,7 @@ class PromotionResult(Frozen):
     against: tuple[str, ...] = ()
     vetoes: tuple[str, ...] = ()
     entry: str = ""
+    others: tuple[Moved, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -77,7 +86,8 @@ def promote(
         vetoes: called last, with name, version and report; each reason that it returns forbids the promotion.
 
     Raises:
-        RecipeError: there is no such model, version or alias, or the policy asks for a metric that nobody measured.
+        RecipeError: there is no such model, version or alias, the version is the champion and is to be its own
+            challenger, or the policy asks for a metric that nobody measured.
         TransientError: the tracking server cannot be reached.
         StageError: MLflow refused, or a file of the version or an entry of the chain was changed.
         LostError: another process moved the alias at the same moment.
@@ -86,10 +96,11 @@ def promote(
     rules = policy or Policy()
     with mlflow_errors(site):
         mlflow, notes, seen, before = _begun(site, name, version)
+        _check_challenger(name, version, alias, before)
         blessed = _blessed(site, mlflow, name, version, alias, rules)
         judgement = Judgement()
         if alias == CHAMPION and before.get(CHAMPION) != version:
-            check_metrics(rules.gates or (), blessed.sealed.report, f"version {version} of {name!r}")
+            check_metrics(rules.gates or (), blessed.sealed.report, name, version)
             judgement = judged(rules, blessed, *_champion(site, mlflow, name, before.get(CHAMPION)))
         elif alias == CHAMPION:
             judgement = judged(rules.model_copy(update={"compare": ()}), blessed, None, "")
@@ -100,7 +111,7 @@ def promote(
         verdicts=judgement.verdicts, comparisons=judgement.comparisons, against=judgement.against, vetoes=reasons,
         notes=(*notes, *filter(None, [judgement.note])),
     )  # fmt: skip
-    return _written(site, mlflow, result, seen, blessed, force, rules if policy else None)
+    return _written(site, mlflow, result, seen, before, blessed, force, rules if policy else None)
 
 
 def rollback(
@@ -134,7 +145,7 @@ def rollback(
         name=name, version=version, kind="rollback", promoted=not reasons, before=before.get(CHAMPION), vetoes=reasons,
         notes=notes,
     )  # fmt: skip
-    return _written(site, mlflow, result, seen, blessed, reason, policy)
+    return _written(site, mlflow, result, seen, before, blessed, reason, policy)
 
 
 def check_alias(alias: str) -> None:
@@ -150,9 +161,15 @@ def check_alias(alias: str) -> None:
         )
 
 
-def _begun(
-    site: Site, name: str, version: int | None
-) -> tuple[MlflowClient, tuple[str, ...], Link | None, dict[str, int]]:
+def _check_challenger(name: str, version: int, alias: str, before: Aliases) -> None:
+    if alias == CHALLENGER and before.get(CHAMPION) == version:
+        raise RecipeError(
+            f"version {version} of {name!r} is its champion, and a challenger is tried beside the champion; name "
+            "another version, or make another one champion first"
+        )
+
+
+def _begun(site: Site, name: str, version: int | None) -> tuple[MlflowClient, tuple[str, ...], Link | None, Aliases]:
     """A client, what was repaired, the head of the chain, and the aliases that it says."""
     if nothing_yet(site):
         raise unknown_model(name, [])
@@ -184,8 +201,8 @@ def _champion(site: Site, mlflow: MlflowClient, name: str, number: int | None) -
 
 
 def _written(
-    site: Site, mlflow: MlflowClient, result: PromotionResult, seen: Link | None, blessed: Blessed, reason: str,
-    policy: Policy | None,
+    site: Site, mlflow: MlflowClient, result: PromotionResult, seen: Link | None, before: Aliases, blessed: Blessed,
+    reason: str, policy: Policy | None,
 ) -> PromotionResult:  # fmt: skip
     """Write a result into the chain, and move the alias."""
     fields = {
@@ -204,4 +221,7 @@ def _written(
             return result
         else:
             link = move(site, mlflow, seen=seen, kind=kind, **where, **fields)  # type: ignore[arg-type]
-    return result.model_copy(update={"entry": link.digest})
+    after = link.entry.aliases
+    others = [Moved(alias=one, before=before.get(one), after=after.get(one)) for one in ALIASES if one != result.alias]
+    told = tuple(one for one in others if one.before != one.after or (one.alias == CHALLENGER and one.before))
+    return result.model_copy(update={"entry": link.digest, "others": told if result.promoted else ()})

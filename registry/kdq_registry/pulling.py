@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.frozen import Frozen
 from kdq_registry.aliases import ALIASES, state_of
-from kdq_registry.blessing import answering, checked
+from kdq_registry.blessing import UnsignedError, answering, checked
 from kdq_registry.chain import head
 from kdq_registry.environment import client, mlflow_errors
 from kdq_registry.listing import repaired
@@ -85,6 +85,8 @@ def verify(site: Site, what: str, *, signers: Sequence[str] = ()) -> Checked:
         try:
             sealed = checked(path, {}, signers=signers)
             _answer(path, sealed)
+        except UnsignedError as error:
+            raise StageError(f"the files in {what!r} are refused: {error}; then pull it again") from None
         except StageError as error:
             raise StageError(f"the files in {what!r} are not as registered: {error}; pull them again") from None
         return _told(f"the files in {what!r}", sealed, ())
@@ -145,11 +147,14 @@ def _sealed(
         if answers:
             _answer(path, sealed)
     except StageError as error:
-        raise StageError(
-            f"version {version.version} of model {version.name!r} is not as registered: {error}; use another version, "
-            "or register the model again"
-        ) from None
+        raise StageError(f"version {version.version} of model {version.name!r} {_refused(error)}") from None
     return sealed
+
+
+def _refused(error: StageError) -> str:
+    if isinstance(error, UnsignedError):
+        return f"is refused: {error}; then try again"
+    return f"is not as registered: {error}; use another version, or register the model again"
 
 
 def _answer(path: Path, sealed: Sealed) -> None:

@@ -15,7 +15,7 @@ from kdq_core.recipe.spec import Site
 from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import ModelVersion
 from kdq_registry.card import DESCRIPTION_LIMIT, card
-from kdq_registry.environment import client, folder, local_database, mlflow_errors, read_only, redacted
+from kdq_registry.environment import actor, client, folder, local_database, mlflow_errors, read_only, redacted
 from kdq_registry.experiments import experiment_id
 from kdq_registry.logged import LOGGED_TAG, OWNER_TAG, SHA_TAG, by_bytes, discard, link, new_logged, own_run, sweep
 from kdq_registry.packing import Package, pack, seal
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from kdq_core.store.records import Artifact, EvaluationReport
 
 REPORT_TAG = "kdq.report"
+CREATOR_TAG = "kdq.registered_by"
+"""Who registered the version: MLflow's page has a column for it, which no part of MLflow fills."""
 TAG_LIMIT = 100_000
 """Characters MLflow allows in a tag of a model version."""
 
@@ -118,7 +120,7 @@ def add_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # The artifact location, not `models:/<id>`: MLflow resolves the latter with its process-global address.
-    named = {**tags, LOGGED_TAG: logged.model_id}
+    named = {**tags, LOGGED_TAG: logged.model_id, CREATOR_TAG: actor()}
     made = mlflow.create_model_version(
         name, logged.artifact_location, run_id, named, description=about, model_id=logged.model_id,
         await_creation_for=0,

@@ -90,8 +90,8 @@ def write_seal(site: Site, folder: Path, **fields: Any) -> str:
     )
     data = canonical(seal.model_dump(mode="json"))
     (folder / MANIFEST).write_bytes(data)
-    if site.signing_key is not None:
-        signature = {"signer": signer_of(site), "signature": sign(site, data)}
+    if signer := signer_of(site):
+        signature = {"signer": signer, "signature": sign(site, data)}
         (folder / SIGNATURE).write_bytes(canonical(signature))
     return sha256_of(data)
 

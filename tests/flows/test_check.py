@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kdq_core.errors import KdqError
+from kdq_core.errors import KdqError, StageError
 from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import wire
@@ -142,8 +144,8 @@ MISTAKES = [
      "input 0 of the data is on the device 'meta' and cannot be copied to the CPU: Cannot copy out of meta tensor; no "
      "data!; give tensors on the CPU, KDQ moves them to the device of the site"),
     ("endless", "return x, y", "return ((x, y) for _ in iter(int, 1))", "data",
-     "endless.py:data('train') gave more than 1,000 samples and did not end; let it end, or raise 'limit' in the "
-     "options of the workload"),
+     "endless.py:data('train') gave more than 1,000 samples and did not end; let it end, such as with "
+     "itertools.islice(batches, count), or raise 'limit' in the options of the workload"),
     ("tuples", "return self.head(x)", "return (self.head(x), x), None", "forward",
      "the model gave 'tuple' where a tensor of logits is needed, or for several tasks a dict of tensors by task; "
      "return the logits alone"),
@@ -174,6 +176,28 @@ def test_a_mistake_of_the_user_is_told_in_kdqs_words(
     name: str, old: str, new: str, check: str, says: str, site: Site
 ) -> None:
     assert broken(recipe_of(name, old, new), site) == (check, says)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_loader_that_does_not_end_is_named_in_seconds_by_check_and_by_a_run(
+    split: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdq_workloads.sources.SECONDS", 0.02)
+    name = f"unending_{split}"
+    many = f"iter(int, 1) if split == {split!r} else range(3)"
+    file = recipe_of(name, "return x, y", f"return ((x, y) for _ in ({many}))")
+    file.write_text(file.read_text().replace(", limit: 1000", ""))
+    check, says = broken(file, site)
+    assert check == "data"
+    assert re.fullmatch(
+        rf"{name}\.py:data\('{split}'\) gave [\d,]+ samples in 0 s and did not end; let it end, such as with "
+        r"itertools\.islice\(batches, count\), or write how many samples it has at most as 'limit' in the options of "
+        r"the workload, and KDQ reads on", says,
+    )  # fmt: skip
+    catalog = Catalog.load()
+    asked = asked_of(load_recipe(file), site, catalog)
+    with pytest.raises(StageError, match=rf"^{name}\.py:data\('{split}'\) gave [\d,]+ samples in 0 s"):
+        Rehearsal(asked, wire(asked, catalog), tmp_path).stages()
 
 
 EARLY = [one for one in MISTAKES if one[0] in ("wrong_shape", "text_items", "other_device", "endless", "tuples")]
@@ -239,6 +263,36 @@ def test_the_file_of_compress_is_checked_without_a_recipe(call: Callable[..., tu
     assert "export      ok      " in out
 
 
+def test_a_bare_model_is_checked_by_the_options_of_quantize(call: Callable[..., tuple[int, str, str]]) -> None:
+    recipe_of("bare_net")
+    words = ["check", "bare_net.py:net", "--weights", "net.safetensors", "--data", "bare_net.py:data", "--bits", "4"]
+    code, out, _ = call(*words, "--target", "openvino")
+    assert code == 0, out
+    assert "recipe      ok      'bare_net' with the stages read_student, quantize, export, evaluate" in out
+    assert re.search(r"export      ok      takes x float32 \[batch, 1, 8, 8\]; [\d,]+ bytes for 'openvino'; ", out)
+    Path("rows.csv").write_text("a,b\n" + "1,2\n" * 30)
+    code, out, _ = call("check", "bare_net.py:net", "--data", "rows.csv", "--target", "label", "--json")
+    assert code == 2
+    assert json.loads(out)[-1] == {
+        "check": "plan", "ok": False, "says": "'rows.csv' has no column 'label'; it has: a, b"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bare_net.py:net"], "the model 'bare_net.py:net' needs --data: npz, safetensors, CSV, Parquet, a folder of "
+         "images, or file.py:function"),
+        (["recipe.yaml", "--bits", "4"], "--bits goes with a model, such as 'kdq check my_model.py:net --data "
+         "data.npz', and 'recipe.yaml' is a file; change it there, or name a model"),
+    ],
+)  # fmt: skip
+def test_options_of_a_model_go_with_a_model(
+    words: list[str], message: str, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    assert call("check", *words) == (2, "", f"error: {message}\n")
+
+
 def test_a_python_file_is_no_recipe_and_missing_code_is_told_by_validate(
     call: Callable[..., tuple[int, str, str]],
 ) -> None:
@@ -279,6 +333,23 @@ def test_a_recipe_that_is_wrong_ends_the_check(site: Site) -> None:
     (only,) = found(recipe_of("wrong", more="gates: [{metric: top1}]\n"), site)
     assert (only.check, only.ok) == ("recipe", False)
     assert only.says.startswith("recipe.yaml:")
+
+
+def test_a_factory_alone_and_a_missing_model_say_where_the_model_is_named(site: Site) -> None:
+    file = recipe_of("alone_net")
+    text = file.read_text().replace('model: "alone_net.py:net", ', "")
+    file.write_text(text)
+    (only,) = found(file, site)
+    assert only.says == (
+        "recipe.yaml:3: option 'model' of workload 'python' is missing; it must be text, module:function or "
+        "file.py:function"
+    )
+    file.write_text(text.replace("source: checkpoint,", 'source: checkpoint, factory: "alone_net.py:net",'))
+    (only,) = found(file, site)
+    assert only.says == (
+        "recipe.yaml:4: workload 'python' makes the student by its option 'model', which is missing; write model: "
+        "'alone_net.py:net' in 'workload.options', and leave 'factory' out of 'student'"
+    )
 
 
 def test_home_device_and_tracking_server_are_looked_at_beside_the_rest(

@@ -13,7 +13,19 @@ import pytest
 
 PANELS = {
     "Run": ["init", "run", "quantize", "compress", "replay"],
-    "Inspect": ["check", "validate", "plan", "bench", "lock", "report", "compare", "explain", "synergy"],
+    "Inspect": [
+        "check",
+        "validate",
+        "plan",
+        "bench",
+        "lock",
+        "runs",
+        "logs",
+        "report",
+        "compare",
+        "explain",
+        "synergy",
+    ],
     "Registry": [
         "models",
         "history",
@@ -27,7 +39,7 @@ PANELS = {
         "decrypt",
         "watch",
     ],
-    "Operate": ["up", "down", "serve", "deploy", "doctor", "reconcile", "schedules"],
+    "Operate": ["status", "cancel", "up", "down", "serve", "deploy", "doctor", "reconcile", "schedules", "cache"],
     "Extend": ["schema", "plugins"],
 }
 COLOUR = re.compile(r"\x1b\[[\d;]*(?:3|4|9|10)\d[\d;]*m")

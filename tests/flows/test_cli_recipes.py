@@ -13,6 +13,7 @@ import typer
 
 from kdq_core.errors import StageError
 from kdq_flows.cli import app
+from kdq_flows.cli.run import Progressing
 from kdq_flows.facts.result import RunResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,23 +201,26 @@ def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "text"),
+    ("raised", "code", "status", "text"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; finished work is kept, run again to resume"),
-        (ZeroDivisionError("by nothing"), 1, "ZeroDivisionError: by nothing"),
+        (KeyboardInterrupt(), 130, "interrupted", "interrupted in distill; run the same command to resume"),
+        (ZeroDivisionError("by nothing"), 1, "failed", "ZeroDivisionError: by nothing"),
     ],
 )
 def test_a_run_that_is_broken_off_still_ends_with_its_json(
-    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, text: str
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, status: str, text: str
 ) -> None:
-    def stop(*_: object, **__: object) -> None:
+    def stop(*_: object, observer: Progressing, **__: object) -> None:
+        for name, state in (("teacher", "ran"), ("distill", "interrupted")):
+            observer.stage_started(name)
+            observer.stage_ended(name, state, 1.0)
         raise raised
 
     monkeypatch.setattr("kdq_flows.running.run_recipe", stop)
     (tmp_path / "r.yaml").write_text("name: x\nworkload: digits\n")
     found, out, _ = call("run", "r.yaml", "--json")
     told = json.loads(out)
-    assert (found, told["status"], told["error"]) == (code, "failed", text)
+    assert (found, told["status"], told["error"]) == (code, status, text)
     found, out, err = call("run", "r.yaml")
     assert (found, out) == (code, "")
     assert text in err

@@ -1,5 +1,6 @@
 """The policies of schedules on the runs of a Prefect client that is not there."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Completed, Crashed, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Running, Scheduled
 
 from kdq_flows.owner import PREFECT_TAG, host
 from kdq_flows.prefect.due import RESUMED, as_due, look, policy_of, skipped
@@ -134,3 +135,15 @@ def test_the_policy_cancel_ends_the_run_before() -> None:
 
 def test_a_deployment_from_before_there_were_policies_skips_what_it_missed() -> None:
     assert policy_of({"recipe": RECIPE, "allowed_lag_seconds": 5.0}).missed == "none"
+
+
+@pytest.mark.parametrize(("now", "told"), [(Running(), "Crashed"), (Cancelling(), "Cancelled")])
+def test_a_signal_leaves_a_run_to_be_resumed_unless_somebody_cancelled_it_in_prefect(
+    now: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdq_flows.prefect import scheduled
+
+    one = run("three", 10, now, began=9)
+    monkeypatch.setattr(scheduled, "get_client", lambda **_asked: nullcontext(Client(one)))
+    state = scheduled._to_resume(Cancelled(message="interrupted in distill"), one.id)
+    assert (state.name, state.message) == (told, "interrupted in distill")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -251,6 +252,9 @@ def test_without_weights_those_of_the_function_are_taken(here: Path) -> None:
          "whole is a 'int'; it must be a data set, a DataLoader, arrays (inputs, labels), or an iterable of batches"),
         (lambda site: kdq.quantize(nn.Linear(2, 2), iter(())),
          "whole gave no batch; pass data that can be read again, such as a list or a DataLoader"),
+        (lambda site: kdq.quantize(nn.Linear(2, 2), itertools.repeat(torch.zeros(600_000, 2))),
+         "whole gave 1,200,000 samples in 0 s and did not end; pass a part, such as list(itertools.islice(batches, "
+         "count)), or a data set"),
         (lambda site: kdq.quantize(nn.Linear(2, 2), [torch.zeros(2, 2)], quantizer="statik"),
          "the recipe:11: no quantizer named 'statik'; did you mean 'static'?"),
     ],

@@ -3,11 +3,14 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kdq_core.errors import TransientError, UnforeseenError
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.recipe.stages import RetrySpec
 from kdq_flows.observer import Silent
 from kdq_flows.run import in_worker, pipeline
 from kdq_flows.run.logs import logged
@@ -44,7 +47,7 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     asked: list[bool] = []
 
     @contextlib.contextmanager
-    def machine_lease(_site: Site, *, alone: bool, on_wait: Callable[[], None]) -> Iterator[None]:
+    def machine_lease(_site: Site, *, alone: bool, on_wait: Callable[[], None], **_: object) -> Iterator[None]:
         asked.append(alone)
         on_wait()
         yield
@@ -65,3 +68,31 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
         *(f"{node.name} waits: another stage measures time" for node in heavy[:-1]),
         "evaluate waits: it measures time, and another stage computes",
     ]
+
+
+def test_a_task_that_prefects_server_still_calls_running_has_ended_for_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.states import Completed, Running
+
+    from kdq_flows.prefect import study_flow
+
+    class Late:
+        """A future that asks the server for its state until somebody has waited for it."""
+
+        waited = False
+
+        def wait(self) -> None:
+            self.waited = True
+
+        @property
+        def state(self) -> Any:
+            return Completed() if self.waited else Running()
+
+        def add_done_callback(self, call: Any) -> None:
+            call(self)
+
+    task = SimpleNamespace(submit=lambda *_: Late())
+    monkeypatch.setattr(study_flow, "stage_task", SimpleNamespace(with_options=lambda **_: task))
+    plan = SimpleNamespace(recipe=SimpleNamespace(retry_of=lambda _name: RetrySpec()))
+    one = SimpleNamespace(node=SimpleNamespace(name="distill"), branches=("a", "b"))
+    done = study_flow._start(SimpleNamespace(plan=plan, errors={}), one, {})  # type: ignore[arg-type]
+    assert done.result(0) is None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import pytest
 
 from kdq_core.reading.checks import load_recipe
 from kdq_core.recipe.spec import Site
+from kdq_flows.facts.parts import VersionFacts
+from kdq_flows.facts.state import states as states_of
 from kdq_flows.run.pipeline import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -99,6 +102,17 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
     assert hashlib.sha256(file.read_bytes()).hexdigest() == result["artifact"]["sha256"]
     assert file.stat().st_size == result["artifact"]["bytes"] == int8["bytes"]
     assert result["version"] == {"name": "tiny", "version": 1}
+
+
+def test_other_commands_see_the_run_and_its_logs(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    home, _, result = finished
+    (state,) = [one for one in states_of(Site(home=home)) if one.run == result["run"]]
+    assert (state.seen, state.recipe, state.version) == ("completed", "tiny", VersionFacts(name="tiny", version=1))
+    assert [stage.key for stage in state.stages] == [stage["key"] for stage in result["stages"]]
+    words = (home / "logs" / result["run"] / "run.log").read_text()
+    assert "train_teacher started\n" in words
+    assert words.endswith("the run completed\n")
+    assert " epoch 1: " in (home / "logs" / result["run"] / "train_teacher.log").read_text()
 
 
 def test_a_run_ends_with_a_page_of_its_own_in_its_home_and_in_mlflow(
@@ -383,9 +397,11 @@ def in_the_middle_of_qat(
 
 def ask_prefect(home: Path, what: str, question: dict[str, Any]) -> list[dict[str, Any]]:
     url = json.loads((home / "servers" / "prefect.json").read_text())["url"]
-    request = urllib.request.Request(
-        f"{url}/api/{what}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
-    )
+    me = str(uuid.uuid4())
+    with urllib.request.urlopen(f"{url}/api/csrf-token?client={me}", timeout=30) as answer:
+        token = json.load(answer)["token"]
+    told = {"Content-Type": "application/json", "Prefect-Csrf-Token": token, "Prefect-Csrf-Client": me}
+    request = urllib.request.Request(f"{url}/api/{what}/filter", json.dumps(question).encode(), told)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
@@ -404,11 +420,27 @@ def running_in_mlflow(home: Path) -> int:
 def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
     finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """The worker, then kdq, then both are killed; also: two homes give byte-identical files."""
+    """kdq is interrupted; the worker, then kdq, then both are killed; also: two homes give byte-identical files."""
     undisturbed, home = finished[2], tmp_path / "home"
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE)
     try:
+        with begun(home, recipe) as run:
+            in_the_middle_of_qat(home, run)
+            run.send_signal(signal.SIGTERM)
+            asked = time.monotonic()
+            assert run.wait(30) == 130
+            assert time.monotonic() - asked < 6
+        told = json.loads((tmp_path / "out").read_text().splitlines()[-1])
+        text = "interrupted in quantize; run the same command to resume"
+        assert (told["status"], told["error"]) == ("interrupted", text)
+        assert list(home.glob("scratch/*/fit.safetensors"))
+        assert processes(home) == []
+        (flow_run,) = ask_prefect(home, "flow_runs", {})
+        assert (flow_run["state_type"], flow_run["state"]["message"]) == ("CANCELLED", text)
+        with contextlib.closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as database:
+            ended = database.execute("select name, status from runs where status != 'FINISHED'").fetchall()
+        assert sorted(ended) == [("quantize", "KILLED"), (flow_run["name"], "KILLED")]
         with begun(home, recipe) as run:
             worker = in_the_middle_of_qat(home, run)
             worker.kill()

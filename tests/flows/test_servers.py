@@ -28,6 +28,54 @@ def test_a_database_server_of_the_users_is_kept(site: Site, monkeypatch: pytest.
     assert prefect_environment(site, None)[name] == f"sqlite+aiosqlite:///{site.home / 'prefect/prefect.db'}"
 
 
+@pytest.mark.parametrize("variable", ["PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL"])
+@pytest.mark.parametrize(
+    "given",
+    ["postgres://kdq:p%40@db:5/prefect?sslmode=require", "postgresql://kdq:p%40@db:5/prefect?ssl=require",
+     " PostgreSQL+asyncpg://kdq:p%40@db:5/prefect?ssl=require"],
+)  # fmt: skip
+def test_every_way_to_write_a_postgresql_address_reaches_prefect(
+    site: Site, monkeypatch: pytest.MonkeyPatch, variable: str, given: str
+) -> None:
+    monkeypatch.setenv(variable, given)
+    told = prefect_environment(site, None)["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    assert told == "postgresql+asyncpg://kdq:p%40@db:5/prefect?ssl=require"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (
+            "mysql://me:secret@db/prefect",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL is the address of a mysql database; allowed: PostgreSQL, as "
+            "postgresql://USER:PASSWORD@HOST/DATABASE. Unset it, and the home's server uses SQLite",
+        ),
+        (
+            "db.example/prefect",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL is the address of no database; allowed: PostgreSQL, as "
+            "postgresql://USER:PASSWORD@HOST/DATABASE. Unset it, and the home's server uses SQLite",
+        ),
+        (
+            "postgresql+psycopg2://me:secret@db/prefect",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL names the driver 'psycopg2', and Prefect speaks to PostgreSQL "
+            "through asyncpg; write postgresql://... or postgresql+asyncpg://...",
+        ),
+    ],
+)
+def test_an_address_that_prefect_does_not_take_is_refused_without_its_password(
+    site: Site, monkeypatch: pytest.MonkeyPatch, given: str, why: str
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", given)
+    with pytest.raises(RecipeError) as caught:
+        prefect_environment(site, None)
+    assert str(caught.value) == why
+
+
+def test_mlflow_gets_libpqs_address_as_sqlalchemy_writes_it(tmp_path: Path) -> None:
+    site = Site(home=tmp_path, tracking_uri="postgres://kdq@db/mlflow")
+    assert site.mlflow_uri == "postgresql://kdq@db/mlflow"
+
+
 def test_prefect_reads_our_environment_and_nothing_in_the_users_home(site: Site, tmp_path: Path) -> None:
     user_home = tmp_path / "user"
     (user_home / ".prefect").mkdir(parents=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from kdq_core.recipe.spec import Site
+from kdq_flows.seeing.runs import row_of, runs_of
 from tests.flows.test_run import KDQ, environment, facts, versions
 from tests.flows.test_run import kdq as run_kdq
 
@@ -113,6 +115,8 @@ def test_the_study_and_each_branch_have_facts_and_a_page(finished: Finished) -> 
     assert all(name in html for name in NAMES)
     for one in result["branches"]:
         assert (home / "runs" / one["run"] / "report.html").is_file()
+    (row,) = [row_of(one) for one in runs_of(Site(home=home)) if one.run == result["run"]]
+    assert (row["branches"], row["version"]) == (len(NAMES), result["version"])
 
 
 def test_a_second_run_is_no_news_computes_nothing_and_selects_the_same(finished: Finished) -> None:

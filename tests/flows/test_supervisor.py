@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from kdq_core.errors import RecipeError, StageError, StoreError, TransientError
-from kdq_core.recipe.spec import Site
+from kdq_core.recipe.spec import RetrySpec, Site
 from kdq_flows.owner import start_time
 from kdq_flows.run import supervisor
 from kdq_flows.run.leases import device_lease
+from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.warm import WarmWorker
 
 Run = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
@@ -86,6 +87,10 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def interrupt(_event: dict[str, Any]) -> None:
+    raise KeyboardInterrupt
 
 
 def log_of(site: Site) -> Path:
@@ -193,6 +198,66 @@ def test_a_child_that_ignores_sigterm_is_ended_at_its_limit(
     assert time.monotonic() - began < 5
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
+
+
+SLEEPS_IN_C = "signal.signal(signal.SIGTERM, print)\nimport ctypes\nctypes.PyDLL(None).sleep(60)"
+"""A native call that holds Python's lock, so that no signal handler of Python runs."""
+
+
+@pytest.mark.parametrize(("limits", "kind"), [({"limit": 0.5}, StageError), ({"stall_seconds": 0.5}, TransientError)])
+def test_a_native_call_that_never_returns_is_ended_at_its_limit(
+    run: Run, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(supervisor, "TERMINATE_SECONDS", 0.3)
+    pids: list[int] = []
+    with pytest.raises(StageError) as caught:
+        run(f"emit('pid', pid=os.getpid())\n{SLEEPS_IN_C}", on_event=lambda e: pids.append(e["pid"]), **limits)
+    assert type(caught.value) is kind
+    assert gone(pids[0])
+
+
+def test_a_stage_that_stalls_is_ended_and_one_that_goes_on_is_not(run: Run, site: Site) -> None:
+    with pytest.raises(TransientError) as caught:
+        run("for n in range(6): emit('step', n=n); time.sleep(0.1)\ntime.sleep(60)", stall_seconds=0.4)
+    assert str(caught.value) == (
+        "the stage stalled: it showed no progress for 0.4 s ('retry.stall_seconds') and was ended; raise that limit if "
+        f"such a pause is usual; its log is {str(log_of(site))!r}"
+    )
+    _, heard = run("for n in range(6): emit('step', n=n); time.sleep(0.1)\nemit('result')", stall_seconds=0.4)
+    assert len(heard) == 6
+
+
+def test_a_planted_segfault_is_retried(run: Run, site: Site) -> None:
+    mark, told = site.home / "tried", []
+    body = (
+        f"mark = {str(mark)!r}\n"
+        "if not os.path.exists(mark):\n    open(mark, 'w').close()\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "emit('result', tries=2)"
+    )
+    result, _ = call_with_retries(
+        lambda: run(body), RetrySpec(backoff_seconds=0), on_retry=lambda _n, error: told.append(str(error))
+    )
+    assert result["tries"] == 2
+    assert told == [
+        f"the stage's worker was killed by SIGSEGV before it gave a result; its log is {str(log_of(site))!r}"
+    ]
+
+
+def test_a_child_has_what_it_started_until_it_has_ended(run: Run, site: Site) -> None:
+    """A fit that keeps its state still needs the processes that load data."""
+    mark = site.home / "other"
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            "def end(*_):\n"
+            "    time.sleep(0.2)\n"
+            f"    print(other.poll(), file=open({str(mark)!r}, 'w'), flush=True)\n"
+            "    sys.exit(1)\n"
+            "signal.signal(signal.SIGTERM, end)\n"
+            "emit('begun')\ntime.sleep(60)",
+            on_event=interrupt,
+        )
+    assert mark.read_text() == "None\n"
 
 
 def test_cancelling_ends_the_child_and_gives_the_device_back(run: Run, site: Site) -> None:

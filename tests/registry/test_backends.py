@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import requests
 
@@ -19,6 +20,7 @@ from kdq_registry.listing import list_models
 from kdq_registry.promotion import promote
 from kdq_registry.registering import register
 from kdq_registry.tracking import Tracker
+from tests.architecture.pages import ROOT, blocks
 from tests.registry.backends import kdq, mlflow_server, postgres
 from tests.registry.tracked import run_id
 
@@ -78,6 +80,33 @@ def test_homes_share_versions_champion_history_and_files(tracking: str, tmp_path
     run = client(one).get_run(run_id(other, tracker))
     assert run.inputs.dataset_inputs[0].dataset.digest == "f" * 36
     assert not Path("mlruns").exists()
+
+
+BARE = (
+    "kdq_core", "kdq_flows", "kdq_registry", "torch", "onnx", "safetensors", "sqlalchemy", "alembic", "flask",
+    "pandas", "scipy", "sklearn", "pyarrow", "docker", "graphene",
+)  # fmt: skip
+"""What `pip install onnxruntime mlflow-skinny` does not install."""
+
+
+@pytest.mark.slow
+@pytest.mark.rare
+def test_the_page_fetches_checks_and_runs_the_champion_without_kdq_torch_or_the_whole_mlflow(
+    site: Site, made: Make, tmp_path: Path
+) -> None:
+    (text,) = [block for block in blocks(ROOT / "docs" / "promote.md", "python") if "InferenceSession" in block]
+    text = text.replace('{"input": np.zeros((1, 1, 8, 8)', '{"image": np.ones((1, 4)')
+    words = [sys.executable, "-I", "-c", f"import sys\nsys.modules.update(dict.fromkeys({BARE}))\n"]
+    assert promote(site, "digits", made(site).version).promoted
+    file = next((site.home / "mlflow").rglob("model.onnx"))
+    with mlflow_server(site) as address:
+        words[-1] += text.replace("http://mlflow.example:5000", address)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        right = onnxruntime.InferenceSession(file).run(["logits"], {"image": np.ones((1, 4), np.float32)})
+        assert (done.stdout, done.returncode) == (f"{right}\n", 0), done.stderr
+        file.write_bytes(file.read_bytes() + b" ")
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.stderr.endswith("AssertionError: model.onnx was changed\n")
 
 
 CONNECT = """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,15 +17,19 @@ from kdq_core.errors import KdqError
 from kdq_core.recipe.spec import Gate, Site
 from kdq_core.store.hashing import canonical, sha256_file
 from kdq_core.store.records import FileRef, ModelVersion
+from kdq_registry.differences import differences
 from kdq_registry.environment import client
+from kdq_registry.fetching import fetch
 from kdq_registry.history import history
 from kdq_registry.listing import list_models
 from kdq_registry.logged import SHA_TAG
 from kdq_registry.policy import Policy
 from kdq_registry.promotion import promote, rollback
+from kdq_registry.pulling import pull, verify
 from kdq_registry.registering import REPORT_TAG
 from kdq_registry.seal import MANIFEST, SEAL_TAG, SIGNATURE, Seal
 from kdq_registry.signing import sign, signer_of
+from kdq_registry.watch import champion, golden_differences
 
 REMEDY = "; promote another version, or register the model again"
 
@@ -51,7 +56,25 @@ def deletes_everything(folder: Path) -> None:
 
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return open, ("exploded",)
+        return open, ("exploded", "w")
+
+
+HEARD: list[list[str]] = []
+"""The list of the test that listens; Python removes no audit hook."""
+
+
+def hears(event: str, found: tuple[object, ...]) -> None:
+    if HEARD and event == "pickle.find_class":
+        HEARD[-1].append(".".join(map(str, found)))
+
+
+@pytest.fixture
+def unpickled() -> Iterator[list[str]]:
+    """The names of all that anybody unpickles in this process while the test runs."""
+    sys.addaudithook(hears)
+    HEARD.append([])
+    yield HEARD[-1]
+    HEARD.clear()
 
 
 def smuggles_a_pickle(folder: Path) -> None:
@@ -152,6 +175,23 @@ def test_a_version_that_was_tampered_with_is_refused_with_the_reason(
     assert (row["kind"], row["to"], row["reason"], row["aliases"]) == ("refuse", 1, str(caught.value), {})
 
 
+def test_no_command_unpickles_anything(
+    site: Site, registered: Callable[..., ModelVersion], unpickled: list[str], tmp_path: Path
+) -> None:
+    registered(0), registered(1)
+    assert promote(site, "digits", 1).promoted
+    assert promote(site, "digits", 2).promoted
+    assert rollback(site, "digits").promoted
+    pull(site, "digits@champion", tmp_path / "pulled")
+    verify(site, str(tmp_path / "pulled")), verify(site, "digits/2")
+    fetch(site, "digits/1")
+    assert differences(site, "digits", 1, 2)
+    golden_differences(champion(site, "digits@champion", tmp_path / "watched")[0])
+    assert unpickled == []
+    pickle.loads(pickle.dumps(Bomb))  # the fixture hears it
+    assert unpickled == [f"{__name__}.Bomb"]
+
+
 def test_registering_the_same_bytes_again_mends_damaged_files(
     site: Site, registered: Callable[..., ModelVersion]
 ) -> None:
@@ -235,10 +275,12 @@ def test_a_policy_trusts_signers_and_no_others(site: Site, key: Path, registered
     with pytest.raises(KdqError) as caught:
         promote(site, "digits", 1, policy=policy)
     assert str(caught.value) == (
-        f"version 1 of model 'digits' cannot be promoted: nobody signed it, and the policy trusts {signer[:12]}{REMEDY}"
+        f"version 1 of model 'digits' cannot be promoted: nobody signed it, and the policy trusts {signer[:12]}; set "
+        "KDQ_SIGNING_KEY to the file of a trusted key and run `kdq run RECIPE --refresh register`, which signs the "
+        "version; then promote it again"
     )
     with pytest.raises(
-        KdqError, match=f"cannot be promoted: {signer[:12]} signed it, and the policy trusts 0000000000"
+        KdqError, match=f"cannot be promoted: {signer[:12]} signed it, and the policy trusts 000000000000; set KDQ_SIG"
     ):
         promote(site, "digits", 2, policy=Policy(signers=("0" * 64,)))
     assert promote(site, "digits", 2, policy=policy).promoted
@@ -246,6 +288,15 @@ def test_a_policy_trusts_signers_and_no_others(site: Site, key: Path, registered
     assert rollback(site, "digits", policy=policy).version == 2
     with pytest.raises(KdqError, match="nobody signed it, and the policy trusts"):
         rollback(site, "digits", policy=policy)
+
+
+def test_a_key_that_is_text_in_a_variable_signs_the_version_too(
+    site: Site, key: Path, registered: Callable[..., ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDQ_SIGNING_KEY_PEM", key.read_text())
+    registered(0)
+    policy = Policy(signers=(signer_of(site.model_copy(update={"signing_key": key})),))
+    assert promote(site, "digits", 1, policy=policy).promoted
 
 
 def test_a_seal_that_its_signer_did_not_sign_is_refused(

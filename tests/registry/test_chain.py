@@ -7,17 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from kdq_core.errors import KdqError, LostError, RecipeError, StageError
 from kdq_core.recipe.spec import Site
 from kdq_core.store.hashing import canonical
+from kdq_flows.cli import app
 from kdq_registry import aliases, moving
 from kdq_registry.chain import append, head, recent
 from kdq_registry.entries import DIGEST_TAG, ENTRY_TAG, EXPECTED_TAG, SIGNATURE_TAG, Entry, new_entry, wrong_with
 from kdq_registry.environment import client
-from kdq_registry.history import history, verify_history
+from kdq_registry.history import Verified, history, verify_history
 from kdq_registry.listing import list_models
 from kdq_registry.promotion import promote
+from kdq_registry.signing import signer_of
 
 CHAIN = "digits.promotions"
 
@@ -47,8 +50,8 @@ def test_each_entry_names_the_one_before_and_the_aliases_follow_the_last(bare: S
     assert (first.previous, second.previous, third.previous) == ("none", first.digest, second.digest)
     assert [entry.sequence for entry in (first, second, third)] == [1, 2, 3]
     assert aliases_of(bare) == third.aliases == {"champion": 3, "previous": 2}
-    assert verify_history(bare, "digits") == (third.digest, [])
-    assert verify_history(bare, "digits", second.digest[:12]) == (third.digest, [])
+    whole = Verified(head=third.digest, unsigned=(1, 2, 3))
+    assert verify_history(bare, "digits") == verify_history(bare, "digits", second.digest[:12]) == whole
 
 
 def test_of_two_who_saw_the_same_head_the_second_is_told_whom_it_lost_to(bare: Site) -> None:
@@ -65,7 +68,7 @@ def test_of_two_who_saw_the_same_head_the_second_is_told_whom_it_lost_to(bare: S
     assert aliases_of(bare) == {"champion": 2, "previous": 1}
     rows, _ = history(bare, "digits")
     assert [(row["to"], row["lost_to"]) for row in rows] == [(1, None), (2, None), (3, 2)]
-    assert verify_history(bare, "digits")[1] == []
+    assert verify_history(bare, "digits").wrong == ()
     moved(bare, 4)
     assert aliases_of(bare) == {"champion": 4, "previous": 2}
 
@@ -171,7 +174,7 @@ def test_a_chain_that_was_tampered_with_moves_nothing_and_says_what_is_wrong(
         "--verify` lists all that is wrong; restore the database from a backup"
     )
     assert aliases_of(bare) == {"champion": 3, "previous": 2}
-    wrong = verify_history(bare, "digits", last.digest)[1]
+    wrong = verify_history(bare, "digits", last.digest).wrong
     assert told in wrong
     assert f"the chain has no entry {last.digest!r}: it was cut off, or written anew" in wrong
 
@@ -182,10 +185,10 @@ def test_a_chain_that_was_cut_off_is_found_by_the_digest_that_somebody_kept(bare
     client(bare).delete_model_version(CHAIN, "2")
     client(bare).set_registered_model_alias("digits", "champion", "1")
     client(bare).delete_registered_model_alias("digits", "previous")
-    assert verify_history(bare, "digits")[1] == []
-    assert verify_history(bare, "digits", last.digest)[1] == [
-        f"the chain has no entry {last.digest!r}: it was cut off, or written anew"
-    ]
+    assert verify_history(bare, "digits").wrong == ()
+    assert verify_history(bare, "digits", last.digest).wrong == (
+        f"the chain has no entry {last.digest!r}: it was cut off, or written anew",
+    )
 
 
 def test_a_deleted_winner_does_not_let_a_loser_win(bare: Site) -> None:
@@ -225,6 +228,22 @@ def test_entries_are_signed_where_a_key_is_given(bare: Site, key: Path) -> None:
     forged = entry.model_copy(update={"actor": "root@elsewhere"})
     assert wrong_with("digits", tags | {ENTRY_TAG: forged.data.decode(), DIGEST_TAG: forged.digest}) == wrong
     assert wrong_with("other", tags) == "is an entry of model 'digits'"
+
+
+def test_a_verified_history_says_who_signed_which_entries(
+    bare: Site, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = bare.model_copy(update={"signing_key": key})
+    for number, site in enumerate((signed, signed, bare, signed), start=1):
+        moved(site, number)
+    monkeypatch.setenv("KDQ_HOME", str(bare.home))
+    done = CliRunner().invoke(app, ["history", "digits", "--verify"], catch_exceptions=False)
+    assert (done.exit_code, done.stdout.splitlines()[1:]) == (
+        0, [f"signed by {signer_of(signed)}: 3 entries (1-2, 4)", "signed by nobody: 1 entry (3)"]
+    )  # fmt: skip
+    done = CliRunner().invoke(app, ["history", "digits", "--verify", "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert (found["wrong"], found["signed"], found["unsigned"]) == ([], {signer_of(signed): [1, 2, 4]}, [3])
 
 
 @pytest.mark.parametrize(

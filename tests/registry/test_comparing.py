@@ -11,17 +11,22 @@ import pytest
 from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import DEFAULT_GATES, Gate, Site
 from kdq_core.store.records import EvaluationReport, Metric, ModelVersion
+from kdq_registry.aliases import read_aliases
 from kdq_registry.comparing import compare
 from kdq_registry.environment import client
 from kdq_registry.history import history
-from kdq_registry.policy import Policy, read_policy
-from kdq_registry.promotion import promote, rollback
+from kdq_registry.policy import Policy, check_metrics, read_policy
+from kdq_registry.promotion import Moved, promote, rollback
 
 EASY = (Gate(metric="top1", at_least=0.0),)
 
 
 def right(share: float, samples: int = 200) -> dict[str, np.ndarray]:
     return {"top1": (np.arange(samples) < share * samples).astype(np.uint8)}
+
+
+def aliases_of(site: Site) -> dict[str, int]:
+    return read_aliases(client(site), "digits")
 
 
 def report(*metrics: tuple[str, str]) -> EvaluationReport:
@@ -142,8 +147,19 @@ def test_a_challenger_needs_no_gates_and_stops_being_one_as_champion(
     promote(site, "digits", 1)
     assert promote(site, "digits", 2, alias="challenger").promoted
     assert history(site, "digits")[0][-1]["aliases"] == {"challenger": 2, "champion": 1}
-    promote(site, "digits", 2, force="try it")
+    moved = promote(site, "digits", 2, force="try it")
     assert history(site, "digits")[0][-1]["aliases"] == {"champion": 2, "previous": 1}
+    assert moved.others == (
+        Moved(alias="challenger", before=2, after=None), Moved(alias="previous", before=None, after=1),
+    )  # fmt: skip
+    rows, before = history(site, "digits")[0], aliases_of(site)
+    with pytest.raises(RecipeError) as caught:
+        promote(site, "digits", 2, alias="challenger")
+    assert str(caught.value) == (
+        "version 2 of 'digits' is its champion, and a challenger is tried beside the champion; name another version, "
+        "or make another one champion first"
+    )
+    assert (history(site, "digits")[0], aliases_of(site)) == (rows, before)
 
 
 def test_there_is_nothing_to_roll_back_to(site: Site, registered: Callable[..., ModelVersion]) -> None:
@@ -165,11 +181,46 @@ def test_a_policy_on_a_metric_that_nobody_measured_names_the_nearest(
         promote(site, "digits", 1, policy=Policy(gates=(Gate(metric="topp1", at_least=0.9),)))
     assert str(caught.value) == (
         "the policy has a gate on the metric 'topp1', which the report of version 1 of 'digits' does not have; did you "
-        "mean 'top1'? It has: bytes, coverage_macs, parity_flips, speedup, top1."
+        "mean 'top1'? It has: bytes, coverage_macs, parity_flips, speedup, top1; `kdq pull digits/1 DIR` writes all of "
+        "them to DIR/model-card.md"
     )
     with pytest.raises(RecipeError, match="a gate on the model 'int9', and the report of version 1 of 'digits' has: "):
         promote(site, "digits", 1, policy=Policy(gates=(Gate(metric="top1", of="int9", at_least=0.9),)))
     assert client(site).get_registered_model("digits").aliases == {}
+
+
+def test_of_many_metrics_a_policy_gets_the_nearest_and_where_all_are() -> None:
+    names = ["top1", "top5", "bytes", *(f"recall_of_class_{number}" for number in range(42))]
+    metrics = tuple(Metric(name=name, value=0, unit="", direction="higher") for name in names)
+    with pytest.raises(RecipeError) as caught:
+        check_metrics((Gate(metric="topp1", at_least=0.9),), EvaluationReport(models={"int8": metrics}), "digits", 3)
+    assert str(caught.value) == (
+        "the policy has a gate on the metric 'topp1', which the report of version 3 of 'digits' does not have; did you "
+        "mean 'top1'? It has: top1, top5 and 43 more; `kdq pull digits/3 DIR` writes all of them to DIR/model-card.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "no policy file 'policy.yaml'; check the path"),
+        ("", "policy 'policy.yaml' is empty; it needs at least one of 'gates', 'signers', 'worse' and 'compare'"),
+        ("- gates", "policy 'policy.yaml' is a list, not a mapping; write its keys without '- ', at least one of "
+                    "'gates', 'signers', 'worse' and 'compare'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_policy_is_called_a_policy(
+    text: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("policy.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_policy(Path("policy.yaml"))
+    assert str(caught.value) == told
+    Path("policy.py").write_text("gates = []")
+    with pytest.raises(RecipeError, match=r"^'policy.py' is a Python file, and a policy is a YAML file$"):
+        read_policy(Path("policy.py"))
 
 
 def test_a_policy_file_is_read_strictly(tmp_path: Path) -> None:

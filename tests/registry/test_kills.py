@@ -18,6 +18,7 @@ import pytest
 from kdq_core.recipe.spec import Site
 from kdq_core.store.records import ModelVersion
 from kdq_registry import aliases
+from kdq_registry.copying import copy_version
 from kdq_registry.environment import client
 from kdq_registry.history import history, verify_history
 from kdq_registry.listing import list_models
@@ -84,18 +85,19 @@ def state(site: Site) -> dict[str, Any]:
     notes = list_models(site)[1]
     mlflow = client(site)
     experiments = [one.experiment_id for one in mlflow.search_experiments()]
-    versions = {int(one.version): one.source for one in mlflow.search_model_versions("name = 'digits'")}
-    folders = list((site.home / "mlflow" / "artifacts" / "digits" / "models").glob("m-*"))
+    everything = mlflow.search_model_versions("name LIKE '%digits'")
+    versions = [int(one.version) for one in everything if one.name == "digits"]
+    folders = list((site.home / "mlflow" / "artifacts").glob("*/models/m-*"))
     return {
         "aliases": aliases.read_aliases(mlflow, "digits"),
         "notes": notes,
-        "wrong": verify_history(site, "digits")[1],
+        "wrong": list(verify_history(site, "digits").wrong),
         "kinds": [row["kind"] for row in history(site, "digits")[0] if row["lost_to"] is None],
         "versions": sorted(versions),
         "litter": {
             name: count
             for name, count in {
-                "folders": len(folders) - len(versions),
+                "folders": len(folders) - len(everything),
                 "logged models": len(begun(site, mlflow, experiments)),
                 "own runs": len(mlflow.search_runs(experiments, f"tags.`{OWNER_TAG}` != ''")),
                 "open runs": len(mlflow.search_runs(experiments, "attributes.status = 'RUNNING'")),
@@ -186,3 +188,13 @@ def test_a_killed_registration_of_bytes_that_have_a_version(site: Site, template
     for _, end in kills(site, template, lambda: registered(1, top1=0.99).version):
         assert (end["versions"], end["litter"]) == ([1, 2], {})
         assert in_child(lambda: promote(site, "digits", 2).promoted) == (0, True)
+
+
+@pytest.mark.rare
+@pytest.mark.slow
+def test_a_killed_copy_into_another_model(site: Site, template: Path) -> None:
+    found = kills(site, template, lambda: copy_version(site, "digits", 2, "prod.digits"))
+    assert len(found) >= 6
+    for after, end in found:
+        assert after["aliases"] == end["aliases"] == {"champion": 2, "previous": 1}
+        assert (end["versions"], end["litter"]) == ([1, 2], {})

@@ -116,7 +116,11 @@ def test_a_worse_version_needs_force_and_a_reason_and_a_rollback_brings_the_old_
     with pytest.raises(RecipeError, match="--reason says why a promotion is forced; add --force, or leave it out"):
         kdq("promote", "digits", "2", "--reason", "x")
     code, out = kdq("promote", "digits", "2", "--force", "--reason", "the old one leaks")
-    assert (code, out.splitlines()[-1]) == (0, "'champion' of 'digits' is now version 2; before: version 1")
+    assert code == 0
+    assert out.splitlines()[-2:] == [
+        "'champion' of 'digits' is now version 2; before: version 1",
+        "'previous' is now version 1; before: nothing",
+    ]
     code, out = kdq("rollback", "digits", "--reason", "enough", "--json")
     assert (code, json.loads(out)["version"]) == (0, 1)
     rows = json.loads(kdq("history", "digits", "--json")[1])
@@ -126,13 +130,47 @@ def test_a_worse_version_needs_force_and_a_reason_and_a_rollback_brings_the_old_
     assert rows[2]["reason"].startswith("the old one leaks; int8 top1 0.5 is worse")
     head = rows[-1]["digest"]
     assert kdq("history", "digits", "--verify", "--head", head) == (
-        0, f"the chain of 'digits' is whole; its head is {head}\n",
+        0, f"the chain of 'digits' is whole; its head is {head}\nsigned by nobody: 4 entries (1-4)\n",
     )  # fmt: skip
     code, out = kdq("history", "digits", "--verify", "--head", "f" * 64)
-    assert (code, out) == (1, f"the chain has no entry '{'f' * 64}': it was cut off, or written anew\n")
+    assert code == 1
+    assert out.startswith(f"the chain has no entry '{'f' * 64}': it was cut off, or written anew\n")
     with pytest.raises(RecipeError, match="--head names an entry to look for, and only --verify looks for it"):
         kdq("history", "digits", "--head", head)
     assert "rollback" in kdq("history", "digits")[1]
+
+
+def test_each_command_says_what_becomes_of_every_alias(
+    registered: Callable[..., ModelVersion], kdq: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdq_registry.blessing.answering", lambda *_: iter(()))
+
+    def told(*words: str) -> list[str]:
+        code, out = kdq(*words)
+        assert code == 0, out
+        return [line for line in out.splitlines() if line.startswith("'")]
+
+    registered(0), registered(1), registered(2)
+    assert told("promote", "digits", "1") == ["'champion' of 'digits' is now version 1; before: nothing"]
+    assert told("promote", "digits", "2", "--to", "challenger") == [
+        "'challenger' of 'digits' is now version 2; before: nothing"
+    ]
+    assert told("promote", "digits", "3", "--to", "challenger") == [
+        "'challenger' of 'digits' is now version 3; before: version 2"
+    ]
+    assert told("promote", "digits", "2") == [
+        "'champion' of 'digits' is now version 2; before: version 1",
+        "'challenger' stays at version 3",
+        "'previous' is now version 1; before: nothing",
+    ]
+    assert told("promote", "digits", "1", "--to", "challenger") == [
+        "'challenger' of 'digits' is now version 1; before: version 3"
+    ]
+    assert told("rollback", "digits") == [
+        "'champion' of 'digits' is now version 1; before: version 2",
+        "'challenger' is now nothing; before: version 1, which is 'champion' now",
+        "'previous' is now version 2; before: version 1",
+    ]
 
 
 def test_a_history_without_promotions_says_so(
@@ -193,7 +231,7 @@ def test_a_model_is_pulled_verified_and_compared(
     with pytest.raises(RecipeError, match="model 'digits' has no alias 'winner'"):
         kdq("pull", "digits@winner", str(tmp_path / "other"))
     rows = json.loads(kdq("diff", "digits", "1", "2", "--json")[1])
-    assert {"part": "metric", "what": "int8 top1", "1": 0.97, "2": 0.99} in rows
+    assert rows[0] == {"part": "metric", "what": "int8 top1", "1": 0.97, "2": 0.99}
     assert {row["what"] for row in rows if row["part"] == "file"} >= {"model.onnx", "report.json"}
     assert kdq("diff", "digits", "1", "1") == (0, "versions 1 and 1 of 'digits' have the same seal\n")
 
@@ -220,8 +258,11 @@ def test_old_versions_that_were_never_promoted_are_listed_and_deleted_only_when_
         ("promote digit 2", 2, "no registered model named 'digit'; did you mean 'digits'? Registered: digits;"),
         ("promote digits 9", 2, "model 'digits' has no version 9. Versions: 1, 2; name one of these."),
         ("promote digits 2 --to champoin", 2, "not 'champoin'; did you mean 'champion'?"),
+        ("promote digits 2 --to prod.digits", 2, "--to 'prod.digits' is no alias; write champion, challenger, or "
+         "prod.digits@champion to copy the version into the model 'prod.digits'"),
         ("promote digits 2 --policy near.yaml", 2, "does not have; did you mean 'top1'?"),
-        ("promote digits 2 --policy none.yaml", 2, "none.yaml"),
+        ("promote digits 2 --policy none.yaml", 2, "no policy file 'none.yaml'; check the path"),
+        ("promote digits 1 --to challenger", 2, "version 1 of 'digits' is its champion, and a challenger is tried"),
         ("pull digits@winner out", 2, "model 'digits' has no alias 'winner'"),
         ("verify digits/9", 2, "model 'digits' has no version 9"),
         ("rollback digits", 2, "model 'digits' has no 'previous' to roll back to"),

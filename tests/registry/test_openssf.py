@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -30,15 +31,21 @@ def curve(tmp_path: Path) -> Path:
 def test_a_missing_package_and_another_key_are_told_before_anything_is_pulled(
     curve: Path, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "model_signing", None)
+    class Half(SimpleNamespace):
+        """The package without one that it imports."""
+
+        def __getattr__(self, name: str) -> object:
+            raise ModuleNotFoundError(name="OpenSSL") if name == "signing" else AttributeError(name)
+
+    for there, missing in ((None, "model_signing"), (Half(), "OpenSSL")):
+        monkeypatch.setitem(sys.modules, "model_signing", there)  # type: ignore[arg-type]
         with pytest.raises(RecipeError) as caught:
             check_key(curve)
-    assert str(caught.value) == (
-        "a signature for OpenSSF needs the Python package 'model_signing', which is not installed; run `pip install "
-        "'kdq[openssf]'`"
-    )
-    monkeypatch.setitem(sys.modules, "model_signing", sys)
+        assert str(caught.value) == (
+            f"a signature for OpenSSF needs the Python package {missing!r}, which is not installed; run `pip install "
+            "'kdq[openssf]'`"
+        )
+    monkeypatch.setitem(sys.modules, "model_signing", SimpleNamespace(signing=None))  # type: ignore[arg-type]
     check_key(curve)
     for path, told in (
         (key, "holds no unencrypted elliptic-curve key"),

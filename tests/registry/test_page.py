@@ -1,4 +1,7 @@
+import socket
 from collections.abc import Callable
+
+import pytest
 
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import EpochRecord, ModelVersion
@@ -80,11 +83,23 @@ def test_a_logged_model_has_the_figures_of_the_file_and_their_data(
     assert figures["int8/top1"] == 0.5
 
 
+def test_a_version_names_who_registered_it_in_a_tag_as_mlflow_leaves_its_column_empty(
+    site: Site, registered: Callable[..., ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    registered()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody else")
+    registered(top1=0.5)
+    version = client(site).get_model_version("digits", "1")
+    assert version.tags["kdq.registered_by"] == f"ada@{socket.gethostname()}"
+    assert version.user_id is None  # if MLflow fills it one day, the tag can go
+
+
 def test_no_hash_but_those_of_the_file_and_the_seal_is_a_tag_of_a_version(
     site: Site, registered: Callable[..., ModelVersion]
 ) -> None:
     registered()
     tags = client(site).get_model_version("digits", "1").tags
     assert sorted(name for name in tags if not name.startswith("mlflow.")) == [
-        "kdq.logged_model", "kdq.report", "kdq.seal", "kdq.sha256"
+        "kdq.logged_model", "kdq.registered_by", "kdq.report", "kdq.seal", "kdq.sha256"
     ]  # fmt: skip

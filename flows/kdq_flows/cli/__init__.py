@@ -11,6 +11,7 @@ import typer
 from kdq_flows.cli import (
     authoring,
     bench,
+    cache,
     common,
     encrypting,
     explain,
@@ -22,12 +23,14 @@ from kdq_flows.cli import (
     replay,
     report,
     run,
+    runs,
     schedules,
     servers,
     start,
     synergy,
     watch,
 )
+from kdq_flows.run.signals import EXIT_CODE, leaving
 
 app = typer.Typer(
     name="kdq",
@@ -59,8 +62,8 @@ def _root(
 
 
 _MODULES = (
-    start, run, own, recipes, bench, replay, report, explain, synergy, models, promoting, encrypting, watch, servers,
-    schedules, plugins, authoring,
+    start, run, own, recipes, bench, replay, runs, report, explain, synergy, models, promoting, encrypting, watch,
+    servers, schedules, cache, plugins, authoring,
 )  # fmt: skip
 for _module in _MODULES:
     _module.register_commands(app)
@@ -70,18 +73,19 @@ def main() -> None:
     """Run the command line; print an error as one paragraph on stderr, and exit with its code.
 
     0 is success, 1 a failed run or an unexpected error, 2 a wrong request before anything ran, 3 a promotion lost to
-    another process, 130 an interrupt.
+    another process, 130 an interrupt by Ctrl-C or SIGTERM.
     """
-    try:
-        app(prog_name="kdq", color=False if os.environ.get("NO_COLOR") else None)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if common.debug:
-            import traceback
+    with leaving(exits=True):
+        try:
+            app(prog_name="kdq", color=False if os.environ.get("NO_COLOR") else None)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_CODE)
+        except Exception as error:
+            if common.debug:
+                import traceback
 
-            traceback.print_exception(error)
-        sys.exit(_explain(error))
+                traceback.print_exception(error)
+            sys.exit(_explain(error))
 
 
 def _explain(error: Exception) -> int:

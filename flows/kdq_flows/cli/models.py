@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from kdq_flows.cli import common
 from kdq_flows.cli.common import JsonFlag
 
 if TYPE_CHECKING:
+    from kdq_registry.history import Verified
     from kdq_registry.pulling import Checked
 
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the registered model.")]
@@ -41,7 +43,9 @@ def models(
 
 def history(
     name: ModelName,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every entry of the chain.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every entry of the chain, and say who signed.")
+    ] = False,
     head: Annotated[
         str | None, typer.Option(metavar="DIGEST", help="With --verify: an entry that the chain must have.")
     ] = None,
@@ -55,12 +59,14 @@ def history(
     if head and not verify:
         raise RecipeError("--head names an entry to look for, and only --verify looks for it; add --verify")
     if verify:
-        last, wrong = verify_history(common.site(), name, head)
+        found = verify_history(common.site(), name, head)
         if as_json:
-            typer.echo(json.dumps({"head": last, "wrong": wrong}, indent=2))
+            typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))
         else:
-            typer.echo("\n".join(wrong) or f"the chain of {name!r} is whole; its head is {last}")
-        raise typer.Exit(1 if wrong else 0)
+            typer.echo("\n".join(found.wrong) or f"the chain of {name!r} is whole; its head is {found.head}")
+            for line in _signatures(found):
+                common.say(line)
+        raise typer.Exit(1 if found.wrong else 0)
     rows, notes = entries_of(common.site(), name)
     common.notes(notes)
     if rows or as_json:
@@ -152,6 +158,26 @@ def _tell(found: Checked, done: str, *, as_json: bool) -> None:
         return
     signed = f"signed by {found.signer}" if found.signer else "not signed"
     common.say(f"{found.what}: {found.files} files as sealed ({found.seal[:12]}), {signed}; {done}")
+
+
+def _signatures(found: Verified) -> Iterator[str]:
+    """Who signed which entries."""
+    for signer, entries in found.signed.items():
+        yield f"signed by {signer}: {_numbers(entries)}"
+    if found.unsigned:
+        yield f"signed by nobody: {_numbers(found.unsigned)}"
+
+
+def _numbers(entries: Sequence[int]) -> str:
+    """`3 entries (1-2, 5)`."""
+    runs: list[list[int]] = []
+    for entry in entries:
+        if runs and entry == runs[-1][-1] + 1:
+            runs[-1][1:] = [entry]
+        else:
+            runs.append([entry])
+    count = "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
+    return f"{count} ({', '.join('-'.join(map(str, run)) for run in runs)})"
 
 
 def _shown(rows: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -23,6 +23,10 @@ TargetOption = Annotated[
         autocompletion=targets,
     ),
 ]
+DATA = "npz, safetensors, CSV, Parquet, a folder of images, or file.py:function."
+DataOption = Annotated[str | None, typer.Option("--data", help=DATA)]
+WeightsOption = Annotated[str | None, typer.Option("--weights", help="The trained weights, a safetensors file.")]
+QatOption = Annotated[bool, typer.Option("--qat", help="Train the quantized model on the labels.")]
 BitsOption = Annotated[int, typer.Option("--bits", min=2, max=8, help="Bits of the weights.")]
 QuantizerOption = Annotated[
     str | None, typer.Option("--quantizer", help="Name of a quantizer.", autocompletion=quantizers)
@@ -52,13 +56,11 @@ def register_commands(app: typer.Typer) -> None:
 
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function that makes the model.")],
-    data: Annotated[
-        str, typer.Option("--data", help="npz, safetensors, CSV, Parquet, a folder of images, or file.py:function.")
-    ],
-    weights: Annotated[str | None, typer.Option("--weights", help="The trained weights, a safetensors file.")] = None,
+    data: Annotated[str, typer.Option("--data", help=DATA)],
+    weights: WeightsOption = None,
     target: TargetOption = None,
     bits: BitsOption = 8,
-    qat: Annotated[bool, typer.Option("--qat", help="Train the quantized model on the labels.")] = False,
+    qat: QatOption = False,
     quantizer: QuantizerOption = None,
     epochs: EpochsOption = None,
     loss: LossOption = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,10 +31,10 @@ def promote(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a version `champion` if its files are as sealed and its gates are met; list every gate."""
-    from kdq_core.errors import RecipeError
+    from kdq_core.errors import RecipeError, did_you_mean
     from kdq_registry.copying import copy_version
     from kdq_registry.policy import read_policy
-    from kdq_registry.promotion import check_alias
+    from kdq_registry.promotion import TARGETS, check_alias
     from kdq_registry.promotion import promote as promote_version
     from kdq_registry.signing import signer_of
 
@@ -45,6 +46,11 @@ def promote(
         )
     rules = None if policy is None else read_policy(policy)
     model, _, alias = to.rpartition("@")
+    if not model and alias not in TARGETS and not did_you_mean(alias, TARGETS):
+        raise RecipeError(
+            f"--to {to!r} is no alias; write champion, challenger, or {to}@champion to copy the version into the model "
+            f"{to!r}"
+        )
     check_alias(alias)
     site = common.site()
     signer_of(site)  # refuses a wrong key before anything is written
@@ -126,8 +132,23 @@ def _tell(result: PromotionResult) -> None:
         common.say(f"{'forced although' if result.promoted else 'refused:'} {reason}")
     if result.promoted:
         typer.echo(f"{result.alias!r} of {result.name!r} is now version {result.version}; before: {before}")
+        for line in _others(result):
+            typer.echo(line)
     else:
         typer.echo(f"not promoted: {result.alias!r} of {result.name!r} stays at {before}")
+
+
+def _others(result: PromotionResult) -> Iterator[str]:
+    """What became of the other aliases."""
+    for one in result.others:
+        if one.before == one.after:
+            yield f"{one.alias!r} stays at version {one.after}"
+        elif one.after is None:
+            why = f"is {result.alias!r} now" if one.before == result.version else "was deleted"
+            yield f"{one.alias!r} is now nothing; before: version {one.before}, which {why}"
+        else:
+            before = f"version {one.before}" if one.before else "nothing"
+            yield f"{one.alias!r} is now version {one.after}; before: {before}"
 
 
 def _compared(result: PromotionResult) -> list[dict[str, object]]:

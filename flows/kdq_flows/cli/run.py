@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from kdq_flows.cli import common
 from kdq_flows.cli.common import RecipeFile
 from kdq_flows.cli.studies import show_branches, show_part
 from kdq_flows.cli.tables import wrap
+from kdq_flows.run.signals import interrupted_in, leaving
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
 
 
 STAGE = "STAGE[@BRANCH]"
-INTERRUPTED = "interrupted; finished work is kept, run again to resume"
+
+
+SHARE, PATIENCE, PAUSE = 0.1, 30.0, 3.0
+"""Without a terminal, a stage has a line when `SHARE` more of it is done or after `PATIENCE` seconds, but never within
+`PAUSE` seconds after the last one."""
 
 
 class Progressing:
-    """Shows one bar for each stage on a terminal, and one line for each stage elsewhere; writes to stderr."""
+    """Shows one bar for each stage on a terminal, and lines elsewhere; writes to stderr."""
 
     def __init__(self, *, bars: bool) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -38,6 +43,9 @@ class Progressing:
         self._lock = threading.Lock()
         self._console = common.console(stderr=True)
         self._bars: dict[str, TaskID] = {}
+        self._lines: dict[str, _Line] = {}
+        self.begun: list[str] = []
+        """The stages that have begun and not ended, or were interrupted."""
         self._progress: Progress | None = None
         if bars:
             self._progress = Progress(
@@ -52,33 +60,67 @@ class Progressing:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """Show the bars while the run lasts."""
-        with self._progress or contextlib.nullcontext():
+        """Show the bars while the run lasts; or look now and then which stage has been silent for too long."""
+        if self._progress:
+            with self._progress:
+                yield
+            return
+        ended = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+        beat.start()
+        try:
             yield
+        finally:
+            ended.set()
+            beat.join()
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(PAUSE):
+            self.look()
+
+    def look(self) -> None:
+        """Print the line of each stage that is due."""
+        with self._lock:
+            for stage, line in self._lines.items():
+                if line.due():
+                    self._console.print(f"{stage:14} {line.text()}")
 
     def stage_started(self, stage: str) -> None:
-        """Add the stage's bar."""
+        """Add the stage's bar, or print that it starts."""
         with self._lock:
-            if self._progress and stage not in self._bars:
+            self.begun.append(stage)
+            if self._progress is None:
+                self._lines[stage] = _Line()
+                self._console.print(f"{stage:14} starts")
+            elif stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=None, note="starting")
 
     def progress(self, event: dict[str, Any]) -> None:
-        """Move the stage's bar."""
+        """Move the stage's bar, or print how far it is."""
         with self._lock:
-            if self._progress and event.get("stage") in self._bars:
-                bar = self._bars[event["stage"]]
+            stage = event.get("stage", "")
+            if self._progress and stage in self._bars:
+                bar = self._bars[stage]
                 self._progress.update(bar, completed=event["done"], total=event["total"], note=event["note"])
+            elif stage in self._lines:
+                line = self._lines[stage]
+                line.share, line.note = event["done"] / max(event["total"], 1), event["note"]
+                if line.due():
+                    self._console.print(f"{stage:14} {line.text()}")
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
         """Stop the stage's bar, or print the stage's line."""
         with self._lock:
+            if stage in self.begun and state != "interrupted":
+                self.begun.remove(stage)
             if self._progress is None:
+                self._lines.pop(stage, None)
                 self._console.print(f"{stage:14} {state} in {seconds:.1f} s")
                 return
             if stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=1, note="")
             bar = self._bars[stage]
-            full = state != "failed"
+            full = state not in ("failed", "interrupted")
             total = self._progress.tasks[self._progress.task_ids.index(bar)].total or 1
             self._progress.update(bar, total=total, completed=total if full else None, note=state)
             self._progress.stop_task(bar)
@@ -86,6 +128,26 @@ class Progressing:
     def message(self, text: str) -> None:
         """Print a text above the bars."""
         self._console.print("\n".join(wrap(text, self._console.width)), soft_wrap=True)
+
+
+class _Line:
+    """How far a stage is, and when its last line said so."""
+
+    def __init__(self) -> None:
+        self._began = self._told = time.monotonic()
+        self._said = self.share = 0.0
+        self.note = ""
+
+    def due(self) -> bool:
+        """Whether the stage has a new line."""
+        self._said = min(self._said, self.share)  # another part of the stage began
+        since = time.monotonic() - self._told
+        return since >= PATIENCE or (since >= PAUSE and self.share >= self._said + SHARE)
+
+    def text(self) -> str:
+        """The line."""
+        self._told, self._said = time.monotonic(), self.share
+        return f"{self.share:4.0%} after {self._told - self._began:.0f} s{f': {self.note}' if self.note else ''}"
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -137,22 +199,29 @@ def finish(
     Raises:
         KdqError: the request is wrong, or a stage failed.
     """
-    began = time.monotonic()
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
-            recipe, site = load(), common.site()
-        from kdq_core.plan.part import Part
-        from kdq_flows.running import run_recipe
+    began, stdout = time.monotonic(), sys.stdout
+    observer = Progressing(bars=sys.stderr.isatty())
 
-        some = Part(**part) if part else None
-        observer = Progressing(bars=sys.stderr.isatty())
-        with observer.live(), contextlib.redirect_stdout(sys.stderr):
-            result, error = run_recipe(recipe, site, server=server, observer=observer, part=some)
-    except BaseException as stopped:  # also on an interrupt, a script gets its JSON object
+    def last_words(stopped: BaseException | None = None) -> None:
+        """Also on an interrupt, a script gets its JSON object."""
+        text = _last_words(stopped, observer.begun)
         if as_json:
-            typer.echo(_stopped(file, stopped, time.monotonic() - began).model_dump_json())
-        elif isinstance(stopped, KeyboardInterrupt):
-            common.say(INTERRUPTED, err=True)
+            typer.echo(_stopped(file, text, stopped, time.monotonic() - began).model_dump_json(), file=stdout)
+        elif not isinstance(stopped, Exception):
+            common.say(text, err=True)
+
+    try:
+        with leaving(last_words):
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
+                recipe, site = load(), common.site()
+            from kdq_core.plan.part import Part
+            from kdq_flows.running import run_recipe
+
+            some = Part(**part) if part else None
+            with observer.live(), contextlib.redirect_stdout(sys.stderr):
+                result, error = run_recipe(recipe, site, server=server, observer=observer, part=some)
+    except BaseException as stopped:
+        last_words(stopped)
         raise
     if as_json:
         typer.echo(result.model_dump_json())
@@ -169,14 +238,21 @@ def finish(
     return result
 
 
-def _stopped(file: Path, error: BaseException, seconds: float) -> RunResult:
-    """The facts of a run that did not start or was interrupted."""
+def _last_words(error: BaseException | None, begun: list[str]) -> str:
+    """Why a run did not start, or where it was interrupted."""
     from kdq_core.errors import KdqError
+
+    if not isinstance(error, Exception):
+        return interrupted_in(begun)
+    return str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _stopped(file: Path, text: str, error: BaseException | None, seconds: float) -> RunResult:
+    """The facts of a run that did not start or was interrupted."""
     from kdq_flows.facts.result import RunResult
 
-    text = str(error) if isinstance(error, KdqError) else f"{type(error).__name__}: {error}".rstrip(": ")
-    text = INTERRUPTED if isinstance(error, KeyboardInterrupt) else text
-    return RunResult(run=file.stem, status="failed", seconds=round(seconds, 3), stages=(), models={}, error=text)
+    status: Literal["failed", "interrupted"] = "failed" if isinstance(error, Exception) else "interrupted"
+    return RunResult(run=file.stem, status=status, seconds=round(seconds, 3), stages=(), models={}, error=text)
 
 
 def _closing(result: RunResult) -> None:

@@ -91,8 +91,8 @@ def deploy(
 
 
 def doctor(as_json: JsonFlag = False) -> None:
-    """Check this installation: the home, events that wait for MLflow, the Prefect server, and that schedules fire."""
-    from kdq_flows.servers.doctor import doctor as run
+    """Check this installation: home, versions, disk, devices, leases, servers, clock, and that schedules fire."""
+    from kdq_flows.seeing.doctor import doctor as run
 
     rows = run(common.site())
     common.show(rows, title="doctor", as_json=as_json)

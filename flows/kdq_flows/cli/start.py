@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdq_flows.cli import common
+from kdq_flows.cli.own import (
+    BitsOption,
+    DataOption,
+    LossOption,
+    QatOption,
+    QuantizerOption,
+    SetOption,
+    TargetOption,
+    WeightsOption,
+    options_of,
+)
 
 if TYPE_CHECKING:
     from kdq_core.recipe.spec import Recipe
@@ -71,17 +82,44 @@ def _trained(folder: Path) -> Path:
 
 def check(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file; or the Python file of `kdq compress`.")
+        str,
+        typer.Argument(
+            metavar="FILE", help="A recipe; the Python file of `kdq compress`; or the MODEL of `kdq quantize`."
+        ),
     ],
+    data: DataOption = None,
+    weights: WeightsOption = None,
+    target: TargetOption = None,
+    bits: BitsOption = 8,
+    qat: QatOption = False,
+    quantizer: QuantizerOption = None,
+    loss: LossOption = None,
+    settings: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Find what would go wrong in a run, in seconds: data, models, quantizers and export, without any training."""
+    """Find what would go wrong in a run, in seconds: data, models, quantizers and export, without any training.
+
+    All options but --json are those of `kdq quantize`, for a model.
+    """
     site = common.site()
-    from kdq_flows.own import checked, compressing
+    from kdq_flows.own import checked, compressing, quantizing
     from kdq_flows.preflight.findings import findings
 
+    model = ":" in file and not Path(file).exists()
+    _fitting(file, model, data, {
+        "--weights": weights, "--target": target, "--bits": bits != 8, "--qat": qat, "--quantizer": quantizer,
+        "--loss": loss, "--set": settings,
+    })  # fmt: skip
+
     def load() -> Recipe:
-        return checked(compressing(str(file))) if file.suffix == ".py" else common.load_recipe(file, files=True)
+        if not model:
+            return checked(compressing(file)) if file.endswith(".py") else common.load_recipe(Path(file), files=True)
+        return checked(
+            quantizing(
+                file, data or "", site, weights=weights, targets=target or (), options=options_of(settings),
+                loss=loss, bits=bits, quantizer=quantizer, qat=qat,
+            )
+        )  # fmt: skip
 
     found: list[Finding] = []
     for one in findings(load, site):
@@ -92,3 +130,19 @@ def check(
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2, ensure_ascii=False))
     if not all(one.ok for one in found):
         raise typer.Exit(2)
+
+
+def _fitting(file: str, model: bool, data: str | None, asked: dict[str, object]) -> None:
+    """Refuse options of a model beside a file, and a model without data."""
+    from kdq_core.errors import RecipeError
+
+    given = [name for name, value in {"--data": data, **asked}.items() if value]
+    if given and not model:
+        raise RecipeError(
+            f"{given[0]} goes with a model, such as 'kdq check my_model.py:net --data data.npz', and {file!r} is a "
+            "file; change it there, or name a model"
+        )
+    if model and data is None:
+        raise RecipeError(
+            f"the model {file!r} needs --data: npz, safetensors, CSV, Parquet, a folder of images, or file.py:function"
+        )

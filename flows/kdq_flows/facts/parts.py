@@ -8,11 +8,14 @@ from kdq_core.frozen import Frozen
 
 
 class StageFacts(Frozen):
-    """How one stage ended; `shared`: another process computed it while this run waited."""
+    """How one stage ended.
+
+    `shared`: another process computed it while this run waited. `interrupted`: the next run resumes it.
+    """
 
     name: str
     key: str
-    state: Literal["ran", "cached", "shared", "failed"]
+    state: Literal["ran", "cached", "shared", "failed", "interrupted"]
     seconds: float
 
 

@@ -37,7 +37,7 @@ class RunResult(Frozen):
         artifact: the int8 file, if it was exported.
         coverage: how each operator of that file runs.
         version: the model version, if it was registered.
-        error: the error of a failed run.
+        error: the error of a failed run, or where it was interrupted.
         links: addresses of the web pages that are up.
         verdict: the int8 file against the float student in one line, or why the models cannot be compared; empty if
             they were not measured.
@@ -49,7 +49,7 @@ class RunResult(Frozen):
     """
 
     run: str
-    status: Literal["completed", "no-news", "failed"]
+    status: Literal["completed", "no-news", "failed", "interrupted"]
     seconds: float
     stages: tuple[StageFacts, ...]
     models: dict[str, dict[str, Measured]]

@@ -35,7 +35,7 @@ class BranchFacts(Frozen):
     gates: tuple[GateVerdict, ...] = ()
     artifact: ArtifactFacts | None = None
     version: VersionFacts | None = None
-    status: Literal["completed", "no-news", "failed", "skipped"]
+    status: Literal["completed", "no-news", "failed", "interrupted", "skipped"]
     error: str | None = None
     run: str = ""
 

@@ -16,7 +16,7 @@ from kdq_flows.facts.uploader import Uploader, left
 from kdq_flows.owner import owner_tag
 
 if TYPE_CHECKING:
-    from kdq_registry.tracking import Tracker
+    from kdq_registry.tracking import Status, Tracker
     from kdq_registry.uploading import Upload
 
 
@@ -25,6 +25,7 @@ class RunTracking:
 
     Attributes:
         prefect: address of the flow run's page in Prefect, if there is one; set it before the first stage.
+        killed: whether the run was interrupted; what did not finish then is `KILLED`, not `FAILED`.
     """
 
     def __init__(self, plan: Plan, name: str, tags: Mapping[str, str], uploader: Uploader | None) -> None:
@@ -33,6 +34,7 @@ class RunTracking:
         self._tags = tags
         self._name = name
         self.prefect: str | None = None
+        self.killed = False
         self._uploader = uploader
         self._lock = threading.Lock()
         self._tracker: Tracker | None = None
@@ -82,7 +84,7 @@ class RunTracking:
     def stage_ended(self, run: str, *, failed: bool) -> None:
         """Close the stage's nested run."""
         if self._tracker:
-            self._tracker.finish(run, "FAILED" if failed else "FINISHED")
+            self._tracker.finish(run, self._status(failed=failed))
             self._news()
 
     def check(self) -> None:
@@ -145,8 +147,11 @@ class RunTracking:
         """
         if self._tracker:
             self._tracker.log_papers(report(), lock)
-            self._tracker.end("FAILED" if failed else "FINISHED")
+            self._tracker.end(self._status(failed=failed))
             self._news()
+
+    def _status(self, *, failed: bool) -> Status:
+        return "FINISHED" if not failed else "KILLED" if self.killed else "FAILED"
 
     def _news(self) -> None:
         if self._uploader and self._upload:

@@ -17,10 +17,11 @@ from prefect import flow, runtime, tags, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
+from prefect.futures import PrefectFuture, wait
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Completed, State
+from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.errors import KdqError
@@ -30,9 +31,12 @@ from kdq_flows.owner import prefect_tag
 from kdq_flows.prefect.owed import AWAY, drop_events, heard, owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
-from kdq_flows.run.supervisor import StageCancelledError
+from kdq_flows.run.signals import interrupted_in, leaving
+from kdq_flows.run.supervisor import TERMINATE_SECONDS, StageCancelledError
 from kdq_flows.servers.servers import ensure_mlflow_ui, running_prefect
 
+STOP_SECONDS = TERMINATE_SECONDS + 0.5
+"""Until an interrupted flow is Cancelled, even if a task has not ended."""
 PIPELINES: dict[str, Pipeline] = {}
 """Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
 
@@ -55,7 +59,10 @@ class LogObserver(Silent):
 @task(cache_policy=NO_CACHE, persist_result=False)
 def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
     """Run one stage; the state's data is the digest of its entry."""
-    digest, cached = PIPELINES[token].run_stage(stage, parents)
+    try:
+        digest, cached = PIPELINES[token].run_stage(stage, parents)
+    except StageCancelledError as error:
+        return Cancelled(message=str(error))
     return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
 
 
@@ -93,6 +100,9 @@ def run_as_flow(pipeline: Pipeline) -> None:
     """Run the pipeline as a flow of the configured server; afterwards its `errors` say which stages failed.
 
     If the server is lost during the run, KDQ continues inline: the store knows which stages are done.
+
+    Raises:
+        KeyboardInterrupt: a signal interrupted the run; the flow is Cancelled.
     """
     token = uuid.uuid4().hex
     PIPELINES[token] = pipeline
@@ -106,20 +116,23 @@ def run_as_flow(pipeline: Pipeline) -> None:
                 token=token,
                 return_state=True,
             )
-        if state.is_completed() or pipeline.errors:
+        if state.is_completed() or pipeline.errors or pipeline.stopped:
             heard(pipeline.plan.site, state.state_details.flow_run_id)
         else:  # the server was away when the run ended, and has heard the error of that
             settle(pipeline.plan.site)
     except Exception as error:
-        _go_on(pipeline, error)
-        drop_events()
-        if not settle(pipeline.plan.site):
-            pipeline.observer.message(AWAY)
+        if not pipeline.stopped:
+            _go_on(pipeline, error)
+            drop_events()
+            if not settle(pipeline.plan.site):
+                pipeline.observer.message(AWAY)
     except BaseException:
-        pipeline.cancelled.set()
+        pipeline.stop()
         raise
     finally:
         del PIPELINES[token]
+    if pipeline.stopped:
+        raise KeyboardInterrupt
 
 
 def few_tries() -> AbstractContextManager[Any]:
@@ -139,6 +152,8 @@ def _driven(token: str) -> State:
     except Exception as error:
         _go_on(pipeline, error)
         state = _ended(pipeline)
+    if pipeline.stopped:
+        return state
     _owe(pipeline)
     if pipeline.error is not None:
         raise pipeline.error
@@ -191,20 +206,23 @@ def _drive(token: str) -> State:
     address = str(runtime.flow_run.ui_url)
     pipeline.tracking.prefect = address if address.startswith("http") else None
     futures: dict[str, Any] = {name: entry.digest for name, entry in pipeline.entries.items()}
-    try:
-        for node in pipeline.plan.nodes:
-            if node.name in pipeline.left_out:
-                continue
-            options = prefect_options(pipeline.plan.recipe.retry_of(node.name))
-            named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
-            futures[node.name] = named.submit(token, node.name, {name: futures[name] for name in node.parents.values()})
-        for future in futures.values():
-            if not isinstance(future, str):
-                future.wait()
-    except BaseException as stopped:
-        if not isinstance(stopped, Exception):  # if only the server is lost, the workers may finish
-            pipeline.cancelled.set()
-        raise
+    tasks: list[PrefectFuture[Any]] = []
+    with leaving():
+        try:
+            for node in pipeline.plan.nodes:
+                if node.name in pipeline.left_out:
+                    continue
+                options = prefect_options(pipeline.plan.recipe.retry_of(node.name))
+                named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
+                given = {name: futures[name] for name in node.parents.values()}
+                futures[node.name] = named.submit(token, node.name, given)
+                tasks.append(futures[node.name])
+            for task_run in tasks:
+                task_run.wait()
+        except KeyboardInterrupt:
+            pipeline.stop()
+            wait(tasks, timeout=STOP_SECONDS)
+            return Cancelled(message=interrupted_in(pipeline.interrupted))
     pipeline.write_page()
     error = pipeline.error
     if error is not None:

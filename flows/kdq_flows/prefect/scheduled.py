@@ -1,14 +1,16 @@
 """The flow of a schedule: a worker runs it for a recipe with or without branches, if the policies let it."""
 
+import contextlib
 import os
 import sys
 import uuid
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow, get_run_logger, runtime
 from prefect.client.orchestration import get_client
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled, Crashed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.plugins.catalog import Catalog
@@ -21,6 +23,7 @@ from kdq_flows.prefect.due import skipped
 from kdq_flows.prefect.flow import LogObserver, run_here
 from kdq_flows.prefect.reconcile import claim, reconcile
 from kdq_flows.prefect.study_flow import run_study_here
+from kdq_flows.run.diary import Diary
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
@@ -63,11 +66,29 @@ def scheduled_flow(
     claim(run)
     _print_to(where.home / "logs" / name / "prefect.log")
     reconcile(where)
-    observer = LogObserver(get_run_logger())
+    with Diary(where, recipe["name"], LogObserver(get_run_logger()), name) as diary:
+        state = _run(recipe, where, diary)
+    return _to_resume(state, run) if state.is_cancelled() else state
+
+
+def _run(recipe: dict[str, Any], where: Site, diary: Diary) -> State:
     if FIELDS & recipe.keys():
         document = document_from_text(yaml_of(recipe), "the deployed recipe")
-        return run_study_here(study_run(read_study(document, Catalog.load()), where, observer, name))
-    return run_here(Pipeline(Recipe.model_validate(recipe), where, observer, name))
+        study = study_run(read_study(document, Catalog.load()), where, diary, diary.run)
+        diary.facts, diary.ended = study.facts, study.stages.values
+        return run_study_here(study)
+    pipeline = Pipeline(Recipe.model_validate(recipe), where, diary, diary.run)
+    diary.facts, diary.ended = pipeline.facts, pipeline.stages.values
+    return run_here(pipeline)
+
+
+def _to_resume(state: State, run: uuid.UUID) -> State:
+    """Crashed instead of Cancelled, unless somebody cancelled the run in Prefect: the next `kdq serve` resumes it."""
+    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        now = client.read_flow_run(run).state
+        if now is not None and now.is_cancelling():
+            return state
+    return Crashed(message=state.message)
 
 
 def _site_of(site: dict[str, Any] | None) -> Site:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from prefect import flow, runtime, tags
 from prefect.artifacts import create_table_artifact
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, State
+from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.errors import KdqError
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
-from kdq_flows.prefect.flow import PIPELINES, few_tries, log_to, stage_task
+from kdq_flows.prefect.flow import PIPELINES, STOP_SECONDS, few_tries, log_to, stage_task
 from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
+from kdq_flows.run.signals import interrupted_in, leaving
 from kdq_flows.run.study import StudyRun, title_of
 
 _STUDIES: dict[str, StudyRun] = {}
@@ -59,7 +62,8 @@ def run_study_here(study: StudyRun) -> State:
             _lost(study, error)
             if not study.done:
                 study.run_inline()
-        _owe(study, uuid.UUID(str(runtime.flow_run.id)))
+        if not study.stopped:
+            _owe(study, uuid.UUID(str(runtime.flow_run.id)))
     finally:
         study.finish()
     return _ended(study)
@@ -69,12 +73,21 @@ def _drive(study: StudyRun) -> None:
     """Run the branches as tasks of the flow run that has begun, and publish a table of them."""
     address = str(runtime.flow_run.ui_url)
     study.shown_at(address if address.startswith("http") else None)
-    study.run(_start)
+    with leaving():
+        try:
+            study.run(_start)
+        except KeyboardInterrupt:
+            until = time.monotonic() + STOP_SECONDS
+            while PIPELINES and time.monotonic() < until:
+                time.sleep(0.05)  # until the tasks have ended
+            return
     create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
 
 
 def _ended(study: StudyRun) -> State:
-    """The state of a study without errors."""
+    """The state of a study that was interrupted, or has no errors."""
+    if study.stopped:
+        return Cancelled(message=interrupted_in(study.interrupted))
     if study.error is not None:
         raise study.error
     return Completed(message=_verdict(study))
@@ -88,6 +101,9 @@ def run_study_as_flow(study: StudyRun) -> None:
     """Run the study as a flow of the configured server; afterwards its facts say what failed.
 
     If the server is lost during the run, KDQ continues inline: the store knows which stages are done.
+
+    Raises:
+        KeyboardInterrupt: a signal interrupted the run; the flow is Cancelled.
     """
     token = uuid.uuid4().hex
     _STUDIES[token] = study
@@ -98,11 +114,14 @@ def run_study_as_flow(study: StudyRun) -> None:
         with tags(prefect_tag(), study.study.name), few_tries():
             named(token=token, axes={one.name: one.axes for one in study.planned}, return_state=True)
     except Exception as error:
-        lost = True
-        _lost(study, error)
+        if not study.stopped:
+            lost = True
+            _lost(study, error)
     finally:
         run = _FLOW_RUNS.pop(token, None)
         del _STUDIES[token]
+    if study.stopped:
+        raise KeyboardInterrupt
     if not study.done:
         study.run_inline()
     if run is not None:
@@ -130,6 +149,8 @@ def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> F
 
     def ended(future: PrefectFuture[Any]) -> None:
         del PIPELINES[token]
+        with suppress(Exception):
+            future.wait()  # reads the state here; the server that `state` asks else may hear of it later
         if future.state.is_completed():
             done.set_result(None)
         else:

@@ -58,8 +58,9 @@ def read(workload: Workload) -> dict[str, Read]:
     """Read each split, for at most `SECONDS` each.
 
     Raises:
-        StageError: a split is empty, gives something else than batches, or numbers that are not finite.
+        StageError: a split is empty, does not end, gives something else than batches, or numbers that are not finite.
     """
+    workload.check()
     found: dict[str, Read] = {}
     for split in SPLITS:
         one, began = found.setdefault(split, Read()), time.monotonic()

@@ -44,7 +44,7 @@ class RunRecord(Frozen):
         entries = {}
         for stage in self.result.stages:
             with contextlib.suppress(StoreError):  # a damaged entry: its sections are left out
-                entry = store.lookup(stage.key) if stage.state != "failed" else None
+                entry = store.lookup(stage.key) if stage.state not in ("failed", "interrupted") else None
                 if entry is not None:
                     entries[stage.name] = entry
         return RunView(self.plan, entries)
@@ -68,6 +68,12 @@ def bare(plan: Plan) -> Plan:
     site = plan.site.model_copy(update={"tracking_uri": None, "prefect_api": None})
     nodes = tuple(node.model_copy(update={"parts": {}}) for node in plan.nodes)
     return plan.model_copy(update={"site": site, "nodes": nodes})
+
+
+def record_of(facts: RunResult, plan: Plan, recipe: str, began: float) -> RunRecord:
+    """The record of a run with these facts, which names the page that it will have."""
+    page = folder(plan.site, facts.run) / PAGE
+    return RunRecord(result=facts.model_copy(update={"report": str(page)}), plan=bare(plan), recipe=recipe, began=began)
 
 
 def keep(site: Site, record: RunRecord) -> None:
@@ -137,19 +143,20 @@ def find(site: Site, asked: str) -> RunRecord:
                 f"the record of run {asked!r} cannot be read: {error.errors()[0]['msg']}; another version of KDQ wrote "
                 "it. Run the recipe again"
             ) from None
-    name = _recipe_name(asked)
+    name = recipe_name(asked)
     kept = list(records(site))
     found = next((record for record in kept if record.plan.recipe.name == name), None)
     if found is not None:
         return found
-    raise _unknown(asked, [record.result.run for record in kept], site)
+    raise unknown(asked, [record.result.run for record in kept], site)
 
 
 def same(site: Site, keys: Iterable[str]) -> Path | None:
     """The page of the newest finished run with the same keys, or `None`."""
     keys = list(keys)
     for record in records(site):
-        if [stage.key for stage in record.result.stages] == keys and record.result.status != "failed":
+        finished = record.result.status in ("completed", "no-news")
+        if finished and [stage.key for stage in record.result.stages] == keys:
             page = folder(site, record.result.run) / PAGE
             return page if page.is_file() else None
     return None
@@ -168,7 +175,7 @@ def _of_version(site: Site, version: str) -> RunRecord:
     )
 
 
-def _recipe_name(asked: str) -> str:
+def recipe_name(asked: str) -> str:
     """The recipe's name, read from its file if `asked` is one."""
     if not Path(asked).is_file():
         return asked
@@ -178,7 +185,8 @@ def _recipe_name(asked: str) -> str:
     return str(document.get("name", "")) if isinstance(document, dict) else ""
 
 
-def _unknown(asked: str, runs: list[str], site: Site) -> RecipeError:
+def unknown(asked: str, runs: list[str], site: Site) -> RecipeError:
+    """The error for a run that a home, which has `runs`, does not have."""
     if not runs:
         return RecipeError(f"no run named {asked!r}: {str(site.home)!r} has no run yet; make one with `kdq run FILE`")
     more = f" and {len(runs) - SHOWN} older" if len(runs) > SHOWN else ""

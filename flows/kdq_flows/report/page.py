@@ -62,7 +62,7 @@ def page(record: RunRecord, view: RunView, catalog: Catalog, effects: Explained 
         stages=rows, paths=paths, gutter=overview.GUTTER, row_height=overview.LINE,
         gains=[(line_of(gain), gain.verdict) for gain in result.gains],
         models=overview.titles_of(view), guests=guests(catalog, view, result), failures=given[1],
-        gone=[s.name for s in result.stages if s.state != "failed" and s.name not in view.entries],
+        gone=[s.name for s in result.stages if s.state not in ("failed", "interrupted") and s.name not in view.entries],
         recipe=record.recipe, surroundings=surroundings(view), command=command(view.plan.site, view.plan.recipe.name),
         first=FIRST, effects=effects, rules=_rules(effects),
     )  # fmt: skip

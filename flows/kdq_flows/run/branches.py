@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdq_core.plan.study import PlannedBranch
 from kdq_flows.facts.study import BranchFacts
@@ -19,7 +19,8 @@ OF_STUDY = frozenset({"run", "status", "seconds", "stages", "error", "links", "r
 def facts_of(planned: PlannedBranch, pipeline: BranchPipeline) -> BranchFacts:
     """The facts of one branch so far."""
     if not pipeline.complete and not pipeline.errors:
-        return BranchFacts(branch=planned.name, axes=planned.axes, status="skipped")
+        status: Literal["interrupted", "skipped"] = "interrupted" if pipeline.stopped else "skipped"
+        return BranchFacts(branch=planned.name, axes=planned.axes, status=status)
     facts = {name: value for name, value in dict(pipeline.facts()).items() if name in OF_BRANCH}
     return BranchFacts(branch=planned.name, axes=planned.axes, run=pipeline.name, **facts)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kdq_core.errors import KdqError
+from kdq_core.plan.plan import Node
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.store.records import ModelVersion
 from kdq_core.store.store import Entry, Store
+from kdq_flows.facts.tracking import RunTracking
+from kdq_flows.observer import Observer
 from kdq_flows.run.logs import logged
+from kdq_flows.run.supervisor import StageCancelledError
 
 
 def here(
@@ -42,3 +47,17 @@ def here(
             if manifest.record == entry.record and manifest.key != entry.manifest.key:
                 store.discard(manifest.key)
     return entry
+
+
+def tracked_run(tracking: RunTracking, node: Node, observer: Observer, cancelled: threading.Event) -> str | None:
+    """MLflow's id of the run; before a registration, KDQ waits until MLflow has all that was told to it.
+
+    Raises:
+        KdqError: MLflow did not answer, or the run was cancelled meanwhile.
+    """
+    if node.gives != "version":
+        return tracking.run_id
+    run = tracking.settled(observer.message, cancelled)
+    if cancelled.is_set():
+        raise StageCancelledError("the run was cancelled before it registered its model")
+    return run

@@ -10,7 +10,7 @@ from typing import Any
 from kdq_core.plan.plan import Node, Plan
 from kdq_flows.observer import Observer
 from kdq_flows.run.leases import device_lease, machine_lease
-from kdq_flows.run.supervisor import run_child
+from kdq_flows.run.supervisor import StageCancelledError, run_child
 from kdq_flows.run.warm import WarmWorker
 
 
@@ -28,7 +28,7 @@ def in_worker(
     """Wait for the device and the machine, and for the worker's answer.
 
     Args:
-        plan: gives the site and the time limit.
+        plan: gives the site and the time limits.
         node: the stage.
         request: what the worker shall do.
         heard: called with each event.
@@ -40,7 +40,7 @@ def in_worker(
     Raises:
         KdqError: see `run_child`.
     """
-    site = plan.site
+    site, retry = plan.site, plan.recipe.retry_of(node.name)
 
     def waiting(owner: str | None) -> None:
         by = f" by process {owner.split(':')[1]}" if owner else ""
@@ -50,15 +50,21 @@ def in_worker(
         why = "it measures time, and another stage computes" if node.needs.alone else "another stage measures time"
         observer.message(f"{node.name} waits: {why}")
 
+    def check() -> None:
+        if cancelled.is_set():
+            raise StageCancelledError("the stage was cancelled before it began")
+
+    check()
     with (
-        device_lease(site, site.device, on_wait=waiting) as lease,
-        machine_lease(site, alone=node.needs.alone, on_wait=crowded),
+        device_lease(site, site.device, on_wait=waiting, check=check) as lease,
+        machine_lease(site, alone=node.needs.alone, on_wait=crowded, check=check),
     ):
         run_child(
             request,
             site=site,
             lease_fd=lease,
-            timeout_seconds=plan.recipe.retry_of(node.name).stage_timeout_seconds,
+            timeout_seconds=retry.stage_timeout_seconds,
+            stall_seconds=retry.stall_seconds,
             on_event=heard,
             log=logs / f"{node.name}.log",
             cancelled=cancelled,

@@ -6,6 +6,7 @@ either of them lives. The lock of the machine belongs to the parent.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,24 @@ def holder(site: Site, device: str) -> str | None:
     return tag if tag and is_alive(tag) else None
 
 
+def holders(site: Site) -> dict[str, str | None]:
+    """For each device that a run of this home has ever used: the owner tag of who holds it now, `None` if it is free.
+
+    Looking takes a shared lock for a moment, so a run that asks at that moment looks again 50 ms later.
+    """
+    found: dict[str, str | None] = {}
+    for path in sorted((site.home / "leases").glob("*.lock")):
+        if path.stem in ("machine", "queue"):
+            continue
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                found[path.stem] = None
+            except BlockingIOError:
+                found[path.stem] = file.read().decode(errors="replace").strip()
+    return found
+
+
 @contextmanager
 def device_lease(
     site: Site,
@@ -47,6 +66,7 @@ def device_lease(
     *,
     timeout: float | None = None,
     on_wait: Callable[[str | None], None] = lambda _holder: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[int]:
     """Hold the device's lock; yields the descriptor of the open file, for `pass_fds`.
 
@@ -55,6 +75,7 @@ def device_lease(
         device: as in `Site.device`.
         timeout: seconds to wait; `None` waits without limit.
         on_wait: called once with the holder's owner tag if KDQ must wait.
+        check: called while KDQ waits; what it raises ends the waiting.
 
     Raises:
         TransientError: the device was not free within `timeout`.
@@ -65,7 +86,7 @@ def device_lease(
         lock = try_held(path)
     if lock is None:
         on_wait(holder(site, device))
-        lock = _awaited(site, device, timeout)
+        lock = _awaited(site, device, timeout, check)
     with lock:
         with explained(path, "write the lock file"):
             os.ftruncate(lock.fileno(), 0)
@@ -74,7 +95,9 @@ def device_lease(
 
 
 @contextmanager
-def machine_lease(site: Site, *, alone: bool, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def machine_lease(
+    site: Site, *, alone: bool, on_wait: Callable[[], None] = lambda: None, check: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Share the machine with the heavy stages of this home on other devices, or have it alone to measure time.
 
     A stage that comes later waits behind one that waits for the machine alone, which else might wait for ever. Take the
@@ -84,6 +107,7 @@ def machine_lease(site: Site, *, alone: bool, on_wait: Callable[[], None] = lamb
         site: its home holds the lock files.
         alone: no other heavy stage of this home may run beside.
         on_wait: called once if KDQ must wait.
+        check: called while KDQ waits; what it raises ends the waiting.
 
     Raises:
         StoreError: a lock file cannot be written.
@@ -94,8 +118,12 @@ def machine_lease(site: Site, *, alone: bool, on_wait: Callable[[], None] = lamb
         lock = None if queue is None else try_held(folder / "machine.lock", shared=not alone)
         if lock is None:
             on_wait()
-            queue = queue or held(folder / "queue.lock")
-            lock = held(folder / "machine.lock", shared=not alone)
+            queue = queue or held(folder / "queue.lock", check=check)
+            try:
+                lock = held(folder / "machine.lock", shared=not alone, check=check)
+            except BaseException:
+                queue.close()
+                raise
         assert queue is not None
         queue.close()
     with lock:
@@ -106,11 +134,11 @@ def _lock_path(site: Site, device: str) -> Path:
     return site.home / "leases" / f"{physical_device(device)}.lock"
 
 
-def _awaited(site: Site, device: str, seconds: float | None) -> FileIO:
+def _awaited(site: Site, device: str, seconds: float | None, check: Callable[[], None]) -> FileIO:
     path = _lock_path(site, device)
     try:
         with explained(path, "write the lock file"):
-            return held(path, seconds=seconds)
+            return held(path, seconds=seconds, check=check)
     except LockedError as error:
         raise TransientError(
             f"device {device!r} was not free within {seconds:g} s: it is held by {_describe(holder(site, device))}; "

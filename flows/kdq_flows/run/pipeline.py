@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdq_core.errors import KdqError
 from kdq_core.plan.lock import SUFFIX, Lock, locked
@@ -31,17 +32,20 @@ from kdq_flows.observer import Observer, Silent
 from kdq_flows.report import kept
 from kdq_flows.report.live import Live
 from kdq_flows.report.page import written
-from kdq_flows.run.here import here
+from kdq_flows.run.here import here, tracked_run
 from kdq_flows.run.in_worker import in_worker
 from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
+from kdq_flows.run.signals import interrupted_in
 from kdq_flows.run.supervisor import StageCancelledError
 from kdq_flows.run.teachers import resolved
 from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
 
 if TYPE_CHECKING:
     from kdq_registry.fetching import Fetched
+
+BAD: dict[bool, Literal["failed", "interrupted"]] = {False: "failed", True: "interrupted"}
 
 
 class Pipeline:
@@ -53,6 +57,7 @@ class Pipeline:
         observer: hears of stages, progress and messages.
         entries: verified store entries of the finished stages.
         cancelled: set it to end running workers.
+        stopped: whether somebody interrupted the run.
         errors: errors of the failed stages, by stage.
         left_out: stages that this run need not run, such as the registration of a branch that is not selected.
     """
@@ -86,11 +91,8 @@ class Pipeline:
         self.catalog = shared.catalog
         self.observer: Observer = observer or Silent()
         teachers: dict[str, Fetched] = {}
-        found = call_with_retries(
-            lambda: resolved(recipe, site, teachers.__setitem__, shared.fetched),
-            recipe.retry,
-            on_retry=self._tried,
-        )
+        fetch = partial(resolved, recipe, site, teachers.__setitem__, shared.fetched)
+        found = call_with_retries(fetch, recipe.retry, on_retry=self._tried)
         self._teachers = {str(meant.path): f"{meant.name}/{meant.version}" for meant in teachers.values()}
         words = [f"{asked} is {meant.said}" for asked, meant in teachers.items()]
         for line in words:
@@ -99,18 +101,16 @@ class Pipeline:
         self.store = Store(site.store)
         self.entries: dict[str, Entry] = {}
         self.errors: dict[str, KdqError] = {}
-        self.cancelled = threading.Event()
+        self.cancelled, self.stopped = threading.Event(), False
         self.name = name or name_of(recipe.name)
         self.logs = site.home / "logs" / self.name
         said = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)} | dict(tags or {})
         self._uploader = None if shared.uploader else Uploader(site, self.observer.message)
         self.tracking = RunTracking(self.plan, self.name, said, shared.uploader or self._uploader if tracked else None)
-        self.left_out: frozenset[str] = frozenset()
-        self._not_asked: frozenset[str] = frozenset()
+        self.left_out, self._not_asked = frozenset[str](), frozenset[str]()
         self._warm: WarmWorker | None = None
-        self._checked = False
+        self._checked, self._of_others = False, set[str]()
         self._facts: dict[str, StageFacts] = {}
-        self._of_others = set[str]()
         self._began, self._started = time.monotonic(), time.time()
         self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
         self._page: Path | None = None
@@ -168,8 +168,8 @@ class Pipeline:
 
     def try_stage(self, name: str, parents: Mapping[str, str]) -> tuple[str, bool]:
         """Run one stage with retries; see `run_stage`."""
-        retry = self.plan.recipe.retry_of(name)
-        return call_with_retries(lambda: self.run_stage(name, parents), retry, on_retry=self._tried)
+        how, wait = self.plan.recipe.retry_of(name), self.cancelled.wait
+        return call_with_retries(lambda: self.run_stage(name, parents), how, on_retry=self._tried, sleep=wait)
 
     def _tried(self, attempt: int, error: BaseException) -> None:
         self.observer.message(f"try {attempt} failed: {error}")
@@ -195,8 +195,7 @@ class Pipeline:
             if entry is None:
                 entry = self._compute(node, key, parents)
         except BaseException as error:
-            stopped = "interrupted" if isinstance(error, KeyboardInterrupt | StageCancelledError) else ""
-            self._ended(node, key, "failed", began, stopped)
+            self._ended(node, key, BAD[isinstance(error, KeyboardInterrupt | StageCancelledError)], began)
             self.errors[name] = failure(error)
             self._lifecycle("kdq_stage_failed", node, key, error=str(error))
             raise
@@ -236,6 +235,16 @@ class Pipeline:
         """How each stage ended so far."""
         return self._facts
 
+    def stop(self) -> None:
+        """End the stages that run, because somebody interrupted the run."""
+        self.stopped = self.tracking.killed = True
+        self.cancelled.set()
+
+    @property
+    def interrupted(self) -> list[str]:
+        """The stages that were interrupted."""
+        return [name for name, facts in self._facts.items() if facts.state == "interrupted"]
+
     def finish(self) -> None:
         """Close the tracking run, and end the warm worker."""
         if self._warm is not None:
@@ -246,28 +255,31 @@ class Pipeline:
         if lock is not None:
             keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
         self._live.close()
-        self.tracking.end(self._report, lock, failed=self.failed)
+        asked = yaml_of(self.plan.recipe.model_dump(mode="json", by_alias=True))
+        self.tracking.end(lambda: report(self.facts(), asked), lock, failed=self.failed)
         if self._uploader is not None:
             self._uploader.close()
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
-        failed, error = self.failed, self.error
+        failed, bad = self.failed, BAD[self.stopped]
         stages = tuple(self._facts[node.name] for node in self.plan.nodes if node.name in self._facts)
         quiet = not failed and all(stage.state == "cached" for stage in stages)
         return RunResult(
             **gathered(self.view, self.catalog),
             run=self.name,
-            status="failed" if failed else "no-news" if quiet else "completed",
+            status=bad if failed else "no-news" if quiet else "completed",
             seconds=round(time.monotonic() - self._began, 3),
             stages=stages,
-            error=str(error or "the run was stopped before its last stage; run it again") if failed else None,
+            error=self._why if failed else None,
             links=dict(links or {}),
             report=None if self._page is None else str(self._page),
         )
 
-    def _report(self) -> str:
-        return report(self.facts(), yaml_of(self.plan.recipe.model_dump(mode="json", by_alias=True)))
+    @property
+    def _why(self) -> str:
+        stopped = "the run was stopped before its last stage; run it again"
+        return interrupted_in(self.interrupted) if self.stopped else str(self.error or stopped)
 
     def write_page(self) -> None:
         """Write record and page of the run, once; if every stage was cached, find those of the run that computed them.
@@ -281,10 +293,7 @@ class Pipeline:
             if facts.status == "no-news":
                 self._page = kept.same(site, [stage.key for stage in facts.stages])
             if self._page is None:
-                record = kept.RunRecord(
-                    result=facts.model_copy(update={"report": str(kept.folder(site, self.name) / kept.PAGE)}),
-                    plan=kept.bare(self.plan), recipe=self._asked, began=self._started,
-                )  # fmt: skip
+                record = kept.record_of(facts, self.plan, self._asked, self._started)
                 self._page, html = written(site, record, self.view, self.catalog)
                 self.tracking.add_page(html)
         except Exception as error:
@@ -357,6 +366,8 @@ class Pipeline:
                 self._live.epoch(node.name, event["record"])
             elif event["event"] == "shared":
                 self._of_others.add(node.name)
+            elif event["event"] == "note":
+                self.observer.message(f"{node.name}: {event['text']}")
             else:
                 self.observer.progress(event)
 
@@ -374,23 +385,16 @@ class Pipeline:
         """Run a stage in this process; only for stages with `device="none"`."""
         told = {
             "lineage": self.view.digests,
-            "tracking_run": self._registered_in() if node.gives == "version" else self.tracking.run_id,
+            "tracking_run": tracked_run(self.tracking, node, self.observer, self.cancelled),
             "lock": self.lock.model_dump_json(indent=1),
         }
         request, log = self._request(node, key, parents) | told, self.logs / f"{node.name}.log"
         return here(request, self.observer.progress, catalog=self.catalog, store=self.store, log=log)
 
-    def _registered_in(self) -> str | None:
-        """MLflow's id of this run, once MLflow has all that was told to it."""
-        run = self.tracking.settled(self.observer.message, self.cancelled)
-        if self.cancelled.is_set():
-            raise StageCancelledError("the run was cancelled before it registered its model")
-        return run
-
-    def _ended(self, node: Node, key: str, state: Any, began: float, told: str = "") -> None:
+    def _ended(self, node: Node, key: str, state: Any, began: float) -> None:
         seconds = round(time.monotonic() - began, 3)
         self._facts[node.name] = StageFacts(name=node.name, key=key, state=state, seconds=seconds)
-        self.observer.stage_ended(node.name, told or state, seconds)
+        self.observer.stage_ended(node.name, state, seconds)
 
     def _lifecycle(self, hook: str, node: Node, key: str, **facts: Any) -> None:
         self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)

@@ -48,7 +48,7 @@ def call_with_retries(
     retry: RetrySpec,
     *,
     on_retry: Callable[[int, TransientError], None] = lambda _attempt, _error: None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> T:
     """Call until the call returns, raises another error than `TransientError`, or has no tries left.
 

@@ -74,5 +74,5 @@ class SearchRun(StudyRun):
 
 
 def study_run(study: Study, site: Site, observer: Observer | None = None, name: str | None = None) -> StudyRun:
-    """A run of a matrix or of a search; by default its name is the recipe's with the time."""
+    """A run of a matrix or of a search, with this name or a new one."""
     return (StudyRun if study.spec.search is None else SearchRun)(study, site, observer, name)

@@ -31,6 +31,7 @@ from kdq_flows.run.branches import OF_STUDY, BranchObserver, facts_of
 from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.shared import Shared
+from kdq_flows.run.signals import interrupted_in
 from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
 
 Start = Callable[[Pipeline, SharedNode, Mapping[str, str]], "Future[Any]"]
@@ -53,6 +54,7 @@ class StudyRun:
         file: where the facts are kept.
         links: addresses of the web pages that are up.
         done: whether all of it has run, well or badly.
+        stopped: whether somebody interrupted the run.
     """
 
     def __init__(self, study: Study, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
@@ -61,7 +63,7 @@ class StudyRun:
         self.name = name or claimed_name(study.name, site)
         self.pipelines: dict[str, BranchPipeline] = {}
         self.file: Path = site.home / "studies" / f"{self.name}.json"
-        self.done = False
+        self.done = self.stopped = False
         self.refused: dict[str, BranchFacts] = {}
         self.links: dict[str, str] = {}
         self.uploader = Uploader(site, self.observer.message)
@@ -140,13 +142,25 @@ class StudyRun:
             self._choose()
             self.drive(start, width, self._registering(), limited=False)
             self.done = True
-        except BaseException as stopped:
-            if isinstance(stopped, KdqError) or not isinstance(stopped, Exception):
-                for pipeline in self.pipelines.values():  # if only the Prefect server is lost, they may finish
-                    pipeline.cancelled.set()
+        except BaseException as error:
+            if isinstance(error, KdqError) or not isinstance(error, Exception):  # if only the Prefect server is lost,
+                self.stop(interrupted=isinstance(error, KeyboardInterrupt))  # the branches may finish
             raise
         finally:
             self._keep()
+
+    def stop(self, *, interrupted: bool) -> None:
+        """End the stages that run; `interrupted`: because somebody interrupted the run."""
+        self.stopped = interrupted
+        for pipeline in self.pipelines.values():
+            if interrupted and not pipeline.complete:
+                pipeline.stop()
+            pipeline.cancelled.set()
+
+    @property
+    def interrupted(self) -> list[str]:
+        """The nodes that were interrupted, in the order of the branches."""
+        return [self._title(name, stage) for name, one in self.pipelines.items() for stage in one.interrupted]
 
     def run_branches(self, start: Start, width: int) -> None:
         """Run the branches up to their registration."""
@@ -326,10 +340,10 @@ class StudyRun:
         return RunResult(
             **({"models": {}} | {name: value for name, value in base.items() if name not in OF_STUDY}),
             run=self.name,
-            status="failed" if error else "no-news" if quiet else "completed",
+            status="interrupted" if self.stopped else "failed" if error else "no-news" if quiet else "completed",
             seconds=self.seconds,
             stages=stages,
-            error=str(error) if error else None,
+            error=interrupted_in(self.interrupted) if self.stopped else str(error) if error else None,
             links=self.links,
             report=str(self.page),
             branches=(*map(self._facts_of, self.planned), *self.refused.values()),

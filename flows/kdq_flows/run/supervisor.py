@@ -25,13 +25,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from kdq_core.errors import ErrorRecord, StageError, TransientError, UnforeseenError
+from kdq_core.errors import ErrorRecord, KdqError, StageError, TransientError, UnforeseenError
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
 from kdq_flows.run.leases import physical_device
 
-TERMINATE_SECONDS = 5.0
-"""From SIGTERM to SIGKILL."""
+TERMINATE_SECONDS = 3.5
+"""From SIGTERM, at which a fit keeps its state, to SIGKILL. A run leaves within `signals.LEAVE_SECONDS` in all."""
 EXIT_SECONDS = 10.0
 """Seconds within which a child must exit after its last event."""
 _POLL_SECONDS = 0.1
@@ -81,6 +81,7 @@ def run_child(
     timeout_seconds: float,
     on_event: Callable[[Event], None],
     log: Path,
+    stall_seconds: float | None = None,
     cancelled: threading.Event | None = None,
     argv: Sequence[str] = WORKER,
     starter: Starter | None = None,
@@ -95,6 +96,7 @@ def run_child(
         timeout_seconds: limit of this try.
         on_event: called with every other event, in order, in this thread.
         log: KDQ appends what the child prints to this file.
+        stall_seconds: limit of the time without an event.
         cancelled: if it is set, KDQ ends the child.
         argv: the command of a new process.
         starter: forks the child if it can; otherwise KDQ starts a new process.
@@ -103,13 +105,13 @@ def run_child(
     Raises:
         KdqError: the error that the child reported.
         StageError: the stage reached its time limit, or was cancelled.
-        TransientError: the child died without a result.
+        TransientError: the child died without a result, or sent no event for too long.
         StoreError: the log cannot be written.
     """
     with explained(log, "write the log"):
         log.parent.mkdir(parents=True, exist_ok=True)
     before = log.stat().st_size if log.exists() else 0
-    check = _checker(timeout_seconds, log, cancelled)
+    check = _Checker(timeout_seconds, stall_seconds, log, cancelled)
     reader, writer = os.pipe()
     with _Events(reader) as events:
         try:
@@ -120,34 +122,36 @@ def run_child(
         finally:
             os.close(writer)
         try:
-            last = _listen(child, events, on_event, check)
+            last = _listen(child, events, check.hearing(on_event), check)
         finally:
             end_group(child)
     if last is None:
         raise TransientError(_death(child.wait(), log, before))
     if last["event"] == "error":
-        error = ErrorRecord(**last["error"]).to_error()
-        raise (
-            UnforeseenError(f"{error}; the traceback is in {str(log)!r}")
-            if isinstance(error, UnforeseenError)
-            else error
-        )
+        raise _reported(last["error"], log)
     return last
 
 
+def _reported(record: dict[str, Any], log: Path) -> KdqError:
+    """The error that a child reported."""
+    error = ErrorRecord(**record).to_error()
+    unforeseen = isinstance(error, UnforeseenError)
+    return UnforeseenError(f"{error}; the traceback is in {str(log)!r}") if unforeseen else error
+
+
 def end_group(child: Child) -> None:
-    """End the child's whole process group: SIGTERM, SIGKILL after some seconds; then reap the child."""
+    """End the child with SIGTERM; after its end, or after some seconds, its whole process group with SIGKILL.
+
+    The child's own processes get no SIGTERM: a fit still needs those that load data while it finishes its step.
+    """
     if child.poll() is None:
-        _signal(child.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(child.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             child.wait(TERMINATE_SECONDS)
-    _signal(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def _signal(group: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def _start(
@@ -266,24 +270,36 @@ def _listen(
             return last
 
 
-def _checker(seconds: float, log: Path, cancelled: threading.Event | None) -> Callable[[], None]:
-    """A function that raises once the stage is cancelled, or after `seconds` from now."""
-    deadline = time.monotonic() + seconds
+class _Checker:
+    """Raises once the stage is cancelled, has run for too long, or has shown no progress for too long."""
 
-    def check() -> None:
-        if cancelled is not None and cancelled.is_set():
+    def __init__(self, limit: float, stall: float | None, log: Path, cancelled: threading.Event | None) -> None:
+        self._limit, self._stall, self._log, self._cancelled = limit, stall, log, cancelled
+        self._began = self._heard = time.monotonic()
+
+    def hearing(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
+        """`on_event`, which also counts as a sign of progress."""
+
+        def heard(event: Event) -> None:
+            on_event(event)
+            self._heard = time.monotonic()
+
+        return heard
+
+    def __call__(self) -> None:
+        if self._cancelled is not None and self._cancelled.is_set():
             raise StageCancelledError("the stage was cancelled and its worker ended")
-        if time.monotonic() >= deadline:
-            raise StageError(_too_long(seconds, log))
-
-    return check
-
-
-def _too_long(seconds: float, log: Path) -> str:
-    return (
-        f"the stage ran longer than its limit of {seconds:g} s and was ended; raise 'retry.stage_timeout_seconds' in "
-        f"the recipe, or give the stage less to do; its log is {str(log)!r}"
-    )
+        now, log = time.monotonic(), f"its log is {str(self._log)!r}"
+        if now >= self._began + self._limit:
+            raise StageError(
+                f"the stage ran longer than its limit of {self._limit:g} s and was ended; raise "
+                f"'retry.stage_timeout_seconds' in the recipe, or give the stage less to do; {log}"
+            )
+        if self._stall is not None and now >= self._heard + self._stall:
+            raise TransientError(
+                f"the stage stalled: it showed no progress for {self._stall:g} s ('retry.stall_seconds') and was "
+                f"ended; raise that limit if such a pause is usual; {log}"
+            )
 
 
 def _death(status: int, log: Path, before: int) -> str:

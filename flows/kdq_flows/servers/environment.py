@@ -7,12 +7,17 @@ writes below the site's home only, and uses no profile or folder in the user's h
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 
+from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Site
 
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+_ALSO = "PREFECT_API_DATABASE_CONNECTION_URL"
+"""Prefect's older name of the same."""
+_SCHEME = re.compile(r"(\w+)(?:\+(\w+))?://", re.ASCII)
 
 
 def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
@@ -22,9 +27,11 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
         site: its home takes all that Prefect writes. KDQ keeps a PostgreSQL server that the user set in
             PREFECT_SERVER_DATABASE_CONNECTION_URL.
         api_url: address of the API, such as `http://127.0.0.1:4200/api`; `None` leaves the variable out.
+
+    Raises:
+        RecipeError: the user set another database, or a driver that Prefect does not use.
     """
     home = site.home / "prefect"
-    chosen = os.environ.get(_DATABASE, "")
     variables = {
         "PREFECT_HOME": str(home),
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
@@ -32,7 +39,7 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
         "PREFECT_PROFILE": "ephemeral",  # the packaged default profile; the next lines disable its ephemeral server
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-        _DATABASE: chosen if chosen.startswith("postgresql") else f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        _DATABASE: users_database() or f"sqlite+aiosqlite:///{home / 'prefect.db'}",
         # By default Prefect keeps leases in memory; a slot that is held while the server dies is then lost.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         # Each library sends usage data by itself; ONNX Runtime also writes to the user's home folder.
@@ -45,8 +52,38 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",  # the home's server asks for it
     }
     return variables | ({"PREFECT_API_URL": api_url} if api_url else {})
+
+
+def users_database() -> str | None:
+    """The PostgreSQL address that the user set, in the form that Prefect takes; `None` if there is none.
+
+    A SQLite address counts as none: KDQ's own processes hand that of their home on, and a home has its own file.
+
+    Raises:
+        RecipeError: it is the address of another database, or names a driver that Prefect does not use.
+    """
+    for variable in (_DATABASE, _ALSO):
+        given = os.environ.get(variable, "").strip()
+        found = _SCHEME.match(given)
+        kind, driver = (found[1].lower(), found[2]) if found else ("", None)
+        if not given or kind == "sqlite":
+            continue
+        if found is None or kind not in ("postgres", "postgresql"):
+            raise RecipeError(
+                f"{variable} is the address of {f'a {kind} database' if kind else 'no database'}; allowed: PostgreSQL, "
+                "as postgresql://USER:PASSWORD@HOST/DATABASE. Unset it, and the home's server uses SQLite"
+            )
+        if driver not in (None, "asyncpg"):
+            raise RecipeError(
+                f"{variable} names the driver {driver!r}, and Prefect speaks to PostgreSQL through asyncpg; write "
+                "postgresql://... or postgresql+asyncpg://..."
+            )
+        rest = re.sub(r"([?&])sslmode=", r"\1ssl=", given[found.end() :])  # libpq's word for it, and asyncpg's
+        return f"postgresql+asyncpg://{rest}"
+    return None
 
 
 def apply_environment(site: Site, api_url: str | None) -> None:

@@ -13,6 +13,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_flows.servers import processes
 from kdq_flows.servers.environment import prefect_environment
+from kdq_flows.servers.guard import origins
 from kdq_flows.servers.processes import LOOPBACK, Managed
 
 PREFECT = "prefect"
@@ -87,9 +88,21 @@ def down(site: Site) -> list[str]:
 
 
 def status(site: Site) -> list[dict[str, object]]:
-    """One row for each of the site's processes: name, state (`running`, `silent`, `stopped`), url, pid, log."""
+    """One row for each server and the worker: name, state (`running`, `silent`, `stopped`), url, pid, log.
+
+    A configured server, which KDQ does not start, has no pid and no log.
+    """
     rows: list[dict[str, object]] = []
+    configured = {
+        PREFECT: site.prefect_api and site.prefect_api.rstrip("/").removesuffix("/api"),
+        MLFLOW: site.mlflow_uri.rstrip("/") if site.mlflow_uri.startswith(("http://", "https://")) else None,
+    }
     for name, health in ((PREFECT, "/api/health"), (MLFLOW, "/health"), (WORKER, None)):
+        url = configured.get(name)
+        if url:
+            there = "running" if processes.answers(f"{url}{health}") else "silent"
+            rows.append({"name": name, "state": there, "url": url, "pid": None, "log": None})
+            continue
         record = processes.read_record(site, name)
         if record is None or not processes.is_running(record):
             rows.append({"name": name, "state": "stopped", "url": None, "pid": None, "log": None})
@@ -109,12 +122,14 @@ def status(site: Site) -> list[dict[str, object]]:
 
 def _prefect(site: Site) -> Managed:
     def command(port: int) -> list[str]:
-        return [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+        return [sys.executable, "-P", "-m", "kdq_flows.servers.guard", str(port)]
 
     def environment(port: int) -> dict[str, str]:
         return prefect_environment(site, f"http://{LOOPBACK}:{port}/api") | {
             "PREFECT_SERVER_API_HOST": LOOPBACK,
             "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins(port)),
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         }
 
     return Managed(PREFECT, command, environment, health="/api/health")

@@ -30,6 +30,13 @@ class Doubles(nn.Module):
         return 2 * x if self.training else x
 
 
+class SkipsByChance(nn.Module):
+    """Skips in training by a branch on a random number, which no graph can take, as the layers of wav2vec2 do."""
+
+    def forward(self, x):
+        return x if self.training and torch.rand([]) < 0.5 else torch.tanh(x)
+
+
 class Residual(nn.Module):
     """A block whose branch is dropped, as in a transformer; its batch norm and dropout train."""
 
@@ -98,6 +105,28 @@ def test_a_draw_that_changes_nothing_for_the_example_is_found():
     model = nn.Sequential(nn.Linear(6, 6), DropPath(0.01, scaled=False))
     graph = capture(model, (torch.randn(2, 6),))
     assert all(torch.equal(graph(x), model.eval()(x)) for _ in range(9))
+
+
+def test_beside_a_branch_of_training_alone_batch_norm_and_dropout_train():
+    model = Still(SkipsByChance())
+    captured = capture(model, (torch.randn(4, 6),))
+    norms, drops = ([m for m in captured.modules() if isinstance(m, kind)] for kind in (BatchNorm, Dropout))
+    assert [norm.fixed for norm in norms] == [True, False]
+    x = torch.randn(200, 6)
+    torch.testing.assert_close(captured.eval()(x), model.eval()(x))
+    captured.train()(x)
+    torch.testing.assert_close(norms[1].running_mean, 0.1 * x.mean(0), atol=1e-4, rtol=1e-4)
+    assert [bool((drop.train()(torch.ones(200)) == 0).any()) for drop in drops][-1]
+
+
+def test_a_branch_on_values_is_refused_in_both_modes(capfd):
+    class Both(SkipsByChance):
+        def forward(self, x):
+            return x if x.sum() > 0 else super().forward(x)
+
+    with pytest.raises(StageError, match=r"^model 'Both' cannot be captured as a graph: its forward needs the value"):
+        capture(Both(), (torch.randn(4, 6),))
+    assert "torch.ops.aten" not in "".join(capfd.readouterr())  # the graph so far, which torch prints
 
 
 def test_beside_stochastic_depth_batch_norm_and_dropout_train():

@@ -16,7 +16,6 @@ from kdq_core.recipe.spec import FitSpec
 from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.fit import FitHooks, fit, learning_rate
-from kdq_core.training.resume import tensors_of
 
 
 def batches(epoch: int) -> Iterator[Batch]:
@@ -71,49 +70,6 @@ def test_a_model_that_was_trained_in_bf16_answers_in_float32_afterwards(bf16: Ac
     same.load_state_dict(trained.state_dict())
     x = next(batches(0)).inputs
     assert torch.equal(trained(*x), same.eval()(*x))
-
-
-class StoppedError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_fit_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path, optimizer: str) -> None:
-    spec = FitSpec(epochs=4, batch_size=16, learning_rate=0.05, optimizer=optimizer)  # type: ignore[arg-type]
-
-    def run(m: nn.Module, hooks: FitHooks | None = None, resume: Path | None = None) -> tuple[EpochRecord, ...]:
-        return fit(m, hard, batches, spec, samples=48, accelerator=Accelerator(cpu=True), hooks=hooks, resume=resume)
-
-    whole = model()
-    history = run(whole)
-
-    def stop(epoch: int) -> None:
-        if epoch == 2:
-            raise StoppedError
-
-    state = tmp_path / "scratch" / "fit.safetensors"
-    with pytest.raises(StoppedError):
-        run(model(), FitHooks(before_epoch=stop), state)
-    assert [p.name for p in state.parent.iterdir()] == ["fit.safetensors"]
-    begun: list[int] = []
-    torch.manual_seed(99)
-    resumed = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
-    assert run(resumed, FitHooks(before_epoch=begun.append), state) == history
-    assert begun == [2, 3]
-    ours, theirs = tensors_of(resumed), tensors_of(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-@pytest.mark.parametrize("size", [0, 3, 100])
-def test_a_state_that_was_cut_short_is_as_none(tmp_path: Path, size: int) -> None:
-    spec, state = FitSpec(epochs=2, batch_size=16), tmp_path / "fit.safetensors"
-
-    def run(resume: Path | None = None) -> tuple[EpochRecord, ...]:
-        return fit(model(), hard, batches, spec, samples=48, accelerator=Accelerator(cpu=True), resume=resume)
-
-    history = run(state)
-    state.write_bytes(state.read_bytes()[:size])
-    assert run(state) == history
 
 
 def test_scoring_that_changes_a_buffer_is_an_error() -> None:
@@ -283,32 +239,10 @@ class Planes(nn.Module):
         return y
 
 
-def fit_images(m: nn.Module, hooks: FitHooks | None = None, resume: Path | None = None) -> None:
-    spec = FitSpec(epochs=3, batch_size=16, learning_rate=0.05)
-    fit(m, hard, images, spec, samples=48, accelerator=Accelerator(cpu=True), hooks=hooks, resume=resume)
-
-
 @pytest.mark.parametrize(("how", "strides"), [("flatten", (64, 1, 16, 4)), ("view", (64, 16, 4, 1))])
 def test_convolutions_compute_channels_last_unless_the_model_views_its_images(
     how: str, strides: tuple[int, ...]
 ) -> None:
     m = Planes(how)
-    fit_images(m)
+    fit(m, hard, images, FitSpec(epochs=1, batch_size=16), samples=48, accelerator=Accelerator(cpu=True))
     assert m.strides == strides
-
-
-def test_a_fit_channels_last_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    def stop(record: EpochRecord) -> None:
-        if record.epoch == 2:
-            raise StoppedError
-
-    models = []
-    for _ in range(3):
-        torch.manual_seed(1)
-        models.append(Planes("flatten"))
-    fit_images(models[0])
-    with pytest.raises(StoppedError):
-        fit_images(models[1], FitHooks(on_epoch=stop), tmp_path / "state")
-    fit_images(models[2], resume=tmp_path / "state")
-    assert models[2].conv.weight.stride()[1] == 1
-    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[2].parameters(), strict=True))

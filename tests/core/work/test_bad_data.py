@@ -76,6 +76,16 @@ def test_a_label_that_is_no_class_is_told_with_its_sample(
     )
 
 
+def test_a_label_of_a_token_that_is_no_class_is_told(tiny: Catalog) -> None:
+    workload: Any = tiny.build("workload", "digits", {})
+    labels = torch.tensor([[0, 2], [1, 9]])
+    batch = Batch(inputs=(torch.zeros(2, 2),), targets=labels, ids=torch.tensor([4, 5]))
+    with pytest.raises(
+        StageError, match=r"^sample 5 of the split 'train' has the label 9, but the model gives 3 classes, "
+    ):
+        loss_of(workload, Outputs(torch.zeros(2, 2, 3)), batch)
+
+
 def test_another_error_of_a_loss_stays_as_it_is(tiny: Catalog) -> None:
     workload: Any = tiny.build("workload", "digits", {})
     batch = Batch((torch.zeros(2, 1),), torch.tensor([0.0, 1.0]), torch.arange(2))

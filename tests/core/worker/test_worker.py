@@ -5,7 +5,7 @@ import re
 import pytest
 from safetensors import SafetensorError
 
-from kdq_core.errors import PluginError, StoreError, TransientError, UnforeseenError
+from kdq_core.errors import PluginError, StageError, StoreError, TransientError, UnforeseenError
 from kdq_core.worker.main import epoch_line, named
 
 
@@ -45,6 +45,17 @@ def test_what_a_stage_raises_gets_a_name_and_a_remedy(error: Exception, kind: ty
     given = named(error)
     assert type(given) is kind
     assert str(given) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [(StageError, TransientError), (StoreError, TransientError), (PluginError, PluginError)],
+)
+def test_an_error_of_kdqs_that_wraps_a_passing_failure_passes_too(kind: type[Exception], given: type) -> None:
+    error = kind("as it is")
+    error.__cause__ = OSError(errno.EIO, "Input/output error")
+    assert type(named(error)) is given
+    assert str(named(error)) == "as it is"
 
 
 def test_a_mistake_in_code_is_told_with_its_place_and_what_was_noted() -> None:

@@ -11,6 +11,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import Store
 from kdq_flows.report import kept
+from kdq_flows.seeing.runs import runs_of
 
 
 @pytest.fixture
@@ -28,6 +29,20 @@ def test_a_run_is_found_by_its_name_and_the_last_one_by_its_recipe(two: Site, tm
     recipe.write_text("name: x\nworkload: digits\n")
     assert [kept.find(two, asked).result.run for asked in ("x-1", "x", str(recipe))] == ["x-1", "x-2", "x-2"]
     assert (kept.folder(two, "x-1") / kept.PAGE).read_text() == "page of x-1"
+
+
+def test_runs_that_an_older_kdq_kept_are_listed_and_branches_are_in_their_study(
+    two: Site, records: dict[str, Any], view_of: Any, record_of: Any
+) -> None:
+    record = record_of(view_of(**records), "study-20260102-030405.seed=1")
+    kept.keep(two, record)
+    study = record.result.model_copy(update={"run": "study-20260102-030405"})
+    (two.home / "studies").mkdir()
+    (two.home / "studies" / "study-20260102-030405.json").write_text(study.model_dump_json())
+    found = {one.run: one for one in runs_of(two)}
+    assert found.keys() == {"x-1", "x-2", "study-20260102-030405"}
+    assert found["study-20260102-030405"].recipe == "study"
+    assert (found["x-1"].seen, found["x-1"].recipe, found["x-1"].metric) == ("completed", "x", {"top1": 0.9})
 
 
 def test_a_record_has_no_address_that_could_hold_a_password(

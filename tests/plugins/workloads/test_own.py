@@ -198,6 +198,8 @@ def test_outputs_in_every_form_give_logits_and_keep_the_names_of_weights() -> No
         ("auto", torch.zeros(2, 4), torch.tensor([0, 1]), np.log(4)),
         ("auto", torch.ones(2, 1), torch.zeros(2), 1.0),
         ("cross-entropy", torch.zeros(2, 3, 5), torch.zeros(2, 5, dtype=torch.int64), np.log(3)),
+        ("auto", torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=torch.int64), np.log(3)),
+        ("cross-entropy", torch.tensor([[[0.0, 0, 0], [9, 9, 0]]]), torch.tensor([[2, -100]]), np.log(3)),
         ("bce", torch.zeros(2, 3), torch.ones(2, 3), np.log(2)),
         ("mse", torch.full((2,), 3.0), torch.ones(2, 1), 4.0),
         ("ctc", torch.zeros(1, 1, 2), torch.tensor([[1, -1]]), np.log(2)),
@@ -264,8 +266,8 @@ def two(a, b):
          "the label of the data is text ('cat'); KDQ needs numbers: number the classes in the data's own "
      "code, such as np.unique(labels, return_inverse=True)[1]"),
         ({"data": "endless", "limit": 10},
-         "{file}:endless('train') gave more than 10 samples and did not end; let it end, or raise 'limit' in the "
-         "options of the workload"),
+         "{file}:endless('train') gave more than 10 samples and did not end; let it end, such as with "
+         "itertools.islice(batches, count), or raise 'limit' in the options of the workload"),
         ({"data": "two"},
          "data '{file}:two' cannot be called with the name of a split, nor without arguments: missing a required "
          "argument: 'a'"),

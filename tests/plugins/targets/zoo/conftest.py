@@ -78,7 +78,7 @@ def runs(target, path):
     if isinstance(target, OpenVinoCpu):
         layers = [kernel for kernel in OpenVinoKernels(path).kernels if kernel.endswith(("_u8", "_i8"))]
         return sum(layer.startswith(("Convolution", "FullyConnected", "MatMul")) for layer in layers), False
-    names = [node.op_type for node in optimized_graph(path).node]
+    names = [node.op_type for node in optimized_graph(path).node if not node.name.endswith(".input>")]  # a GRU's part
     recurrent = {"DynamicQuantizeLSTM", "Scan"} & set(names)
     return sum(name in ("QLinearConv", "QGemm", "QLinearMatMul") for name in names), bool(recurrent)
 

@@ -85,7 +85,7 @@ def spotter():
     """DS-CNN for key words: depthwise layers on a spectrogram."""
     deep = [nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.ReLU()]
     return nn.Sequential(
-        nn.Conv2d(1, 8, (4, 3), (2, 2)), nn.ReLU(), *deep, nn.AvgPool2d((3, 2)), nn.Flatten(), nn.Linear(36, 6)
+        nn.Conv2d(1, 8, (4, 3), (2, 2)), nn.ReLU(), *deep, nn.AvgPool2d((3, 2)), nn.Flatten(), nn.Linear(24, 6)
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from kdq_core.errors import KdqError, StageError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import is_alive
+from kdq_flows.seeing.installation import check_clock, check_devices, check_disk, check_leases, check_versions
 from kdq_flows.servers import processes
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import PREFECT, ensure_prefect
@@ -26,12 +27,21 @@ def doctor(site: Site) -> list[dict[str, object]]:
     Returns:
         Rows of `check`, `verdict` (`ok`, `broken` or `not checked`) and `detail`.
     """
-    rows = [_row("home can be written", lambda: _check_home(site))]
-    rows.append(_row("MLflow has the events of all runs", lambda: _check_events(site)))
-    started = False
+    from kdq_registry.schema import check_schema
+
+    rows = [
+        _row("home can be written", lambda: _check_home(site)),
+        _row("versions", check_versions),
+        _row("disk", lambda: check_disk(site)),
+        _row("devices", lambda: check_devices(site)),
+        _row("leases", lambda: check_leases(site)),
+        _row("MLflow's schema", lambda: check_schema(site)),
+        _row("MLflow has the events of all runs", lambda: _check_events(site)),
+    ]
+    started, api = False, ""
 
     def server() -> str:
-        nonlocal started
+        nonlocal started, api
         api, started = ensure_prefect(site)
         apply_environment(site, api)
         return f"{api} answers"
@@ -39,10 +49,10 @@ def doctor(site: Site) -> list[dict[str, object]]:
     scheduling = "an interval deployment gets scheduled runs"
     try:
         rows.append(_row("Prefect server starts and answers", server))
-        if rows[-1]["verdict"] == "ok":
-            rows.append(_row(scheduling, check_scheduler))
-        else:
-            rows.append({"check": scheduling, "verdict": "not checked", "detail": "needs the server"})
+        up = rows[-1]["verdict"] == "ok"
+        for check, run in ((scheduling, check_scheduler), ("clock", lambda: check_clock(api))):
+            needs: dict[str, object] = {"check": check, "verdict": "not checked", "detail": "needs the server"}
+            rows.append(_row(check, run) if up else needs)
     finally:
         if started:
             processes.stop(site, PREFECT)

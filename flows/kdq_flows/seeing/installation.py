@@ -1,0 +1,119 @@
+"""What `kdq doctor` looks at besides the servers: versions, disk, devices, leases, clock. Each check gives a text."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+import urllib.request
+from email.utils import parsedate_to_datetime
+
+from packaging.requirements import Requirement
+
+from kdq_core.errors import RecipeError, StageError
+from kdq_core.plan.cpu import cpu_name
+from kdq_core.plan.machine import check_gpu
+from kdq_core.recipe.spec import Site
+from kdq_flows.facts.state import running
+from kdq_flows.report.numbers import number
+from kdq_flows.run.leases import holders
+from kdq_flows.seeing.status import pid_of
+
+TOLD = ("kdq", "torch", "onnxruntime", "openvino", "prefect", "mlflow")
+LEAST_BYTES = 1e9
+"""A home with less free space is called full: a store entry is written before an old one goes."""
+MOST_SECONDS = 5.0
+"""By how much clocks may differ."""
+
+
+def check_versions() -> str:
+    """Compare the installed packages with those that KDQ asks for.
+
+    Raises:
+        RecipeError: one is missing, or of another version.
+    """
+    wrong = []
+    for text in importlib.metadata.requires("kdq") or ():
+        asked = Requirement(text)
+        if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
+            continue
+        found = _version(asked.name)
+        if found is None or not asked.specifier.contains(found, prereleases=True):
+            wrong.append(f"{asked.name} is {found or 'not installed'}, KDQ asks for {asked.specifier or 'any'}")
+    if wrong:
+        raise RecipeError(f"{'; '.join(wrong)}; install them with `pip install -c constraints.txt kdq`")
+    told = [f"{name} {found}" for name in TOLD if (found := _version(name))]
+    return ", ".join([*told, f"Python {platform.python_version()}"])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_disk(site: Site, least: float = LEAST_BYTES) -> str:
+    """Look how much space the home has.
+
+    Raises:
+        StageError: too little.
+    """
+    there = next(path for path in (site.home, *site.home.parents) if path.is_dir())
+    usage = shutil.disk_usage(there)
+    told = f"{number(usage.free, 'bytes')} free of {number(usage.total, 'bytes')}"
+    if usage.free < least:
+        raise StageError(f"{told}; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to another disk")
+    return told
+
+
+def check_devices(site: Site) -> str:
+    """Name the device that stages run on.
+
+    Raises:
+        RecipeError: it is not there.
+    """
+    check_gpu(site.device)
+    return f"{site.device}, {site.threads} of {os.cpu_count()} cores a stage, {cpu_name()}"
+
+
+def check_leases(site: Site) -> str:
+    """Tell who holds a device.
+
+    Raises:
+        StageError: a device is held by a process that no run of this home knows.
+    """
+    runs, told = {one.owner: one.run for one in running(site)}, []
+    for device, owner in holders(site).items():
+        if owner is not None and owner not in runs:
+            raise StageError(
+                f"device {device!r} is held by process {pid_of(owner) or 'unknown'}, which is no running run of this "
+                f"home; look at it with `ps -p {pid_of(owner) or 'PID'}` and end it if nobody needs it"
+            )
+        told.append(f"{device} is {'free' if owner is None else f'held by {runs[owner]}'}")
+    return "; ".join(told) or "no device was used yet"
+
+
+def check_clock(api: str, most: float = MOST_SECONDS) -> str:
+    """Compare this machine's clock with that of the Prefect server.
+
+    Raises:
+        StageError: they differ by more than `most` seconds.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    before = time.time()
+    with opener.open(f"{api}/health", timeout=10) as answer:
+        date = answer.headers["date"]
+    after = time.time()
+    if date is None:
+        return "the server does not tell its time"
+    theirs = parsedate_to_datetime(date).timestamp()  # whole seconds, cut off
+    off = max(before - theirs - 1, theirs - after, 0.0)
+    if off > most:
+        raise StageError(
+            f"the clock of this machine differs by {off:.0f} s from that of the Prefect server at {api}; set both by "
+            "NTP, or schedules fire at other times than you read"
+        )
+    return f"within {max(off, 1):.0f} s of the Prefect server's"

@@ -1,0 +1,134 @@
+"""An interrupt reaches the stages, and everybody is told of it: the user, Prefect and MLflow."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from kdq_core.errors import TransientError
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows import running
+from kdq_flows.run import in_worker, pipeline
+from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.run.pipeline import Pipeline
+from kdq_flows.run.supervisor import StageCancelledError
+
+MESSAGE = "interrupted in train_teacher; run the same command to resume"
+
+
+class Tracker:
+    """Keeps how the runs were closed; opens none."""
+
+    run_id = "run"
+
+    def __init__(self) -> None:
+        self.closed: dict[str, str] = {}
+
+    def finish(self, run_id: str, status: str) -> None:
+        self.closed[run_id] = status
+
+    def end(self, status: str) -> None:
+        self.closed[self.run_id] = status
+
+    def stage_run(self, stage: str, _key: str, _options: object) -> str:
+        return stage
+
+    def log_papers(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def tracker() -> Tracker:
+    return Tracker()
+
+
+@pytest.fixture
+def run(site: Site, tracker: Tracker) -> Pipeline:
+    made = Pipeline(Recipe.model_validate({"name": "x", "workload": "digits"}), site)
+    made.tracking._tracker = cast(Any, tracker)
+    return made
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_says_where_and_is_killed_in_mlflow(
+    run: Pipeline, tracker: Tracker, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "in_worker", interrupt)
+    monkeypatch.setattr(running, "Pipeline", lambda *_: run)
+    monkeypatch.setattr(run, "warm_up", lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        running.run_recipe(run.plan.recipe, site, server=False)
+    facts = run.facts()
+    assert (facts.status, facts.error) == ("interrupted", MESSAGE)
+    assert [(stage.name, stage.state) for stage in facts.stages] == [("train_teacher", "interrupted")]
+    assert tracker.closed == {"train_teacher": "KILLED", "run": "KILLED"}
+
+
+@pytest.mark.parametrize("held", ["device", "machine"])
+def test_a_stage_that_waits_for_a_lease_is_interrupted_too(
+    run: Pipeline, site: Site, held: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_worker, "run_child", lambda *_, **__: pytest.fail("it has begun"))
+    threading.Timer(0.2, run.stop).start()
+    lease: Any = device_lease(site, "cpu") if held == "device" else machine_lease(site, alone=True)
+    with lease, pytest.raises(StageCancelledError, match="the stage was cancelled before it began"):
+        run.check_ahead()
+    with device_lease(site, "cpu", timeout=0.5), machine_lease(site, alone=True):
+        pass  # both are free again
+
+
+def test_an_interrupt_ends_the_wait_for_the_next_try(run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def fail(*_: object, cancelled: threading.Event, **__: object) -> None:
+        tries.append(len(tries))
+        if cancelled.is_set():
+            raise StageCancelledError("the stage was cancelled before it began")
+        threading.Timer(0.1, run.stop).start()  # while KDQ waits for the second try
+        raise TransientError("busy")
+
+    monkeypatch.setattr(pipeline, "in_worker", fail)
+    began = time.monotonic()
+    with pytest.raises(StageCancelledError):
+        run.try_stage("train_teacher", {})
+    assert time.monotonic() - began < 1.5  # the wait is 2 s
+    assert tries == [0, 1]
+
+
+@pytest.fixture
+def busy(run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+    """A run whose first stage works until it is cancelled."""
+
+    def work(*_: object, cancelled: threading.Event, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert cancelled.wait(30)
+        raise StageCancelledError("the stage was cancelled and its worker ended")
+
+    monkeypatch.setattr(pipeline, "in_worker", work)
+    yield run
+    run.finish()
+
+
+@pytest.mark.usefixtures("prefect_site")
+def test_a_flow_that_gets_sigterm_is_cancelled_and_its_caller_interrupted(busy: Pipeline, tracker: Tracker) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+
+    from kdq_flows.prefect.flow import run_as_flow
+
+    busy.name = f"interrupted-{time.time_ns()}"
+    with pytest.raises(KeyboardInterrupt):
+        run_as_flow(busy)
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[busy.name]))
+        (flow_run,) = client.read_flow_runs(flow_run_filter=wanted)
+    assert flow_run.state is not None
+    assert (flow_run.state.type.value, flow_run.state.message) == ("CANCELLED", MESSAGE)
+    assert tracker.closed == {"train_teacher": "KILLED"}
