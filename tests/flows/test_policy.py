@@ -83,3 +83,4 @@ def test_only_the_policy_cancel_ends_a_run_and_only_when_the_next_one_is_due() -
     assert not overlapped([due(0, began=0, ended=5), due(10)], cancel, at(11))
     assert not overlapped([due(0, began=0), due(10, given_up=True)], cancel, at(11))
     assert not overlapped([due(0, began=0), due(10)], Policy(overlap="queue"), at(11))
+    assert not overlapped([due(0, began=0), due(10)], Policy(), at(11))

@@ -75,7 +75,9 @@ def test_an_interval_deployment_fires_twice_by_itself_and_a_killed_worker_is_rep
 
 def test_a_run_is_told_once_when_it_starts_and_once_when_it_ends() -> None:
     from prefect.client.schemas.objects import FlowRun
-    from prefect.states import Cancelled, Completed, Failed, Running
+    from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled
+
+    from kdq_flows.prefect.due import RESUMED
 
     began = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -89,6 +91,9 @@ def test_a_run_is_told_once_when_it_starts_and_once_when_it_ends() -> None:
     lines.tell([run("a", Running())])
     lines.tell([run("a", Completed(), **late), run("c", Failed(message="StageError: no data\n  at"), **late)])
     lines.tell([run("a", Completed(), **late), run("d", Cancelled(message="no slot"), run_count=0)])
+    before = Crashed(timestamp=began)
+    lines.tell([run("e", Scheduled(), tags=[RESUMED]), run("f", before, tags=[RESUMED])])
+    assert not any("'e'" in line or "'f'" in line for line in said), "one waits, and one ended before"
     assert said == [
         "run 'a' started", "run 'a' ended as Completed in 51.2 s", "run 'c' started",
         "run 'c' ended as Failed in 51.2 s: StageError: no data", "run 'd' did not start: no slot",

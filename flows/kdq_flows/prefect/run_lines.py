@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from kdq_flows.prefect.due import RESUMED
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
@@ -16,8 +18,8 @@ _PAGE = 50
 class RunLines:
     """Asks Prefect for the runs of a work pool, and reports each start and each end once.
 
-    It reports runs that started after this object was made. On a server that several hosts share, it reports the runs
-    of all hosts.
+    It reports runs that started, or were resumed, after this object was made. On a server that several hosts share, it
+    reports the runs of all hosts.
 
     Args:
         pool: name of the work pool.
@@ -40,9 +42,12 @@ class RunLines:
     def tell(self, runs: Iterable[FlowRun]) -> None:
         """Report the new starts and ends among `runs`, oldest first."""
         for run in sorted(runs, key=lambda run: str(run.start_time)):
-            if run.start_time is None:
+            state = run.state
+            if run.start_time is None or state is None or state.is_scheduled() or state.is_pending():
                 continue
-            final = run.state is not None and run.state.is_final()
+            final = state.is_final()
+            if final and state.timestamp < self._since:
+                continue  # it was resumed and has ended before this `kdq serve`
             began = run.run_count > 0 or not final  # Prefect gives a start time to a run that it cancels at once, too
             if began and run.id not in self._started:
                 self._started.add(run.id)
@@ -56,7 +61,8 @@ class RunLines:
         from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
         from prefect.client.schemas.sorting import FlowRunSort
 
-        wanted = FlowRunFilter.model_validate({"start_time": {"after_": self._since, "is_null_": False}})
+        asked = {"start_time": {"after_": self._since, "is_null_": False}, "tags": {"any_": [RESUMED]}}
+        wanted = FlowRunFilter.model_validate({"operator": "or_", **asked})  # a resumed run keeps its time
         pool = WorkPoolFilter.model_validate({"name": {"any_": [self._pool]}})
         with get_client(sync_client=True) as client:
             return client.read_flow_runs(

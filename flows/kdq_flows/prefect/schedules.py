@@ -103,23 +103,12 @@ def deploy(
     """
     apply_environment(site, site.prefect_api)
     schedule = check_schedule(cron=cron, interval_seconds=interval_seconds, timezone=timezone)
-    if allowed_lag_seconds is not None and not 0 < allowed_lag_seconds < math.inf:
-        raise RecipeError(f"the allowed lag is {allowed_lag_seconds!r}; give a number of seconds above 0")
-    lag = schedule.default_lag if allowed_lag_seconds is None else allowed_lag_seconds
-    policy = Policy(missed=missed, overlap=overlap, allowed_lag_seconds=lag)
+    policy = Policy(missed=missed, overlap=overlap, allowed_lag_seconds=_lag(allowed_lag_seconds, schedule))
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
     ensure_pool()
-    deployment, identity = _apply(
-        module_path,
-        recipe.name,
-        schedule,
-        {
-            "recipe": _deployed(recipe, site),
-            "site": site.model_dump(mode="json"),
-            **policy.model_dump(),
-        },
-    )
+    asked = {"recipe": _deployed(recipe, site), "site": site.model_dump(mode="json"), **policy.model_dump()}
+    deployment, identity = _apply(module_path, recipe.name, schedule, asked)
     return {
         "deployment": deployment,
         "id": identity,
@@ -129,6 +118,12 @@ def deploy(
         "pool": POOL,
         "url": f"{api.removesuffix('/api')}/deployments/deployment/{identity}",
     }
+
+
+def _lag(asked: float | None, schedule: RecurringSchedule) -> float:
+    if asked is not None and not 0 < asked < math.inf:
+        raise RecipeError(f"the allowed lag is {asked!r}; give a number of seconds above 0")
+    return schedule.default_lag if asked is None else asked
 
 
 def _deployed(recipe: Recipe | Study, site: Site) -> dict[str, Any]:
