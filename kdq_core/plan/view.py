@@ -98,3 +98,26 @@ class RunView:
     def digests(self) -> dict[str, str]:
         """Digest of each entry, by name of the stage."""
         return {name: entry.digest for name, entry in self.entries.items()}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended, for plug-ins that watch runs.
+
+    Attributes:
+        name: of the run.
+        recipe: name of its recipe.
+        status: `completed`, `no-news`, `failed` or `interrupted`.
+        seconds: how long it took.
+        error: why it failed, or where it was interrupted; `None` otherwise.
+        verdict: the int8 file against the float student in one line; empty if they were not measured.
+        view: its plan, entries, records, files and predictions.
+    """
+
+    name: str
+    recipe: str
+    status: str
+    seconds: float
+    error: str | None
+    verdict: str
+    view: RunView

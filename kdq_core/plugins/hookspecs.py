@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -75,13 +76,20 @@ def kdq_stage_started(recipe: str, stage: str, key: str) -> None:
 
 
 @hookspec
-def kdq_stage_finished(recipe: str, stage: str, key: str, digest: str, seconds: float) -> None:
-    """A stage has written its entry to the store."""
+def kdq_stage_finished(
+    recipe: str, stage: str, key: str, digest: str, seconds: float, files: Mapping[str, Path]
+) -> None:
+    """A stage has written its entry to the store: `files` are those of the entry by name, to read."""
 
 
 @hookspec
 def kdq_stage_failed(recipe: str, stage: str, key: str, error: str) -> None:
     """A try of a stage failed; after a transient error another try may follow."""
+
+
+@hookspec
+def kdq_run_finished(run: Any) -> None:
+    """A run has ended, well or badly, or a branch of one: `run` is its `FinishedRun`."""
 
 
 @hookspec

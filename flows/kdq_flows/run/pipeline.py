@@ -34,6 +34,7 @@ from kdq_flows.report.live import Live
 from kdq_flows.report.page import written
 from kdq_flows.run.here import here, tracked_run
 from kdq_flows.run.in_worker import in_worker
+from kdq_flows.run.lifecycle import Lifecycle
 from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
@@ -114,6 +115,7 @@ class Pipeline:
         self._began, self._started = time.monotonic(), time.time()
         self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
         self._page: Path | None = None
+        self._lifecycle = Lifecycle(self.catalog, self.observer, recipe.name)
         self._live = Live(self.plan, self.name, self.observer.message)
         if self.plan.note:
             self.observer.message(self.plan.note)
@@ -197,12 +199,12 @@ class Pipeline:
         except BaseException as error:
             self._ended(node, key, BAD[isinstance(error, KeyboardInterrupt | StageCancelledError)], began)
             self.errors[name] = failure(error)
-            self._lifecycle("kdq_stage_failed", node, key, error=str(error))
+            self._lifecycle.stage("kdq_stage_failed", name, key, error=str(error))
             raise
         self.entries[name] = entry
         self._ended(node, key, "cached" if cached else "shared" if name in self._of_others else "ran", began)
         if not cached:
-            self._lifecycle("kdq_stage_finished", node, key, digest=entry.digest, seconds=time.monotonic() - began)
+            self._lifecycle.stage_finished(name, entry, time.monotonic() - began)
         self.errors.pop(name, None)
         return entry.digest, cached
 
@@ -259,6 +261,7 @@ class Pipeline:
         self.tracking.end(lambda: report(self.facts(), asked), lock, failed=self.failed)
         if self._uploader is not None:
             self._uploader.close()
+        self._lifecycle.finished(self.facts, self.view)
 
     def facts(self, links: Mapping[str, str] | None = None) -> RunResult:
         """The facts of the run so far."""
@@ -315,7 +318,7 @@ class Pipeline:
 
     def _compute(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
         self.observer.stage_started(node.name)
-        self._lifecycle("kdq_stage_started", node, key)
+        self._lifecycle.stage("kdq_stage_started", node.name, key)
         run = self.tracking.stage_started(node, key)
         try:
             entry = (self._in_worker if node.heavy else self._here)(node, key, parents, run)
@@ -395,6 +398,3 @@ class Pipeline:
         seconds = round(time.monotonic() - began, 3)
         self._facts[node.name] = StageFacts(name=node.name, key=key, state=state, seconds=seconds)
         self.observer.stage_ended(node.name, state, seconds)
-
-    def _lifecycle(self, hook: str, node: Node, key: str, **facts: Any) -> None:
-        self.catalog.lifecycle(hook, recipe=self.plan.recipe.name, stage=node.name, key=key, **facts)
