@@ -18,7 +18,7 @@ from kdq_flows.prefect.due import look, runs_of
 from kdq_flows.prefect.schedules import deploy
 from kdq_flows.servers.processes import read_record
 from tests.flows.test_outages import points
-from tests.flows.test_run import KDQ, RECIPE, environment, kdq, processes, until
+from tests.flows.test_run import KDQ, RECIPE, environment, kdq, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.rare, pytest.mark.timeout(900)]
 
@@ -42,6 +42,14 @@ def killed(home: Path, name: str) -> int:
     assert record is not None
     os.kill(record.pid, signal.SIGKILL)
     return record.pid
+
+
+def kill_all(home: Path) -> None:
+    """Kill every process of the home: `kdq serve`, server, worker, flow run and stage."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("KDQ_HOME") == str(home):
+                process.kill()
 
 
 def last(home: Path) -> dict[str, Any]:
@@ -76,14 +84,13 @@ def test_a_scheduled_run_outlives_its_worker_and_its_server_and_is_resumed_when_
         with serving(home) as (running, _):
             assert kdq(home, "schedules", "run", "tiny").returncode == 0
             until(lambda: points(home) > 4, "epochs of the quantized student", 300)
-            for process in [psutil.Process(running.pid), *processes(home)]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill_all(home)
+            running.wait(60)
         with serving(home) as (_, said):
             until(lambda: " of 'tiny' is resumed: its process died" in said.read_text(), "the run is resumed", 300)
             until(lambda: last(home)["state"] in ("Completed", "Failed"), "the end of the resumed run", 300)
             assert last(home)["state"] == "Completed", said.read_text()
-        versions = json.loads(kdq(home, "models", "ls", "--json").stdout)
+        versions = json.loads(kdq(home, "models", "--json").stdout)
         assert sorted(int(one["version"]) for one in versions) == [1, 2]
     finally:
         kdq(home, "down")
