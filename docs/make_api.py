@@ -16,6 +16,7 @@ from prose import escaped, markdown
 
 GROUPS = {
     "plugins": "Plug-ins and stages",
+    "plan": "Runs",
     "store": "Records",
     "tensors": "Batches, outputs, losses",
     "grids": "Fake-quantizers",

@@ -16,7 +16,6 @@ from kdq_core.errors import PluginError, RecipeError, StageError, TransientError
 from kdq_core.frozen import Frozen
 from kdq_core.grids.place import Place
 from kdq_core.intervals import Z95, exact, mcnemar, paired, student_975, wilson
-from kdq_core.plan.view import FinishedRun
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, ReportSection, hookimpl
@@ -56,6 +55,7 @@ from kdq_core.timing.turns import measure_times
 if TYPE_CHECKING:
     from kdq_core.grids.fake import FakeQuantize, Grid
     from kdq_core.grids.rounding import round_to_grid
+    from kdq_core.plan.view import FinishedRun
     from kdq_core.quantization.capture import Attention, BatchNorm, Dropout, module_path
     from kdq_core.quantization.constants import is_constant
     from kdq_core.quantization.departures import departures_of_conversion
@@ -81,6 +81,7 @@ _LAZY = {
     "dequantize": "kdq_core.quantization.ops",
     "dynamic_linear": "kdq_core.quantization.ops",
     "quantize": "kdq_core.quantization.ops",
+    "FinishedRun": "kdq_core.plan.view",
     "FakeQuantize": "kdq_core.grids.fake",
     "round_to_grid": "kdq_core.grids.rounding",
     "Grid": "kdq_core.grids.fake",
