@@ -108,9 +108,11 @@ def test_a_bomb_of_one_long_text_is_refused_too() -> None:
         (SHORT + "distil: {}", "r.yaml:3: unknown key 'distil'; did you mean 'distill'? allowed: distill, evaluate, "
          "gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, workload"),
         (SHORT + "retry:\n  attemps: 3", "r.yaml:4: unknown key 'attemps' in 'retry'; did you mean 'attempts'? "
-         "allowed: attempts, backoff_seconds, stage_timeout_seconds"),
+         "allowed: attempts, backoff_seconds, checkpoint_seconds, "
+         "checkpoint_steps, stage_timeout_seconds, stall_seconds"),
         (SHORT + "retry:\n  zzz: 3", "r.yaml:4: unknown key 'zzz' in 'retry'; "
-         "allowed: attempts, backoff_seconds, stage_timeout_seconds"),
+         "allowed: attempts, backoff_seconds, checkpoint_seconds, checkpoint_steps, "
+         "stage_timeout_seconds, stall_seconds"),
         (SHORT + "teacher:\n  fit:\n    epochs: 0",
          "r.yaml:5: key 'teacher.fit.epochs' is 0; allowed: a whole number, 1 to 10000"),
         (SHORT + "teacher: {fit: {epochs: '3'}}",
