@@ -1,5 +1,6 @@
 import errno
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -102,12 +103,22 @@ def test_a_process_that_never_answers_is_ended(site: Site) -> None:
     assert read_record(site, "web") is None
 
 
-def test_a_taken_port_is_not_chosen(site: Site) -> None:
+def test_a_taken_port_is_not_chosen(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PORT_SECONDS", 0.2)
     record, _ = ensure(site, web())
     assert record.port is not None
     other = free_port(record.port)
     stop(site, "web")
     assert other != record.port
+
+
+def test_the_last_port_is_waited_for() -> None:
+    with socket.socket() as holder:
+        holder.bind((LOOPBACK, 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        threading.Timer(0.3, holder.close).start()
+        assert free_port(port) == port
 
 
 def test_a_home_that_cannot_be_written_is_told_with_its_remedy(tmp_path: Path) -> None:

@@ -118,16 +118,30 @@ def answers(url: str, seconds: float = 2.0) -> bool:
         return False
 
 
+PORT_SECONDS = 3.0
+"""How long KDQ waits for the last port of a server to become free: who knows that port reaches the new server too."""
+
+
 def free_port(preferred: int | None = None) -> int:
-    """A free port of the loopback interface: the preferred one if it is free."""
-    for port in (preferred, 0):
-        if port is None:
-            continue
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((LOOPBACK, port))
-            return int(probe.getsockname()[1])
-    raise StageError(f"no free port on {LOOPBACK}")
+    """A free port of the loopback interface: the preferred one if it becomes free within `PORT_SECONDS`."""
+    deadline = time.monotonic() + PORT_SECONDS
+    while preferred is not None:
+        if _is_free(preferred):
+            return preferred
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.1)
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((LOOPBACK, port))
+        return True
+    return False
 
 
 def _record_path(site: Site, name: str) -> Path:
