@@ -21,6 +21,7 @@ from pydantic import JsonValue, ValidationError
 from kdq_core.errors import StageError, StoreError
 from kdq_core.store import drafts
 from kdq_core.store.checks import MANIFEST, SEAL, check_weights, names_in, sealed
+from kdq_core.store.claims import Claim, claimed
 from kdq_core.store.family import Record, resolved, type_of
 from kdq_core.store.hashing import canonical, sha256_file, sha256_of
 from kdq_core.store.index import Index
@@ -199,6 +200,26 @@ class Store:
                 return Entry(folder, manifest_of(folder, key)).digest
             except DamageError as damage:
                 raise StoreError(f"{damage}; KDQ computes it anew") from None
+
+    @contextlib.contextmanager
+    def claim(
+        self, key: str, *, on_wait: Callable[[], None] = lambda: None, check: Callable[[], None] = lambda: None
+    ) -> Iterator[Claim]:
+        """Hold the right to compute the entry of `key`. Look it up again then: another process may have written it.
+
+        Args:
+            key: key of the entry.
+            on_wait: called once if another process holds the claim.
+            check: called while this process waits; what it raises ends the waiting.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            with explained(self.root, "write to the store"):
+                path = self.root / "claims" / f"{key}.lock"
+                claim = stack.enter_context(claimed(path, on_wait=on_wait, check=check))
+            yield claim
 
     @contextlib.contextmanager
     def draft(self, key: str) -> Iterator[Path]:

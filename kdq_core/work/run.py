@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,13 @@ from pydantic import Field, JsonValue
 
 from kdq_core.errors import StageError
 from kdq_core.frozen import Frozen
-from kdq_core.locks import held, try_held
 from kdq_core.plan.keys import KeyParts
 from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Entry, Store, explained
+from kdq_core.store.store import Entry, Store
 from kdq_core.work.outcome import outcome
 from kdq_core.work.shown import Emit
 from kdq_core.work.work import StageWork
@@ -57,64 +55,17 @@ class StageRequest(Frozen):
 
 
 def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> Entry:
-    """Compute the stage and write its entry; if another process has written it already, give that one.
+    """Compute the stage and write its entry. The caller holds the claim of the key, and has found no entry.
 
     Args:
         request: the stage.
-        emit: receives progress events, and `shared` if another process computed the entry.
+        emit: receives progress events.
         catalog: the plug-ins; by default those installed.
 
     Raises:
         KdqError: the stage failed, or its code, files or settings changed since KDQ planned it.
     """
     store, catalog = Store(request.site.store), catalog or Catalog.load()
-    existing = store.lookup_or_discard(request.key, lambda text: print(text, file=sys.stderr))
-    if existing is not None:
-        emit({"event": "shared"})
-        return existing
-    with _turn(request, emit):
-        waited = store.lookup(request.key)
-        if waited is None:
-            return _computed(request, emit, store, catalog)
-        emit({"event": "shared"})
-        return waited
-
-
-def check_ahead(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> None:
-    """Run the checks of a request, and compute nothing.
-
-    Raises:
-        KdqError: a stage refuses the recipe, the data or the models.
-    """
-    catalog = catalog or Catalog.load()
-    asked = asked_of(request.recipe, request.site, catalog)
-    before = {one.title: one for one in wire(asked, catalog)}
-    (request.site.home / "scratch").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=request.site.home / "scratch") as folder:
-        scratch = Path(folder)
-        (scratch / "tmp").mkdir()
-        with _own_process(before[request.title], request.site, scratch):
-            _check(request, before, asked, scratch, emit)
-
-
-@contextlib.contextmanager
-def _turn(request: StageRequest, emit: Emit) -> Iterator[None]:
-    """Wait until no other process computes the same entry; afterwards, the entry may exist."""
-    path = request.site.home / "locks" / f"{request.key}.lock"
-    with explained(path, "write the lock file"):
-        lock = try_held(path)
-        if lock is None:
-            waiting = {"stage": request.title, "done": 0, "total": 1, "note": "waits: another run computes it"}
-            emit({"event": "progress", **waiting})
-            lock = held(path)
-    with lock:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog) -> Entry:
     asked = asked_of(request.recipe, request.site, catalog)
     before = {one.title: one for one in wire(asked, catalog)}
     wired = before[request.title]
@@ -145,6 +96,23 @@ def _computed(request: StageRequest, emit: Emit, store: Store, catalog: Catalog)
     _remember(scratch, remembered)
     shutil.rmtree(scratch, ignore_errors=True)
     return entry
+
+
+def check_ahead(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> None:
+    """Run the checks of a request, and compute nothing.
+
+    Raises:
+        KdqError: a stage refuses the recipe, the data or the models.
+    """
+    catalog = catalog or Catalog.load()
+    asked = asked_of(request.recipe, request.site, catalog)
+    before = {one.title: one for one in wire(asked, catalog)}
+    (request.site.home / "scratch").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=request.site.home / "scratch") as folder:
+        scratch = Path(folder)
+        (scratch / "tmp").mkdir()
+        with _own_process(before[request.title], request.site, scratch):
+            _check(request, before, asked, scratch, emit)
 
 
 def _remember(source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 The imports of torch and of a stage take seconds. This process only imports: it computes nothing and starts no thread
 pool, so a fork of it behaves like a new process. FD is a socket of type SOCK_SEQPACKET. A message on it is
-`{"environment": {...}, "after": int}` with five descriptors: stdin, log, events, lease and a status socket. On the
+`{"environment": {...}, "after": int}` with descriptors: stdin, log, events, locks, and at last a status socket. On the
 status socket the child sends `pid <n>` and waits for an answer; when the child ends, this process sends `code <n>`
 (negative for a signal). If the other end is closed, the child gets no answer and exits. The child has its own session,
 the message's environment and KDQ_EVENTS_FD, and runs ENTRY (`module:function`). This process ignores SIGTERM.
@@ -33,6 +33,7 @@ EVERY_STAGE = ("kdq_core.work.run", "torch._dynamo")
 CAPTURE = ("torch.export._trace", "torch._functorch.aot_autograd")
 """Modules that the first capture of a graph imports."""
 _LARGEST = 1 << 20
+_MOST = 32
 
 Job = Callable[[], Any]
 
@@ -86,7 +87,7 @@ class WarmWorker:
                 if self._woken in ready:
                     self._reap()
                 if self._control in ready:
-                    payload, descriptors, *_ = socket.recv_fds(self._control, _LARGEST, 5, socket.MSG_CMSG_CLOEXEC)
+                    payload, descriptors, *_ = socket.recv_fds(self._control, _LARGEST, _MOST, socket.MSG_CMSG_CLOEXEC)
                     if not payload:
                         return None
                     message = json.loads(payload)
@@ -123,12 +124,12 @@ class WarmWorker:
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
-        stdin, log, events, lease = passed
+        stdin, log, events, *locks = passed
         os.environ.clear()
         os.environ.update(environment, KDQ_EVENTS_FD=str(events), KDQ_PARENT_PID=str(self._pid))
         for source, target in ((stdin, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
-        for descriptor in (events, lease):
+        for descriptor in (events, *locks):
             os.set_inheritable(descriptor, True)
         die_with_parent()
         with socket.socket(fileno=status) as teller:

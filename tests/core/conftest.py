@@ -18,7 +18,7 @@ from kdq_core.plugins.loading import CatalogEntry
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Entry
+from kdq_core.store.store import Entry, Store
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.work.run import StageRequest, run_stage
 from kdq_core.work.work import StageWork
@@ -74,7 +74,8 @@ class Run:
         )
         mode = torch.get_deterministic_debug_mode()
         try:
-            self.entries[name] = run_stage(request, self.events.append, self.catalog)
+            kept = Store(self.site.store).lookup(request.key)
+            self.entries[name] = kept or run_stage(request, self.events.append, self.catalog)
         finally:
             torch.set_deterministic_debug_mode(mode)  # a stage has a process of its own elsewhere
         self.checked = True

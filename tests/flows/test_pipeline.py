@@ -11,6 +11,7 @@ import pytest
 from kdq_core.errors import TransientError, UnforeseenError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.recipe.stages import RetrySpec
+from kdq_core.store.claims import Claim
 from kdq_flows.observer import Silent
 from kdq_flows.run import in_worker, pipeline
 from kdq_flows.run.logs import logged
@@ -60,7 +61,7 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     monkeypatch.setattr(run.store, "get", lambda key: key)
     heavy = [node for node in run.plan.nodes if node.heavy]
     for node in heavy:
-        run._in_worker(node, "k", dict.fromkeys(node.parents.values(), "d"), "")
+        run._in_worker(node, "k", dict.fromkeys(node.parents.values(), "d"), "", Claim())
     assert dict(zip((node.name for node in heavy), asked, strict=True)) == {
         **dict.fromkeys((node.name for node in heavy), False), "evaluate": True
     }  # fmt: skip

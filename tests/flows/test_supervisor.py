@@ -33,7 +33,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmWorker]:
         supervisor.run_child(
             {"body": "emit('result')"},
             site=site,
-            lease_fd=lease,
+            descriptors=(lease,),
             timeout_seconds=120,
             on_event=print,
             log=site.home / "first.log",
@@ -69,7 +69,7 @@ def run(site: Site, starter: WarmWorker | None) -> Run:
             result = supervisor.run_child(
                 {"stage": "fit", "big": "x" * 200_000, "body": body},
                 site=site,
-                lease_fd=lease,
+                descriptors=(lease,),
                 timeout_seconds=limit,
                 log=log_of(site),
                 argv=[sys.executable, "-m", "stage_body"],

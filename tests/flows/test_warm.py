@@ -41,7 +41,7 @@ def run(site: Site, starter: WarmWorker, body: str, **more: Any) -> dict[str, An
         return run_child(
             {"body": body},
             site=site,
-            lease_fd=lease,
+            descriptors=(lease,),
             log=site.home / "logs" / "stage.log",
             argv=[sys.executable, "-m", "stage_body"],
             starter=starter,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdq_core.errors import StageError, TransientError
 from kdq_core.plan.plan import Node, Plan
+from kdq_core.store.family import Record
 from kdq_core.store.records import Checkpoint, EpochRecord, EvaluationReport
 from kdq_flows.facts.uploader import Uploader, left
 from kdq_flows.owner import owner_tag
@@ -54,6 +55,13 @@ class RunTracking:
         if self._tracker:
             self._tracker.log_epochs(run, [EpochRecord.model_validate(record)])
             self._news()
+
+    def gave(self, run: str, record: Record) -> None:
+        """Log what the stage gave, if it is a report or a checkpoint."""
+        if isinstance(record, EvaluationReport):
+            self.report(run, record)
+        elif isinstance(record, Checkpoint):
+            self.checkpoint(run, record)
 
     def report(self, run: str, report: EvaluationReport) -> None:
         """Log every metric of the evaluation, in the stage's run and in the pipeline's."""

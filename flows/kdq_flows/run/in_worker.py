@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kdq_core.plan.plan import Node, Plan
+from kdq_core.store.claims import Claim
 from kdq_flows.observer import Observer
 from kdq_flows.run.leases import device_lease, machine_lease
-from kdq_flows.run.supervisor import StageCancelledError, run_child
+from kdq_flows.run.supervisor import refuse_cancelled, run_child
 from kdq_flows.run.warm import WarmWorker
 
 
@@ -24,6 +26,7 @@ def in_worker(
     logs: Path,
     cancelled: threading.Event,
     warm: WarmWorker | None,
+    claim: Claim | None,
 ) -> None:
     """Wait for the device and the machine, and for the worker's answer.
 
@@ -36,6 +39,7 @@ def in_worker(
         logs: folder of the stage's log.
         cancelled: if it is set, KDQ ends the worker.
         warm: forks the worker, if there is one.
+        claim: the claim of the stage's key, if it writes an entry; the worker holds it too.
 
     Raises:
         KdqError: see `run_child`.
@@ -50,10 +54,7 @@ def in_worker(
         why = "it measures time, and another stage computes" if node.needs.alone else "another stage measures time"
         observer.message(f"{node.name} waits: {why}")
 
-    def check() -> None:
-        if cancelled.is_set():
-            raise StageCancelledError("the stage was cancelled before it began")
-
+    check = partial(refuse_cancelled, cancelled)
     check()
     with (
         device_lease(site, site.device, on_wait=waiting, check=check) as lease,
@@ -62,7 +63,7 @@ def in_worker(
         run_child(
             request,
             site=site,
-            lease_fd=lease,
+            descriptors=(lease, *(claim.descriptors if claim else ())),
             timeout_seconds=retry.stage_timeout_seconds,
             stall_seconds=retry.stall_seconds,
             on_event=heard,

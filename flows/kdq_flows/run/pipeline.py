@@ -20,7 +20,7 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.records import Checkpoint, EvaluationReport
+from kdq_core.store.claims import Claim
 from kdq_core.store.store import Entry, Store
 from kdq_flows.facts.gathered import gathered
 from kdq_flows.facts.parts import StageFacts
@@ -39,13 +39,14 @@ from kdq_flows.run.logs import failure, keep, logged, name_of
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
 from kdq_flows.run.signals import interrupted_in
-from kdq_flows.run.supervisor import StageCancelledError
+from kdq_flows.run.supervisor import StageCancelledError, refuse_cancelled
 from kdq_flows.run.teachers import resolved
 from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
 
 if TYPE_CHECKING:
     from kdq_registry.fetching import Fetched
 
+Heard = Callable[[dict[str, Any]], None]
 BAD: dict[bool, Literal["failed", "interrupted"]] = {False: "failed", True: "interrupted"}
 
 
@@ -192,10 +193,8 @@ class Pipeline:
         node, began = self.plan.node(name), time.monotonic()
         key = node.key(parents)
         try:
-            entry = self._cached(node, key)
-            cached = entry is not None
-            if entry is None:
-                entry = self._compute(node, key, parents)
+            cached = (entry := self._cached(node, key)) is not None
+            entry = entry or self._claimed(node, key, parents)
         except BaseException as error:
             self._ended(node, key, BAD[isinstance(error, KeyboardInterrupt | StageCancelledError)], began)
             self.errors[name] = failure(error)
@@ -253,8 +252,7 @@ class Pipeline:
             self._warm.close()
             self._warm = None
         ran = not self.failed and any(one.state == "ran" for one in self._facts.values())
-        lock = self.lock.model_dump_json(indent=1) if ran else None
-        if lock is not None:
+        if (lock := self.lock.model_dump_json(indent=1) if ran else None) is not None:
             keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
         self._live.close()
         asked = yaml_of(self.plan.recipe.model_dump(mode="json", by_alias=True))
@@ -316,20 +314,24 @@ class Pipeline:
         assert isinstance(stage, Stage)
         return stage
 
-    def _compute(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
+    def _claimed(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
+        """Compute a stage under the claim of its key, or take the entry of another run that held the claim."""
+        waits = partial(self.observer.message, f"{node.name} waits: another run computes it")
+        with self.store.claim(key, on_wait=waits, check=partial(refuse_cancelled, self.cancelled)) as claim:
+            if (entry := self._cached(node, key)) is not None:
+                self._of_others.add(node.name)
+            return entry or self._compute(node, key, parents, claim)
+
+    def _compute(self, node: Node, key: str, parents: Mapping[str, str], claim: Claim) -> Entry:
         self.observer.stage_started(node.name)
         self._lifecycle.stage("kdq_stage_started", node.name, key)
         run = self.tracking.stage_started(node, key)
         try:
-            entry = (self._in_worker if node.heavy else self._here)(node, key, parents, run)
+            entry = self._in_worker(node, key, parents, run, claim) if node.heavy else self._here(node, key, parents)
         except BaseException as error:
             self.tracking.stage_ended(run, error)
             raise
-        if isinstance(entry.record, EvaluationReport):
-            self.tracking.report(run, entry.record)
-        if isinstance(entry.record, Checkpoint):
-            self.tracking.checkpoint(run, entry.record)
-        self.tracking.stage_ended(run)
+        self.tracking.gave(run, entry.record)
         return entry
 
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
@@ -361,30 +363,28 @@ class Pipeline:
         only = {"key": "", "parts": {}, "parents": {}, "checks": ahead, "only_checks": True}
         self._work(node, self._asking(node) | only, self.observer.progress)
 
-    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: str) -> Entry:
+    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: str, claim: Claim) -> Entry:
         def heard(event: dict[str, Any]) -> None:
             self.tracking.check()
             if event["event"] == "epoch":
                 self.tracking.epoch(run, event["record"])
                 self._live.epoch(node.name, event["record"])
-            elif event["event"] == "shared":
-                self._of_others.add(node.name)
             elif event["event"] == "note":
                 self.observer.message(f"{node.name}: {event['text']}")
             else:
                 self.observer.progress(event)
 
-        self._work(node, self._request(node, key, parents), heard)
+        self._work(node, self._request(node, key, parents), heard, claim)
         return self.store.get(key)
 
-    def _work(self, node: Node, request: dict[str, Any], heard: Callable[[dict[str, Any]], None]) -> None:
+    def _work(self, node: Node, request: dict[str, Any], heard: Heard, claim: Claim | None = None) -> None:
         in_worker(
             self.plan, node, request, heard,
-            observer=self.observer, logs=self.logs, cancelled=self.cancelled, warm=self._warm,
+            observer=self.observer, logs=self.logs, cancelled=self.cancelled, warm=self._warm, claim=claim,
         )  # fmt: skip
         self._checked = True
 
-    def _here(self, node: Node, key: str, parents: Mapping[str, str], _run: str) -> Entry:
+    def _here(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
         """Run a stage in this process; only for stages with `device="none"`."""
         told = {
             "lineage": self.view.digests,

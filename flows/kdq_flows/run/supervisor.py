@@ -46,6 +46,12 @@ class StageCancelledError(StageError):
     """The run was cancelled, so KDQ ended the stage."""
 
 
+def refuse_cancelled(cancelled: threading.Event) -> None:
+    """Raise if the run was cancelled before a stage of it began."""
+    if cancelled.is_set():
+        raise StageCancelledError("the stage was cancelled before it began")
+
+
 class Child(Protocol):
     """The part of `subprocess.Popen` that the supervisor uses; the child leads its own session."""
 
@@ -77,7 +83,7 @@ def run_child(
     request: dict[str, Any],
     *,
     site: Site,
-    lease_fd: int,
+    descriptors: Sequence[int],
     timeout_seconds: float,
     on_event: Callable[[Event], None],
     log: Path,
@@ -92,7 +98,7 @@ def run_child(
     Args:
         request: what the child shall do; it reads this from stdin as JSON.
         site: gives device and number of threads.
-        lease_fd: open lock file of the device; the child inherits it.
+        descriptors: open lock files of the device and of the key; the child inherits them.
         timeout_seconds: limit of this try.
         on_event: called with every other event, in order, in this thread.
         log: KDQ appends what the child prints to this file.
@@ -116,9 +122,9 @@ def run_child(
     with _Events(reader) as events:
         try:
             with _request_file(log.parent, request) as stdin, _log_file(log) as output:
-                files, descriptors = (stdin, output), (writer, lease_fd)
-                warm = starter.start(files, descriptors, check=check, complete=measures) if starter else None
-                child = warm or _start(argv, site, files, descriptors)
+                files, passed = (stdin, output), (writer, *descriptors)
+                warm = starter.start(files, passed, check=check, complete=measures) if starter else None
+                child = warm or _start(argv, site, files, passed)
         finally:
             os.close(writer)
         try:
@@ -155,14 +161,14 @@ def end_group(child: Child) -> None:
 
 
 def _start(
-    argv: Sequence[str], site: Site, files: tuple[IO[bytes], IO[bytes]], descriptors: tuple[int, int]
+    argv: Sequence[str], site: Site, files: tuple[IO[bytes], IO[bytes]], descriptors: Sequence[int]
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         list(argv),
         stdin=files[0],
         stdout=files[1],
         stderr=subprocess.STDOUT,
-        pass_fds=descriptors,
+        pass_fds=tuple(descriptors),
         env=os.environ | child_environment(site) | {"KDQ_EVENTS_FD": str(descriptors[0])},
         start_new_session=True,
     )
