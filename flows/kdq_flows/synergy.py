@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
 
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.catalog import Catalog
@@ -48,16 +51,29 @@ def synergy_study(document: Document, *, seeds: int, bits: Sequence[int], distil
         "qat": {"distill.fit.epochs": epochs, "quantize.use": quantizer},
     }
     common: Axes = {"evaluate": ["quality"], "gates": []}
+    named = {use.title for use in recipe.stages} - Recipe.model_fields.keys()
+    document = replace(document, value={name: part for name, part in document.value.items() if name not in named})
     branches = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         for name, section in methods(document, recipe, distillers, catalog).items():
             for path, axes in paths.items():
                 for number in bits:
+                    stages = _stages(recipe, ["student"] if (path, number) == ("ptq", bits[0]) else [])
                     own: Axes = {"distill": section, **axes, "quantize.weights": number, "seed": seed, **common}
+                    own |= {"stages": stages}
                     told: Axes = {"distiller": name, "path": path, "bits": number, "seed": seed}
                     title = ",".join(f"{key}={value}" for key, value in told.items())
                     branches.append(Branch(title, told, branch_recipe(document, own, catalog, files=True)))
     return Study(document, tuple(branches), StudySpec(matrix=MatrixSpec(over={"seed": (recipe.seed,)})))
+
+
+def _stages(recipe: Recipe, beside: Sequence[str]) -> list[JsonValue]:
+    """The recipe's stages; beside the int8 file, KDQ exports only the float models that are read from the branch."""
+    listed: list[JsonValue] = []
+    for use in recipe.stages:
+        options = use.options | ({"beside": [*beside]} if use.use == "export" else {})
+        listed.append(use.model_copy(update={"options": options}).model_dump(mode="json", exclude_defaults=True))
+    return listed
 
 
 def methods(document: Document, recipe: Recipe, more: Sequence[str], catalog: Catalog) -> dict[str, Any]:

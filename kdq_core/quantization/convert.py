@@ -26,6 +26,7 @@ from kdq_core.quantization.convert_recurrent import convert_recurrent
 from kdq_core.quantization.dynamic import RoundDynamically
 from kdq_core.quantization.layers import EMBEDDING, norm_behind, own_norm
 from kdq_core.quantization.prepare import PLACES, RELU
+from kdq_core.quantization.rows import look_up_tables
 
 QUANTIZE = torch.ops.kdq.quantize.default
 DEQUANTIZE = torch.ops.kdq.dequantize.default
@@ -59,6 +60,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     model = copy.deepcopy(prepared).eval()
     model.add_module("grids", Grids())
     _drop_training_only(model)
+    look_up_tables(model)
     _Converter(model).run()
     model.graph.eliminate_dead_code()
     result = fx.GraphModule(model, model.graph, class_name=type(prepared).__name__)

@@ -21,6 +21,7 @@ from kdq_core.quantization.dynamic import RoundDynamically, insert_dynamic_round
 from kdq_core.quantization.layers import weight_readers
 from kdq_core.quantization.placing import NO_LAYER
 from kdq_core.quantization.recurrent import Recurrent
+from kdq_core.quantization.rows import LookUp, look_up_rows
 
 if TYPE_CHECKING:
     from kdq_core.grids.place import Place
@@ -73,6 +74,7 @@ def prepare(
         insert_dynamic_rounding(prepared, {user for user in users if user.op == "call_module"})
     if round_bias:
         insert_bias_rounding(prepared, places)
+    look_up_rows(prepared)
     for node in prepared.graph.nodes:
         module = prepared.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, Recurrent):
@@ -92,7 +94,7 @@ def _is_rounded(prepared: fx.GraphModule, node: fx.Node) -> bool:
     module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
     if node.all_input_nodes and (node.op == "call_function" or isinstance(module, Dropout)):
         return _is_rounded(prepared, node.all_input_nodes[0])
-    return isinstance(module, FakeQuantize)
+    return isinstance(module, FakeQuantize | LookUp)
 
 
 def _key(place: Place, holder: nn.ModuleDict) -> str:
@@ -123,8 +125,9 @@ def weights_of(prepared: fx.GraphModule) -> Iterator[tuple[Callable[[], Tensor],
     """
     for node in prepared.graph.nodes:
         module = prepared.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, FakeQuantize) and module.place.role == "weight":
-            yield partial(constant_value, prepared, node.args[0]), module
+        fake = module.fake if isinstance(module, LookUp) else module
+        if isinstance(fake, FakeQuantize) and fake.place.role == "weight":
+            yield partial(constant_value, prepared, node.args[0]), fake
 
 
 def set_phase(model: nn.Module, *, observe: bool, quantize: bool, freeze_batch_norm: bool) -> None:

@@ -26,6 +26,7 @@ from kdq_core.errors import KdqError
 from kdq_core.grids.fake import FakeQuantize
 from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import set_phase
+from kdq_core.quantization.rows import look_up_tables
 from kdq_core.recipe.spec import QuantizeSpec, Rule
 from kdq_core.tensors import Batch
 from kdq_core.work.effects import Effect, Explained
@@ -90,7 +91,8 @@ class Replay:
     """A prepared model that runs again from any of its fake-quantizers on."""
 
     def __init__(self, model: fx.GraphModule) -> None:
-        """Hold the model, in eval mode, and find its groups."""
+        """Hold the model, in eval mode and with whole tables, and find its groups."""
+        look_up_tables(model)
         self.model = model.eval()
         self.groups = _groups(model)
 

@@ -2,7 +2,8 @@
 
 What: converts the quantized student to integers and exports it. Also exports the float student, and the teacher if
     there is one, so that KDQ measures all of them in the same way.
-Defaults: the target `onnxruntime-cpu`. If the teacher is an ONNX file, KDQ copies that file unchanged.
+Defaults: the target `onnxruntime-cpu`. If the teacher is an ONNX file, KDQ copies that file unchanged. The option
+    `beside` says which float models get files; nothing is measured or judged against a model without one.
 Limits: KDQ does not export a teacher that reads other inputs than the student. Nor does it export a teacher that
     combines an ONNX file with other members or with a normalisation.
 """
@@ -10,9 +11,22 @@ Limits: KDQ does not export a teacher that reads other inputs than the student. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kdq_core.api import Artifact, Asked, Model, Needs, OperatorCoverage, Place, Port, Reads, Record, Section, Stage
+from kdq_core.api import (
+    Artifact,
+    Asked,
+    Field,
+    Model,
+    Needs,
+    OperatorCoverage,
+    Place,
+    Port,
+    Reads,
+    Record,
+    Section,
+    Stage,
+)
 from kdq_core.work.shown import request_of
 from kdq_core.work.slots import MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
 
@@ -34,9 +48,14 @@ class Export(Stage):
     record: ClassVar[type[Record]] = Artifact
     needs: ClassVar[Needs] = Needs(device="cpu")
 
+    beside: tuple[Literal["teacher", "student"], ...] = Field(
+        default=("teacher", "student"), description="float models that get files too; the teacher only if there is one"
+    )
+
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
-        """The quantized student, the float student, and the teacher if there is one."""
-        return {"teacher": optional(TEACHER), "student": STUDENT, "quantized": QUANTIZED}
+        """The quantized student, the float student, and the teacher if it gets a file."""
+        own = {"student": STUDENT, "quantized": QUANTIZED}
+        return {"teacher": optional(TEACHER), **own} if "teacher" in self.beside else own
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
         """The target, and the fields that rebuild the quantized student."""
@@ -57,7 +76,7 @@ class Export(Stage):
         teacher = Model(slot="teacher", form="file", title="teacher")
         return (
             *((teacher,) if "teacher" in wired and teacher_fits(asked) else ()),
-            Model(slot="student", form="file", title="float student"),
+            *((Model(slot="student", form="file", title="float student"),) if "student" in self.beside else ()),
             Model(slot="int8", form="file", title=f"{bits} student"),
         )
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdq_core.recipe.strict_yaml import parse
 from kdq_flows.facts.synergy import Cells, Effect, Synergy, more_seeds, synergy
+from kdq_flows.synergy import synergy_study
 
 PATHS = ("float", "ptq", "qat")
 
@@ -126,3 +128,18 @@ def test_no_number_of_seeds_is_told_where_a_thousand_would_not_decide() -> None:
     assert more_seeds([1.0]) is None
     got = found(planted(0.0001, 0.01), bits=(8,))
     assert "over 1000 seeds would decide" in got.sentences[0]
+
+
+def test_the_branches_export_only_what_is_read_and_keep_what_the_recipe_says_of_its_stages() -> None:
+    stages = "[train_teacher, distill, quantize, export, {use: evaluate, name: last}]"
+    document = parse(f"name: r\nworkload: digits\nstages: {stages}\nlast: {{shared: 0.5}}\n", "r.yaml")
+    study = synergy_study(document, seeds=1, bits=(8, 4), distillers=())
+    beside = {}
+    for branch in study.branches:
+        options = {use.title: use.options for use in branch.recipe.stages}
+        assert list(options) == ["train_teacher", "distill", "quantize", "export", "last"]
+        assert options["last"] == {"shared": 0.5}
+        beside[branch.axes["distiller"], branch.axes["path"], branch.axes["bits"]] = options["export"]["beside"]
+    methods = ("none", "logit-kd")
+    float_file = {(method, "ptq", 8): ["student"] for method in methods}
+    assert beside == {(m, path, bits): [] for m in methods for path in ("ptq", "qat") for bits in (8, 4)} | float_file

@@ -141,6 +141,14 @@ def test_each_section_changes_the_key_of_the_stages_that_read_it(
     assert moved[0] == first
 
 
+def test_an_export_without_the_teacher_does_not_depend_on_it(catalog: Catalog, tmp_path: Path) -> None:
+    stages = [{"use": one, "options": {"beside": ["student"]}} if one == "export" else one for one in STAGES]
+    whole, without = plan(catalog, tmp_path), plan(catalog, tmp_path, stages=stages)
+    assert whole.node("export").parents.keys() - without.node("export").parents.keys() == {"teacher"}
+    assert [model.slot for model in whole.models] == ["teacher", "student", "int8"]
+    assert [model.slot for model in without.models] == ["student", "int8"]
+
+
 def test_a_name_or_a_retry_is_no_reason_to_train_again(catalog: Catalog, tmp_path: Path) -> None:
     digests = dict.fromkeys(STAGES, "0" * 64)
     base, other = plan(catalog, tmp_path), plan(catalog, tmp_path, name="other", retry={"attempts": 1})
