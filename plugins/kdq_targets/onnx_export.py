@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import re
 import traceback
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +29,7 @@ from kdq_targets.onnx_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.onnx_float import widen
 from kdq_targets.onnx_fuse import fuse
 from kdq_targets.onnx_recurrent import expand
-from kdq_targets.onnx_registry import registry_read_once
+from kdq_targets.onnx_registry import registry_read_once, silence
 from kdq_targets.onnx_shrink import LABEL, label_layers, shrink
 from kdq_targets.onnx_translate import TRANSLATIONS
 
@@ -78,7 +74,7 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[s
     usual = ["input"] if len(example) == 1 else [f"input_{index}" for index in range(len(example))]
     inputs = list(getattr(example, "names", ())) or usual
     refused = f"model {type(model).__name__!r} cannot be written as ONNX: "
-    with _silence(), registry_read_once():
+    with silence(), registry_read_once():
         try:
             program = export_program(model, example)
         except Exception as error:
@@ -129,20 +125,6 @@ def _origin(node: torch.fx.Node) -> str:
     frames = [frame for frame in frames if not frame[0].startswith(str(Path(torch.__file__).parent))]
     where = [f"module {path!r}"] if path else []
     return ", ".join([f"operator {node.target}", *where, *([":".join(frames[-1])] if frames else [])])
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Silence the exporter, which warns of its own internals, logs missing packages and prints progress."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _translations() -> dict[Any, Any]:

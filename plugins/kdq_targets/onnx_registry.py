@@ -11,6 +11,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import io
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -33,6 +36,30 @@ def registry_read_once() -> Iterator[None]:
         mock.patch.object(utils, "_materialize_cpp_cia_ops", listed),
     ):
         yield
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Silence the exporter, which warns of its own internals, logs missing packages and prints progress."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def read_table() -> None:
+    """Read the table that an export of this process will use. If torch keeps it elsewhere, do nothing."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._constants import ONNX_DEFAULT_OPSET
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        with silence():
+            _copied(ONNXRegistry.from_torchlib, opset_version=ONNX_DEFAULT_OPSET)
 
 
 _TABLES: dict[str, Any] = {}

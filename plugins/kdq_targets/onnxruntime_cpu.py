@@ -77,6 +77,7 @@ class OnnxRuntimeCpu(Target):
         "kdq_targets.ort_session",
         "torch.onnx._internal.exporter._core",
         "onnxscript.function_libs.torch_lib.ops",
+        "kdq_targets.onnx_table",
     )
     reduce_range: Literal["auto", "on", "off"] = Field(
         default="auto", description="7-bit weights, for CPUs whose 8-bit products saturate; auto reads the CPU's flags"

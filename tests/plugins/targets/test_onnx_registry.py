@@ -3,7 +3,8 @@
 import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from kdq_targets.onnx_registry import registry_read_once
+from kdq_targets.onnx_registry import read_table, registry_read_once
+from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
 
 def test_the_table_is_built_once_and_what_is_added_stays_with_its_export(monkeypatch):
@@ -36,3 +37,19 @@ def test_the_operators_to_decompose_are_listed_once_an_export(monkeypatch):
             utils._materialize_cpp_cia_ops()
             utils._materialize_cpp_cia_ops()
     assert listed == [1, 1]
+
+
+def test_an_export_finds_the_table_that_was_read_ahead(monkeypatch, tmp_path):
+    built, build = [], ONNXRegistry.from_torchlib
+
+    def counted(**asked):
+        built.append(asked)
+        return build(**asked)
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", counted)
+    monkeypatch.setattr("kdq_targets.onnx_registry._TABLES", {})
+    read_table()
+    assert len(built) == 1
+    OnnxRuntimeCpu().export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),), tmp_path / "a.onnx")
+    assert len(built) == 1
+    assert "kdq_targets.onnx_table" in OnnxRuntimeCpu.late_imports
