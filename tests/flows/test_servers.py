@@ -94,6 +94,10 @@ print(json.dumps([str(s.home), s.api.url, s.server.ephemeral.enabled, s.server.a
 """
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | {"HOME": str(user_home)}
     env["PREFECT_API_URL"] = "http://inherited/api"
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "rfc3987_syntax.py").write_text("raise RuntimeError('an import that takes seconds')")
+    env["PYTHONPATH"] = os.pathsep.join([str(slow), env.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", script, str(site.home)],
         env=env,

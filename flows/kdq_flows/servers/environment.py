@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from typing import Any, cast
 
 from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Site
@@ -93,6 +94,8 @@ def apply_environment(site: Site, api_url: str | None) -> None:
     os.environ.update(prefect_environment(site, api_url))
     if api_url is None:
         os.environ.pop("PREFECT_API_URL", None)
+    # If it is installed, `import prefect` imports it through jsonschema, and waits 2 s for grammars that it never uses.
+    cast(dict[str, Any], sys.modules).setdefault("rfc3987_syntax", None)
     if "prefect.context" in sys.modules:
         from prefect.context import refresh_global_settings_context
 
