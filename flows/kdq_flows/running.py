@@ -15,8 +15,10 @@ from kdq_core.store.store import Store, explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer
 from kdq_flows.run.diary import Diary
+from kdq_flows.run.executors import Executor, executor_of
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
+from kdq_flows.run.shared import Shared
 
 if TYPE_CHECKING:
     from kdq_flows.run.study import StudyRun
@@ -51,14 +53,14 @@ def run_recipe(
     if isinstance(checked, Study):
         run, error = run_study(checked, site, server=server, observer=observer, part=part)
         return run.facts(), error
-    with Diary(site, checked.name, observer) as diary:
-        return _run_recipe(checked, site, diary, server=server, part=part)
+    with Diary(site, checked.name, observer) as diary, executor_of(site, diary.message) as executor:
+        return _run_recipe(checked, site, diary, executor, server=server, part=part)
 
 
 def _run_recipe(
-    recipe: Recipe, site: Site, diary: Diary, *, server: bool, part: Part | None
+    recipe: Recipe, site: Site, diary: Diary, executor: Executor, *, server: bool, part: Part | None
 ) -> tuple[RunResult, KdqError | None]:
-    pipeline = Pipeline(recipe, site, diary, diary.run)
+    pipeline = Pipeline(recipe, site, diary, diary.run, shared=Shared(executor=executor))
     diary.facts, diary.ended = pipeline.facts, pipeline.stages.values
     if part is not None:
         part.check({"": pipeline.plan})
@@ -100,14 +102,14 @@ def run_study(
     Raises:
         KdqError: a branch cannot be planned, or a server does not start.
     """
-    with Diary(site, study.name, observer) as diary:
-        return _run_study(study, site, diary, server=server, part=part)
+    with Diary(site, study.name, observer) as diary, executor_of(site, diary.message) as executor:
+        return _run_study(study, site, diary, executor, server=server, part=part)
 
 
 def _run_study(
-    study: Study, site: Site, diary: Diary, *, server: bool, part: Part | None
+    study: Study, site: Site, diary: Diary, executor: Executor, *, server: bool, part: Part | None
 ) -> tuple[StudyRun, KdqError | None]:
-    run = study_run(study, site, diary, diary.run)
+    run = study_run(study, site, diary, diary.run, executor)
     diary.facts, diary.ended = run.facts, run.stages.values
     if part is not None:
         run.take_part(part)

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from kdq_core.errors import RecipeError, listing
 from kdq_core.frozen import Frozen
 
+Executors = Literal["inline", "threads", "ray", "dask", "pool"]
 ENVIRONMENT = {
     "home": "KDQ_HOME",
     "device": "KDQ_DEVICE",
@@ -22,6 +23,9 @@ ENVIRONMENT = {
     "prefect_api": "PREFECT_API_URL",
     "signing_key": "KDQ_SIGNING_KEY",
     "tensorboard": "KDQ_TENSORBOARD",
+    "executor": "KDQ_EXECUTOR",
+    "workers": "KDQ_WORKERS",
+    "pool": "KDQ_POOL",
 }
 """The environment variable behind each field of `Site`."""
 
@@ -47,6 +51,15 @@ class Site(Frozen):
     )
     tensorboard: Path | None = Field(
         default=None, description="folder for TensorBoard's event files, one below it a run; default: none are written"
+    )
+    executor: Executors = Field(default="threads", description="what runs the stages that compute; no key holds it")
+    workers: int | None = Field(
+        default=None, ge=1, le=1024, description="the most stages at once; default: as many as there are devices"
+    )
+    pool: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="letters, digits, '.', '_' and '-': the work pool in Prefect",
     )
 
     @classmethod

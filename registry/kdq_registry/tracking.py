@@ -72,13 +72,14 @@ class Tracker:
             tracker._add("data", tracker.run, workload=recipe.workload.model_dump(mode="json"), fingerprint=data)
         return tracker
 
-    def stage_run(self, stage: str, key: str, options: Mapping[str, Any]) -> str:
+    def stage_run(self, stage: str, key: str, options: Mapping[str, Any], at: float | None = None) -> str:
         """Open the nested run of a stage, with its options as params.
 
         Args:
             stage: name of the stage; becomes the run's name.
             key: the stage's key, as in the store.
             options: options of the stage; nested values are flattened to dotted names.
+            at: when the stage began, in seconds since 1970; by default now.
 
         Returns:
             The id of the new run in the events.
@@ -88,7 +89,7 @@ class Tracker:
         run = uuid.uuid4().hex
         with self._lock:
             self._open[run] = None
-        self._add("open", run, name=stage, parent=self.run, tags=tags)
+        self._add("open", run, at, name=stage, parent=self.run, tags=tags)
         self.log_params(run, options)
         return run
 

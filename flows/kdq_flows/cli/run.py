@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 STAGE = "STAGE[@BRANCH]"
+Executors = Literal["inline", "threads", "ray", "dask", "pool"]
 
 
 SHARE, PATIENCE, PAUSE = 0.1, 30.0, 3.0
@@ -169,6 +170,14 @@ def register_commands(app: typer.Typer) -> None:
             list[str], typer.Option(metavar=STAGE, help="Throw away what this stage gave, and run it again.")
         ] = [],  # noqa: B006
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+        executor: Annotated[
+            Executors | None,
+            typer.Option(help="What runs stages that compute; by default KDQ_EXECUTOR or threads."),
+        ] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option(metavar="N", min=1, help="The most stages at once; by default one a device."),
+        ] = None,
     ) -> None:
         """Run a recipe: teach, distil, quantize, export, measure, register."""
         asked = {"only": only, "start": start, "until": until, "refresh": refresh}
@@ -176,7 +185,8 @@ def register_commands(app: typer.Typer) -> None:
         if dry_run:
             show_part(common.load_any(file), part, as_json=as_json)
             return
-        finish(lambda: common.load_any(file), file, server=not no_server, as_json=as_json, part=part)
+        where = {"executor": executor, "workers": workers}
+        finish(lambda: common.load_any(file), file, server=not no_server, as_json=as_json, part=part, where=where)
 
 
 def finish(
@@ -186,6 +196,7 @@ def finish(
     server: bool,
     as_json: bool,
     part: Mapping[str, tuple[str, ...]] | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Run a recipe, and print its closing lines or its JSON object.
 
@@ -195,6 +206,7 @@ def finish(
         server: run it with Prefect.
         as_json: print JSON.
         part: fields of `kdq_core.plan.part.Part`, to run some stages only.
+        where: fields of the site that the command line gives.
 
     Raises:
         KdqError: the request is wrong, or a stage failed.
@@ -213,7 +225,7 @@ def finish(
     try:
         with leaving(last_words):
             with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
-                recipe, site = load(), common.site()
+                recipe, site = load(), common.site(**(where or {}))
             from kdq_core.plan.part import Part
             from kdq_flows.running import run_recipe
 

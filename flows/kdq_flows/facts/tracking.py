@@ -41,19 +41,19 @@ class RunTracking:
         self._tracker: Tracker | None = None
         self._upload: Upload | None = None
 
-    def stage_started(self, node: Node, key: str) -> str:
-        """Open the stage's nested run; gives its id for the other calls."""
+    def stage_started(self, node: Node, key: str, at: float | None = None) -> str:
+        """Open the stage's nested run, since `at` (seconds since 1970) or now; gives its id for the other calls."""
         if self._uploader is None:
             return ""
         asked: dict[str, Any] = {name: node.parts[name] for name in ("recipe", "options") if name in node.parts}
-        run = self._begun().stage_run(node.name, key, asked)
+        run = self._begun().stage_run(node.name, key, asked, at)
         self._news()
         return run
 
-    def epoch(self, run: str, record: dict[str, Any]) -> None:
-        """Add one point to the stage's curves, with the time of this call."""
+    def epoch(self, run: str, record: dict[str, Any], at: float) -> None:
+        """Add one point to the stage's curves, with the time at which the epoch ended, in seconds since 1970."""
         if self._tracker:
-            self._tracker.log_epochs(run, [EpochRecord.model_validate(record)])
+            self._tracker.log_epochs(run, [EpochRecord.model_validate(record)], at)
             self._news()
 
     def gave(self, run: str, record: Record) -> None:

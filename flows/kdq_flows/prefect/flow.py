@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime, tags, task
+from prefect import Flow, Task, flow, runtime, tags, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
@@ -37,8 +37,6 @@ from kdq_flows.servers.servers import ensure_mlflow_ui, running_prefect
 
 STOP_SECONDS = TERMINATE_SECONDS + 0.5
 """Until an interrupted flow is Cancelled, even if a task has not ended."""
-PIPELINES: dict[str, Pipeline] = {}
-"""Runs of this process by token. Tasks take the token, because a live object must not pass through Prefect."""
 
 
 class LogObserver(Silent):
@@ -56,43 +54,54 @@ class LogObserver(Silent):
         self._logger.info(text)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
-def stage_task(token: str, stage: str, parents: dict[str, str]) -> State:
-    """Run one stage; the state's data is the digest of its entry."""
-    try:
-        digest, cached = PIPELINES[token].run_stage(stage, parents)
-    except StageCancelledError as error:
-        return Cancelled(message=str(error))
-    return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
+def stage_task(pipeline: Pipeline, stage: str, title: str) -> Task[[dict[str, str]], State]:
+    """The task of a stage: it waits in this process for the executor, takes digests and gives one."""
+
+    @task(
+        name=stage,
+        task_run_name=title,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        **prefect_options(pipeline.plan.recipe.retry_of(stage)),
+    )
+    def run(parents: dict[str, str]) -> State:
+        try:
+            digest, cached = pipeline.run_stage(stage, parents)
+        except StageCancelledError as error:
+            return Cancelled(message=str(error))
+        return Completed(data=digest, name="Cached" if cached else "Completed", message=f"digest {digest[:12]}")
+
+    return run
 
 
-@flow(
-    name="kdq-compress",
-    validate_parameters=False,
-    persist_result=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=8),
-)
-def compress_flow(recipe: dict[str, Any], site: dict[str, Any], token: str) -> State:  # noqa: ARG001
-    """Run the plan of a pipeline of this process.
+def threads(width: int) -> ThreadPoolTaskRunner[Any]:
+    """The threads in which the tasks of a flow wait for their stages."""
+    return ThreadPoolTaskRunner(max_workers=max(8, width))
 
-    Args:
-        recipe: its recipe, for the reader of the page.
-        site: its site, for the reader of the page.
-        token: names the pipeline.
-    """
-    with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
-        return _driven(token)
+
+def compress_flow(pipeline: Pipeline) -> Flow[[dict[str, Any], dict[str, Any]], State]:
+    """The flow that runs the plan of a pipeline of this process; its parameters are for the reader of the page."""
+
+    @flow(
+        name="kdq-compress",
+        flow_run_name=pipeline.name,
+        validate_parameters=False,
+        persist_result=False,
+        task_runner=threads(pipeline.executor.width),
+    )
+    def compress(recipe: dict[str, Any], site: dict[str, Any]) -> State:  # noqa: ARG001
+        with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
+            return _driven(pipeline)
+
+    return compress
 
 
 def run_here(pipeline: Pipeline) -> State:
     """Run the pipeline in the flow run that has begun; for a flow of a worker."""
-    token = uuid.uuid4().hex
-    PIPELINES[token] = pipeline
     try:
         pipeline.warm_up()
-        return _driven(token)
+        return _driven(pipeline)
     finally:
-        del PIPELINES[token]
         pipeline.finish()
 
 
@@ -104,16 +113,12 @@ def run_as_flow(pipeline: Pipeline) -> None:
     Raises:
         KeyboardInterrupt: a signal interrupted the run; the flow is Cancelled.
     """
-    token = uuid.uuid4().hex
-    PIPELINES[token] = pipeline
-    named = compress_flow.with_options(flow_run_name=pipeline.name)
     log_to(pipeline.logs / "prefect.log")
     try:
         with tags(prefect_tag(), pipeline.plan.recipe.name), few_tries():
-            state = named(
+            state = compress_flow(pipeline)(
                 recipe=pipeline.plan.recipe.model_dump(mode="json"),
                 site=pipeline.plan.site.model_dump(mode="json"),
-                token=token,
                 return_state=True,
             )
         if state.is_completed() or pipeline.errors or pipeline.stopped:
@@ -129,8 +134,6 @@ def run_as_flow(pipeline: Pipeline) -> None:
     except BaseException:
         pipeline.stop()
         raise
-    finally:
-        del PIPELINES[token]
     if pipeline.stopped:
         raise KeyboardInterrupt
 
@@ -141,11 +144,10 @@ def few_tries() -> AbstractContextManager[Any]:
     return temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: tries})
 
 
-def _driven(token: str) -> State:
+def _driven(pipeline: Pipeline) -> State:
     """Run the stages as tasks, and without the server if it is lost; keep how the run ended."""
-    pipeline = PIPELINES[token]
     try:
-        state = _drive(token)
+        state = _drive(pipeline)
     except KdqError:
         _owe(pipeline)
         raise
@@ -200,9 +202,8 @@ def log_to(file: Path) -> None:
             logger.addHandler(handler)
 
 
-def _drive(token: str) -> State:
+def _drive(pipeline: Pipeline) -> State:
     """Submit every stage to run after its parents, wait for all, and publish the result table."""
-    pipeline = PIPELINES[token]
     address = str(runtime.flow_run.ui_url)
     pipeline.tracking.prefect = address if address.startswith("http") else None
     futures: dict[str, Any] = {name: entry.digest for name, entry in pipeline.entries.items()}
@@ -212,10 +213,8 @@ def _drive(token: str) -> State:
             for node in pipeline.plan.nodes:
                 if node.name in pipeline.left_out:
                     continue
-                options = prefect_options(pipeline.plan.recipe.retry_of(node.name))
-                named = stage_task.with_options(name=node.name, task_run_name=node.name, **options)
                 given = {name: futures[name] for name in node.parents.values()}
-                futures[node.name] = named.submit(token, node.name, given)
+                futures[node.name] = stage_task(pipeline, node.name, node.name).submit(given)
                 tasks.append(futures[node.name])
             for task_run in tasks:
                 task_run.wait()

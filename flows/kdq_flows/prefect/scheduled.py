@@ -24,9 +24,11 @@ from kdq_flows.prefect.flow import LogObserver, run_here
 from kdq_flows.prefect.reconcile import claim, reconcile
 from kdq_flows.prefect.study_flow import run_study_here
 from kdq_flows.run.diary import Diary
+from kdq_flows.run.executors import Executor, executor_of
 from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
+from kdq_flows.run.shared import Shared
 
 
 def run_name() -> str:
@@ -72,12 +74,17 @@ def scheduled_flow(
 
 
 def _run(recipe: dict[str, Any], where: Site, diary: Diary) -> State:
+    with executor_of(where, diary.message) as executor:
+        return _ran(recipe, where, diary, executor)
+
+
+def _ran(recipe: dict[str, Any], where: Site, diary: Diary, executor: Executor) -> State:
     if FIELDS & recipe.keys():
         document = document_from_text(yaml_of(recipe), "the deployed recipe")
-        study = study_run(read_study(document, Catalog.load()), where, diary, diary.run)
+        study = study_run(read_study(document, Catalog.load()), where, diary, diary.run, executor)
         diary.facts, diary.ended = study.facts, study.stages.values
         return run_study_here(study)
-    pipeline = Pipeline(Recipe.model_validate(recipe), where, diary, diary.run)
+    pipeline = Pipeline(Recipe.model_validate(recipe), where, diary, diary.run, shared=Shared(executor=executor))
     diary.facts, diary.ended = pipeline.facts, pipeline.stages.values
     return run_here(pipeline)
 

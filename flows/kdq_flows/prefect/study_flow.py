@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
-from prefect import flow, runtime, tags
+from prefect import Flow, flow, runtime, tags
 from prefect.artifacts import create_table_artifact
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, State
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.errors import KdqError
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
-from kdq_flows.prefect.flow import PIPELINES, STOP_SECONDS, few_tries, log_to, stage_task
+from kdq_flows.prefect.flow import STOP_SECONDS, few_tries, log_to, stage_task, threads
 from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
-from kdq_flows.run.retrying import prefect_options
 from kdq_flows.run.signals import interrupted_in, leaving
 from kdq_flows.run.study import StudyRun, title_of
 
-_STUDIES: dict[str, StudyRun] = {}
-"""Studies of this process by token."""
-_FLOW_RUNS: dict[str, uuid.UUID] = {}
-"""The flow runs that have begun, by the same token."""
 
-
-@flow(
-    name="kdq-study", validate_parameters=False, persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=8)
-)
-def study_flow(token: str, axes: dict[str, Any]) -> State:  # noqa: ARG001 - the page shows the axes
-    """Run all branches of a study.
+def study_flow(study: StudyRun, began: Callable[[uuid.UUID], object]) -> Flow[[dict[str, Any]], State]:
+    """The flow that runs all branches of a study of this process; the axes are for the reader of the page.
 
     Args:
-        token: names a study of this process.
-        axes: the axes of its branches, for the reader of the page.
+        study: what it runs.
+        began: called with the id of the flow run.
     """
-    with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
-        _FLOW_RUNS[token] = uuid.UUID(str(runtime.flow_run.id))
-        _drive(_STUDIES[token])
-        return _ended(_STUDIES[token])
+
+    @flow(
+        name="kdq-study",
+        flow_run_name=study.name,
+        validate_parameters=False,
+        persist_result=False,
+        task_runner=threads(study.executor.width),
+    )
+    def run(axes: dict[str, Any]) -> State:  # noqa: ARG001
+        with TagsContext(current_tags=set()):  # a task with tags first asks for concurrency slots, which takes 2 s
+            began(uuid.UUID(str(runtime.flow_run.id)))
+            _drive(study)
+            return _ended(study)
+
+    return run
 
 
 def run_study_here(study: StudyRun) -> State:
@@ -73,13 +73,17 @@ def _drive(study: StudyRun) -> None:
     """Run the branches as tasks of the flow run that has begun, and publish a table of them."""
     address = str(runtime.flow_run.ui_url)
     study.shown_at(address if address.startswith("http") else None)
+    begun: list[Future[Any]] = []
+
+    def start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
+        begun.append(_start(pipeline, one, parents))
+        return begun[-1]
+
     with leaving():
         try:
-            study.run(_start)
+            study.run(start)
         except KeyboardInterrupt:
-            until = time.monotonic() + STOP_SECONDS
-            while PIPELINES and time.monotonic() < until:
-                time.sleep(0.05)  # until the tasks have ended
+            wait(begun, timeout=STOP_SECONDS)
             return
     create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
 
@@ -105,27 +109,22 @@ def run_study_as_flow(study: StudyRun) -> None:
     Raises:
         KeyboardInterrupt: a signal interrupted the run; the flow is Cancelled.
     """
-    token = uuid.uuid4().hex
-    _STUDIES[token] = study
+    runs: list[uuid.UUID] = []
     log_to(study.site.home / "logs" / study.name / "prefect.log")
-    named = study_flow.with_options(flow_run_name=study.name)
     lost = False
     try:
         with tags(prefect_tag(), study.study.name), few_tries():
-            named(token=token, axes={one.name: one.axes for one in study.planned}, return_state=True)
+            study_flow(study, runs.append)(axes={one.name: one.axes for one in study.planned}, return_state=True)
     except Exception as error:
         if not study.stopped:
             lost = True
             _lost(study, error)
-    finally:
-        run = _FLOW_RUNS.pop(token, None)
-        del _STUDIES[token]
     if study.stopped:
         raise KeyboardInterrupt
     if not study.done:
         study.run_inline()
-    if run is not None:
-        _owe(study, run)
+    if runs:
+        _owe(study, runs[0])
     if lost:
         drop_events()
     if not settle(study.site) and lost:
@@ -140,15 +139,9 @@ def _owe(study: StudyRun, run: uuid.UUID) -> None:
 
 def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
     """Submit a node as a task."""
-    token, done = uuid.uuid4().hex, Future[Any]()
-    PIPELINES[token] = pipeline
-    title = title_of(one)
-    named = stage_task.with_options(
-        name=one.node.name, task_run_name=title, **prefect_options(pipeline.plan.recipe.retry_of(one.node.name))
-    )
+    title, done = title_of(one), Future[Any]()
 
     def ended(future: PrefectFuture[Any]) -> None:
-        del PIPELINES[token]
         with suppress(Exception):
             future.wait()  # reads the state here; the server that `state` asks else may hear of it later
         if future.state.is_completed():
@@ -157,7 +150,7 @@ def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> F
             lost = RuntimeError(f"Prefect lost the task {title}: {future.state.message}")
             done.set_exception(pipeline.errors.get(one.node.name) or lost)
 
-    named.submit(token, one.node.name, dict(parents)).add_done_callback(ended)
+    stage_task(pipeline, one.node.name, title).submit(dict(parents)).add_done_callback(ended)
     return done
 
 

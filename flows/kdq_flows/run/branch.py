@@ -6,15 +6,10 @@ from kdq_core.errors import KdqError
 from kdq_core.store.store import Entry
 from kdq_flows.facts.parts import StageFacts
 from kdq_flows.run.pipeline import Pipeline
-from kdq_flows.run.warm import WarmWorker
 
 
 class BranchPipeline(Pipeline):
-    """A run that shares stages and the warm worker with those of other branches."""
-
-    def lend(self, warm: WarmWorker | None) -> None:
-        """Use a warm worker that another object starts and ends."""
-        self._warm = warm
+    """A run that shares stages with those of other branches."""
 
     def want_all(self) -> None:
         """Run the stages too that were left out, if they are asked for; then write the page of the run anew."""
@@ -34,8 +29,3 @@ class BranchPipeline(Pipeline):
     def complete(self) -> bool:
         """Whether every stage of this run has ended, well or badly."""
         return self._wanted <= self.entries.keys() | self.errors.keys()
-
-    def finish(self) -> None:
-        """Close the tracking run; the warm worker belongs to the study."""
-        self._warm = None
-        super().finish()

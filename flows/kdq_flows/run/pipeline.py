@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,6 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.claims import Claim
 from kdq_core.store.store import Entry, Store
 from kdq_flows.facts.gathered import gathered
 from kdq_flows.facts.parts import StageFacts
@@ -32,21 +31,22 @@ from kdq_flows.observer import Observer, Silent
 from kdq_flows.report import kept
 from kdq_flows.report.live import Live
 from kdq_flows.report.page import written
+from kdq_flows.run.executors import Here, answer_of, entry_of
+from kdq_flows.run.hearing import Ears, Hearing
 from kdq_flows.run.here import here, tracked_run
-from kdq_flows.run.in_worker import in_worker
 from kdq_flows.run.lifecycle import Lifecycle
 from kdq_flows.run.logs import failure, keep, logged, name_of
+from kdq_flows.run.node import Heard, NodeAnswer
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.shared import Shared
 from kdq_flows.run.signals import interrupted_in
 from kdq_flows.run.supervisor import StageCancelledError, refuse_cancelled
 from kdq_flows.run.teachers import resolved
-from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
+from kdq_flows.run.warm import work_ahead
 
 if TYPE_CHECKING:
     from kdq_registry.fetching import Fetched
 
-Heard = Callable[[dict[str, Any]], None]
 BAD: dict[bool, Literal["failed", "interrupted"]] = {False: "failed", True: "interrupted"}
 
 
@@ -58,7 +58,8 @@ class Pipeline:
         plan: the stages and their keys.
         observer: hears of stages, progress and messages.
         entries: verified store entries of the finished stages.
-        cancelled: set it to end running workers.
+        cancelled: whether somebody called `cancel`.
+        executor: runs the heavy stages.
         stopped: whether somebody interrupted the run.
         errors: errors of the failed stages, by stage.
         left_out: stages that this run need not run, such as the registration of a branch that is not selected.
@@ -104,13 +105,14 @@ class Pipeline:
         self.entries: dict[str, Entry] = {}
         self.errors: dict[str, KdqError] = {}
         self.cancelled, self.stopped = threading.Event(), False
+        self._own = Here(site)
+        self.executor = shared.executor or self._own
         self.name = name or name_of(recipe.name)
         self.logs = site.home / "logs" / self.name
         said = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)} | dict(tags or {})
         self._uploader = None if shared.uploader else Uploader(site, self.observer.message)
         self.tracking = RunTracking(self.plan, self.name, said, shared.uploader or self._uploader if tracked else None)
         self.left_out, self._not_asked = frozenset[str](), frozenset[str]()
-        self._warm: WarmWorker | None = None
         self._checked, self._of_others = False, set[str]()
         self._facts: dict[str, StageFacts] = {}
         self._began, self._started = time.monotonic(), time.time()
@@ -118,13 +120,14 @@ class Pipeline:
         self._page: Path | None = None
         self._lifecycle = Lifecycle(self.catalog, self.observer, recipe.name)
         self._live = Live(self.plan, self.name, self.observer.message)
+        self._ears = Ears(self.observer, self.tracking, self._live, self._lifecycle)
         if self.plan.note:
             self.observer.message(self.plan.note)
 
     def warm_up(self) -> None:
-        """Start the warm worker, which imports libraries beforehand and forks stages, if a heavy stage must run."""
-        if self._warm is None and work_ahead(self.plan, self.store):
-            self._warm = for_recipe(self.plan.recipe, self.plan.site, self.catalog, self.logs / "warm-worker.log")
+        """Let the executor begin what takes long before the first stage, if a heavy stage must run."""
+        if work_ahead(self.plan, self.store):
+            self.executor.warm_up(self.plan.recipe, self.catalog, self.logs / "warm-worker.log")
 
     def take_part(self, part: Part, branch: str = "") -> None:
         """Run a part of the plan only; what the other stages gave before must be in the store.
@@ -194,7 +197,7 @@ class Pipeline:
         key = node.key(parents)
         try:
             cached = (entry := self._cached(node, key)) is not None
-            entry = entry or self._claimed(node, key, parents)
+            entry = entry or self._compute(node, key, parents)
         except BaseException as error:
             self._ended(node, key, BAD[isinstance(error, KeyboardInterrupt | StageCancelledError)], began)
             self.errors[name] = failure(error)
@@ -239,7 +242,12 @@ class Pipeline:
     def stop(self) -> None:
         """End the stages that run, because somebody interrupted the run."""
         self.stopped = self.tracking.killed = True
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End the stages that run."""
         self.cancelled.set()
+        self.executor.cancel()
 
     @property
     def interrupted(self) -> list[str]:
@@ -247,10 +255,8 @@ class Pipeline:
         return [name for name, facts in self._facts.items() if facts.state == "interrupted"]
 
     def finish(self) -> None:
-        """Close the tracking run, and end the warm worker."""
-        if self._warm is not None:
-            self._warm.close()
-            self._warm = None
+        """Close the tracking run, and the executor if it is the run's own."""
+        self._own.close()
         ran = not self.failed and any(one.state == "ran" for one in self._facts.values())
         if (lock := self.lock.model_dump_json(indent=1) if ran else None) is not None:
             keep(lock, self.plan.site.home / "runs" / f"{self.name}{SUFFIX}")
@@ -314,24 +320,16 @@ class Pipeline:
         assert isinstance(stage, Stage)
         return stage
 
-    def _claimed(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
-        """Compute a stage under the claim of its key, or take the entry of another run that held the claim."""
-        waits = partial(self.observer.message, f"{node.name} waits: another run computes it")
-        with self.store.claim(key, on_wait=waits, check=partial(refuse_cancelled, self.cancelled)) as claim:
-            if (entry := self._cached(node, key)) is not None:
-                self._of_others.add(node.name)
-            return entry or self._compute(node, key, parents, claim)
-
-    def _compute(self, node: Node, key: str, parents: Mapping[str, str], claim: Claim) -> Entry:
-        self.observer.stage_started(node.name)
-        self._lifecycle.stage("kdq_stage_started", node.name, key)
-        run = self.tracking.stage_started(node, key)
+    def _compute(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
+        hearing = Hearing(self._ears, node, key)
         try:
-            entry = self._in_worker(node, key, parents, run, claim) if node.heavy else self._here(node, key, parents)
+            entry = (self._in_worker if node.heavy else self._here)(node, key, parents, hearing)
         except BaseException as error:
-            self.tracking.stage_ended(run, error)
+            hearing.failed(error)
             raise
-        self.tracking.gave(run, entry.record)
+        hearing.gave(entry.record)
+        if hearing.shared:
+            self._of_others.add(node.name)
         return entry
 
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
@@ -347,8 +345,7 @@ class Pipeline:
 
     def _asking(self, node: Node) -> dict[str, Any]:
         """What every request about a stage says."""
-        recipe, site = self.plan.recipe.model_dump(mode="json"), self.plan.site.model_dump(mode="json")
-        return {"title": node.name, "recipe": recipe, "site": site}
+        return {"title": node.name, "recipe": self.plan.recipe.model_dump(mode="json")}
 
     def check_ahead(self) -> None:
         """Check all unfinished stages in a worker before anything runs; otherwise the first heavy stage does it.
@@ -361,38 +358,33 @@ class Pipeline:
             return
         ahead = tuple(one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out)
         only = {"key": "", "parts": {}, "parents": {}, "checks": ahead, "only_checks": True}
-        self._work(node, self._asking(node) | only, self.observer.progress)
+        self._work(node, self._asking(node) | only, self._ears.hear)
 
-    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], run: str, claim: Claim) -> Entry:
-        def heard(event: dict[str, Any]) -> None:
-            self.tracking.check()
-            if event["event"] == "epoch":
-                self.tracking.epoch(run, event["record"])
-                self._live.epoch(node.name, event["record"])
-            elif event["event"] == "note":
-                self.observer.message(f"{node.name}: {event['text']}")
-            else:
-                self.observer.progress(event)
+    def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], hearing: Hearing) -> Entry:
+        return entry_of(self._work(node, self._request(node, key, parents), hearing.hear), self.store)
 
-        self._work(node, self._request(node, key, parents), heard, claim)
-        return self.store.get(key)
-
-    def _work(self, node: Node, request: dict[str, Any], heard: Heard, claim: Claim | None = None) -> None:
-        in_worker(
-            self.plan, node, request, heard,
-            observer=self.observer, logs=self.logs, cancelled=self.cancelled, warm=self._warm, claim=claim,
-        )  # fmt: skip
+    def _work(self, node: Node, stage: dict[str, Any], heard: Heard) -> NodeAnswer:
+        request = {"stage": stage, "needs": node.needs.model_dump(), "log": f"{self.name}/{node.name}.log"}
+        answer = answer_of(self.executor, request, heard)
         self._checked = True
+        return answer
 
-    def _here(self, node: Node, key: str, parents: Mapping[str, str]) -> Entry:
+    def _here(self, node: Node, key: str, parents: Mapping[str, str], hearing: Hearing) -> Entry:
         """Run a stage in this process; only for stages with `device="none"`."""
-        told = {
-            "lineage": self.view.digests,
-            "tracking_run": tracked_run(self.tracking, node, self.observer, self.cancelled),
-            "lock": self.lock.model_dump_json(indent=1),
-        }
-        request, log = self._request(node, key, parents) | told, self.logs / f"{node.name}.log"
-        return here(request, self.observer.progress, catalog=self.catalog, store=self.store, log=log)
+        waits = partial(self.observer.message, f"{node.name} waits: another run computes it")
+        with self.store.claim(key, on_wait=waits, check=partial(refuse_cancelled, self.cancelled)):
+            if (entry := self._cached(node, key)) is not None:
+                hearing.shared = True
+                return entry
+            hearing.begun()
+            told = {
+                "site": self.plan.site.model_dump(mode="json"),
+                "lineage": self.view.digests,
+                "tracking_run": tracked_run(self.tracking, node, self.observer, self.cancelled),
+                "lock": self.lock.model_dump_json(indent=1),
+            }
+            request, log = self._request(node, key, parents) | told, self.logs / f"{node.name}.log"
+            return here(request, hearing.hear, catalog=self.catalog, store=self.store, log=log)
 
     def _ended(self, node: Node, key: str, state: Any, began: float) -> None:
         seconds = round(time.monotonic() - began, 3)

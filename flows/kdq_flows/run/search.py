@@ -14,6 +14,7 @@ from kdq_core.recipe.study import Axes
 from kdq_flows.facts.selecting import Measured, judged
 from kdq_flows.facts.study import BranchFacts
 from kdq_flows.observer import Observer
+from kdq_flows.run.executors import Executor
 from kdq_flows.run.searching import Searcher
 from kdq_flows.run.study import Start, StudyRun
 
@@ -73,6 +74,12 @@ class SearchRun(StudyRun):
             self.plan = StudyPlan(self.study.name, tuple(self.planned))
 
 
-def study_run(study: Study, site: Site, observer: Observer | None = None, name: str | None = None) -> StudyRun:
+def study_run(
+    study: Study,
+    site: Site,
+    observer: Observer | None = None,
+    name: str | None = None,
+    executor: Executor | None = None,
+) -> StudyRun:
     """A run of a matrix or of a search, with this name or a new one."""
-    return (StudyRun if study.spec.search is None else SearchRun)(study, site, observer, name)
+    return (StudyRun if study.spec.search is None else SearchRun)(study, site, observer, name, executor)

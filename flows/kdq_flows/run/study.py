@@ -28,11 +28,12 @@ from kdq_flows.report.page import command
 from kdq_flows.report.tables import study_page
 from kdq_flows.run.branch import BranchPipeline
 from kdq_flows.run.branches import OF_STUDY, BranchObserver, facts_of
+from kdq_flows.run.executors import Executor, Here
 from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.shared import Shared
 from kdq_flows.run.signals import interrupted_in
-from kdq_flows.run.warm import WarmWorker, for_recipe, work_ahead
+from kdq_flows.run.warm import work_ahead
 
 Start = Callable[[Pipeline, SharedNode, Mapping[str, str]], "Future[Any]"]
 """Starts a node in the pipeline of its first branch, with the digests of its parents by name of the stage."""
@@ -48,6 +49,7 @@ class StudyRun:
         pipelines: the run of each branch, by its name.
         plan: the plans of all branches; equal nodes are one.
         planned: the branches with their plans, in order.
+        executor: runs the heavy stages.
         stages: how each node ended, by identity.
         refused: proposals of a search that are no valid recipe, by name.
         selected: the selection among the branches that are done.
@@ -57,7 +59,14 @@ class StudyRun:
         stopped: whether somebody interrupted the run.
     """
 
-    def __init__(self, study: Study, site: Site, observer: Observer | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        site: Site,
+        observer: Observer | None = None,
+        name: str | None = None,
+        executor: Executor | None = None,
+    ) -> None:
         self.study, self.site = study, site
         self.observer: Observer = observer or Silent()
         self.name = name or claimed_name(study.name, site)
@@ -67,8 +76,9 @@ class StudyRun:
         self.refused: dict[str, BranchFacts] = {}
         self.links: dict[str, str] = {}
         self.uploader = Uploader(site, self.observer.message)
-        self.shared, self._said = Shared(uploader=self.uploader), set[str]()
-        self._warm: WarmWorker | None = None
+        self._own = Here(site)
+        self.executor = executor or self._own
+        self.shared, self._said = Shared(uploader=self.uploader, executor=self.executor), set[str]()
         self._began = time.monotonic()
         self.stages: dict[str, StageFacts] = {}
         self._failed: dict[str, KdqError] = {}
@@ -122,21 +132,19 @@ class StudyRun:
                 self._entries[self.plan.branch(name).identities[stage]] = entry
 
     def warm_up(self) -> None:
-        """Start the warm worker that all branches use, if a heavy stage must run."""
-        if self._warm is None and any(work_ahead(one.plan, one.store) for one in self.pipelines.values()):
+        """Let the executor begin what takes long before the first stage, if a heavy stage must run."""
+        if any(work_ahead(one.plan, one.store) for one in self.pipelines.values()):
             first = next(iter(self.pipelines.values()))
             log = self.site.home / "logs" / self.name / "warm-worker.log"
-            self._warm = for_recipe(first.plan.recipe, self.site, self.shared.catalog, log)
-        for pipeline in self.pipelines.values():
-            pipeline.lend(self._warm)
+            self.executor.warm_up(first.plan.recipe, self.shared.catalog, log)
 
-    def run(self, start: Start, width: int = 1) -> None:
-        """Run all branches, select, and register.
+    def run(self, start: Start) -> None:
+        """Run all branches, as many nodes at once as the executor takes; then select, and register.
 
         Args:
             start: starts one node; see `Start`.
-            width: the most nodes that run at once.
         """
+        width = self.executor.width
         try:
             self.run_branches(start, width)
             self._choose()
@@ -155,7 +163,7 @@ class StudyRun:
         for pipeline in self.pipelines.values():
             if interrupted and not pipeline.complete:
                 pipeline.stop()
-            pipeline.cancelled.set()
+            pipeline.cancel()
 
     @property
     def interrupted(self) -> list[str]:
@@ -168,7 +176,7 @@ class StudyRun:
 
     def run_inline(self) -> None:
         """Run all branches in this process, without Prefect."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-study") as pool:
+        with ThreadPoolExecutor(max_workers=self.executor.width, thread_name_prefix="kdq-study") as pool:
             self.run(lambda pipeline, one, parents: pool.submit(pipeline.try_stage, one.node.name, parents))
 
     def check(self) -> None:
@@ -318,13 +326,11 @@ class StudyRun:
         return self.file.with_suffix(".html")
 
     def finish(self) -> None:
-        """Close the tracking runs, and end the warm worker."""
+        """Close the tracking runs, and the executor if it is the study's own."""
         for pipeline in self.pipelines.values():
             pipeline.finish()
         self.uploader.close()
-        if self._warm is not None:
-            self._warm.close()
-            self._warm = None
+        self._own.close()
 
     @property
     def seconds(self) -> float:
