@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdq_core.errors import KdqError, NoCandidateError
+from kdq_core.errors import KdqError, NoCandidateError, RecipeError
 from kdq_core.plan.machine import check_gpu
 from kdq_core.plan.part import Part
 from kdq_core.reading.studies import Study, load
@@ -48,6 +48,11 @@ def run_recipe(
     site = site or Site.from_environment()
     checked = load(Path(recipe)) if isinstance(recipe, str | Path) else recipe
     check_gpu(site.device)
+    if site.executor == "pool" and not server:
+        raise RecipeError(
+            "the executor 'pool' runs stages in a work pool of Prefect, and --no-server was given; leave that out, or "
+            "choose another executor"
+        )
     check_home(site)
     Store(site.store).sweep()
     if isinstance(checked, Study):

@@ -93,7 +93,7 @@ def test_an_unknown_schedule_is_told_with_the_nearest_name() -> None:
 def test_without_schedules_the_list_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, prefect_site: Site) -> None:
     monkeypatch.setenv("KDQ_HOME", str(prefect_site.home))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr("kdq_flows.prefect.deployed.deployments", lambda _client: [])
+    monkeypatch.setattr("kdq_flows.prefect.deployed.deployments", lambda _client, _pool: [])
     assert kdq("ls") == "no schedules; `kdq deploy FILE` makes one\n"
     with pytest.raises(RecipeError, match=r"^no schedule named 'a'; there is none yet$"):
         kdq("run", "a")
@@ -115,6 +115,6 @@ def test_a_recipe_with_branches_is_deployed_as_its_file_says(
     deploy(prefect_site, study, interval_seconds=9e5, module_path=tiny_flow)
     with connected(prefect_site) as client:
         recipe = client.read_deployment_by_name("tiny/grid").parameters["recipe"]
-        remove(client, "grid")
+        remove(client, "kdq", "grid")
     again = read_study(document_from_text(yaml_of(recipe), "the deployed recipe"), Catalog.load())
     assert [one.recipe for one in again.branches] == [one.recipe for one in study.branches]

@@ -59,19 +59,19 @@ def states(client: Client) -> dict[str, str]:
 
 def test_after_an_outage_one_run_is_left_and_the_others_are_skipped_before_a_process_starts() -> None:
     client = Client(run("c", 10, Scheduled()), run("b", 30, Scheduled()), run("a", 50, Scheduled()))
-    assert look(client) == []  # type: ignore[arg-type]
-    lines = look(client, outage=True)  # type: ignore[arg-type]
+    assert look(client, "kdq") == []  # type: ignore[arg-type]
+    lines = look(client, "kdq", outage=True)  # type: ignore[arg-type]
     assert states(client) == {"c": "Scheduled", "b": "SkippedLate", "a": "SkippedLate"}
     assert [line.split(": missed at ")[0] for line in lines] == [
         "run 'b' of 'nightly' is skipped", "run 'a' of 'nightly' is skipped"
     ]  # fmt: skip
-    assert look(client, outage=True) == []  # type: ignore[arg-type]
+    assert look(client, "kdq", outage=True) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("missed", "left"), [("none", []), ("all", ["a", "b", "c"])])
 def test_the_other_policies_leave_none_or_all(missed: str, left: list[str]) -> None:
     client = Client(*(run(name, age, Scheduled()) for name, age in (("c", 70), ("b", 80), ("a", 90))), missed=missed)
-    look(client, outage=True)  # type: ignore[arg-type]
+    look(client, "kdq", outage=True)  # type: ignore[arg-type]
     assert sorted(name for name, state in states(client).items() if state == "Scheduled") == left
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_a_user_asked_for_is_never_skipped() -> None:
     asked = run("asked", 500, Scheduled(), auto_scheduled=False)
     newer = run("newer", 10, Scheduled())
     client = Client(asked, newer, run("old", 500, Scheduled()))
-    look(client, outage=True)  # type: ignore[arg-type]
+    look(client, "kdq", outage=True)  # type: ignore[arg-type]
     assert states(client) == {"asked": "Scheduled", "newer": "Scheduled", "old": "SkippedLate"}
     assert skipped(client, asked.id) is None  # type: ignore[arg-type]
 
@@ -99,14 +99,14 @@ def test_a_run_that_begins_looks_for_itself_whether_another_one_was_at_work() ->
 def test_a_run_whose_process_died_is_resumed_once_and_what_was_due_meanwhile_is_skipped() -> None:
     died = run("died", 90, Crashed(), began=90, tags=["mine", DEAD])
     client = Client(run("due", 30, Scheduled()), died)
-    lines = look(client, outage=True)  # type: ignore[arg-type]
+    lines = look(client, "kdq", outage=True)  # type: ignore[arg-type]
     assert lines[0] == "run 'died' of 'nightly' is resumed: its process died"
     assert lines[1].startswith("run 'due' of 'nightly' is skipped: the run 'died' was at work at ")
     assert states(client) == {"died": "AwaitingRetry", "due": "SkippedOverlap"}
     assert died.tags == ["mine", DEAD, RESUMED]
     assert skipped(client, died.id) is None  # type: ignore[arg-type]
     client.set_flow_run_state(died.id, Crashed())
-    assert look(client, outage=True) == []  # type: ignore[arg-type]
+    assert look(client, "kdq", outage=True) == []  # type: ignore[arg-type]
     assert states(client)["died"] == "Crashed"
 
 
@@ -121,16 +121,16 @@ def test_a_run_is_not_resumed_if_a_newer_one_has_begun_or_the_recipe_is_another_
         Client(died(tags=[elsewhere])),
         Client(died(), paused=True),
     ):
-        assert look(client) == []  # type: ignore[arg-type]
-    assert look(Client(died()), alive=lambda _owner: True) == []  # type: ignore[arg-type]
-    assert look(Client(died())) == ["run 'died' of 'nightly' is resumed: its process died"]  # type: ignore[arg-type]
+        assert look(client, "kdq") == []  # type: ignore[arg-type]
+    assert look(Client(died()), "kdq", alive=lambda _owner: True) == []  # type: ignore[arg-type]
+    assert look(Client(died()), "kdq") == ["run 'died' of 'nightly' is resumed: its process died"]  # type: ignore[arg-type]
 
 
 def test_the_policy_cancel_ends_the_run_before() -> None:
     client = Client(run("due", 1, Scheduled()), run("works", 90, Running(), began=90), overlap="cancel")
-    assert look(client) == ["run 'works' of 'nightly' is cancelled: the next one is due"]  # type: ignore[arg-type]
+    assert look(client, "kdq") == ["run 'works' of 'nightly' is cancelled: the next one is due"]  # type: ignore[arg-type]
     assert states(client) == {"due": "Scheduled", "works": "Cancelling"}
-    assert look(client) == []  # type: ignore[arg-type]
+    assert look(client, "kdq") == []  # type: ignore[arg-type]
 
 
 def test_a_deployment_from_before_there_were_policies_skips_what_it_missed() -> None:

@@ -1,5 +1,6 @@
 """The teacher's gains on their way from a stage's record to the user and to MLflow."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,10 @@ class Heard:
     def __init__(self) -> None:
         self.gains_of: dict[str, Any] = {}
 
-    def stage_started(self, node: Any, _key: str) -> str:
+    def stage_started(self, node: Any, _key: str, _at: float | None) -> str:
         return str(node.name)
 
-    def checkpoint(self, run: str, student: Checkpoint) -> None:
+    def gave(self, run: str, student: Checkpoint) -> None:
         if student.gains:
             self.gains_of[run] = student.gains
 
@@ -63,7 +64,8 @@ def test_a_stages_gains_reach_the_facts_the_page_and_mlflow(
     pipeline = Pipeline(Recipe(name="x", workload=Use(use="digits")), Site(home=tmp_path / "home"))
     heard = Heard()
 
-    def in_worker(node: Any, key: str, parents: dict[str, str], _run: Any) -> Any:
+    def in_worker(node: Any, key: str, parents: dict[str, str], hearing: Any) -> Any:
+        hearing.begun()
         gains = (SHOWN,) if node.name == "distill" else ()
         record = Checkpoint(slot="student", weights="w", parameters=1, gains=gains)
         with pipeline.store.draft(key) as draft:
@@ -71,6 +73,7 @@ def test_a_stages_gains_reach_the_facts_the_page_and_mlflow(
             return pipeline.store.commit(draft, stage=node.use, key=key, parts={}, record=record)
 
     monkeypatch.setattr(pipeline, "tracking", heard)
+    pipeline._ears = replace(pipeline._ears, tracking=heard)  # type: ignore[arg-type]
     monkeypatch.setattr(pipeline, "_in_worker", in_worker)
     for node in pipeline.plan.nodes[:4]:
         digests = {name: pipeline.entries[name].digest for name in node.parents.values()}

@@ -4,16 +4,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, cast
 
 import pytest
 
-from kdq_core.errors import TransientError
+from kdq_core.errors import ErrorRecord, StageError, TransientError
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows import running
-from kdq_flows.run import in_worker, pipeline, signals
+from kdq_flows.run import node, signals
+from kdq_flows.run.executors import Here
 from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.run.node import Heard
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.supervisor import StageCancelledError
 
@@ -34,7 +37,7 @@ class Tracker:
     def end(self, status: str) -> None:
         self.closed[self.run_id] = status
 
-    def stage_run(self, stage: str, _key: str, _options: object) -> str:
+    def stage_run(self, stage: str, *_: object) -> str:
         return stage
 
     def log_papers(self, *_: object) -> None:
@@ -53,15 +56,34 @@ def run(site: Site, tracker: Tracker) -> Pipeline:
     return made
 
 
-def interrupt(*_: object, **__: object) -> None:
+class Acting(Here):
+    """Says that a stage begins, and then does in this process what it was given."""
+
+    def __init__(self, site: Site, act: Callable[[threading.Event], None]) -> None:
+        super().__init__(site)
+        self._act = act
+
+    def submit(self, request: dict[str, Any], heard: Heard) -> Future[dict[str, Any]]:
+        heard({"event": "begun", "at": time.time()})
+        done = Future[dict[str, Any]]()
+        try:
+            self._act(self._cancelled)
+        except StageError as error:
+            cancelled = isinstance(error, StageCancelledError)
+            why = ErrorRecord.of(error).model_dump()
+            done.set_result({"key": "", "by": "", "state": "failed", "error": why, "cancelled": cancelled})
+        return done
+
+
+def interrupt(_cancelled: threading.Event) -> None:
     raise KeyboardInterrupt
 
 
 def test_an_interrupted_run_says_where_and_is_killed_in_mlflow(
     run: Pipeline, tracker: Tracker, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "in_worker", interrupt)
-    monkeypatch.setattr(running, "Pipeline", lambda *_: run)
+    run.executor = Acting(site, interrupt)
+    monkeypatch.setattr(running, "Pipeline", lambda *_, **__: run)
     monkeypatch.setattr(run, "warm_up", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         running.run_recipe(run.plan.recipe, site, server=False)
@@ -75,7 +97,7 @@ def test_an_interrupted_run_says_where_and_is_killed_in_mlflow(
 def test_a_stage_that_waits_for_a_lease_is_interrupted_too(
     run: Pipeline, site: Site, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_worker, "run_child", lambda *_, **__: pytest.fail("it has begun"))
+    monkeypatch.setattr(node, "run_child", lambda *_, **__: pytest.fail("it has begun"))
     threading.Timer(0.2, run.stop).start()
     lease: Any = device_lease(site, "cpu") if held == "device" else machine_lease(site, alone=True)
     with lease, pytest.raises(StageCancelledError, match="the stage was cancelled before it began"):
@@ -84,17 +106,17 @@ def test_a_stage_that_waits_for_a_lease_is_interrupted_too(
         pass  # both are free again
 
 
-def test_an_interrupt_ends_the_wait_for_the_next_try(run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_the_wait_for_the_next_try(run: Pipeline, site: Site) -> None:
     tries: list[int] = []
 
-    def fail(*_: object, cancelled: threading.Event, **__: object) -> None:
+    def fail(cancelled: threading.Event) -> None:
         tries.append(len(tries))
         if cancelled.is_set():
             raise StageCancelledError("the stage was cancelled before it began")
         threading.Timer(0.1, run.stop).start()  # while KDQ waits for the second try
         raise TransientError("busy")
 
-    monkeypatch.setattr(pipeline, "in_worker", fail)
+    run.executor = Acting(site, fail)
     began = time.monotonic()
     with pytest.raises(StageCancelledError):
         run.try_stage("train_teacher", {})
@@ -103,15 +125,15 @@ def test_an_interrupt_ends_the_wait_for_the_next_try(run: Pipeline, monkeypatch:
 
 
 @pytest.fixture
-def busy(run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+def busy(run: Pipeline, site: Site) -> Iterator[Pipeline]:
     """A run whose first stage works until it is cancelled."""
 
-    def work(*_: object, cancelled: threading.Event, **__: object) -> None:
+    def work(cancelled: threading.Event) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert cancelled.wait(30)
         raise StageCancelledError("the stage was cancelled and its worker ended")
 
-    monkeypatch.setattr(pipeline, "in_worker", work)
+    run.executor = Acting(site, work)
     yield run
     run.finish()
 

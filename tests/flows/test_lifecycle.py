@@ -1,5 +1,6 @@
 """Plug-ins that watch runs hear of stages with their files and of the end, and one that raises stops nothing."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.run import pipeline
 from kdq_flows.run.lifecycle import Lifecycle
+from kdq_flows.run.node import Heard
 from kdq_flows.run.pipeline import Pipeline
 
 
@@ -58,12 +60,13 @@ def test_a_plugin_hears_of_the_files_of_a_stage_and_one_that_raises_is_reported(
 def test_a_plugin_hears_of_the_end_of_a_run_that_failed(
     site: Site, watching: Watching, lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(_executor: object, _request: object, heard: Heard) -> None:
+        heard({"event": "begun", "at": 0.0})
         raise StageError("no data")
 
-    monkeypatch.setattr(pipeline, "in_worker", fail)
+    monkeypatch.setattr(pipeline, "answer_of", fail)
     run = Pipeline(Recipe.model_validate({"name": "digits", "workload": "digits"}), site, tracked=False)
-    run._lifecycle = lifecycle
+    run._lifecycle, run._ears = lifecycle, replace(run._ears, lifecycle=lifecycle)
     run.run_inline()
     run.finish()
     assert [hook for hook, _ in watching.heard] == ["kdq_stage_started", "kdq_stage_failed", "kdq_run_finished"]

@@ -105,7 +105,8 @@ def test_scheduled_runs_are_named_like_those_of_kdq_run(monkeypatch: pytest.Monk
 
     assert flow.scheduled_flow.flow_run_name is flow.run_name
     recipe = Recipe(name="nightly", workload="digits").model_dump(mode="json")
-    run = SimpleNamespace(parameters={"recipe": recipe, "site": site.model_dump(mode="json")})
+    monkeypatch.setenv("KDQ_HOME", str(site.home))
+    run = SimpleNamespace(parameters={"recipe": recipe})
     monkeypatch.setattr(flow, "runtime", SimpleNamespace(flow_run=run))
     monkeypatch.setattr("kdq_flows.run.logs.time.strftime", lambda _form: "20260102-030405")
     assert [flow.run_name() for _ in range(3)] == [f"nightly-20260102-030405{end}" for end in ("", "-2", "-3")]

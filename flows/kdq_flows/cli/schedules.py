@@ -26,9 +26,10 @@ def ls(as_json: JsonFlag = False) -> None:
     """List the schedules: when the next run is due, and how the last one ended."""
     from kdq_flows.prefect.deployed import connected
     from kdq_flows.prefect.deployed import schedules as listed
+    from kdq_flows.prefect.pools import pool_of
 
-    with connected(common.site()) as client:
-        found = listed(client)
+    with connected(site := common.site()) as client:
+        found = listed(client, pool_of(site))
     if as_json:
         common.show([one.model_dump(mode="json") for one in found], title="", as_json=True)
     elif not found:
@@ -53,9 +54,10 @@ def ls(as_json: JsonFlag = False) -> None:
 def pause(name: Name) -> None:
     """Let no run of a schedule begin by the clock."""
     from kdq_flows.prefect import deployed
+    from kdq_flows.prefect.pools import pool_of
 
-    with deployed.connected(common.site()) as client:
-        deployed.pause(client, name)
+    with deployed.connected(site := common.site()) as client:
+        deployed.pause(client, pool_of(site), name)
     typer.echo(f"{name} is paused; `kdq schedules resume {name}` goes on")
 
 
@@ -63,9 +65,10 @@ def pause(name: Name) -> None:
 def resume(name: Name) -> None:
     """End the pause of a schedule."""
     from kdq_flows.prefect import deployed
+    from kdq_flows.prefect.pools import pool_of
 
-    with deployed.connected(common.site()) as client:
-        deployed.resume(client, name)
+    with deployed.connected(site := common.site()) as client:
+        deployed.resume(client, pool_of(site), name)
     typer.echo(f"{name} is resumed")
 
 
@@ -73,9 +76,10 @@ def resume(name: Name) -> None:
 def rm(name: Name) -> None:
     """Remove a schedule. A run that is at work ends as it would; results and versions stay."""
     from kdq_flows.prefect import deployed
+    from kdq_flows.prefect.pools import pool_of
 
-    with deployed.connected(common.site()) as client:
-        deployed.remove(client, name)
+    with deployed.connected(site := common.site()) as client:
+        deployed.remove(client, pool_of(site), name)
     typer.echo(f"{name} is removed")
 
 
@@ -83,9 +87,10 @@ def rm(name: Name) -> None:
 def run(name: Name) -> None:
     """Ask for a run of a schedule at once; `kdq serve` begins it."""
     from kdq_flows.prefect import deployed
+    from kdq_flows.prefect.pools import pool_of
 
-    with deployed.connected(common.site()) as client:
-        flow_run = deployed.run_now(client, name)
+    with deployed.connected(site := common.site()) as client:
+        flow_run = deployed.run_now(client, pool_of(site), name)
     typer.echo(f"{name} runs as soon as `kdq serve` has a free worker; the flow run is {flow_run!r}")
 
 

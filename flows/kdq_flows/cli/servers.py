@@ -11,6 +11,7 @@ from kdq_flows.cli.common import JsonFlag, RecipeFile
 
 Missed = Literal["one", "none", "all"]
 Overlap = Literal["skip", "queue", "cancel"]
+Pool = Annotated[str | None, typer.Option(help="Name of the work pool; by default KDQ_POOL, or one of this home.")]
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -47,11 +48,19 @@ def down(as_json: JsonFlag = False) -> None:
         typer.echo("nothing was running")
 
 
-def serve() -> None:
+def serve(
+    pool: Pool = None,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="Run stages of runs with the executor `pool`, instead of schedules.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --nodes: so many stages at once.")
+    ] = None,
+) -> None:
     """Run scheduled compressions in the foreground, until Ctrl-C."""
     from kdq_flows.prefect.serve import serve as run
 
-    run(common.site(), say=typer.echo)
+    run(common.site(pool=pool, workers=workers), nodes=nodes, say=typer.echo)
 
 
 def deploy(
@@ -70,6 +79,7 @@ def deploy(
         float | None,
         typer.Option(help="A run that starts more seconds late is missed; by default it is when the next one is due."),
     ] = None,
+    pool: Pool = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Schedule a recipe; `kdq serve` runs it."""
@@ -77,7 +87,7 @@ def deploy(
     from kdq_flows.prefect.schedules import deploy as run
 
     facts = run(
-        common.site(),
+        common.site(pool=pool),
         recipe,
         cron=cron,
         interval_seconds=interval,

@@ -50,8 +50,8 @@ class RunTracking:
         self._news()
         return run
 
-    def epoch(self, run: str, record: dict[str, Any], at: float) -> None:
-        """Add one point to the stage's curves, with the time at which the epoch ended, in seconds since 1970."""
+    def epoch(self, run: str, record: dict[str, Any], at: float | None = None) -> None:
+        """Add one point to the stage's curves; the epoch ended at `at` (seconds since 1970) or now."""
         if self._tracker:
             self._tracker.log_epochs(run, [EpochRecord.model_validate(record)], at)
             self._news()

@@ -13,6 +13,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.recipe.spec import Site
 from kdq_flows.prefect.due import deployments, policy_of, runs_of
 from kdq_flows.prefect.policy import Missed, Overlap
+from kdq_flows.prefect.pools import name_out
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import ensure_prefect
 
@@ -71,59 +72,59 @@ def connected(site: Site) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def schedules(client: SyncPrefectClient) -> list[Scheduled]:
-    """All schedules, by name."""
-    return [_facts(client, one) for one in deployments(client)]
+def schedules(client: SyncPrefectClient, pool: str) -> list[Scheduled]:
+    """The schedules of a pool, by name."""
+    return [_facts(client, pool, one) for one in deployments(client, pool)]
 
 
-def pause(client: SyncPrefectClient, name: str) -> None:
+def pause(client: SyncPrefectClient, pool: str, name: str) -> None:
     """Let no run begin by the clock, and resume none.
 
     Raises:
         RecipeError: there is no such schedule.
     """
-    client.pause_deployment(_named(client, name).id)
+    client.pause_deployment(_named(client, pool, name).id)
 
 
-def resume(client: SyncPrefectClient, name: str) -> None:
+def resume(client: SyncPrefectClient, pool: str, name: str) -> None:
     """End a pause.
 
     Raises:
         RecipeError: there is no such schedule.
     """
-    client.resume_deployment(_named(client, name).id)
+    client.resume_deployment(_named(client, pool, name).id)
 
 
-def remove(client: SyncPrefectClient, name: str) -> None:
+def remove(client: SyncPrefectClient, pool: str, name: str) -> None:
     """Remove a schedule with the runs that have not begun; a run that is at work ends as it would.
 
     Raises:
         RecipeError: there is no such schedule.
     """
-    client.delete_deployment(_named(client, name).id)
+    client.delete_deployment(_named(client, pool, name).id)
 
 
-def run_now(client: SyncPrefectClient, name: str) -> str:
+def run_now(client: SyncPrefectClient, pool: str, name: str) -> str:
     """Ask for a run at once, which `kdq serve` begins; gives the run's name for now.
 
     Raises:
         RecipeError: there is no such schedule.
     """
-    return client.create_flow_run_from_deployment(_named(client, name).id).name
+    return client.create_flow_run_from_deployment(_named(client, pool, name).id).name
 
 
-def _named(client: SyncPrefectClient, name: str) -> DeploymentResponse:
-    known = {one.name: one for one in deployments(client)}
+def _named(client: SyncPrefectClient, pool: str, name: str) -> DeploymentResponse:
+    known = {name_out(pool, one.name): one for one in deployments(client, pool)}
     if name not in known:
         hint = did_you_mean(name, known) or ("; 'kdq schedules ls' lists them" if known else "; there is none yet")
         raise RecipeError(f"no schedule named {name!r}{hint}")
     return known[name]
 
 
-def _facts(client: SyncPrefectClient, deployment: DeploymentResponse) -> Scheduled:
+def _facts(client: SyncPrefectClient, pool: str, deployment: DeploymentResponse) -> Scheduled:
     policy, paused = policy_of(deployment.parameters), deployment.paused
     return Scheduled(
-        name=deployment.name,
+        name=name_out(pool, deployment.name),
         recipe=deployment.parameters.get("recipe", {}).get("name", deployment.name),
         schedule=", ".join(_text(one.schedule) for one in deployment.schedules) or "none",
         next_run=None if paused else _next(client, deployment),

@@ -48,16 +48,19 @@ def skipped(client: SyncPrefectClient, run_id: UUID) -> Skip | None:
     return skipping(_waiting(run), others, policy_of(run.parameters), datetime.now(UTC))
 
 
-def look(client: SyncPrefectClient, *, outage: bool = False, alive: Callable[[str], bool] = is_alive) -> list[str]:
-    """Apply the policies of all schedules, and resume what died; gives a line for each run that this changed.
+def look(
+    client: SyncPrefectClient, pool: str, *, outage: bool = False, alive: Callable[[str], bool] = is_alive
+) -> list[str]:
+    """Apply the policies of a pool's schedules, and resume what died; gives a line for each run that this changed.
 
     Args:
         client: of the server.
+        pool: name of the work pool.
         outage: nothing could run until now.
         alive: whether the process with this owner tag still runs.
     """
     lines = []
-    for deployment in deployments(client):
+    for deployment in deployments(client, pool):
         runs = runs_of(client, deployment.id)
         resumed = _resume(client, deployment, runs, alive)
         runs = runs_of(client, deployment.id) if resumed else runs
@@ -67,14 +70,22 @@ def look(client: SyncPrefectClient, *, outage: bool = False, alive: Callable[[st
     return lines
 
 
-def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    """The deployments that `kdq deploy` made, by name."""
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+def deployments(client: SyncPrefectClient, pool: str) -> list[DeploymentResponse]:
+    """The deployments that `kdq deploy` made in a pool, by name."""
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterTags,
+        WorkPoolFilter,
+        WorkPoolFilterName,
+    )
 
-    wanted = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
+    asked = {
+        "deployment_filter": DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])),
+        "work_pool_filter": WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+    }
     found: list[DeploymentResponse] = []
     while True:
-        page = client.read_deployments(deployment_filter=wanted, limit=_PAGE, offset=len(found))
+        page = client.read_deployments(**asked, limit=_PAGE, offset=len(found))
         found += page
         if len(page) < _PAGE:
             return sorted(found, key=lambda one: one.name)

@@ -66,23 +66,25 @@ def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> li
     return lines
 
 
-def close_unbegun(site: Site) -> list[str]:
-    """Close scheduled runs that a worker took but never started; they would block their deployment's only slot.
+def close_unbegun(site: Site, pool: str) -> list[str]:
+    """Close runs of a pool that a worker took but never started; they would block their deployment's only slot.
 
-    Call it while no worker of the site is alive. KDQ leaves a configured server alone, as it may have other workers.
+    Call it while no worker of the pool is alive. KDQ leaves a configured server alone, as it may have other workers.
     """
     api = running_prefect(site) if site.prefect_api is None else None
     if api is None:
         return []
     apply_environment(site, api)
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, WorkPoolFilter, WorkPoolFilterName
     from prefect.states import Crashed
 
     state = FlowRunFilterState.model_validate({"type": {"any_": ["PENDING"]}})
+    of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
     lines = []
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), limit=_PAGE):
+        wanted = FlowRunFilter(state=state)
+        for run in client.read_flow_runs(flow_run_filter=wanted, work_pool_filter=of_pool, limit=_PAGE):
             if run.deployment_id is not None and not any(tag.startswith(PREFECT_TAG) for tag in run.tags):
                 client.set_flow_run_state(run.id, Crashed(message="Its worker ended before it began."), force=True)
                 lines.append(f"flow run {run.name!r} is closed: its worker ended before it began")

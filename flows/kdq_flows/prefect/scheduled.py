@@ -21,6 +21,7 @@ from kdq_core.recipe.study import FIELDS
 from kdq_flows.facts.report import yaml_of
 from kdq_flows.prefect.due import skipped
 from kdq_flows.prefect.flow import LogObserver, run_here
+from kdq_flows.prefect.pools import site_here
 from kdq_flows.prefect.reconcile import claim, reconcile
 from kdq_flows.prefect.study_flow import run_study_here
 from kdq_flows.run.diary import Diary
@@ -34,7 +35,7 @@ from kdq_flows.run.shared import Shared
 def run_name() -> str:
     """Name of a scheduled run, made as `kdq run` does: the recipe's name and the time of the start."""
     asked = runtime.flow_run.parameters
-    return claimed_name(asked["recipe"]["name"], _site_of(asked.get("site")))
+    return claimed_name(asked["recipe"]["name"], site_here())
 
 
 @flow(
@@ -46,7 +47,7 @@ def run_name() -> str:
 )
 def scheduled_flow(
     recipe: dict[str, Any],
-    site: dict[str, Any] | None = None,
+    site: dict[str, Any] | None = None,  # noqa: ARG001 - deployments of earlier versions give one
     allowed_lag_seconds: float | None = None,  # noqa: ARG001 - `kdq_flows.prefect.due` reads the three of the policy
     missed: str | None = None,  # noqa: ARG001
     overlap: str | None = None,  # noqa: ARG001
@@ -55,12 +56,12 @@ def scheduled_flow(
 
     Args:
         recipe: the recipe, checked before it was deployed.
-        site: where to run it; by default the site that the environment describes.
+        site: has no effect; the environment of the machine that works describes its site.
         allowed_lag_seconds: a run that starts later than this is missed.
         missed: what becomes of missed runs; see `kdq_flows.prefect.policy.Policy`.
         overlap: what becomes of a run that is due while the one before still runs.
     """
-    where, run, name = _site_of(site), uuid.UUID(str(runtime.flow_run.id)), str(runtime.flow_run.name)
+    where, run, name = site_here(), uuid.UUID(str(runtime.flow_run.id)), str(runtime.flow_run.name)
     with get_client(sync_client=True) as client:
         why = skipped(client, run)
     if why is not None:
@@ -96,10 +97,6 @@ def _to_resume(state: State, run: uuid.UUID) -> State:
         if now is not None and now.is_cancelling():
             return state
     return Crashed(message=state.message)
-
-
-def _site_of(site: dict[str, Any] | None) -> Site:
-    return Site.model_validate(site) if site else Site.from_environment()
 
 
 def _print_to(file: Path) -> None:

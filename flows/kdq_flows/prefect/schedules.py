@@ -15,14 +15,13 @@ from kdq_core.reading.studies import Study
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.prefect.due import TAG
 from kdq_flows.prefect.policy import Missed, Overlap, Policy
+from kdq_flows.prefect.pools import ensure_pool, name_in, pool_of
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import ensure_prefect
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
     from prefect.schedules import Schedule
 
-POOL = "kdq"
 MODULE_PATH = "kdq_flows.prefect.scheduled:scheduled_flow"
 LONGEST_INTERVAL = 366 * 86_400.0
 SHORTEST_LAG = 60.0
@@ -80,12 +79,12 @@ def deploy(
     overlap: Overlap = "skip",
     module_path: str = MODULE_PATH,
 ) -> dict[str, Any]:
-    """Create or replace the deployment with the recipe's name. Starts the site's own Prefect server if needed.
+    """Create or replace the deployment of the recipe in the site's pool. Starts the site's own server if needed.
 
     Check the recipe with its plug-ins first: Prefect accepts any options here and fails later.
 
     Args:
-        site: where the runs will run; the deployment stores it.
+        site: its pool takes the runs. The deployment holds nothing else of it: the machine that works has its own.
         recipe: what to run, with or without branches.
         cron: see `check_schedule`.
         interval_seconds: see `check_schedule`.
@@ -93,7 +92,7 @@ def deploy(
         allowed_lag_seconds: a run that would start later than this is missed; `None` allows the time to the next run.
         missed: see `kdq_flows.prefect.policy.Policy`.
         overlap: see `kdq_flows.prefect.policy.Policy`.
-        module_path: `module:flow` of a flow that takes `recipe`, `site` and the fields of `Policy`.
+        module_path: `module:flow` of a flow that takes `recipe` and the fields of `Policy`.
 
     Returns:
         deployment, id, schedule, next_run, allowed_lag_seconds, missed, overlap, pool, url.
@@ -106,16 +105,17 @@ def deploy(
     policy = Policy(missed=missed, overlap=overlap, allowed_lag_seconds=_lag(allowed_lag_seconds, schedule))
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
-    ensure_pool()
-    asked = {"recipe": _deployed(recipe, site), "site": site.model_dump(mode="json"), **policy.model_dump()}
-    deployment, identity = _apply(module_path, recipe.name, schedule, asked)
+    pool = pool_of(site)
+    ensure_pool(pool)
+    asked = {"recipe": _deployed(recipe, site), **policy.model_dump()}
+    deployment, identity = _apply(module_path, recipe.name, schedule, asked, pool)
     return {
         "deployment": deployment,
         "id": identity,
         "schedule": schedule.text,
         "next_run": schedule.next_runs[0].isoformat(timespec="seconds"),
         **policy.model_dump(),
-        "pool": POOL,
+        "pool": pool,
         "url": f"{api.removesuffix('/api')}/deployments/deployment/{identity}",
     }
 
@@ -133,33 +133,18 @@ def _deployed(recipe: Recipe | Study, site: Site) -> dict[str, Any]:
     return fitted(recipe, site, Catalog.load()).model_dump(mode="json", by_alias=True)
 
 
-def ensure_pool() -> None:
-    """Create the process work pool if it is missing. Call `apply_environment` first."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-
-    client: SyncPrefectClient
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            try:
-                client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-            except ObjectAlreadyExists:
-                return  # another process was faster
-
-
-def _apply(module_path: str, called: str, schedule: RecurringSchedule, parameters: dict[str, Any]) -> tuple[str, str]:
+def _apply(
+    module_path: str, recipe: str, schedule: RecurringSchedule, parameters: dict[str, Any], pool: str
+) -> tuple[str, str]:
     from prefect.deployments.runner import EntrypointType
 
     module, _, name = module_path.partition(":")
     flow = getattr(importlib.import_module(module), name)
     deployment = flow.to_deployment(
-        name=called,
+        name=name_in(pool, recipe),
         schedule=_prefect_schedule(schedule),
         parameters=parameters,
-        work_pool_name=POOL,
+        work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,
         tags=[TAG],
     )

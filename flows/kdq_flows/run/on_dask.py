@@ -97,8 +97,8 @@ class OnDask:
         except (OSError, ValueError, TimeoutError) as error:
             raise RecipeError(
                 f"the Dask scheduler at DASK_SCHEDULER_ADDRESS={self._address!r} cannot be reached within "
-                f"{CONNECT_SECONDS:g} s: {error}; start it with 'dask scheduler', correct the address, or unset it: KDQ "
-                "then starts a cluster that ends with the run"
+                f"{CONNECT_SECONDS:g} s: {error}; start it with 'dask scheduler', correct the address, or unset it: "
+                "KDQ then starts a cluster that ends with the run"
             ) from None
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from kdq_core.errors import RecipeError
+from kdq_core.recipe.site import ENVIRONMENT
 from kdq_core.recipe.spec import Site
 
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -56,6 +57,12 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",  # the home's server asks for it
     }
     return variables | ({"PREFECT_API_URL": api_url} if api_url else {})
+
+
+def site_environment(site: Site) -> dict[str, str]:
+    """Variables that describe a site to another process, wherever that starts; without the address of Prefect."""
+    fields = {name: getattr(site, name) for name in ENVIRONMENT if name != "prefect_api"}
+    return {ENVIRONMENT[name]: str(value) for name, value in fields.items() if value is not None}
 
 
 def users_database() -> str | None:

@@ -19,6 +19,7 @@ from kdq_flows.servers.processes import LOOPBACK, Managed
 PREFECT = "prefect"
 MLFLOW = "mlflow"
 WORKER = "worker"
+NODES = "nodes"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def up(site: Site, *, mlflow_ui: bool = True) -> Servers:
 
 
 def down(site: Site) -> list[str]:
-    """End the site's worker and servers; gives the names of those that ran."""
-    return [name for name in (WORKER, MLFLOW, PREFECT) if processes.stop(site, name)]
+    """End the site's workers and servers; gives the names of those that ran."""
+    return [name for name in (NODES, WORKER, MLFLOW, PREFECT) if processes.stop(site, name)]
 
 
 def status(site: Site) -> list[dict[str, object]]:
