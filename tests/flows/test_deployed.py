@@ -118,3 +118,32 @@ def test_a_recipe_with_branches_is_deployed_as_its_file_says(
         remove(client, "kdq", "grid")
     again = read_study(document_from_text(yaml_of(recipe), "the deployed recipe"), Catalog.load())
     assert [one.recipe for one in again.branches] == [one.recipe for one in study.branches]
+
+
+def test_two_sites_with_one_server_keep_their_schedules_apart(
+    prefect_site: Site, tiny_flow: str, tmp_path: Path
+) -> None:
+    """Their recipes have the same name; sites that name one pool share its schedules."""
+    from prefect.client.orchestration import get_client
+
+    from kdq_flows.prefect.deployed import remove, schedules
+    from kdq_flows.prefect.pools import pool_of
+    from kdq_flows.servers.servers import running_prefect
+
+    address = running_prefect(prefect_site)
+    here, there = (Site(home=tmp_path / name, prefect_api=address) for name in ("here", "there"))
+    team = here.model_copy(update={"pool": "team"})
+    recipe = Recipe(name="same", workload="digits")
+    facts = [
+        deploy(site, recipe, interval_seconds=every, module_path=tiny_flow)
+        for site, every in ((here, 1e5), (there, 2e5), (team, 3e5))
+    ]
+    assert len({one["id"] for one in facts}) == len({one["pool"] for one in facts}) == 3
+    assert facts[2]["deployment"] == "tiny/same@team"
+    with get_client(sync_client=True) as client:
+        found = [schedules(client, pool_of(site)) for site in (here, there, team)]
+        assert [[(one.name, one.schedule) for one in ones] for ones in found] == [
+            [("same", "every 100000 s, UTC")], [("same", "every 200000 s, UTC")], [("same", "every 300000 s, UTC")]
+        ]  # fmt: skip
+        for one in (here, there, team):
+            remove(client, pool_of(one), "same")
