@@ -35,7 +35,7 @@ Digests = dict[str, str]
 def digests(home: Path) -> Digests:
     """The digests of all entries, by key; the keys hold those of the parents."""
     found = {}
-    for path in (home / "store").glob("??/*/seal"):
+    for path in (home / "store").glob("??/*/manifest.sha256"):
         found[path.parent.name] = path.read_text().strip()
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import queue
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from kdq_core.errors import RecipeError, TransientError
 from kdq_core.recipe.spec import Site
 from kdq_flows.run.executors import package
 from kdq_flows.run.node import Driving, Event, Heard, run_node
+from kdq_flows.run.signals import SIGNALS
 from kdq_flows.run.supervisor import TERMINATE_SECONDS
 
 LONGEST_FOLDER = 40
@@ -52,7 +54,7 @@ class OnRay:
         self._cancelled = False
         self.width = site.workers or 1
         if self._address is not None:
-            self._start(address=self._address)
+            self._start(address=self._address, runtime_env={"env_vars": _ENVIRONMENT})
             self.width = site.workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def warm_up(self, *_: object) -> None:
@@ -97,14 +99,9 @@ class OnRay:
         Raises:
             RecipeError: it does not answer or start.
         """
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
-            self._ray.init(
-                configure_logging=False,
-                log_to_driver=False,
-                runtime_env={"env_vars": _ENVIRONMENT},
-                namespace="kdq",
-                **how,
-            )
+            self._ray.init(configure_logging=False, log_to_driver=False, namespace="kdq", **how)
         except Exception as error:
             asked = f"the Ray cluster at RAY_ADDRESS={self._address!r} cannot be reached"
             what, hint = (
@@ -113,6 +110,9 @@ class OnRay:
                 else ("Ray does not start", f"its logs are in {str(self._home)!r}; choose another executor")
             )
             raise RecipeError(f"{what}: {type(error).__name__}: {error}; {hint}") from error
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray sets its own
         remote = self._ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")
         self._task = remote(on_worker)
 

@@ -357,7 +357,7 @@ class Pipeline:
         if node is None or self._checked:
             return
         ahead = tuple(one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out)
-        only = {"key": "", "parts": {}, "parents": {}, "checks": ahead, "only_checks": True}
+        only = {"key": "", "parts": node.parts, "parents": {}, "checks": ahead, "only_checks": True}
         self._work(node, self._asking(node) | only, self._ears.hear)
 
     def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], hearing: Hearing) -> Entry:
