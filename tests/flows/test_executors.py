@@ -67,7 +67,7 @@ def test_an_unknown_executor_is_told_with_the_known_ones(monkeypatch: pytest.Mon
     monkeypatch.setenv("KDQ_EXECUTOR", "slurm")
     with pytest.raises(RecipeError) as caught:
         Site.from_environment()
-    assert str(caught.value) == "KDQ_EXECUTOR is 'slurm'; allowed: 'inline', 'threads', 'ray', 'dask', 'pool'"
+    assert str(caught.value) == "KDQ_EXECUTOR is 'slurm'; allowed: 'dask' or 'inline' or 'pool' or 'ray' or 'threads'"
 
 
 class Giving:

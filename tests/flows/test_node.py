@@ -3,7 +3,9 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,36 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
         *(f"{one.name} waits: another stage measures time" for one in heavy[:-1]),
         "evaluate waits: it measures time, and another stage computes",
     ]
+
+
+def test_of_two_threads_that_want_one_key_one_computes_it_and_the_other_waits(
+    request_: dict[str, Any], run: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computes, go, calls, heard = threading.Event(), threading.Event(), list[str](), list[dict[str, Any]]()
+
+    def work(stage: dict[str, Any], **_: object) -> None:
+        calls.append(stage["key"])
+        computes.set()
+        assert go.wait(20)
+        commit(run, stage["title"], stage["key"])
+
+    monkeypatch.setattr(module, "run_child", work)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_node, request_)
+        assert computes.wait(20)
+        second = pool.submit(run_node, request_, Driving(heard.append))
+        while not heard:
+            time.sleep(0.01)
+        go.set()
+    assert [future.result()["state"] for future in (first, second)] == ["ran", "shared"]
+    assert len(calls) == 1
+    assert [event.get("text", event["event"]) for event in heard] == [
+        "train_teacher waits: another run computes it", "shared"
+    ]  # fmt: skip
+
+
+def test_a_node_that_waits_for_another_run_is_cancelled(request_: dict[str, Any], run: Pipeline) -> None:
+    cancelled = threading.Event()
+    with run.store.claim(request_["stage"]["key"]):
+        answer = run_node(request_, Driving(lambda _event: cancelled.set(), cancelled))
+    assert answer["cancelled"] is True

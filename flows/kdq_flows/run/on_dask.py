@@ -20,6 +20,7 @@ from kdq_flows.run.executors import package
 from kdq_flows.run.node import Driving, Event, Heard, run_node
 
 CONNECT_SECONDS = 10.0
+LOOPBACK = "127.0.0.1:0"
 _cancelled: dict[str, threading.Event] = defaultdict(threading.Event)
 """In a worker: for each run whose nodes it has seen, whether that run was cancelled."""
 
@@ -50,8 +51,8 @@ class OnDask:
         with self._lock:
             if self._client is None:
                 self._cluster = self._dask.LocalCluster(
-                    n_workers=1, threads_per_worker=self.width, processes=False, dashboard_address=None,
-                    local_directory=self._folder, silence_logs=50,
+                    n_workers=1, threads_per_worker=self.width, processes=False, dashboard_address=LOOPBACK,
+                    worker_dashboard_address=LOOPBACK, local_directory=self._folder, silence_logs=50,
                 )  # fmt: skip
                 self._client = self._dask.Client(self._cluster, set_as_default=False)
 
@@ -60,7 +61,7 @@ class OnDask:
         self.warm_up()
         name, done, live = f"kdq-{uuid.uuid4().hex}", Future[dict[str, Any]](), Once(heard)
         site = None if self._address else self._site.model_dump(mode="json")
-        self._client.subscribe_topic(name, lambda told: live.hear(told[1]))
+        self._client.subscribe_topic(name, lambda message: live.hear(message[1]["told"]))
         task = self._client.submit(
             on_worker, request | {"site": site}, name, self._run, key=name, pure=False, retries=0
         )
@@ -139,7 +140,7 @@ def on_worker(request: dict[str, Any], topic: str, run: str) -> dict[str, Any]:
         if event["event"] != "progress":  # that need not come twice
             event = {**event, "n": len(kept)}
             kept.append(event)
-        worker.log_event(topic, event)
+        worker.log_event(topic, {"told": event})  # Dask adds a field to it
 
     answer = run_node(request, Driving(tell, _cancelled[run]))
     return answer | {"events": kept}

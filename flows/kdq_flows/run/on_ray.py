@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -44,10 +45,14 @@ class OnRay:
         """
         home = site.home / "ray"
         os.environ.update(_ENVIRONMENT)
+        self._address = os.environ.get("RAY_ADDRESS") or None
+        if self._address is None and "RAY_AUTH_MODE" not in os.environ:
+            # Otherwise Ray writes a token to the user's home folder; it reads this when it is imported.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
         # Otherwise Ray writes to the user's home folder.
         os.environ.setdefault("RAY_USAGE_STATS_CONFIG_PATH", str(home / "usage.json"))
         self._ray = package("ray", "ray")
-        self._site, self._address, self._home = site, os.environ.get("RAY_ADDRESS") or None, home
+        self._site, self._home = site, home
         self._lock, self._link = threading.Lock(), Path()
         self._streams = set[Any]()
         self._task: Any = None
@@ -63,7 +68,7 @@ class OnRay:
             if self._task is None:
                 self._start(
                     address="local", num_cpus=self.width, num_gpus=0, include_dashboard=False,
-                    object_store_memory=100 * 2**20, _temp_dir=str(self._folder()),
+                    object_store_memory=100 * 2**20, _temp_dir=str(self._folder()), _node_ip_address="127.0.0.1",
                 )  # fmt: skip
 
     def submit(self, request: dict[str, Any], heard: Heard) -> Future[dict[str, Any]]:

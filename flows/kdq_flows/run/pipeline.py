@@ -335,12 +335,12 @@ class Pipeline:
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
         """The request to the stage. The first stage that runs in a worker also checks all unfinished stages."""
         later = self.entries.keys() | self.left_out
-        ahead = () if self._checked else tuple(n.name for n in self.plan.nodes if n.name not in later)
+        ahead = [] if self._checked else [n.name for n in self.plan.nodes if n.name not in later]
         return self._asking(node) | {
             "key": key,
             "parts": node.full_parts(parents),
             "parents": {port: self.entries[name].manifest.key for port, name in node.parents.items()},
-            "checks": ahead if node.heavy else (),
+            "checks": ahead if node.heavy else [],
         }
 
     def _asking(self, node: Node) -> dict[str, Any]:
@@ -356,7 +356,7 @@ class Pipeline:
         node = next((one for one in self.plan.nodes if one.heavy and one.name not in self.entries), None)
         if node is None or self._checked:
             return
-        ahead = tuple(one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out)
+        ahead = [one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out]
         only = {"key": "", "parts": node.parts, "parents": {}, "checks": ahead, "only_checks": True}
         self._work(node, self._asking(node) | only, self._ears.hear)
 
