@@ -25,9 +25,8 @@ workload: {use: digits, options: {teacher_width: 4, student_width: 4}}
 stages: [train_teacher, distill]
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
-evaluate: []
 gates: []
-matrix: {over: {seed: [0, 1], distill.fit.lr: [0.01, 0.001]}}
+matrix: {over: {seed: [0, 1], distill.fit.learning_rate: [0.01, 0.001]}}
 """
 Digests = dict[str, str]
 
