@@ -69,6 +69,7 @@ class OnRay:
                 self._start(
                     address="local", num_cpus=self.width, num_gpus=0, include_dashboard=False,
                     object_store_memory=100 * 2**20, _temp_dir=str(self._folder()), _node_ip_address="127.0.0.1",
+                    _system_config={"worker_niceness": 0},
                 )  # fmt: skip
 
     def submit(self, request: dict[str, Any], heard: Heard) -> Future[dict[str, Any]]:
