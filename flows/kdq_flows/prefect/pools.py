@@ -24,10 +24,13 @@ POOL = "kdq"
 def site_here() -> Site:
     """The site that the environment of a worker describes; the address of the home's own server counts as none."""
     site = Site.from_environment()
+    return site.model_copy(update={"prefect_api": None}) if _has_own_server(site) else site
+
+
+def _has_own_server(site: Site) -> bool:
+    """Whether the home's own server is used; KDQ tells its address to other processes as if it were configured."""
     record = processes.read_record(site, PREFECT)
-    if record is not None and site.prefect_api and site.prefect_api.rstrip("/") == f"{record.url}/api":
-        return site.model_copy(update={"prefect_api": None})
-    return site
+    return site.prefect_api is None or (record is not None and site.prefect_api.rstrip("/") == f"{record.url}/api")
 
 
 def pool_of(site: Site) -> str:
@@ -35,7 +38,7 @@ def pool_of(site: Site) -> str:
     if site.pool:
         return site.pool
     home = hashlib.sha256(str(site.home).encode()).hexdigest()[:6]
-    return POOL if site.prefect_api is None else f"{POOL}-{host()}-{home}"
+    return POOL if _has_own_server(site) else f"{POOL}-{host()}-{home}"
 
 
 def nodes_of(site: Site) -> str:

@@ -57,6 +57,6 @@ def test_a_wrong_argument_is_not_blamed_on_the_environment(monkeypatch: pytest.M
         Site.from_environment(threads=0, speed=3)
     assert str(caught.value) == (
         "the site's 'threads' is 0; allowed: a whole number, 1 to 1024\n"
-        "a site has no field 'speed'; it has: device, home, precision, prefect_api, signing_key, tensorboard, threads, "
-        "tracking_uri, tracking_wait"
+        "a site has no field 'speed'; it has: device, executor, home, pool, precision, prefect_api, signing_key, "
+        "tensorboard, threads, tracking_uri, tracking_wait, workers"
     )
