@@ -11,7 +11,9 @@ import pytest
 
 from kdq_core.errors import RecipeError
 from kdq_core.plan import machine
-from kdq_core.plan.machine import check_gpu, machine_parts, visible_gpu
+from kdq_core.plan.machine import check_devices, check_gpu, machine_parts
+from kdq_core.recipe import gpus
+from kdq_core.recipe.gpus import visible_gpu
 from kdq_core.recipe.spec import Site
 from kdq_flows.run.leases import physical_device
 from kdq_flows.run.supervisor import child_environment
@@ -31,7 +33,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    machine._told_by_smi.cache_clear()
+    gpus._told_by_smi.cache_clear()
 
 
 @pytest.fixture
