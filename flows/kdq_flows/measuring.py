@@ -17,8 +17,8 @@ from kdq_core.errors import KdqError, StageError
 from kdq_core.plan.lock import Lock, LockedStage, lock_of
 from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.plugins.kinds import Subject
 from kdq_core.plugins.contract import Needs
+from kdq_core.plugins.kinds import Subject
 from kdq_core.recipe.spec import Site
 from kdq_core.store.records import EvaluationReport, Metric
 from kdq_core.store.store import Entry, Store

@@ -1,4 +1,4 @@
-"""A device belongs to one stage at a time: lock files in one folder of the machine, which all its homes and users share.
+"""A device belongs to one stage at a time: lock files in one folder of the machine, shared by its homes and users.
 
 A GPU's lock files bear its UUID, because processes may number one card differently. Each GPU has `PARTS` of them: a
 stage that takes a share of its memory takes so many parts. Beside them lie those of the CPU's slots, and one lock that

@@ -13,8 +13,8 @@ from email.utils import parsedate_to_datetime
 from packaging.requirements import Requirement
 
 from kdq_core.errors import RecipeError, StageError
-from kdq_core.plan.cpu import cpu_name
 from kdq_core.plan import machine
+from kdq_core.plan.cpu import cpu_name
 from kdq_core.recipe.spec import Site
 from kdq_flows.facts.state import running
 from kdq_flows.report.numbers import number
