@@ -82,7 +82,7 @@ def checked(names: Sequence[str]) -> tuple[str, ...]:
         raise ValueError("'auto', 'cpu', or names such as 'cuda:0,cuda:1'")
     numbers = [name if name == CPU else name.partition(":")[2] or "0" for name in names]
     if CPU in names and len(names) > 1:
-        raise ValueError("'cpu' alone, or GPUs alone; for several stages on the CPU at once set KDQ_CPU_SLOTS")
+        raise ValueError("'cpu' alone, or GPUs alone; for several stages on the CPU set KDQ_CPU_SLOTS")
     if len({*numbers}) < len(numbers):
         raise ValueError("each GPU once; for several stages on one GPU set KDQ_GPU_SHARE")
     return tuple(names)

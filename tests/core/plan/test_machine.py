@@ -239,8 +239,8 @@ def test_gpus_of_several_models_are_refused_and_each_must_be_there(
     ("visible", "models", "found"),
     [
         (None, ["H200", "H200", "L4"], ("cuda:0", "cuda:1")), (None, ["L4", "H200"], ("cuda:0",)), (None, [], ("cpu",)),
-        ("1,0", ["H200", "H200"], ("cuda:0", "cuda:1")), ("2", ["H200", "H200", "L4"], ("cuda:0",)), ("", ["L4"], ("cpu",)),
-        ("-1", ["L4"], ("cpu",)), ("7", ["L4"], ("cpu",)),
+        ("1,0", ["H200", "H200"], ("cuda:0", "cuda:1")), ("2", ["H200", "H200", "L4"], ("cuda:0",)),
+        ("", ["L4"], ("cpu",)),        ("-1", ["L4"], ("cpu",)), ("7", ["L4"], ("cpu",)),
     ],
 )  # fmt: skip
 def test_auto_means_all_visible_gpus_of_the_first_ones_model(

@@ -137,6 +137,6 @@ def test_the_shares_of_several_processes_have_the_gradients_of_the_whole_batch(r
 def test_batch_norms_of_several_devices_are_told_of() -> None:
     assert said_of_ranks(model().train(), 2, 16) is None
     assert said_of_ranks(model(norm=True).train(), 2, 16) == (
-        "2 devices share each batch of 16; the batch norms measure each device's samples, and those of the first device "
-        "are kept, so the result is not quite that of one device"
+        "2 devices share each batch of 16; the batch norms measure each device's samples, and those of the first "
+        "device are kept, so the result is not quite that of one device"
     )
