@@ -78,7 +78,7 @@ def test_two_cpu_leases_run_two_branches_at_once_and_never_three(tmp_path: Path)
     home = tmp_path / "home"
     (tmp_path / "tiny.yaml").write_text(TINY + "matrix: {over: {quantize.weights: [8, 7, 6, 5]}}\n"
                                         "select: {minimise: [bytes]}\n")  # fmt: skip
-    words = [KDQ, "run", str(tmp_path / "tiny.yaml"), "--no-server", "--json"]
+    words = [str(KDQ), "run", str(tmp_path / "tiny.yaml"), "--no-server", "--json"]
     given = environment(home) | {"KDQ_CPU_SLOTS": "2", "KDQ_LEASES": str(tmp_path / "leases")}
     with subprocess.Popen(words, env=given, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         seen = Counter[int]()
