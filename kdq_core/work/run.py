@@ -159,7 +159,7 @@ def _own_process(wired: Wired, site: Site, scratch: Path) -> Iterator[None]:
 
     plain_torch(site.threads)
     share = wired.stage.needs.memory or site.gpu_share
-    if site.device != CPU and share < 1:
+    if site.device != CPU and share < 1 and not site.devices:  # several devices are leased whole
         import torch
 
         torch.cuda.set_per_process_memory_fraction(share)

@@ -52,6 +52,7 @@ def together(request: str, count: int, home: Path, emit: Emit) -> Iterator[Path 
         with tempfile.TemporaryDirectory(dir=Path(os.environ[MEETING]).parent) as folder:
             _join(Path(os.environ[MEETING]), count)
             yield Path(folder)
+            _leave()
         return
     (home / "scratch").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home / "scratch", prefix="ranks-", ignore_cleanup_errors=True) as folder:
@@ -60,6 +61,7 @@ def together(request: str, count: int, home: Path, emit: Emit) -> Iterator[Path 
         try:
             _join(meeting, count)
             yield None
+            _leave()
             others.await_end()
         except BaseException:
             others.report_first()
@@ -82,6 +84,12 @@ def _join(meeting: Path, count: int) -> None:
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo", f"file://{meeting}", rank=rank(), world_size=count, timeout=_WAIT
     )
+
+
+def _leave() -> None:
+    import torch
+
+    torch.distributed.destroy_process_group()
 
 
 class _Others:

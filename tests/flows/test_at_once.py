@@ -20,8 +20,9 @@ from kdq_core.reading.studies import Study, load
 from kdq_core.recipe.spec import Site
 from kdq_flows.run.branch import BranchPipeline
 from kdq_flows.run.study import StudyRun
-from tests.flows.test_run import KDQ, environment
+from tests.flows.test_run import KDQ, ask_prefect, environment
 from tests.flows.test_study import stored
+from tests.registry.backends import postgres
 
 TINY = """
 name: tiny
@@ -191,3 +192,44 @@ def test_the_error_of_another_process_is_that_of_the_stage(tmp_path: Path, monke
 def _is_rank(process: psutil.Process, home: Path) -> bool:
     met = (process.info["environ"] or {}).get("KDQ_RANKS_MEET", "")
     return met.startswith(str(home)) and process.pid != os.getpid()
+
+
+@pytest.mark.rare
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_eight_flows_on_postgresql_share_two_leases_and_all_finish(tmp_path: Path) -> None:
+    """Never three stages, seen from outside; each flow is Completed in a Prefect server on PostgreSQL."""
+    home = tmp_path / "home"
+    short = "stages: [train_teacher, cache_teacher, distill]\n"
+    text = TINY.replace("quantize: {fit: {epochs: 1}}\nevaluate: [quality, size]\ngates: []\n", short)
+    with postgres() as database:
+        given = environment(home) | {
+            "KDQ_CPU_SLOTS": "2", "KDQ_LEASES": str(tmp_path / "leases"),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+        }  # fmt: skip
+        subprocess.run([KDQ, "up"], env=given, cwd=tmp_path, check=True, timeout=200)
+        try:
+            runs = []
+            for seed in range(8):
+                (tmp_path / f"{seed}.yaml").write_text(f"{text}seed: {seed}\n")
+                words = [str(KDQ), "run", f"{seed}.yaml", "--json"]
+                runs.append(subprocess.Popen(words, env=given, cwd=tmp_path, stdout=subprocess.PIPE, text=True))
+            seen = Counter[int]()
+            while any(run.poll() is None for run in runs):
+                seen[len({stage for run in runs if run.poll() is None for stage in _stages_of(run.pid)})] += 1
+                time.sleep(0.02)
+            ends = [json.loads(run.communicate()[0].splitlines()[-1]) for run in runs]
+            states = ask_prefect(home, "flow_runs", {})
+        finally:
+            subprocess.run([KDQ, "down"], env=given, cwd=tmp_path, check=True, timeout=100)
+    assert [end["status"] for end in ends] == ["completed"] * 8
+    assert max(seen) == 2, seen
+    assert Counter(state["state_type"] for state in states) == {"COMPLETED": 8}
+    assert stored(home) == dict.fromkeys(("train_teacher", "cache_teacher", "distill"), 8)
+
+
+def _stages_of(pid: int) -> set[int]:
+    try:
+        return {*stages_of(psutil.Process(pid))}
+    except psutil.Error:
+        return set()
