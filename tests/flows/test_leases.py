@@ -60,7 +60,7 @@ def taken(site: Site, needs: Needs) -> str | None:
     """Why a lease is not free; `None` if it is."""
     told: list[str] = []
     try:
-        with lease(site, needs, on_wait=told.append, check=within(0.3)):
+        with lease(site, needs, on_wait=told.append, check=within(0.12)):
             return None
     except TimeoutError:
         (why,) = told

@@ -76,7 +76,7 @@ def test_a_child_is_forked_warm_with_todays_environment_and_only_its_own_descrip
     assert (seen["parent"], seen["session"], seen["warm"]) == (warm.pid, True, True)
     assert (seen["late"], seen["early"]) == ("set after the worker began", None)
     assert [name for name in seen["open"] if not name.startswith("/")] == ["pipe"]
-    assert [Path(name).name for name in seen["open"] if name.startswith("/")] == ["cpu.lock"]
+    assert [Path(name).name for name in seen["open"] if name.startswith("/")] == ["cpu-1.lock", "machine.lock"]
 
 
 def test_nothing_of_one_stage_is_left_in_the_next(site: Site, warm: WarmWorker) -> None:

@@ -127,9 +127,9 @@ def test_the_shares_of_several_processes_have_the_gradients_of_the_whole_batch(r
             parts = list(micro.parts(batch, rank, ranks))
             found = [weigh(terms(shared, part)) for part, weigh in parts]
             assert all(set(one) == {"kd", "hard"} for one in found)
-            told.append(sum(float(value) for one in found for value in one.values()))
+            told.append(sum(value.item() for one in found for value in one.values()))
             (sum((v for one in found for v in one.values()), torch.zeros(())) / ranks).backward()
-        assert sum(told) / ranks == pytest.approx(sum(float(v) for v in terms(whole, batch).values()), rel=1e-5)
+        assert sum(told) / ranks == pytest.approx(sum(value.item() for value in terms(whole, batch).values()), rel=1e-5)
     for one, other in zip(whole.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-6)
 
