@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdq_core.errors import ErrorRecord, TransientError
+from kdq_core.errors import ErrorRecord, KdqError, TransientError
 
 RANK, MEETING = "KDQ_RANK", "KDQ_RANKS_MEET"
 """Variables of the other processes: their number, from 1, and the file by which all meet."""
 _WAIT = datetime.timedelta(days=1)
 """How long one waits for the others; the stage's own limits end it sooner."""
 _END_SECONDS = 30.0
+_REPORT_SECONDS = 3.0
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -63,7 +64,9 @@ def together(request: str, count: int, home: Path, emit: Emit) -> Iterator[Path 
             yield None
             _leave()
             others.await_end()
-        except BaseException:
+        except KdqError:
+            raise
+        except Exception:
             others.report_first()
             raise
         finally:
@@ -119,17 +122,22 @@ class _Others:
         threading.Thread(target=self._hear, args=(number, process, reader), daemon=True).start()
 
     def _hear(self, number: int, process: subprocess.Popen[str], reader: int) -> None:
-        error: dict[str, Any] | None = None
         with os.fdopen(reader) as events:
             for line in events:
                 event = json.loads(line)
-                error = event["error"] if event["event"] == "error" else error
+                if event["event"] == "error":
+                    self._report(event["error"])
         code = process.wait()
-        with self._lock:
-            if self._ending or not (code or error):
-                return
+        if code:
             died = TransientError(f"process {number} of those that share the stage's batches exited with code {code}")
-            self._emit({"event": "error", "error": error or ErrorRecord.of(died).model_dump()})
+            self._report(ErrorRecord.of(died).model_dump())
+
+    def _report(self, error: dict[str, Any]) -> None:
+        """Send the error of another process, and end this one, which may wait for that process for ever."""
+        with self._lock:
+            if self._ending:
+                return
+            self._emit({"event": "error", "error": error})
             os._exit(1)
 
     def await_end(self) -> None:
@@ -140,10 +148,8 @@ class _Others:
                 process.wait(max(0.0, until - time.monotonic()))
 
     def report_first(self) -> None:
-        """Let the error of another process, if it came first, be the one that is reported."""
-        time.sleep(0.5)
-        if any(process.poll() for process in self._processes):
-            time.sleep(5)  # the thread that hears it ends this process
+        """Give the threads time to report another process, whose end may be what this one failed of."""
+        time.sleep(_REPORT_SECONDS)
 
     def kill(self) -> None:
         """End the others."""
