@@ -17,12 +17,13 @@ from kdq_core.errors import KdqError, StageError
 from kdq_core.plan.lock import Lock, LockedStage, lock_of
 from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.contract import Needs
 from kdq_core.plugins.kinds import Subject
 from kdq_core.recipe.spec import Site
 from kdq_core.store.records import EvaluationReport, Metric
 from kdq_core.store.store import Entry, Store
 from kdq_flows.observer import Observer
-from kdq_flows.run.leases import device_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.run.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def measure(
     """
     lock = None if version.lock is None else lock_of(version.lock, f"the lock of {version.name}/{version.version}")
     entries = {} if lock is None else _entries(lock, Store(site.store))
-    with device_lease(site, "cpu"):
+    with lease(site, Needs(device="cpu", alone=True)):
         if lock is not None and entries:
             return _whole(site, lock, entries, folder, observer), "the models and the file", None
         metrics = _file_alone(site, version)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import KdqError, NoCandidateError
-from kdq_core.plan.machine import check_gpu
+from kdq_core.plan.machine import check_devices
 from kdq_core.plan.part import Part
 from kdq_core.reading.studies import Study, load
 from kdq_core.recipe.spec import Recipe, Site
@@ -45,7 +45,7 @@ def run_recipe(
     """
     site = site or Site.from_environment()
     checked = load(Path(recipe)) if isinstance(recipe, str | Path) else recipe
-    check_gpu(site.device)
+    check_devices(site)
     check_home(site)
     Store(site.store).sweep()
     if isinstance(checked, Study):

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from kdq_core.errors import TransientError, UnforeseenError
+from kdq_core.plugins.contract import Needs
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.recipe.stages import RetrySpec
 from kdq_core.store.claims import Claim
 from kdq_flows.observer import Silent
 from kdq_flows.run import in_worker, pipeline
+from kdq_flows.run.leases import Leased
 from kdq_flows.run.logs import logged
 
 
@@ -48,15 +50,15 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     asked: list[bool] = []
 
     @contextlib.contextmanager
-    def machine_lease(_site: Site, *, alone: bool, on_wait: Callable[[], None], **_: object) -> Iterator[None]:
-        asked.append(alone)
-        on_wait()
-        yield
+    def lease(site: Site, needs: Needs, *, on_wait: Callable[[str], None], **_: object) -> Iterator[Leased]:
+        asked.append(needs.alone)
+        on_wait("why")
+        yield Leased((), (site.device,))
 
     hearing = Hearing()
     run = pipeline.Pipeline(Recipe.model_validate({"name": "x", "workload": "digits"}), site, hearing)
     monkeypatch.setattr(run, "_request", lambda *_: {})
-    monkeypatch.setattr(in_worker, "machine_lease", machine_lease)
+    monkeypatch.setattr(in_worker, "lease", lease)
     monkeypatch.setattr(in_worker, "run_child", lambda *_, **__: None)
     monkeypatch.setattr(run.store, "get", lambda key: key)
     heavy = [node for node in run.plan.nodes if node.heavy]
@@ -65,10 +67,7 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     assert dict(zip((node.name for node in heavy), asked, strict=True)) == {
         **dict.fromkeys((node.name for node in heavy), False), "evaluate": True
     }  # fmt: skip
-    assert hearing.messages == [
-        *(f"{node.name} waits: another stage measures time" for node in heavy[:-1]),
-        "evaluate waits: it measures time, and another stage computes",
-    ]
+    assert hearing.messages == [f"{node.name} waits: why" for node in heavy]
 
 
 def test_a_task_that_prefects_server_still_calls_running_has_ended_for_a_study(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def plan(
 ) -> None:
     """Show the stages of a recipe: what is cached, what will run, and why; of a study, each shared stage once."""
     found, here = load_any(file), site()
-    from kdq_core.plan.machine import check_gpu
+    from kdq_core.plan.machine import check_devices
     from kdq_core.plan.study import groups_of
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.recipe.spec import Recipe
@@ -53,7 +53,7 @@ def plan(
     from kdq_flows.planning import planned
     from kdq_flows.preflight.rules import check_rules
 
-    check_gpu(here.device)
+    check_devices(here)
     check_writable(here.home)
     study = planned(found, here, lambda text: say(text, err=True))
     if as_mermaid:

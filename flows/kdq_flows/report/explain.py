@@ -26,7 +26,7 @@ from kdq_flows.report import kept
 from kdq_flows.report.tested import Tested
 
 BATCH = 64
-Alone = Callable[[], AbstractContextManager[None]]
+Alone = Callable[[], AbstractContextManager[object]]
 
 
 def explained(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kdq_core.plan.plan import Node, Plan
+from kdq_core.recipe.gpus import CPU
 from kdq_core.store.claims import Claim
 from kdq_flows.observer import Observer
-from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.run.supervisor import refuse_cancelled, run_child
 from kdq_flows.run.warm import WarmWorker
 
@@ -28,7 +29,7 @@ def in_worker(
     warm: WarmWorker | None,
     claim: Claim | None,
 ) -> None:
-    """Wait for the device and the machine, and for the worker's answer.
+    """Wait for what the stage needs of the machine, and for the worker's answer.
 
     Args:
         plan: gives the site and the time limits.
@@ -46,29 +47,21 @@ def in_worker(
     """
     site, retry = plan.site, plan.recipe.retry_of(node.name)
 
-    def waiting(owner: str | None) -> None:
-        by = f" by process {owner.split(':')[1]}" if owner else ""
-        observer.message(f"{node.name} waits: device {site.device!r} is in use{by}")
-
-    def crowded() -> None:
-        why = "it measures time, and another stage computes" if node.needs.alone else "another stage measures time"
-        observer.message(f"{node.name} waits: {why}")
-
     check = partial(refuse_cancelled, cancelled)
     check()
-    with (
-        device_lease(site, site.device, on_wait=waiting, check=check) as lease,
-        machine_lease(site, alone=node.needs.alone, on_wait=crowded, check=check),
-    ):
+    with lease(
+        site, node.needs, on_wait=lambda why: observer.message(f"{node.name} waits: {why}"), check=check
+    ) as leased:
+        there = site.at(*leased.devices)
         run_child(
-            request,
-            site=site,
-            descriptors=(lease, *(claim.descriptors if claim else ())),
+            request | {"site": there.model_dump(mode="json")},
+            site=there,
+            descriptors=(*leased.descriptors, *(claim.descriptors if claim else ())),
             timeout_seconds=retry.stage_timeout_seconds,
             stall_seconds=retry.stall_seconds,
             on_event=heard,
             log=logs / f"{node.name}.log",
             cancelled=cancelled,
-            starter=warm,
+            starter=warm if leased.device == CPU else None,
             measures=node.needs.alone,
         )

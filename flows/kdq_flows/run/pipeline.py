@@ -244,7 +244,7 @@ class Pipeline:
     @property
     def interrupted(self) -> list[str]:
         """The stages that were interrupted."""
-        return [name for name, facts in self._facts.items() if facts.state == "interrupted"]
+        return [name for name, facts in list(self._facts.items()) if facts.state == "interrupted"]
 
     def finish(self) -> None:
         """Close the tracking run, and end the warm worker."""

@@ -28,6 +28,7 @@ from kdq_flows.report.page import command
 from kdq_flows.report.tables import study_page
 from kdq_flows.run.branch import BranchPipeline
 from kdq_flows.run.branches import OF_STUDY, BranchObserver, facts_of
+from kdq_flows.run.leases import most_at_once
 from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.shared import Shared
@@ -130,13 +131,14 @@ class StudyRun:
         for pipeline in self.pipelines.values():
             pipeline.lend(self._warm)
 
-    def run(self, start: Start, width: int = 1) -> None:
+    def run(self, start: Start, width: int | None = None) -> None:
         """Run all branches, select, and register.
 
         Args:
             start: starts one node; see `Start`.
-            width: the most nodes that run at once.
+            width: the most nodes that run at once; by default as many as the site has leases.
         """
+        width = width or most_at_once(self.site)
         try:
             self.run_branches(start, width)
             self._choose()
@@ -168,7 +170,7 @@ class StudyRun:
 
     def run_inline(self) -> None:
         """Run all branches in this process, without Prefect."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdq-study") as pool:
+        with ThreadPoolExecutor(most_at_once(self.site), thread_name_prefix="kdq-study") as pool:
             self.run(lambda pipeline, one, parents: pool.submit(pipeline.try_stage, one.node.name, parents))
 
     def check(self) -> None:

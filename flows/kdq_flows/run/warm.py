@@ -97,7 +97,7 @@ class WarmWorker:
 
         Args:
             files: the child's stdin and its log.
-            descriptors: the pipe for events, and the lock files of the device and of the key.
+            descriptors: the pipe for events, and the lock files of the devices and of the key.
             check: called while KDQ waits for the child. `start` passes its exception on; any but `StageCancelledError`
                 also ends this worker, because it took too long.
             complete: fork only after all imports are done, because the stage measures time.
