@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from kdq_core.frozen import Frozen
 
 ENVIRONMENT = {
     "home": "KDQ_HOME",
+    "store_address": "KDQ_STORE",
     "device": "KDQ_DEVICE",
     "threads": "KDQ_THREADS",
     "precision": "KDQ_PRECISION",
@@ -30,6 +32,12 @@ class Site(Frozen):
     """Where recipes run: one folder for all state, one device, the services to use."""
 
     home: Path = Field(description="the folder below which KDQ writes everything")
+    store_address: str | None = Field(
+        default=None,
+        pattern=r"^(?!file://[^/])[a-z][a-z0-9+.-]*://[^\s?#@]+$",
+        description="an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, without user or password; "
+        "default: a folder below `home`",
+    )
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="'cpu', 'cuda' or 'cuda:<number>'")
     threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of a stage; each key holds it")
     precision: Literal["fp32", "bf16"] = Field(
@@ -79,7 +87,7 @@ class Site(Frozen):
 
     @property
     def store(self) -> Path:
-        """Folder of the content-addressed store."""
+        """Folder of the content-addressed store; with `store_address`, of its read cache."""
         return self.home / "store"
 
     @property
@@ -105,4 +113,9 @@ def _site_problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator
             yield f"a site has no field {name!r}; it has: {listing(ENVIRONMENT)}"
             continue
         words = field["description"] if "pattern" in field else allowed(field, schema)
-        yield f"{_site_subject(name, given)} is {detail['input']!r}; allowed: {words}"
+        yield f"{_site_subject(name, given)} is {_shown(detail['input'])!r}; allowed: {words}"
+
+
+def _shown(value: Any) -> Any:
+    """A value without what may be a password: what an address has before its `@` and behind its `?`."""
+    return re.sub(r"//.*@", "//***@", value).partition("?")[0] if isinstance(value, str) else value

@@ -1,7 +1,7 @@
 """Claims that hold among machines: an object that its holder rewrites every few seconds.
 
 Clocks of machines differ, so nobody compares them. Whoever waits looks at the object, and takes it over when it has not
-changed for `PATIENCE` seconds by the waiter's own clock. A holder that only slept then finds that the claim is another's.
+changed for `PATIENCE` seconds by the waiter's own clock. A holder that only slept finds that the claim is another's.
 Two machines may compute the same key in that case; one of them puts the entry.
 """
 

@@ -1,5 +1,6 @@
-"""What went wrong between KDQ and a store behind an address, in words. No text holds what a server or a library said:
-it might quote a password.
+"""What went wrong between KDQ and a store behind an address, in words.
+
+No text quotes a server or a library: it might quote a password.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ NO_CREDENTIALS = frozenset({
     "botocore.exceptions.ProfileNotFound", "botocore.exceptions.ConfigNotFound",
 })  # fmt: skip
 LATER = frozenset({
-    "SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "ServiceUnavailable", "InternalError",
+    "SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "ServiceUnavailable",
+    "InternalError",
 })  # fmt: skip
 """Codes of S3 after which the same request may succeed."""
 KEPT = "finished stages are kept"
@@ -89,24 +91,24 @@ def unknown(address: str, error: BaseException) -> RecipeError:
             + (f"with `pip install '{install}'`" if install else "(fsspec's documentation names it)")
         )
     return RecipeError(
-        f"KDQ_STORE is {address!r}, and fsspec knows no {protocol}://; allowed: an address such as s3://bucket/prefix or "
-        "file:///mnt/share/kdq"
+        f"KDQ_STORE is {address!r}, and fsspec knows no {protocol}://; allowed: an address such as "
+        "s3://bucket/prefix or file:///mnt/share/kdq"
     )
 
 
 def unconditional(address: str) -> StoreError:
     """The error for a store that overwrites what KDQ asked it to keep."""
     return StoreError(
-        f"the store {address!r} overwrites an object though KDQ asked it not to (no conditional writes), so two machines "
-        "could spoil each other's entries; use a server that knows If-None-Match, or unset KDQ_STORE"
+        f"the store {address!r} overwrites an object though KDQ asked it not to (no conditional writes), so two "
+        "machines could spoil each other's entries; use a server that knows If-None-Match, or unset KDQ_STORE"
     )
 
 
 def unlinked(address: str) -> StoreError:
     """The error for a drive without hard links."""
     return StoreError(
-        f"the drive of the store {address!r} has no hard links, with which KDQ writes an entry once only; use a drive that "
-        "has them, such as NFS, or unset KDQ_STORE"
+        f"the drive of the store {address!r} has no hard links, with which KDQ writes an entry once only; use a drive "
+        "that has them, such as NFS, or unset KDQ_STORE"
     )
 
 

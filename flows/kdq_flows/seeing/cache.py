@@ -10,10 +10,10 @@ from typing import Any
 
 from kdq_core.errors import KdqError, RecipeError
 from kdq_core.recipe.spec import Site
+from kdq_core.store import open_store
 from kdq_core.store.family import resolved
 from kdq_core.store.listing import Listed, entries, lineage
 from kdq_core.store.records import ModelVersion
-from kdq_core.store.store import Store
 from kdq_flows.facts.state import RunState, running
 from kdq_flows.seeing.runs import runs_of
 
@@ -43,7 +43,7 @@ def listed(site: Site) -> list[dict[str, Any]]:
     """The entries of the store, most recently used first."""
     now, users = time.time(), last_users(runs_of(site))
     rows = []
-    for one in sorted(entries(Store(site.store)), key=lambda one: one.used, reverse=True):
+    for one in sorted(entries(open_store(site)), key=lambda one: one.used, reverse=True):
         user = users.get(one.key)
         rows.append({
             "stage": one.stage,
@@ -69,7 +69,7 @@ def last_users(runs: Iterable[RunState]) -> dict[str, RunState]:
 def usage(site: Site) -> list[dict[str, Any]]:
     """Disk use by stage, largest first; then what unfinished stages keep, and the whole."""
     by_stage: dict[str, list[int]] = {}
-    for one in entries(Store(site.store)):
+    for one in entries(open_store(site)):
         by_stage.setdefault(one.stage, []).append(one.bytes)
     rows: list[dict[str, Any]] = [
         {"stage": stage, "entries": len(sizes), "bytes": sum(sizes)} for stage, sizes in by_stage.items()
@@ -88,7 +88,7 @@ def usage(site: Site) -> list[dict[str, Any]]:
 
 def damaged(site: Site, *, delete: bool) -> Iterator[tuple[Listed, str | None]]:
     """Hash every file again; gives each entry with what is damaged. With `delete`, drop damaged ones."""
-    store = Store(site.store)
+    store = open_store(site)
     for one in entries(store):
         found = store.damage(one.key)
         if found and delete:
@@ -114,7 +114,7 @@ def collect(
     """
     if older is None and most is None:
         raise RecipeError("say what may go: --older 30d (unused for so long), --max-size 20GB, or both")
-    now, store = now or time.time(), Store(site.store)
+    now, store = now or time.time(), open_store(site)
     found = sorted(entries(store), key=lambda one: one.used)
     needed, notes = _needed(site, found)
     busy = min((run.began for run in running(site)), default=now)
