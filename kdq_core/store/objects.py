@@ -18,6 +18,8 @@ from kdq_core.store.outages import answer_of, reached, unconditional
 
 MARKER = "kdq-store.json"
 """KDQ writes it once, and asks each time not to overwrite it: so KDQ knows that the store can be told so."""
+NO_TAG = '"00000000000000000000000000000000"'
+"""The tag of no content."""
 
 
 class Seen(NamedTuple):
@@ -38,10 +40,12 @@ class Objects:
         self._fs, self._root, self._checked = fs, root.rstrip("/"), False
 
     def check(self) -> None:
-        """Refuse a store that cannot be written, or that overwrites what it must not."""
+        """Refuse a store that cannot be written, or that overwrites what it must not; asks the store once."""
         if self._checked:
             return
-        if self.create(MARKER, b'{"format": 1}\n') and self.create(MARKER, b'{"format": 1}\n'):
+        content = b'{"format": 1}\n'
+        again = self.create(MARKER, content) and self.create(MARKER, content)
+        if again or self.swap(MARKER, content, NO_TAG) is not None:
             raise unconditional(self.address)
         self._checked = True
 

@@ -12,10 +12,13 @@ from kdq_core.errors import KdqError, RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_core.store import open_store
 from kdq_core.store.family import resolved
-from kdq_core.store.listing import Listed, entries, lineage
+from kdq_core.store.listed import Listed
+from kdq_core.store.listing import entries, lineage
 from kdq_core.store.records import ModelVersion
+from kdq_core.store.remote import RemoteStore
 from kdq_flows.facts.state import RunState, running
 from kdq_flows.seeing.runs import runs_of
+from kdq_flows.seeing.shared_store import cache_bytes, tidied, unused_for
 
 RECENT = 600.0
 """Seconds for which an entry stays in any case: commands beside `kdq run` also read entries, and leave no record."""
@@ -82,6 +85,8 @@ def usage(site: Site) -> list[dict[str, Any]]:
         if path.is_file()
     ]
     rows.append({"stage": "(unfinished stages)", "entries": None, "bytes": sum(unfinished)})
+    if site.store_address is not None:
+        rows.append({"stage": "(read cache)", "entries": None, "bytes": cache_bytes(site)})
     whole = {"entries": sum(map(len, by_stage.values())), "bytes": sum(row["bytes"] for row in rows)}
     return [*rows, {"stage": "(all)", **whole}]
 
@@ -118,6 +123,7 @@ def collect(
     found = sorted(entries(store), key=lambda one: one.used)
     needed, notes = _needed(site, found)
     busy = min((run.began for run in running(site)), default=now)
+    recent = unused_for(site, RECENT)
     left, dropped, held = sum(one.bytes for one in found), list[Listed](), dict[str, int]()
     for one in found:
         if (older is not None and now - one.used < older) or (most is not None and left <= most):
@@ -125,7 +131,7 @@ def collect(
         why = (
             "a registered version was made from them" if one.key in needed
             else "a running run uses them" if one.used >= busy
-            else f"they were used in the last {RECENT / 60:g} min" if now - one.used < RECENT
+            else f"they were used in the last {_words(recent)}" if now - one.used < recent
             else None
         )  # fmt: skip
         if why is None and delete and not store.discard_unused(one.key, one.used):
@@ -137,7 +143,13 @@ def collect(
         left -= one.bytes
     if most is not None and left > most:
         notes.append(f"the store would still have {left:,} bytes, more than the {most:,.0f} that were asked for")
+    if isinstance(store, RemoteStore):
+        notes += tidied(store, site, older, RECENT, delete=delete)
     return Collected(tuple(dropped), left, held, tuple(notes))
+
+
+def _words(seconds: float) -> str:
+    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:.0f} h"
 
 
 def _needed(site: Site, found: list[Listed]) -> tuple[set[str], list[str]]:
