@@ -35,8 +35,7 @@ class Site(Frozen):
     store_address: str | None = Field(
         default=None,
         pattern=r"^(?!file://[^/])[a-z][a-z0-9+.-]*://[^\s?#@]+$",
-        description="an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, without user or password; "
-        "default: a folder below `home`",
+        description="an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, without user or password",
     )
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="'cpu', 'cuda' or 'cuda:<number>'")
     threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of a stage; each key holds it")
