@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from kdq_core.errors import RecipeError, listing
 from kdq_core.frozen import Frozen
@@ -34,7 +34,7 @@ class Site(Frozen):
     home: Path = Field(description="the folder below which KDQ writes everything")
     store_address: str | None = Field(
         default=None,
-        pattern=r"^(?!file://[^/])[a-z][a-z0-9+.-]*://[^\s?#@]+$",
+        pattern=r"^[a-z][a-z0-9+.-]*://[^\s?#@]+$",
         description="an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, without user or password",
     )
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="'cpu', 'cuda' or 'cuda:<number>'")
@@ -84,6 +84,13 @@ class Site(Frozen):
         except ValidationError as error:
             raise RecipeError("\n".join(_site_problems(error, given))) from None
 
+    @field_validator("store_address")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("file://") and not value.startswith("file:///"):
+            raise ValueError("a path that is not absolute")
+        return value
+
     @property
     def store(self) -> Path:
         """Folder of the content-addressed store; with `store_address`, of its read cache."""
@@ -111,7 +118,8 @@ def _site_problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator
         if field is None:
             yield f"a site has no field {name!r}; it has: {listing(ENVIRONMENT)}"
             continue
-        words = field["description"] if "pattern" in field else allowed(field, schema)
+        described = any("pattern" in one for one in (field, *field.get("anyOf", ())))
+        words = field["description"] if described else allowed(field, schema)
         yield f"{_site_subject(name, given)} is {_shown(detail['input'])!r}; allowed: {words}"
 
 

@@ -161,16 +161,17 @@ class RemoteStore(Store):
     def _whole(self, key: str, at: Path | None = None) -> Entry | None:
         if at is not None:
             return super()._whole(key, at)
+        failed = ""
         while (found := published(self.objects, key)) is not None:
             try:
                 entry = self._copy(key, found) or self._fetched(key, found)
             except RemoteDamageError:
-                again = published(self.objects, key)
-                if again is not None and again.tag == found.tag:
+                if failed == found.tag:
                     raise
-                continue  # another machine has discarded or mended it meanwhile
-            self._use(key)
-            return entry
+                failed = found.tag  # another machine may have removed it meanwhile, or the way here spoilt it
+            else:
+                self._use(key)
+                return entry
         return None
 
     def _copy(self, key: str, found: Published) -> Entry | None:
