@@ -73,7 +73,7 @@ def told(address: str, error: BaseException) -> KdqError:
             f"the store {address!r} does not answer ({_fact(error)}); check the network and the address, then run "
             f"again: {KEPT}"
         )
-    if isinstance(error, PermissionError) or status in (401, 403):
+    if status in (401, 403) or (not status and isinstance(error, PermissionError)):
         return StoreError(
             f"the store {address!r} refuses these credentials ({_fact(error)}); KDQ must list, read, write and delete "
             f"objects there. Correct the credentials, then run again: {KEPT}"

@@ -10,7 +10,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -131,7 +130,7 @@ def test_what_a_library_says_is_not_quoted(error: Exception, text: str) -> None:
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(RecipeError) as caught:
         at("s3://bucket", tmp_path)
     assert str(caught.value) == (
@@ -161,7 +160,7 @@ class Careless(MemoryFileSystem):  # type: ignore[misc]
 def test_a_store_without_conditional_writes_is_refused_before_anything_is_put(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(fsspec.registry._registry, "careless", Careless)
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "careless", Careless)
     address = f"careless://{uuid.uuid4().hex}"
     store = at(address, tmp_path)
     for use in (store.check, lambda: written(store), lambda: store.claim(KEY).__enter__()):
