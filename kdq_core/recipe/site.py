@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from kdq_core.errors import RecipeError, listing
 from kdq_core.frozen import Frozen
@@ -15,6 +16,7 @@ from kdq_core.recipe.gpus import DEVICE, read_devices
 
 ENVIRONMENT = {
     "home": "KDQ_HOME",
+    "store_address": "KDQ_STORE",
     "device": "KDQ_DEVICE",
     "devices": "KDQ_DEVICES",
     "cpu_slots": "KDQ_CPU_SLOTS",
@@ -41,6 +43,11 @@ class Site(Frozen):
     """Where recipes run: one folder for all state, the devices, the services to use."""
 
     home: Path = Field(description="the folder below which KDQ writes everything")
+    store_address: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9+.-]*://[^\s?#@]+$",
+        description="an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, without user or password",
+    )
     device: str = Field(default="cpu", pattern=DEVICE, description="'cpu', 'cuda' or 'cuda:<number>'")
     devices: tuple[str, ...] = Field(
         default=(), description="the devices that stages share, the first of which is `device`; default: that alone"
@@ -100,6 +107,13 @@ class Site(Frozen):
         except ValidationError as error:
             raise RecipeError("\n".join(_site_problems(error, given))) from None
 
+    @field_validator("store_address")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("file://") and not value.startswith("file:///"):
+            raise ValueError("a path that is not absolute")
+        return value
+
     @property
     def all_devices(self) -> tuple[str, ...]:
         """The devices that stages share."""
@@ -111,7 +125,7 @@ class Site(Frozen):
 
     @property
     def store(self) -> Path:
-        """Folder of the content-addressed store."""
+        """Folder of the content-addressed store; with `store_address`, of its read cache."""
         return self.home / "store"
 
     @property
@@ -155,5 +169,11 @@ def _site_problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator
         if field is None:
             yield f"a site has no field {name!r}; it has: {listing(ENVIRONMENT)}"
             continue
-        words = field["description"] if "pattern" in field else allowed(field, schema)
-        yield f"{_site_subject(name, given)} is {detail['input']!r}; allowed: {words}"
+        described = any("pattern" in one for one in (field, *field.get("anyOf", ())))
+        words = field["description"] if described else allowed(field, schema)
+        yield f"{_site_subject(name, given)} is {_shown(detail['input'])!r}; allowed: {words}"
+
+
+def _shown(value: Any) -> Any:
+    """A value without what may be a password: what an address has before its `@` and behind its `?`."""
+    return re.sub(r"//.*@", "//***@", value).partition("?")[0] if isinstance(value, str) else value

@@ -19,7 +19,8 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.gpus import CPU
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Entry, Store
+from kdq_core.store import open_store
+from kdq_core.store.store import Entry
 from kdq_core.work.outcome import outcome
 from kdq_core.work.shown import Emit
 from kdq_core.work.work import StageWork
@@ -66,7 +67,7 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
     Raises:
         KdqError: the stage failed, or its code, files or settings changed since KDQ planned it.
     """
-    store, catalog = Store(request.site.store), catalog or Catalog.load()
+    store, catalog = open_store(request.site), catalog or Catalog.load()
     asked = asked_of(request.recipe, request.site, catalog)
     before = {one.title: one for one in wire(asked, catalog)}
     wired = before[request.title]
@@ -110,7 +111,7 @@ def run_share(request: StageRequest, folder: Path, catalog: Catalog | None = Non
     Raises:
         KdqError: the stage failed.
     """
-    store, catalog = Store(request.site.store), catalog or Catalog.load()
+    store, catalog = open_store(request.site), catalog or Catalog.load()
     asked = asked_of(request.recipe, request.site, catalog)
     wired = {one.title: one for one in wire(asked, catalog)}[request.title]
     parents = {port: store.get(key) for port, key in request.parents.items()}

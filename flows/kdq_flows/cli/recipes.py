@@ -49,7 +49,8 @@ def plan(
     from kdq_core.plan.study import groups_of
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.recipe.spec import Recipe
-    from kdq_core.store.store import Store, check_writable
+    from kdq_core.store import open_store
+    from kdq_core.store.store import check_writable
     from kdq_flows.planning import planned
     from kdq_flows.preflight.rules import check_rules
 
@@ -61,7 +62,7 @@ def plan(
         return
     for branch, *_ in groups_of(study.branches):
         check_rules(branch.plan.recipe, here, Catalog.load())
-    title, rows = f"Plan of {found.name!r}", plan_rows(study, Store(here.store), as_json=as_json)
+    title, rows = f"Plan of {found.name!r}", plan_rows(study, open_store(here), as_json=as_json)
     if isinstance(found, Recipe):
         rows = [{name: cell for name, cell in row.items() if name != "branches"} for row in rows]
     else:

@@ -16,6 +16,7 @@ from kdq_core.errors import RecipeError, StageError
 from kdq_core.plan import machine
 from kdq_core.plan.cpu import cpu_name
 from kdq_core.recipe.spec import Site
+from kdq_core.store import open_store
 from kdq_flows.facts.state import running
 from kdq_flows.report.numbers import number
 from kdq_flows.run.holders import holders
@@ -67,6 +68,17 @@ def check_disk(site: Site, least: float = LEAST_BYTES) -> str:
     if usage.free < least:
         raise StageError(f"{told}; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to another disk")
     return told
+
+
+def check_store(site: Site) -> str:
+    """Ask the store whether it can be used; a store for several machines also whether it has conditional writes.
+
+    Raises:
+        KdqError: it cannot.
+    """
+    began = time.monotonic()
+    told = open_store(site).check()
+    return told if site.store_address is None else f"{told}; it answered in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
 def check_devices(site: Site) -> str:

@@ -60,6 +60,29 @@ def test_a_wrong_variable_is_named_with_its_value_and_what_is_allowed(
     assert str(caught.value) == f"{variable} is {value!r}; allowed: {words}"
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("bucket/prefix", "bucket/prefix"),
+        ("/mnt/share", "/mnt/share"),
+        ("file://share", "file://share"),
+        ("simplecache::s3://bucket", "simplecache::s3://bucket"),
+        ("s3://key:much-too@secret@bucket", "s3://***@bucket"),
+        ("https://host/x?token=secret", "https://host/x"),
+    ],
+)
+def test_a_wrong_address_of_a_store_is_shown_without_what_may_be_a_secret(
+    monkeypatch: pytest.MonkeyPatch, value: str, shown: str
+) -> None:
+    monkeypatch.setenv("KDQ_STORE", value)
+    with pytest.raises(RecipeError) as caught:
+        Site.from_environment()
+    assert str(caught.value) == (
+        f"KDQ_STORE is {shown!r}; allowed: an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, "
+        "without user or password"
+    )
+
+
 def test_a_wrong_argument_is_not_blamed_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDQ_THREADS", "many")
     with pytest.raises(RecipeError) as caught:
@@ -67,7 +90,7 @@ def test_a_wrong_argument_is_not_blamed_on_the_environment(monkeypatch: pytest.M
     assert str(caught.value) == (
         "the site's 'threads' is 0; allowed: a whole number, 1 to 1024\n"
         "a site has no field 'speed'; it has: cpu_slots, device, devices, gpu_share, home, leases, precision, "
-        "prefect_api, signing_key, tensorboard, threads, tracking_uri, tracking_wait"
+        "prefect_api, signing_key, store_address, tensorboard, threads, tracking_uri, tracking_wait"
     )
 
 
