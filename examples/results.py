@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from machine import machine
 
 from kdq_core.recipe.site import Site
+from kdq_core.store import open_store
 from kdq_core.store.records import EvaluationReport
 from kdq_core.store.store import Store
 from kdq_flows.facts.result import RunResult
@@ -132,7 +133,7 @@ def main() -> None:
         result = RunResult.model_validate_json(file.read_text(encoding="utf-8").splitlines()[-1])
         name = re.sub(r"-\d{8}-\d{6}$", "", result.run)
         given = {"cpu_minutes": asked.cpu_minutes, "note": asked.note}
-        rows[name] = facts(result, Store(Site.from_environment().store), rows) | given
+        rows[name] = facts(result, open_store(Site.from_environment()), rows) | given
     KEPT.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 

@@ -106,6 +106,8 @@ FAILURES = (
                 "requests.exceptions.ChunkedEncodingError", "urllib3.exceptions.TimeoutError",
                 "urllib3.exceptions.NewConnectionError", "urllib3.exceptions.ProtocolError",
                 "urllib3.exceptions.MaxRetryError", "httpx.TransportError",
+                "aiohttp.client_exceptions.ClientConnectionError", "aiohttp.client_exceptions.ClientPayloadError",
+                "botocore.exceptions.ConnectionError", "botocore.exceptions.HTTPClientError",
             }
         ),
         numbers=frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}),
@@ -113,7 +115,12 @@ FAILURES = (
 )  # fmt: skip
 """All passing failures; of several rows that know an error, the first counts."""
 
-NEVER = frozenset({"ssl.SSLCertVerificationError", "requests.exceptions.SSLError", "urllib3.exceptions.SSLError"})
+NEVER = frozenset(
+    {
+        "ssl.SSLCertVerificationError", "requests.exceptions.SSLError", "urllib3.exceptions.SSLError",
+        "botocore.exceptions.SSLError", "aiohttp.client_exceptions.ClientSSLError",
+    }
+)  # fmt: skip
 """Classes that make an error permanent, whatever wraps them: no later try has another certificate."""
 
 

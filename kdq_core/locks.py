@@ -59,7 +59,7 @@ def try_held(path: Path, *, shared: bool = False) -> FileIO | None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = path.open("a+b", buffering=0)
+        file = _opened(path)
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if _names(path, file):
@@ -71,6 +71,17 @@ def try_held(path: Path, *, shared: bool = False) -> FileIO | None:
             file.close()
             raise
         file.close()
+
+
+def _opened(path: Path) -> FileIO:
+    """The file, open for writing. Linux refuses to create what is there if another user's file lies in a shared folder.
+
+    That is the sysctl `fs.protected_regular`.
+    """
+    try:
+        return path.open("r+b", buffering=0)
+    except FileNotFoundError:
+        return path.open("a+b", buffering=0)
 
 
 def _names(path: Path, file: FileIO) -> bool:

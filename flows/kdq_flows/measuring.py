@@ -17,12 +17,14 @@ from kdq_core.errors import KdqError, StageError
 from kdq_core.plan.lock import Lock, LockedStage, lock_of
 from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.contract import Needs
 from kdq_core.plugins.kinds import Subject
 from kdq_core.recipe.spec import Site
+from kdq_core.store import open_store
 from kdq_core.store.records import EvaluationReport, Metric
 from kdq_core.store.store import Entry, Store
 from kdq_flows.observer import Observer
-from kdq_flows.run.leases import device_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.run.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -51,8 +53,8 @@ def measure(
         StageError: the version cannot be measured here.
     """
     lock = None if version.lock is None else lock_of(version.lock, f"the lock of {version.name}/{version.version}")
-    entries = {} if lock is None else _entries(lock, Store(site.store))
-    with device_lease(site, "cpu"):
+    entries = {} if lock is None else _entries(lock, open_store(site))
+    with lease(site, Needs(device="cpu", alone=True)):
         if lock is not None and entries:
             return _whole(site, lock, entries, folder, observer), "the models and the file", None
         metrics = _file_alone(site, version)
@@ -92,12 +94,12 @@ def _whole(site: Site, lock: Lock, entries: dict[str, Entry], folder: Path, obse
     """Run the measuring stage again in an empty store that has links to the entries it reads."""
     here = Site(home=folder / "home", device="cpu", precision=lock.precision, threads=site.threads)
     for entry in entries.values():
-        place = Store(here.store).folder(entry.manifest.key)
+        place = open_store(here).folder(entry.manifest.key)
         shutil.copytree(entry.folder, place, copy_function=_linked)
     measuring = _measuring(lock)
     assert measuring is not None
     pipeline = Pipeline(lock.recipe, here, observer, tracked=False)
-    pipeline.entries |= {name: Store(here.store).get(entry.manifest.key) for name, entry in entries.items()}
+    pipeline.entries |= {name: open_store(here).get(entry.manifest.key) for name, entry in entries.items()}
     try:
         pipeline.run_inline({measuring.name})
     finally:

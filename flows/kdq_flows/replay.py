@@ -10,7 +10,7 @@ from pathlib import Path
 from kdq_core.errors import RecipeError, did_you_mean, listing
 from kdq_core.frozen import Frozen
 from kdq_core.plan.lock import SUFFIX, Difference, Lock, differences, lock_of, read_lock, unlike
-from kdq_core.plan.machine import check_gpu
+from kdq_core.plan.machine import check_devices
 from kdq_core.plan.plan import Plan
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import explained
@@ -60,7 +60,7 @@ def replay(
         )
     with _empty(site, home) as place:
         here = Site(home=place, device=lock.device, precision=lock.precision, threads=lock.threads)
-        check_gpu(here.device)
+        check_devices(here)
         pipeline = Pipeline(_recipe(lock, site), here, observer or Silent(), tracked=False)
         found = differences(lock, pipeline.plan)
         if found and not anyway:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import KdqError, NoCandidateError, RecipeError
-from kdq_core.plan.machine import check_gpu
+from kdq_core.plan.machine import check_devices
 from kdq_core.plan.part import Part
 from kdq_core.reading.studies import Study, load
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Store, explained
+from kdq_core.store import open_store
+from kdq_core.store.store import explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer
 from kdq_flows.run.diary import Diary
@@ -47,14 +48,14 @@ def run_recipe(
     """
     site = site or Site.from_environment()
     checked = load(Path(recipe)) if isinstance(recipe, str | Path) else recipe
-    check_gpu(site.device)
+    check_devices(site)
     if site.executor == "pool" and not server:
         raise RecipeError(
             "the executor 'pool' runs stages in a work pool of Prefect, and --no-server was given; leave that out, or "
             "choose another executor"
         )
     check_home(site)
-    Store(site.store).sweep()
+    open_store(site).sweep()
     if isinstance(checked, Study):
         run, error = run_study(checked, site, server=server, observer=observer, part=part)
         return run.facts(), error
@@ -174,16 +175,17 @@ def _with_server(site: Site, observer: Observer) -> str:
 
 
 def check_home(site: Site) -> None:
-    """Make the site's home and try to write there, so that KDQ computes no result that it could not store.
+    """Make the site's home, and try to write there and to the store, so that KDQ computes no result in vain.
 
     Raises:
-        StoreError: KDQ cannot write to the home.
+        KdqError: KDQ cannot write to the home, or cannot use the store.
     """
     with explained(site.home, "write to KDQ_HOME"):
         site.store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=site.home) as file:
             file.write(b"\0" * 4096)
             file.flush()
+    open_store(site).check()
 
 
 def _reconcile(site: Site, observer: Observer) -> None:

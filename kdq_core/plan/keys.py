@@ -211,4 +211,4 @@ def ancestors(wired: Wired, before: dict[str, Wired]) -> list[Wired]:
 
 def site_of(needs: Needs, site: Site) -> Site:
     """The site as a stage sees it: for a stage that computes on the CPU alone, the device is `cpu`."""
-    return site if needs.device == "site" else site.model_copy(update={"device": "cpu"})
+    return site if needs.device == "site" else site.at("cpu")

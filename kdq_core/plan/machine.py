@@ -10,14 +10,10 @@ allocated.
 
 from __future__ import annotations
 
-import csv
-import functools
 import os
 import platform
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -25,6 +21,7 @@ from pydantic import JsonValue
 from kdq_core.errors import RecipeError
 from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plugins.installed import version_of
+from kdq_core.recipe.gpus import UNKNOWN, described, gpu_of, visible_gpu
 from kdq_core.recipe.site import Site
 
 HELD = frozenset({
@@ -40,8 +37,6 @@ HELD = frozenset({
 """Variables that results may depend on."""
 HELD_PREFIXES = ("ONEDNN_", "DNNL_", "FBGEMM_", "CUBLAS_EMULAT", "CUBLAS_FIXEDPOINT", "OV_CPU_", "ORT_MLAS_")
 _ONLY_TELL = re.compile(r"VERBOSE|_LOG|JIT_?(DUMP|PROFILE)|CACHE_CAPACITY|_STATS_|_DEBUG$")
-_SMI = ("nvidia-smi", "--query-gpu=uuid,name,driver_version", "--format=csv,noheader")
-_UNKNOWN = "unknown"
 _GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
 """Device files of GPUs: NVIDIA's, those of its boards (Jetson), of Windows' Linux (WSL), and of AMD's ROCm."""
 
@@ -49,8 +44,7 @@ _GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
 def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonValue]:
     """The parts of a key that say where a stage ran: kind of device, threads, instruction set, variables that are set.
 
-    KDQ imports no torch here. It counts GPUs in the order of their slots, as the driver lists them; workers count in
-    the same order (CUDA_DEVICE_ORDER=PCI_BUS_ID).
+    KDQ imports no torch here.
 
     Args:
         site: device, precision and threads of the stage.
@@ -74,11 +68,21 @@ def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonVa
     }
 
 
-def visible_gpu(device: str) -> str:
-    """The number or the UUID of the GPU that `cuda` or `cuda:<n>` means under CUDA_VISIBLE_DEVICES."""
-    index = int(device.partition(":")[2] or 0)
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return visible[index] if index < len(visible) else str(index)
+def check_devices(site: Site, *, proc: Path = Path("/proc"), dev: Path = Path("/dev")) -> None:
+    """Refuse devices that cannot be there or do not go together, before anything runs; see `check_gpu`.
+
+    Raises:
+        RecipeError: a device is not there, or the GPUs are of several models.
+    """
+    for device in site.all_devices:
+        check_gpu(device, proc=proc, dev=dev)
+    models = {device: gpu_of(device, proc).model for device in site.all_devices if device != "cpu"}
+    if len({*models.values()}) > 1:
+        named = ", ".join(f"{device!r} is {model!r}" for device, model in models.items())
+        raise RecipeError(
+            f"KDQ_DEVICES names GPUs of several models: {named}; name those of one model, because keys hold the model: "
+            "a result would depend on which of them is free"
+        )
 
 
 def check_gpu(device: str, *, proc: Path = Path("/proc"), dev: Path = Path("/dev")) -> None:
@@ -98,7 +102,7 @@ def check_gpu(device: str, *, proc: Path = Path("/proc"), dev: Path = Path("/dev
     asked, torch = f"the device {device!r} was asked for, but", version_of("torch") or ""
     if torch.endswith("+cpu"):
         raise RecipeError(f"{asked} torch {torch} is a build for CPUs; set KDQ_DEVICE=cpu, or install a CUDA build")
-    _, gpus = _described(proc)
+    _, gpus = described(proc)
     number = visible_gpu(device)
     if number.startswith("-"):
         raise RecipeError(
@@ -116,44 +120,5 @@ def _is_held(name: str) -> bool:
 
 
 def _gpu(device: str, proc: Path) -> dict[str, JsonValue]:
-    """Model and driver; a GPU that the driver does not list, such as a part of one (MIG), counts by its own name."""
-    driver, gpus = _described(proc)
-    asked = visible_gpu(device)
-    if asked.isdigit():
-        model = gpus[int(asked)][1] if int(asked) < len(gpus) else _UNKNOWN
-    else:
-        model = next((model for uuid, model in gpus if uuid.startswith(asked)), asked)
-    return {"gpu": model, "driver": driver or _UNKNOWN}
-
-
-def _described(proc: Path) -> tuple[str | None, list[tuple[str, str]]]:
-    """The driver's version, and UUID and model of each GPU, from the driver's files or else from `nvidia-smi`."""
-    driver, gpus = _told_by_driver(proc)
-    return (driver, gpus) if driver is not None and gpus else _told_by_smi()
-
-
-def _told_by_driver(proc: Path) -> tuple[str | None, list[tuple[str, str]]]:
-    """The driver's version, and UUID and model of each GPU by slot."""
-    folder = proc / "driver" / "nvidia"
-    try:
-        version = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", (folder / "version").read_text())
-        gpus = [dict(_fields(path / "information")) for path in sorted((folder / "gpus").iterdir())]
-    except OSError:
-        return None, []
-    return version and version[1], [(gpu.get("GPU UUID", ""), gpu.get("Model", _UNKNOWN)) for gpu in gpus]
-
-
-def _fields(path: Path) -> Iterator[tuple[str, str]]:
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        yield name.strip(), value.strip()
-
-
-@functools.cache
-def _told_by_smi() -> tuple[str | None, list[tuple[str, str]]]:
-    try:
-        done = subprocess.run(_SMI, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None, []
-    rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if len(row) == 3]
-    return (rows[0][2] if rows else None), [(uuid, name) for uuid, name, _ in rows]
+    """Model and driver of the GPU."""
+    return {"gpu": gpu_of(device, proc).model, "driver": described(proc)[0] or UNKNOWN}

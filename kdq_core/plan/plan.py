@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from kdq_core.errors import RecipeError
 from kdq_core.frozen import Frozen
 from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plan.gates import with_fitting_gates
@@ -15,6 +16,7 @@ from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.contract import Model, Needs
 from kdq_core.plugins.wiring import Wired, measured_of, models_of, wire
+from kdq_core.recipe.gpus import CPU
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.hashing import canonical, sha256_of
 
@@ -117,6 +119,26 @@ def fitted(recipe: Recipe, site: Site, catalog: Catalog) -> Recipe:
     return with_fitting_gates(asked, measured_of(wire(asked, catalog), asked))[0]
 
 
+def needs_of(wired: Wired, asked: Asked) -> Needs:
+    """What a stage needs of the machine.
+
+    Raises:
+        RecipeError: it asks for more devices than the site has.
+    """
+    needs, site = wired.stage.needs, asked.site
+    needs = needs.model_copy(update={"devices": max(needs.devices, wired.stage.devices(asked))})
+    on_cpu = site.device == CPU or needs.device == "cpu"
+    there = site.cpu_slots if on_cpu else len(site.all_devices)
+    if needs.device != "none" and needs.devices > there:
+        have = f"{there} CPU {'slot' if there == 1 else 'slots'}" if on_cpu else ", ".join(site.all_devices)
+        remedy = f"set KDQ_CPU_SLOTS={needs.devices}" if on_cpu else "name more of them in KDQ_DEVICES"
+        raise RecipeError(
+            f"stage {wired.title!r} asks for {needs.devices} devices, but this site has {have}; {remedy}, or lower "
+            "'devices' in the stage's 'fit'"
+        )
+    return needs
+
+
 def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog, memo: Memo | None = None) -> tuple[Node, ...]:
     """Make the nodes of a plan; the parts of their keys hold the present state of code and files."""
     parts, before = KeyParts(asked, catalog, memo), {one.title: one for one in wired}
@@ -125,7 +147,7 @@ def nodes_of(wired: tuple[Wired, ...], asked: Asked, catalog: Catalog, memo: Mem
             name=one.title,
             use=one.use,
             gives=one.stage.gives,
-            needs=one.stage.needs,
+            needs=needs_of(one, asked),
             parents=dict(one.parents),
             parts=parts.of(one, before),
         )

@@ -56,7 +56,16 @@ class Needs(Frozen):
         description="site: the site's device, in a worker process; cpu: the CPU, in a worker process; none: it "
         "computes nothing, and runs in the process of the run",
     )
-    alone: bool = Field(default=False, description="true: it measures time, so KDQ computes nothing else beside it")
+    alone: bool = Field(
+        default=False, description="true: it measures time, so no other stage computes on this machine's CPU beside it"
+    )
+    memory: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory that it takes; stages whose shares fit run on one GPU; null: the site's",
+    )
+    devices: int = Field(default=1, ge=1, description="how many devices it computes on; KDQ sets it from the recipe")
 
 
 class Model(Frozen):

@@ -169,6 +169,10 @@ class Stage(Plugin, abc.ABC):
         """Its inputs by name of the port."""
         return {}
 
+    def devices(self, asked: Asked) -> int:  # noqa: ARG002
+        """How many devices its fits share; each of so many processes runs the stage, and one keeps its result."""
+        return 1
+
     @abc.abstractmethod
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
         """Declare what its result depends on.

@@ -43,6 +43,13 @@ class FitSpec(Frozen):
     )
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises")
     clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; null: no clipping")
+    devices: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        exclude_if=lambda devices: devices == 1,  # keys of fits on one device are as without the field
+        description="how many devices share each batch; the gradients are those of the whole batch, up to rounding",
+    )
 
 
 class QatFitSpec(FitSpec):
@@ -50,6 +57,13 @@ class QatFitSpec(FitSpec):
 
     epochs: int = Field(default=3, ge=1, le=10_000)
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
+
+    @field_validator("devices")
+    @classmethod
+    def _one(cls, devices: int) -> int:
+        if devices > 1:
+            raise ValueError("QAT runs on one device, because its observers measure whole batches; leave 'devices' out")
+        return devices
 
 
 STUDENTS = ""

@@ -4,42 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
+from kdq_core.store.listed import Listed
 from kdq_core.store.reading import DamageError
-from kdq_core.store.records import Manifest
+from kdq_core.store.remote import RemoteStore
 from kdq_core.store.store import Entry, Store
-
-
-@dataclass(frozen=True)
-class Listed:
-    """An entry of the store.
-
-    Attributes:
-        key: its key.
-        folder: where it lies.
-        bytes: of all its files.
-        made: when it was written, in seconds since 1970.
-        used: when a stage or a command looked it up last.
-        manifest: its table of contents; `None` if that is damaged.
-    """
-
-    key: str
-    folder: Path
-    bytes: int
-    made: float
-    used: float
-    manifest: Manifest | None
-
-    @property
-    def stage(self) -> str:
-        """The kind of stage that gave it; `?` if its manifest is damaged."""
-        return "?" if self.manifest is None else self.manifest.stage
+from kdq_core.store.tidying import entries_at
 
 
 def entries(store: Store) -> Iterator[Listed]:
     """All entries, in no order; those that another process removes meanwhile are left out."""
+    if isinstance(store, RemoteStore):
+        yield from entries_at(store)
+        return
     for folder in store.root.glob("??/*"):
         with contextlib.suppress(FileNotFoundError):
             files = [path.lstat() for path in folder.rglob("*") if path.is_file()]

@@ -18,7 +18,7 @@ from kdq_core.store.verified import Mark, hashed
 class DamageError(Exception):
     """An entry is damaged. `Store` turns it into a `StoreError` that says what KDQ does about it."""
 
-    def __init__(self, folder: Path, name: str, fact: str) -> None:
+    def __init__(self, folder: Path | str, name: str, fact: str) -> None:
         super().__init__(f"the file {name!r} of the store entry {str(folder)!r} is damaged: {fact}")
 
 

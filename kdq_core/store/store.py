@@ -132,6 +132,14 @@ class Store:
         self._index = Index(root)
         self._verified = Verified(root / "verified")
 
+    def check(self) -> str:
+        """Tell where the store is.
+
+        Raises:
+            KdqError: it cannot be used.
+        """
+        return str(self.root)
+
     def folder(self, key: str) -> Path:
         """The folder of the entry of `key`, which need not exist."""
         return self.root / key[:2] / key
@@ -249,8 +257,7 @@ class Store:
             (draft / SEAL).write_text(sha256_of(text) + "\n")
             for path in [*draft.rglob("*"), draft]:
                 drafts.fsync(path)
-            self._index.add(stage, key, parts)
-            return self._renamed(draft, key) or Entry(self.folder(key), manifest)
+            return self._put(draft, manifest, text)
 
     def discard(self, key: str) -> None:
         """Remove the entry of `key`, if it is there."""
@@ -330,6 +337,11 @@ class Store:
             if kept != marks:
                 self._verified.keep(key, kept)
         return Entry(folder, manifest)
+
+    def _put(self, draft: Path, manifest: Manifest, text: bytes) -> Entry:  # noqa: ARG002 - a store elsewhere needs it
+        """Make a whole draft the entry; if another process was first, give its entry."""
+        self._index.add(manifest.stage, manifest.key, manifest.parts)
+        return self._renamed(draft, manifest.key) or Entry(self.folder(manifest.key), manifest)
 
     def _renamed(self, draft: Path, key: str) -> Entry | None:
         """Rename `draft` to its final place; if another process has put a whole entry there, return that entry."""

@@ -22,10 +22,11 @@ from kdq_core.plugins.loading import CatalogEntry
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store import open_store
 from kdq_core.store.family import Record
 from kdq_core.store.hashing import sha256_file
 from kdq_core.store.records import Manifest
-from kdq_core.store.store import Entry, Store
+from kdq_core.store.store import Entry
 from kdq_core.training.backend import plain_torch
 from kdq_core.work.checking import EVERYTHING, CheckWork, check_works
 from kdq_core.work.outcome import outcome
@@ -152,7 +153,7 @@ class Bench:
                 recipe=plan.recipe,
                 site=self._site,
             )
-            kept = Store(self._site.store).lookup(request.key)
+            kept = open_store(self._site).lookup(request.key)
             entries[node.name] = kept or run_stage(request, lambda _event: None, self.catalog)
         self.parents = {port: entries[title] for port, title in self.wired.parents.items()}
 

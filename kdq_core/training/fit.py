@@ -21,9 +21,9 @@ from kdq_core.recipe.spec import FitSpec
 from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.layout import channels_last, has_planes, lay_out
-from kdq_core.training.micro import MICRO, MicroBatch, said_of
+from kdq_core.training.micro import MICRO, MicroBatch, said_of, said_of_ranks
 from kdq_core.training.resume import Due, Progress, load_state, random_states, save_state, set_random_states
-from kdq_core.training.rows import share, to_device
+from kdq_core.training.rows import to_device
 from kdq_core.training.stopping import AskedToStopError, Stop
 
 Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
@@ -43,7 +43,8 @@ class FitHooks:
         score: gives the curves to add after an epoch. It sees the model in eval mode and must change no buffer of it.
         on_step: called with steps done, steps in all and the loss, a few times a second.
         on_epoch: called with each finished epoch's record.
-        on_smaller: called with a text when a lack of memory makes the fit compute smaller micro-batches.
+        on_smaller: called with a text when a lack of memory makes the fit compute smaller micro-batches, or when
+            several processes share the batches, if that changes the result.
         stop: says whether the fit shall keep its state and stop.
     """
 
@@ -77,7 +78,8 @@ def fit(
         loss: gives the weighted terms of one batch.
         batches: gives the batches of an epoch by its number, from 0; the same epoch must give the same batches. With
             several processes, each takes its share of every batch, so that steps and batch size stay as in `spec`. A
-            loss that compares the samples of a batch then compares only the samples of the share.
+            loss that compares the samples of a batch then compares only the samples of the share, and batch norms
+            measure the share.
         spec: epochs, optimizer, schedule.
         samples: number of samples of one epoch, for the learning-rate schedule.
         accelerator: device, precision and processes.
@@ -103,6 +105,7 @@ def fit(
     micro = MicroBatch(None if resume is None else resume.with_suffix(MICRO))
     run = _Fit(model, loss, optimizer, spec, accelerator, hooks, micro, resume, due or Due())
     run.per_epoch = math.ceil(samples / spec.batch_size)
+    run.tell_of_ranks()
     while not run.tried(batches, planes=layout is not None):
         clear_device_cache(garbage_collection=True)  # here, where no traceback holds tensors any more
     if layout is not None:
@@ -161,6 +164,13 @@ class _Fit:
     due: Due
     per_epoch: int = 1
     progress: Progress = field(default_factory=Progress)
+
+    def tell_of_ranks(self) -> None:
+        """Tell of several processes, if the result is not that of one."""
+        ranks = self.accelerator.num_processes
+        said = said_of_ranks(self.model.train(), ranks, self.spec.batch_size) if ranks > 1 else None
+        if said is not None:
+            self.hooks.on_smaller(said)
 
     def tried(self, batches: Callable[[int], Iterable[Batch]], *, planes: bool) -> bool:
         """Fit from the state kept last; whether the memory was enough for it."""
@@ -226,7 +236,7 @@ class _Fit:
             rate = learning_rate(self.spec, done - 1, total)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            values = self._step(share(batch, self.accelerator))
+            values = self._step(batch)
             self.hooks.after_step(done, total)
             if not math.isfinite(values["loss"]):
                 raise StageError(
@@ -253,7 +263,8 @@ class _Fit:
         """One step of the optimizer: the gradient is that of the whole batch, however it is cut."""
         self.optimizer.zero_grad(set_to_none=True)
         told: dict[str, Tensor] = {}
-        for part, weight in self.micro.parts(batch):
+        ranks = self.accelerator.num_processes
+        for part, weight in self.micro.parts(batch, self.accelerator.process_index, ranks):
             with self.accelerator.autocast():
                 terms = weight(self.loss(self.model, to_device(part, self.accelerator.device)))
             if not terms:
@@ -265,6 +276,8 @@ class _Fit:
                     "loss() and the distillers compute with the model's outputs as they are, not detached and not as "
                     "numbers"
                 )
+            if ranks > 1:  # the gradient of every parameter must come, or the processes would wait for it
+                total = total + 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
             self.accelerator.backward(total)
             for name, value in {"loss": total, **terms}.items():
                 told[name] = told[name] + value.detach() if name in told else value.detach()

@@ -51,25 +51,36 @@ class MicroBatch:
             self._file.write_text(f"{self.size}\n")
         return self.size
 
-    def parts(self, batch: Batch) -> Iterator[tuple[Batch, Weigh]]:
-        """Cut a batch into parts of about equal length, each with the function that weighs its terms."""
-        count = math.ceil(len(batch.ids) / (self.size or len(batch.ids)))
-        if count <= 1:
+    def parts(self, batch: Batch, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Batch, Weigh]]:
+        """Cut a batch into parts of about equal length, each with the function that weighs its terms.
+
+        With several processes, those are parts of every n-th row, and the mean over the processes is that of the batch.
+        In a batch with less than two rows for each, every process computes all.
+        """
+        mine = rows_of(batch, torch.arange(rank, len(batch.ids), ranks)) if len(batch.ids) >= 2 * ranks > 2 else batch
+        count = math.ceil(len(mine.ids) / (self.size or len(mine.ids)))
+        if count <= 1 and mine is batch:
             yield batch, lambda terms: terms
             return
-        for at in torch.arange(len(batch.ids)).tensor_split(count):
-            part = rows_of(batch, at)
-            yield part, lambda terms, part=part: weighed(terms, part, batch)  # type: ignore[misc]
+        times = ranks if mine is not batch else 1
+        for at in torch.arange(len(mine.ids)).tensor_split(count):
+            part = rows_of(mine, at)
+            yield part, lambda terms, part=part: weighed(terms, part, batch, times)  # type: ignore[misc]
 
 
-def weighed(terms: Mapping[str, Tensor], part: Batch, whole: Batch) -> dict[str, Tensor]:
-    """The terms of `part` times its share of `whole`; a hard loss without a label in `part` is left out."""
+def weighed(terms: Mapping[str, Tensor], part: Batch, whole: Batch, times: int = 1) -> dict[str, Tensor]:
+    """The terms of `part` times its share of `whole`, and `times` that.
+
+    A hard loss without a label in `part` is left out; with several processes it is zero, as all must have it.
+    """
     found = {}
     for name, term in terms.items():
         kind, _, task = name.partition("/")
         weight = _share_of_labels(part, whole, task) if kind == HARD else len(part.ids) / len(whole.ids)
         if weight:
-            found[name] = weight * term
+            found[name] = times * weight * term
+        elif times > 1:
+            found[name] = torch.zeros_like(term, requires_grad=True)
     return found
 
 
@@ -89,6 +100,16 @@ def measures_batches(model: nn.Module) -> bool:
     """Whether a batch norm of `model` measures the batches that it trains on."""
     plain = any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
     return plain or any(isinstance(m, BatchNorm) and not (m.frozen or m.fixed) for m in model.modules())
+
+
+def said_of_ranks(model: nn.Module, ranks: int, batch_size: int) -> str | None:
+    """What it means that `ranks` devices share each batch; `None` if the result is that of one device."""
+    if not measures_batches(model):
+        return None
+    return (
+        f"{ranks} devices share each batch of {batch_size}; the batch norms measure each device's samples, and those "
+        "of the first device are kept, so the result is not quite that of one device"
+    )
 
 
 def said_of(model: nn.Module, size: int, batch_size: int) -> str:

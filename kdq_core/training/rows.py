@@ -1,27 +1,16 @@
-"""Parts of a batch: on another device, some of its samples, the share of one process."""
+"""Parts of a batch: on another device, some of its samples."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from kdq_core.tensors import Batch
 
 IGNORED = -100
 """Marks a missing label, as in `torch.nn.functional.cross_entropy`. A sample with only such labels is left out."""
-
-
-def share(batch: Batch, accelerator: Accelerator) -> Batch:
-    """Give this process its rows of `batch`: every n-th row with n processes. If rows run out, the first are reused."""
-    world, rows = accelerator.num_processes, len(batch.ids)
-    if world == 1:
-        return batch
-    mine = (torch.arange(math.ceil(rows / world)) * world + accelerator.process_index) % rows
-    return rows_of(batch, mine)
 
 
 def rows_of(batch: Batch, at: Tensor) -> Batch:

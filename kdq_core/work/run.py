@@ -17,8 +17,10 @@ from kdq_core.plan.plan import asked_of
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import Wired, wire
+from kdq_core.recipe.gpus import CPU
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Entry, Store
+from kdq_core.store import open_store
+from kdq_core.store.store import Entry
 from kdq_core.work.outcome import outcome
 from kdq_core.work.shown import Emit
 from kdq_core.work.work import StageWork
@@ -65,7 +67,7 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
     Raises:
         KdqError: the stage failed, or its code, files or settings changed since KDQ planned it.
     """
-    store, catalog = Store(request.site.store), catalog or Catalog.load()
+    store, catalog = open_store(request.site), catalog or Catalog.load()
     asked = asked_of(request.recipe, request.site, catalog)
     before = {one.title: one for one in wire(asked, catalog)}
     wired = before[request.title]
@@ -96,6 +98,29 @@ def run_stage(request: StageRequest, emit: Emit, catalog: Catalog | None = None)
     _remember(scratch, remembered)
     shutil.rmtree(scratch, ignore_errors=True)
     return entry
+
+
+def run_share(request: StageRequest, folder: Path, catalog: Catalog | None = None) -> None:
+    """Compute the stage beside the process that runs `run_stage`, and keep nothing: their fits share each batch.
+
+    Args:
+        request: the stage.
+        folder: for what this process writes.
+        catalog: the plug-ins; by default those installed.
+
+    Raises:
+        KdqError: the stage failed.
+    """
+    store, catalog = open_store(request.site), catalog or Catalog.load()
+    asked = asked_of(request.recipe, request.site, catalog)
+    wired = {one.title: one for one in wire(asked, catalog)}[request.title]
+    parents = {port: store.get(key) for port, key in request.parents.items()}
+    (folder / "tmp").mkdir()
+    (folder / "draft").mkdir()
+    with _own_process(wired, request.site, folder):
+        scratch = request.site.home / "scratch" / request.key
+        work = StageWork(wired, asked, parents, folder / "draft", scratch, lambda _event: None)
+        outcome(work, catalog)
 
 
 def check_ahead(request: StageRequest, emit: Emit, catalog: Catalog | None = None) -> None:
@@ -134,6 +159,11 @@ def _own_process(wired: Wired, site: Site, scratch: Path) -> Iterator[None]:
     from kdq_core.training.backend import plain_torch
 
     plain_torch(site.threads)
+    share = wired.stage.needs.memory or site.gpu_share
+    if site.device != CPU and share < 1 and not site.devices:  # several devices are leased whole
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(share)
     before, tempfile.tempdir = tempfile.tempdir, str(scratch / "tmp")
     try:
         yield

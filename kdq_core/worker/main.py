@@ -19,6 +19,7 @@ from typing import Any
 from kdq_core.errors import ErrorRecord, KdqError, StageError, StoreError, TransientError, UnforeseenError
 from kdq_core.failures import failure_of
 from kdq_core.store.store import FULL, MAKE_ROOM, disk_is_full
+from kdq_core.worker.ranks import together
 
 PR_SET_PDEATHSIG = 1
 PYTHONS = os.path.dirname(os.__file__) + os.sep
@@ -46,14 +47,19 @@ def main() -> int:
                 events.write(json.dumps(event) + "\n")
 
         try:
-            from kdq_core.work.run import StageRequest, check_ahead, run_stage
+            from kdq_core.work.run import StageRequest, check_ahead, run_share, run_stage
 
-            request = StageRequest.model_validate_json(sys.stdin.read())
+            text = sys.stdin.read()
+            request = StageRequest.model_validate_json(text)
             if request.only_checks:
                 check_ahead(request, emit)
                 emit({"event": "result"})
                 return 0
-            entry = run_stage(request, emit)
+            with together(text, len(request.site.all_devices), request.site.home, emit) as beside:
+                if beside is not None:
+                    run_share(request, beside)
+                    return 0
+                entry = run_stage(request, emit)
         except BaseException as error:
             traceback.print_exc()
             emit({"event": "error", "error": ErrorRecord.of(named(error)).model_dump()})

@@ -33,7 +33,7 @@ EVERY_STAGE = ("kdq_core.work.run", "torch._dynamo")
 CAPTURE = ("torch.export._trace", "torch._functorch.aot_autograd")
 """Modules that the first capture of a graph imports."""
 _LARGEST = 1 << 20
-_MOST = 32
+_MOST = 250
 
 Job = Callable[[], Any]
 

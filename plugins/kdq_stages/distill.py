@@ -34,6 +34,10 @@ class Distill(Stage):
         """The teacher, its cached outputs, and a student to train further if an earlier stage gives one."""
         return {"teacher": TEACHER, "outputs": OUTPUTS, "student": optional(STUDENT)}
 
+    def devices(self, asked: Asked) -> int:
+        """The `devices` of `distill.fit`."""
+        return asked.recipe.distill.fit.devices
+
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
         """The section `distill`, and those fields of workload, teacher and student that decide the training."""
         student = Section(name="student", only=("factory",))

@@ -8,6 +8,7 @@ Limits: if a gate marked `required` is not met, the stage fails and registers no
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, ClassVar
@@ -39,11 +40,10 @@ class Register(Stage):
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
         """The model's name, its gates, and the address of the registry."""
-        tracking = asked.site.mlflow_uri if asked.site.tracking_uri else "the site's own"
         return Reads(
             sections=(Section(name="register"), Section(name="gates")),
             libraries=("mlflow",),
-            others={"tracking": tracking},
+            others={"tracking": _registry(asked.site)},
             seeded=False,
             data=False,
             device=False,
@@ -87,6 +87,13 @@ class Register(Stage):
 
         assert isinstance(record, ModelVersion)
         return version_exists(record, site)
+
+
+def _registry(site: Site) -> str:
+    """The address of the registry. Homes that share a store must not share the versions of their own registries."""
+    if site.store_address is not None and site.mlflow_uri.startswith("sqlite:"):
+        return f"{site.mlflow_uri} on {platform.node()}"
+    return site.mlflow_uri if site.tracking_uri else "the site's own"
 
 
 def _outcomes(report: Entry) -> dict[str, np.ndarray]:

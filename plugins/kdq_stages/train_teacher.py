@@ -35,6 +35,11 @@ class TrainTeacher(Stage):
     gives: ClassVar[str] = "teacher"
     record: ClassVar[type[Record]] = Checkpoint
 
+    def devices(self, asked: Asked) -> int:
+        """The `devices` of `teacher.fit`, if it trains a teacher."""
+        spec = asked.recipe.teacher
+        return spec.fit.devices if any(member.trained for member in spec.members) else 1
+
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
         """The section `teacher`, without the fields that do not influence the teachers' weights."""
         members = asked.recipe.teacher.members

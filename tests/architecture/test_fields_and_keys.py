@@ -31,6 +31,7 @@ WITHOUT_EFFECT = {
     "teacher.members.model": "fetched to a file before a plan is made",
     "student.file": "as of members",
     "distill.losses.name": "a title of curves; of a distiller of features it is in the key, as its record has it",
+    "quantize.fit.devices": "QAT runs on one device",
     "distill.losses.weight.end": "read where the schedule is not constant",
 }
 """Fields, dotted, that are in no key, each with the reason."""
@@ -144,7 +145,7 @@ def put(recipe: Any, path: list[str], dotted: str, field: Any, whole: Any) -> An
     if isinstance(recipe, list):
         return [put(recipe[0], path, dotted, field, whole[0]), *recipe[1:]]
     head, *rest = path
-    inside = whole[head] if isinstance(whole, dict) else None
+    inside = whole.get(head, field.default) if isinstance(whole, dict) else None
     if rest:
         return {**recipe, head: put(recipe.get(head, {}) or {}, rest, dotted, field, inside)}
     return {**recipe, head: other(dotted, inside, field)}
@@ -156,20 +157,20 @@ def catalog() -> Catalog:
 
 
 def keys(recipe: dict[str, Any], catalog: Catalog, home: Path) -> dict[str, str]:
-    made: Plan = make_plan(Recipe.model_validate(recipe), Site(home=home), catalog)
+    made: Plan = make_plan(Recipe.model_validate(recipe), Site(home=home, cpu_slots=2), catalog)
     digests = {node.name: "0" * 64 for node in made.nodes}
     return {node.name: node.key(digests) for node in made.nodes}
 
 
 def parts(recipe: dict[str, Any], catalog: Catalog, home: Path) -> dict[str, Any]:
-    made = make_plan(Recipe.model_validate(recipe), Site(home=home), catalog)
+    made = make_plan(Recipe.model_validate(recipe), Site(home=home, cpu_slots=2), catalog)
     return {node.name: node.parts for node in made.nodes}
 
 
 def readers_of(path: str, catalog: Catalog, home: Path) -> set[str]:
     """The stages of the base recipe whose `reads()` names the field, and does not hold something else in its place."""
     head, _, rest = path.partition(".")
-    asked = asked_of(Recipe.model_validate(BASE), Site(home=home), catalog)
+    asked = asked_of(Recipe.model_validate(BASE), Site(home=home, cpu_slots=2), catalog)
     found = set()
     for one in wire(asked, catalog):
         sections = [

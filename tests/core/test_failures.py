@@ -7,6 +7,8 @@ import ssl
 import urllib.error
 from collections.abc import Callable
 
+import aiohttp
+import botocore.exceptions
 import pytest
 import requests
 import torch
@@ -65,6 +67,10 @@ PASSING: list[tuple[str, BaseException]] = [
     ("network", urllib3.exceptions.NameResolutionError("nowhere", None, socket.gaierror("no"))),  # type: ignore[arg-type]
     ("network", urllib3.exceptions.ProtocolError("broken")),
     ("network", urllib3.exceptions.MaxRetryError(POOL, "/", ConnectionRefusedError())),
+    ("network", botocore.exceptions.EndpointConnectionError(endpoint_url="http://nowhere")),
+    ("network", botocore.exceptions.ReadTimeoutError(endpoint_url="http://nowhere")),
+    ("network", aiohttp.ServerDisconnectedError()),
+    ("network", aiohttp.ClientPayloadError("broken")),
 ]
 LASTING = [
     ValueError("out of memory"),
@@ -76,6 +82,8 @@ LASTING = [
     requests.exceptions.InvalidURL("no scheme"),
     requests.exceptions.HTTPError("404 Client Error"),
     requests.exceptions.SSLError("certificate verify failed"),
+    botocore.exceptions.SSLError(endpoint_url="http://nowhere", error="certificate verify failed"),
+    botocore.exceptions.NoCredentialsError(),
     urllib3.exceptions.MaxRetryError(POOL, "/", ssl.SSLCertVerificationError("self-signed certificate")),
     urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate")),
 ]

@@ -31,7 +31,7 @@ os.environ.update(prefect_environment(Site(home=_first_home), None))
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site(home=tmp_path / "home", threads=1)
+    return Site(home=tmp_path / "home", threads=1, leases=tmp_path / "leases")
 
 
 @pytest.fixture(scope="session")

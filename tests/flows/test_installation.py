@@ -16,9 +16,11 @@ import pytest
 
 from kdq_core.errors import RecipeError, StageError, TransientError
 from kdq_core.recipe.spec import Site
-from kdq_flows.run.leases import device_lease
+from kdq_flows.owner import host
+from kdq_flows.run.leases import lease
 from kdq_flows.seeing import installation
 from kdq_registry.schema import check_schema
+from tests.flows.leasing import CPU
 
 
 @pytest.fixture
@@ -72,15 +74,19 @@ def test_a_device_that_is_not_there_is_told(site: Site) -> None:
         installation.check_devices(site.model_copy(update={"device": "cuda:99"}))
 
 
-def test_a_device_that_no_run_of_the_home_holds_is_told(site: Site) -> None:
-    assert installation.check_leases(site) == "no device was used yet"
-    with device_lease(site, "cpu"), pytest.raises(StageError) as caught:
-        installation.check_leases(site)
+def test_leases_tell_who_holds_a_device_and_a_holder_that_is_gone_is_an_error(site: Site) -> None:
+    where = f"; lock files in {site.leases}"
+    assert installation.check_leases(site) == f"cpu-1 is free{where}"
+    with lease(site, CPU):
+        assert installation.check_leases(site) == f"cpu-1 is held by process {os.getpid()} of another home{where}"
+        file = site.leases / "cpu-1.lock"
+        file.write_text(f"{host()}:999999:1:0")
+        with pytest.raises(StageError) as caught:
+            installation.check_leases(site)
     assert str(caught.value) == (
-        f"device 'cpu' is held by process {os.getpid()}, which is no running run of this home; look at it with "
-        f"`ps -p {os.getpid()}` and end it if nobody needs it"
+        "device 'cpu-1' is held, and the process that took it is gone or unknown; find who has its lock file open "
+        f"with `fuser {file}`, and end that process if nobody needs it"
     )
-    assert installation.check_leases(site) == "cpu is free"
 
 
 def test_a_clock_that_goes_wrong_is_told(server: tuple[str, dict[str, str]]) -> None:

@@ -15,10 +15,11 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows import running
 from kdq_flows.run import node, signals
 from kdq_flows.run.executors import Here
-from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.run.node import Heard
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.supervisor import StageCancelledError
+from tests.flows.leasing import ALONE, CPU, within
 
 MESSAGE = "interrupted in train_teacher; run the same command to resume"
 
@@ -99,11 +100,13 @@ def test_a_stage_that_waits_for_a_lease_is_interrupted_too(
 ) -> None:
     monkeypatch.setattr(node, "run_child", lambda *_, **__: pytest.fail("it has begun"))
     threading.Timer(0.2, run.stop).start()
-    lease: Any = device_lease(site, "cpu") if held == "device" else machine_lease(site, alone=True)
-    with lease, pytest.raises(StageCancelledError, match="the stage was cancelled before it began"):
+    with (
+        lease(site, CPU if held == "device" else ALONE),
+        pytest.raises(StageCancelledError, match="the stage was cancelled before it began"),
+    ):
         run.check_ahead()
-    with device_lease(site, "cpu", timeout=0.5), machine_lease(site, alone=True):
-        pass  # both are free again
+    with lease(site, ALONE, check=within(0.5)):
+        pass  # all is free again
 
 
 def test_an_interrupt_ends_the_wait_for_the_next_try(run: Pipeline, site: Site) -> None:

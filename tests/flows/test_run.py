@@ -43,7 +43,8 @@ gates: [{metric: coverage_macs, at_least: 1.0}, {metric: parity_flips, at_most: 
 def environment(home: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "KDQ_", "MLFLOW_"))}
     kept.pop("MPLCONFIGDIR", None)
-    return kept | {"KDQ_HOME": str(home), "KDQ_THREADS": "1", "HOME": str(home.parent / "user")}
+    own = {"KDQ_HOME": str(home), "KDQ_THREADS": "1", "KDQ_LEASES": os.environ["KDQ_LEASES"]}
+    return kept | own | {"HOME": str(home.parent / "user")}
 
 
 def kdq(home: Path, *words: str, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:

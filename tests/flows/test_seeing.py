@@ -22,11 +22,12 @@ from kdq_flows.facts.state import RunState, StageNow, StageState, file_of, main_
 from kdq_flows.observer import Silent
 from kdq_flows.owner import host, owner_tag
 from kdq_flows.run.diary import Diary, in_words
-from kdq_flows.run.leases import device_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.seeing.cancel import cancel, kept
 from kdq_flows.seeing.logs import lines, logs_of
 from kdq_flows.seeing.runs import find, row_of, runs_of
 from kdq_flows.seeing.status import status
+from tests.flows.leasing import CPU
 
 DEAD = f"{host()}:1:1:another-boot"
 RESULT = RunResult(
@@ -220,7 +221,7 @@ def test_status_tells_the_stage_its_epoch_and_who_holds_the_device(site: Site) -
     plant(site, "old-1", owner=DEAD)
     plant(site, "r-1", now=(StageNow(name="distill", since=1001.0, done=1, total=4, note="loss 0.5"),))
     log(site, "r-1", "distill", "2026-01-02 03:04:05 epoch 3: loss 1\n2026-01-02 03:04:06 epoch 4: loss 1\n")
-    with device_lease(site, "cpu"):
+    with lease(site, CPU):
         found = status(site)
     assert found["runs"] == [{
         "run": "r-1", "recipe": "r", "pid": os.getpid(), "host": host(), "since": "1970-01-01T00:16:40+00:00",
@@ -228,11 +229,11 @@ def test_status_tells_the_stage_its_epoch_and_who_holds_the_device(site: Site) -
         "now": [{"stage": "distill", "since": "1970-01-01T00:16:41+00:00", "progress": 0.25, "epoch": 4,
                  "note": "loss 0.5"}],
     }]  # fmt: skip
-    assert found["devices"] == [{"device": "cpu", "state": "held", "pid": os.getpid(), "run": "r-1"}]
+    assert found["devices"] == [{"device": "cpu-1", "state": "held", "share": 1.0, "pid": os.getpid(), "run": "r-1"}]
     assert [(row["name"], row["state"]) for row in found["servers"]] == [
         ("prefect", "stopped"), ("mlflow", "stopped"), ("worker", "stopped"),
     ]  # fmt: skip
-    assert status(site)["devices"] == [{"device": "cpu", "state": "free", "pid": None, "run": None}]
+    assert status(site)["devices"] == [{"device": "cpu-1", "state": "free", "share": 1.0, "pid": None, "run": None}]
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from kdq_core.errors import RecipeError, StageError, StoreError, TransientError
 from kdq_core.recipe.spec import RetrySpec, Site
 from kdq_flows.owner import start_time
 from kdq_flows.run import supervisor
-from kdq_flows.run.leases import device_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.run.retrying import call_with_retries
 from kdq_flows.run.warm import WarmWorker
+from tests.flows.leasing import CPU, within
 
 Run = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
 
@@ -29,11 +30,11 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmWorker]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", MODULES, prepend=os.pathsep)
         worker = WarmWorker(site, site.home / "warm.log", [], [], "stage_body:main")
-    with device_lease(site, "cpu") as lease:  # returns when it is warm, so that no test's limit is spent on that
+    with lease(site, CPU) as leased:  # returns when it is warm, so that no test's limit is spent on that
         supervisor.run_child(
             {"body": "emit('result')"},
             site=site,
-            descriptors=(lease,),
+            descriptors=leased.descriptors,
             timeout_seconds=120,
             on_event=print,
             log=site.home / "first.log",
@@ -65,11 +66,11 @@ def run(site: Site, starter: WarmWorker | None) -> Run:
     def call(body: str, *, limit: float = 30.0, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         heard: list[dict[str, Any]] = []
         more = {"on_event": heard.append} | more
-        with device_lease(site, "cpu") as lease:
+        with lease(site, CPU) as leased:
             result = supervisor.run_child(
                 {"stage": "fit", "big": "x" * 200_000, "body": body},
                 site=site,
-                descriptors=(lease,),
+                descriptors=leased.descriptors,
                 timeout_seconds=limit,
                 log=log_of(site),
                 argv=[sys.executable, "-m", "stage_body"],
@@ -141,7 +142,7 @@ def test_the_child_inherits_the_lease(run: Run) -> None:
         "def path(fd):\n"
         "    try: return os.readlink(f'/proc/self/fd/{fd}')\n"
         "    except OSError: return ''\n"
-        "emit('result', held=any(path(fd).endswith('leases/cpu.lock') for fd in os.listdir('/proc/self/fd')))",
+        "emit('result', held=any(path(fd).endswith('leases/cpu-1.lock') for fd in os.listdir('/proc/self/fd')))",
     )
     assert result["held"] is True
 
@@ -271,7 +272,7 @@ def test_cancelling_ends_the_child_and_gives_the_device_back(run: Run, site: Sit
     with pytest.raises(StageError, match=r"^the stage was cancelled and its worker ended$"):
         run("emit('pid', pid=os.getpid()); time.sleep(60)", on_event=heard, cancelled=cancelled)
     assert gone(pids[0])
-    with device_lease(site, "cpu", timeout=0.5):
+    with lease(site, CPU, check=within(0.5)):
         pass
 
 

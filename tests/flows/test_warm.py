@@ -17,9 +17,10 @@ from kdq_core.errors import StageError, TransientError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.owner import start_time
-from kdq_flows.run.leases import device_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.run.supervisor import run_child
 from kdq_flows.run.warm import WarmWorker, late_imports, possible
+from tests.flows.leasing import CPU
 
 MODULES = str(Path(__file__).parent / "modules")
 Run = Callable[..., dict[str, Any]]
@@ -37,11 +38,11 @@ def warm(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[WarmWorker]:
 def run(site: Site, starter: WarmWorker, body: str, **more: Any) -> dict[str, Any]:
     """Run `body` as a stage; its result."""
     more = {"on_event": lambda _event: None, "timeout_seconds": 60.0} | more
-    with device_lease(site, "cpu") as lease:
+    with lease(site, CPU) as leased:
         return run_child(
             {"body": body},
             site=site,
-            descriptors=(lease,),
+            descriptors=leased.descriptors,
             log=site.home / "logs" / "stage.log",
             argv=[sys.executable, "-m", "stage_body"],
             starter=starter,
@@ -75,7 +76,7 @@ def test_a_child_is_forked_warm_with_todays_environment_and_only_its_own_descrip
     assert (seen["parent"], seen["session"], seen["warm"]) == (warm.pid, True, True)
     assert (seen["late"], seen["early"]) == ("set after the worker began", None)
     assert [name for name in seen["open"] if not name.startswith("/")] == ["pipe"]
-    assert [Path(name).name for name in seen["open"] if name.startswith("/")] == ["cpu.lock"]
+    assert [Path(name).name for name in seen["open"] if name.startswith("/")] == ["cpu-1.lock", "machine.lock"]
 
 
 def test_nothing_of_one_stage_is_left_in_the_next(site: Site, warm: WarmWorker) -> None:

@@ -44,9 +44,10 @@ def explain(
     import sys
 
     from kdq_core.errors import RecipeError
+    from kdq_core.plugins.contract import Needs
     from kdq_flows.report import explain as explaining
     from kdq_flows.report import kept
-    from kdq_flows.run.leases import machine_lease
+    from kdq_flows.run.leases import lease
 
     splits: tuple[Split, ...] = ("validation", "test", "train")
     chosen = next((one for one in splits if one == split), None)
@@ -58,7 +59,7 @@ def explain(
         say = partial(common.say, err=True)
         found = explaining.explained(
             site, record, samples=samples, split=chosen, tell=say, slices=slices or (),
-            alone=partial(machine_lease, site, alone=True),
+            alone=partial(lease, site, Needs(device="cpu", alone=True)),
         )  # fmt: skip
     if apply is not None and found.rules:
         try:

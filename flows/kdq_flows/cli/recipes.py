@@ -45,15 +45,16 @@ def plan(
 ) -> None:
     """Show the stages of a recipe: what is cached, what will run, and why; of a study, each shared stage once."""
     found, here = load_any(file), site()
-    from kdq_core.plan.machine import check_gpu
+    from kdq_core.plan.machine import check_devices
     from kdq_core.plan.study import groups_of
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.recipe.spec import Recipe
-    from kdq_core.store.store import Store, check_writable
+    from kdq_core.store import open_store
+    from kdq_core.store.store import check_writable
     from kdq_flows.planning import planned
     from kdq_flows.preflight.rules import check_rules
 
-    check_gpu(here.device)
+    check_devices(here)
     check_writable(here.home)
     study = planned(found, here, lambda text: say(text, err=True))
     if as_mermaid:
@@ -61,7 +62,7 @@ def plan(
         return
     for branch, *_ in groups_of(study.branches):
         check_rules(branch.plan.recipe, here, Catalog.load())
-    title, rows = f"Plan of {found.name!r}", plan_rows(study, Store(here.store), as_json=as_json)
+    title, rows = f"Plan of {found.name!r}", plan_rows(study, open_store(here), as_json=as_json)
     if isinstance(found, Recipe):
         rows = [{name: cell for name, cell in row.items() if name != "branches"} for row in rows]
     else:

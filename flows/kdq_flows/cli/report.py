@@ -35,14 +35,14 @@ def report(
 
     from kdq_core.errors import RecipeError
     from kdq_core.plugins.catalog import Catalog
-    from kdq_core.store.store import Store
+    from kdq_core.store import open_store
     from kdq_flows.report import kept
     from kdq_flows.report.page import page
 
     site = common.site()
     record = kept.find(site, run)
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
-        html = page(record, record.view(Store(site.store)), Catalog.load(), kept.explained(site, record.result.run))
+        html = page(record, record.view(open_store(site)), Catalog.load(), kept.explained(site, record.result.run))
     path = output or kept.folder(site, record.result.run) / kept.PAGE
     try:
         kept.write(path, html)
@@ -61,13 +61,13 @@ def compare(
 ) -> None:
     """Put runs side by side: quality, size and speed, the Pareto front, and paired tests on the same samples."""
     from kdq_core.errors import RecipeError
-    from kdq_core.store.store import Store
+    from kdq_core.store import open_store
     from kdq_flows.report import kept
     from kdq_flows.report.compare import compare as compared
 
     site = common.site()
     found = {record.result.run: record for record in (kept.find(site, run) for run in runs)}
-    result = compared([(name, record.view(Store(site.store))) for name, record in found.items()])
+    result = compared([(name, record.view(open_store(site))) for name, record in found.items()])
     for path, write in ((csv, result.frame.to_csv), (parquet, result.frame.to_parquet)):
         if path is not None:
             try:

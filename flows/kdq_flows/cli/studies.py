@@ -88,7 +88,7 @@ def show_part(found: Recipe | Study, part: Mapping[str, tuple[str, ...]], *, as_
     """Print what a run of a part of the plan would do with each stage of it."""
     from kdq_core.plan.forecast import forecast_study
     from kdq_core.plan.part import Part
-    from kdq_core.store.store import Store
+    from kdq_core.store import open_store
     from kdq_flows.planning import planned
 
     here, asked = common.site(), Part(**part)
@@ -100,7 +100,7 @@ def show_part(found: Recipe | Study, part: Mapping[str, tuple[str, ...]], *, as_
         wanted |= {branch.identities[name] for name in asked.wanted(branch.plan, title)}
         fresh |= {branch.identities[node.name] for node in asked.refreshed(branch.plan, title)}
     rows: list[dict[str, object]] = []
-    for one, line in forecast_study(plan, Store(here.store)):
+    for one, line in forecast_study(plan, open_store(here)):
         if one.identity in wanted:
             state = "run" if one.identity in fresh or line.state != "cached" else "cached"
             several = {"branches": ", ".join(one.branches)} if len(plan.branches) > 1 else {}

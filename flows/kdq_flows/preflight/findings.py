@@ -16,7 +16,8 @@ from kdq_core.plan.plan import asked_of, make_plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import listed, wire
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import MAKE_ROOM, Store
+from kdq_core.store import open_store
+from kdq_core.store.store import MAKE_ROOM
 from kdq_core.worker.main import named
 from kdq_flows.run.teachers import resolved
 from kdq_flows.running import check_home
@@ -118,7 +119,7 @@ def plan(recipe: Recipe, site: Site) -> str:
         KdqError: a file that it names is not there, or the data cannot be hashed.
     """
     made = make_plan(resolved(recipe, site), site, Catalog.load())
-    cached = sum(line.state == "cached" for line in forecast(made, Store(site.store)))
+    cached = sum(line.state == "cached" for line in forecast(made, open_store(site)))
     return f"{len(made.nodes)} stages, {cached} of them cached"
 
 

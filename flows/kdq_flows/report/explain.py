@@ -16,7 +16,7 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import wire
 from kdq_core.recipe.spec import Rule, Site
-from kdq_core.store.store import Store
+from kdq_core.store import open_store
 from kdq_core.tensors import Batch, Split
 from kdq_core.work.effects import Explained
 from kdq_core.work.explaining import explain
@@ -26,7 +26,7 @@ from kdq_flows.report import kept
 from kdq_flows.report.tested import Tested
 
 BATCH = 64
-Alone = Callable[[], AbstractContextManager[None]]
+Alone = Callable[[], AbstractContextManager[object]]
 
 
 def explained(
@@ -59,7 +59,7 @@ def explained(
     """
     from kdq_core.training.backend import plain_torch
 
-    view, catalog = record.view(Store(site.store)), Catalog.load()
+    view, catalog = record.view(open_store(site)), Catalog.load()
     with tempfile.TemporaryDirectory(prefix="kdq-explain-") as folder:
         work = _work(record, view, site, catalog, Path(folder), "report")
         plain_torch(site.threads)

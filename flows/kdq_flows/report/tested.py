@@ -96,7 +96,7 @@ class Tested:
         model: GraphModule,
         found: Explained,
         folder: Path,
-        alone: Callable[[], AbstractContextManager[None]],
+        alone: Callable[[], AbstractContextManager[object]],
     ) -> Patched:
         """Write the file with the rules that were found, run it, and measure it beside the others.
 

@@ -18,6 +18,7 @@ from kdq_core.errors import RecipeError, StageError
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Entry, Store
+from kdq_flows.run.leases import most_at_once
 from kdq_flows.run.node import Driving, Heard, NodeAnswer, run_node
 from kdq_flows.run.supervisor import TERMINATE_SECONDS, StageCancelledError
 from kdq_flows.run.warm import WarmWorker, for_recipe
@@ -160,7 +161,7 @@ def executor_of(site: Site, say: Say) -> Iterator[Executor]:
         module, _, name = ELSEWHERE[site.executor].partition(":")
         executor = getattr(importlib.import_module(module), name)(site, say)
     else:
-        executor = Here(site, 1 if site.executor == "inline" else site.workers or 1)
+        executor = Here(site, 1 if site.executor == "inline" else site.workers or most_at_once(site))
     try:
         yield executor
     finally:

@@ -20,11 +20,12 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.keys import site_of
 from kdq_core.plan.machine import machine_parts
 from kdq_core.plugins.contract import Needs
+from kdq_core.recipe.gpus import CPU
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store import open_store
 from kdq_core.store.claims import Claim
-from kdq_core.store.store import Store
 from kdq_flows.owner import host, owner_tag
-from kdq_flows.run.leases import device_lease, machine_lease
+from kdq_flows.run.leases import lease
 from kdq_flows.run.logs import failure
 from kdq_flows.run.supervisor import StageCancelledError, Starter, refuse_cancelled, run_child
 
@@ -134,7 +135,7 @@ def _ran(asked: NodeRequest, site: Site, tell: Heard, driving: Driving) -> str:
     if asked.stage.get("only_checks"):
         _in_child(asked, site, tell, driving)
         return "ran"
-    store = Store(site.store)
+    store = open_store(site)
     with store.claim(key, on_wait=waits, check=check) as claim:
         existing = store.lookup_or_discard(key, lambda text: tell({"event": "message", "text": text}))
         if existing is not None:
@@ -146,37 +147,30 @@ def _ran(asked: NodeRequest, site: Site, tell: Heard, driving: Driving) -> str:
 
 
 def _in_child(asked: NodeRequest, site: Site, tell: Heard, driving: Driving, claim: Claim = NOTHING) -> None:
-    """Wait for the device and the machine, and for the answer of the stage's child process.
+    """Wait for what the stage needs of the machine, and for the answer of its child process.
 
     Raises:
         KdqError: see `run_child`.
     """
-    title, alone, check = str(asked.stage["title"]), asked.needs.alone, partial(refuse_cancelled, driving.cancelled)
+    title, check = str(asked.stage["title"]), partial(refuse_cancelled, driving.cancelled)
     retry = Recipe.model_validate(asked.stage["recipe"]).retry_of(title)
 
-    def waiting(owner: str | None) -> None:
-        by = f" by process {owner.split(':')[1]}" if owner else ""
-        tell({"event": "message", "text": f"{title} waits: device {site.device!r} is in use{by}"})
-
-    def crowded() -> None:
-        why = "it measures time, and another stage computes" if alone else "another stage measures time"
+    def waits(why: str) -> None:
         tell({"event": "message", "text": f"{title} waits: {why}"})
 
-    with (
-        device_lease(site, site.device, on_wait=waiting, check=check) as lease,
-        machine_lease(site, alone=alone, on_wait=crowded, check=check),
-    ):
+    with lease(site, asked.needs, on_wait=waits, check=check) as leased:
+        there = site.at(*leased.devices)
         run_child(
-            asked.stage | {"site": site.model_dump(mode="json")},
-            site=site,
-            descriptors=(lease, *claim.descriptors),
+            asked.stage | {"site": there.model_dump(mode="json")},
+            site=there,
+            descriptors=(*leased.descriptors, *claim.descriptors),
             timeout_seconds=retry.stage_timeout_seconds,
             stall_seconds=retry.stall_seconds,
             on_event=tell,
             log=site.home / "logs" / asked.log,
             cancelled=driving.cancelled,
-            starter=driving.warm,
-            measures=alone,
+            starter=driving.warm if leased.device == CPU else None,
+            measures=asked.needs.alone,
         )
 
 

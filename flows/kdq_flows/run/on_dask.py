@@ -17,6 +17,7 @@ from typing import Any
 from kdq_core.errors import RecipeError, TransientError
 from kdq_core.recipe.spec import Site
 from kdq_flows.run.executors import package
+from kdq_flows.run.leases import most_at_once
 from kdq_flows.run.node import Driving, Event, Heard, run_node
 
 CONNECT_SECONDS = 10.0
@@ -41,7 +42,7 @@ class OnDask:
         self._run, self._lock = uuid.uuid4().hex, threading.Lock()
         self._client: Any = None
         self._cluster: Any = None
-        self.width = site.workers or 1
+        self.width = site.workers or most_at_once(site)
         if self._address is not None:
             self._client = self._connected()
             self.width = site.workers or max(1, sum(self._client.nthreads().values()))

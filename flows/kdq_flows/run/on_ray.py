@@ -21,6 +21,7 @@ from typing import Any
 from kdq_core.errors import RecipeError, TransientError
 from kdq_core.recipe.spec import Site
 from kdq_flows.run.executors import package
+from kdq_flows.run.leases import most_at_once
 from kdq_flows.run.node import Driving, Event, Heard, run_node
 from kdq_flows.run.signals import SIGNALS
 from kdq_flows.run.supervisor import TERMINATE_SECONDS
@@ -57,7 +58,7 @@ class OnRay:
         self._streams = set[Any]()
         self._task: Any = None
         self._cancelled = False
-        self.width = site.workers or 1
+        self.width = site.workers or most_at_once(site)
         if self._address is not None:
             self._start(address=self._address, runtime_env={"env_vars": _ENVIRONMENT})
             self.width = site.workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))

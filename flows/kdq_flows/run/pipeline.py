@@ -20,7 +20,8 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.stage import Stage
 from kdq_core.plugins.wiring import listed
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Entry, Store
+from kdq_core.store import open_store
+from kdq_core.store.store import Entry
 from kdq_flows.facts.gathered import gathered
 from kdq_flows.facts.parts import StageFacts
 from kdq_flows.facts.report import report, yaml_of
@@ -101,14 +102,13 @@ class Pipeline:
         for line in words:
             self.observer.message(f"teacher {line}")
         self.plan: Plan = make_plan(found, site, self.catalog, shared.memo)
-        self.store = Store(site.store)
         self.entries: dict[str, Entry] = {}
         self.errors: dict[str, KdqError] = {}
         self.cancelled, self.stopped = threading.Event(), False
         self._own = Here(site)
         self.executor = shared.executor or self._own
         self.name = name or name_of(recipe.name)
-        self.logs = site.home / "logs" / self.name
+        self.store, self.logs = open_store(site), site.home / "logs" / self.name
         said = {f"kdq.teacher.{n}": line for n, line in enumerate(words, 1)} | dict(tags or {})
         self._uploader = None if shared.uploader else Uploader(site, self.observer.message)
         self.tracking = RunTracking(self.plan, self.name, said, shared.uploader or self._uploader if tracked else None)
@@ -252,7 +252,7 @@ class Pipeline:
     @property
     def interrupted(self) -> list[str]:
         """The stages that were interrupted."""
-        return [name for name, facts in self._facts.items() if facts.state == "interrupted"]
+        return [name for name, facts in list(self._facts.items()) if facts.state == "interrupted"]
 
     def finish(self) -> None:
         """Close the tracking run, and the executor if it is the run's own."""

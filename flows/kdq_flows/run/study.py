@@ -29,6 +29,7 @@ from kdq_flows.report.tables import study_page
 from kdq_flows.run.branch import BranchPipeline
 from kdq_flows.run.branches import OF_STUDY, BranchObserver, facts_of
 from kdq_flows.run.executors import Executor, Here
+from kdq_flows.run.leases import most_at_once
 from kdq_flows.run.logs import claimed_name, keep
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.shared import Shared
@@ -76,7 +77,7 @@ class StudyRun:
         self.refused: dict[str, BranchFacts] = {}
         self.links: dict[str, str] = {}
         self.uploader = Uploader(site, self.observer.message)
-        self._own = Here(site)
+        self._own = Here(site, most_at_once(site))
         self.executor = executor or self._own
         self.shared, self._said = Shared(uploader=self.uploader, executor=self.executor), set[str]()
         self._began = time.monotonic()

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from kdq_core.errors import ErrorRecord, KdqError, StageError, TransientError, UnforeseenError
+from kdq_core.recipe.gpus import CPU, visible_gpu
 from kdq_core.recipe.spec import Site
 from kdq_core.store.store import explained
-from kdq_flows.run.leases import physical_device
 
 TERMINATE_SECONDS = 3.5
 """From SIGTERM, at which a fit keeps its state, to SIGKILL. A run leaves within `signals.LEAVE_SECONDS` in all."""
@@ -97,8 +97,8 @@ def run_child(
 
     Args:
         request: what the child shall do; it reads this from stdin as JSON.
-        site: gives device and number of threads.
-        descriptors: open lock files of the device and of the key; the child inherits them.
+        site: gives devices and number of threads.
+        descriptors: open lock files of the devices and of the key; the child inherits them.
         timeout_seconds: limit of this try.
         on_event: called with every other event, in order, in this thread.
         log: KDQ appends what the child prints to this file.
@@ -190,14 +190,14 @@ def _log_file(log: Path) -> IO[bytes]:
 
 
 def child_environment(site: Site) -> dict[str, str]:
-    """Variables that must be set before torch is imported. The child sees one GPU, as `cuda:0`, or none.
+    """Variables that must be set before torch is imported. The child sees its own GPUs only, from `cuda:0` on.
 
     KDQ_PARENT_PID lets the child notice a parent that died before the child could ask for a signal at its death.
     """
     threads = str(site.threads)
-    device = physical_device(site.device)
+    gpus = [visible_gpu(device) for device in site.all_devices if device != CPU]
     return {
-        "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device.removeprefix("cuda-"),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the driver's numbering of GPUs
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from kdq_core.errors import StoreError
+from kdq_core.errors import KdqError
 from kdq_core.plan.plan import Plan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.named import named_plugins
@@ -97,7 +97,7 @@ class WarmWorker:
 
         Args:
             files: the child's stdin and its log.
-            descriptors: the pipe for events, and the lock files of the device and of the key.
+            descriptors: the pipe for events, and the lock files of the devices and of the key.
             check: called while KDQ waits for the child. `start` passes its exception on; any but `StageCancelledError`
                 also ends this worker, because it took too long.
             complete: fork only after all imports are done, because the stage measures time.
@@ -188,13 +188,13 @@ class WarmChild:
 
 
 def work_ahead(plan: Plan, store: Store) -> bool:
-    """Whether a heavy stage is missing from the store, or its entry is damaged."""
+    """Whether a heavy stage is missing from the store, or its entry cannot be read."""
     digests: dict[str, str] = {}
     for node in plan.nodes:
         if node.heavy:
             try:
                 digest = store.peek(node.key(digests))
-            except StoreError:
+            except KdqError:
                 return True
             if digest is None:
                 return True

@@ -10,12 +10,15 @@ from typing import Any
 
 from kdq_core.errors import KdqError, RecipeError
 from kdq_core.recipe.spec import Site
+from kdq_core.store import open_store
 from kdq_core.store.family import resolved
-from kdq_core.store.listing import Listed, entries, lineage
+from kdq_core.store.listed import Listed
+from kdq_core.store.listing import entries, lineage
 from kdq_core.store.records import ModelVersion
-from kdq_core.store.store import Store
+from kdq_core.store.remote import RemoteStore
 from kdq_flows.facts.state import RunState, running
 from kdq_flows.seeing.runs import runs_of
+from kdq_flows.seeing.shared_store import cache_bytes, tidied, unused_for
 
 RECENT = 600.0
 """Seconds for which an entry stays in any case: commands beside `kdq run` also read entries, and leave no record."""
@@ -43,7 +46,7 @@ def listed(site: Site) -> list[dict[str, Any]]:
     """The entries of the store, most recently used first."""
     now, users = time.time(), last_users(runs_of(site))
     rows = []
-    for one in sorted(entries(Store(site.store)), key=lambda one: one.used, reverse=True):
+    for one in sorted(entries(open_store(site)), key=lambda one: one.used, reverse=True):
         user = users.get(one.key)
         rows.append({
             "stage": one.stage,
@@ -69,7 +72,7 @@ def last_users(runs: Iterable[RunState]) -> dict[str, RunState]:
 def usage(site: Site) -> list[dict[str, Any]]:
     """Disk use by stage, largest first; then what unfinished stages keep, and the whole."""
     by_stage: dict[str, list[int]] = {}
-    for one in entries(Store(site.store)):
+    for one in entries(open_store(site)):
         by_stage.setdefault(one.stage, []).append(one.bytes)
     rows: list[dict[str, Any]] = [
         {"stage": stage, "entries": len(sizes), "bytes": sum(sizes)} for stage, sizes in by_stage.items()
@@ -82,13 +85,15 @@ def usage(site: Site) -> list[dict[str, Any]]:
         if path.is_file()
     ]
     rows.append({"stage": "(unfinished stages)", "entries": None, "bytes": sum(unfinished)})
+    if site.store_address is not None:
+        rows.append({"stage": "(read cache)", "entries": None, "bytes": cache_bytes(site)})
     whole = {"entries": sum(map(len, by_stage.values())), "bytes": sum(row["bytes"] for row in rows)}
     return [*rows, {"stage": "(all)", **whole}]
 
 
 def damaged(site: Site, *, delete: bool) -> Iterator[tuple[Listed, str | None]]:
     """Hash every file again; gives each entry with what is damaged. With `delete`, drop damaged ones."""
-    store = Store(site.store)
+    store = open_store(site)
     for one in entries(store):
         found = store.damage(one.key)
         if found and delete:
@@ -114,10 +119,11 @@ def collect(
     """
     if older is None and most is None:
         raise RecipeError("say what may go: --older 30d (unused for so long), --max-size 20GB, or both")
-    now, store = now or time.time(), Store(site.store)
+    now, store = now or time.time(), open_store(site)
     found = sorted(entries(store), key=lambda one: one.used)
     needed, notes = _needed(site, found)
     busy = min((run.began for run in running(site)), default=now)
+    recent = unused_for(site, RECENT)
     left, dropped, held = sum(one.bytes for one in found), list[Listed](), dict[str, int]()
     for one in found:
         if (older is not None and now - one.used < older) or (most is not None and left <= most):
@@ -125,7 +131,7 @@ def collect(
         why = (
             "a registered version was made from them" if one.key in needed
             else "a running run uses them" if one.used >= busy
-            else f"they were used in the last {RECENT / 60:g} min" if now - one.used < RECENT
+            else f"they were used in the last {_words(recent)}" if now - one.used < recent
             else None
         )  # fmt: skip
         if why is None and delete and not store.discard_unused(one.key, one.used):
@@ -137,7 +143,13 @@ def collect(
         left -= one.bytes
     if most is not None and left > most:
         notes.append(f"the store would still have {left:,} bytes, more than the {most:,.0f} that were asked for")
+    if isinstance(store, RemoteStore):
+        notes += tidied(store, site, older, RECENT, delete=delete)
     return Collected(tuple(dropped), left, held, tuple(notes))
+
+
+def _words(seconds: float) -> str:
+    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:.0f} h"
 
 
 def _needed(site: Site, found: list[Listed]) -> tuple[set[str], list[str]]:

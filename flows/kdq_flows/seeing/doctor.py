@@ -11,7 +11,14 @@ from typing import Any
 from kdq_core.errors import KdqError, StageError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import is_alive
-from kdq_flows.seeing.installation import check_clock, check_devices, check_disk, check_leases, check_versions
+from kdq_flows.seeing.installation import (
+    check_clock,
+    check_devices,
+    check_disk,
+    check_leases,
+    check_store,
+    check_versions,
+)
 from kdq_flows.servers import processes
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import PREFECT, ensure_prefect
@@ -33,6 +40,7 @@ def doctor(site: Site) -> list[dict[str, object]]:
         _row("home can be written", lambda: _check_home(site)),
         _row("versions", check_versions),
         _row("disk", lambda: check_disk(site)),
+        _row("store", lambda: check_store(site)),
         _row("devices", lambda: check_devices(site)),
         _row("leases", lambda: check_leases(site)),
         _row("MLflow's schema", lambda: check_schema(site)),

@@ -13,12 +13,13 @@ from email.utils import parsedate_to_datetime
 from packaging.requirements import Requirement
 
 from kdq_core.errors import RecipeError, StageError
+from kdq_core.plan import machine
 from kdq_core.plan.cpu import cpu_name
-from kdq_core.plan.machine import check_gpu
 from kdq_core.recipe.spec import Site
+from kdq_core.store import open_store
 from kdq_flows.facts.state import running
 from kdq_flows.report.numbers import number
-from kdq_flows.run.leases import holders
+from kdq_flows.run.holders import holders
 from kdq_flows.seeing.status import pid_of
 
 TOLD = ("kdq", "torch", "onnxruntime", "openvino", "prefect", "mlflow")
@@ -69,31 +70,47 @@ def check_disk(site: Site, least: float = LEAST_BYTES) -> str:
     return told
 
 
-def check_devices(site: Site) -> str:
-    """Name the device that stages run on.
+def check_store(site: Site) -> str:
+    """Ask the store whether it can be used; a store for several machines also whether it has conditional writes.
 
     Raises:
-        RecipeError: it is not there.
+        KdqError: it cannot.
     """
-    check_gpu(site.device)
-    return f"{site.device}, {site.threads} of {os.cpu_count()} cores a stage, {cpu_name()}"
+    began = time.monotonic()
+    told = open_store(site).check()
+    return told if site.store_address is None else f"{told}; it answered in {(time.monotonic() - began) * 1000:.0f} ms"
+
+
+def check_devices(site: Site) -> str:
+    """Name the devices that stages run on.
+
+    Raises:
+        RecipeError: one is not there.
+    """
+    machine.check_devices(site)
+    slots = "" if site.cpu_slots == 1 else f", {site.cpu_slots} CPU slots"
+    share = "" if site.gpu_share == 1 else f", {site.gpu_share:g} of a GPU a stage"
+    cores = f"{site.threads} of {os.cpu_count()} cores a stage"
+    return f"{', '.join(site.all_devices)}{slots}{share}, {cores}, {cpu_name()}"
 
 
 def check_leases(site: Site) -> str:
-    """Tell who holds a device.
+    """Tell who holds the devices of this machine.
 
     Raises:
-        StageError: a device is held by a process that no run of this home knows.
+        StageError: a device is held, and the process that took it is gone.
     """
     runs, told = {one.owner: one.run for one in running(site)}, []
-    for device, owner in holders(site).items():
-        if owner is not None and owner not in runs:
+    for one in holders(site):
+        if one.owner == "":
             raise StageError(
-                f"device {device!r} is held by process {pid_of(owner) or 'unknown'}, which is no running run of this "
-                f"home; look at it with `ps -p {pid_of(owner) or 'PID'}` and end it if nobody needs it"
+                f"device {one.device!r} is held, and the process that took it is gone or unknown; find who has its "
+                f"lock file open with `fuser {one.file}`, and end that process if nobody needs it"
             )
-        told.append(f"{device} is {'free' if owner is None else f'held by {runs[owner]}'}")
-    return "; ".join(told) or "no device was used yet"
+        part = "" if one.share == 1 else f"{one.share:g} of "
+        by = runs.get(one.owner or "", f"process {pid_of(one.owner or '')} of another home")
+        told.append(f"{part}{one.device} is {'free' if one.owner is None else f'held by {by}'}")
+    return f"{'; '.join(told)}; lock files in {site.leases}"
 
 
 def check_clock(api: str, most: float = MOST_SECONDS) -> str:

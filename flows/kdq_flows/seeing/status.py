@@ -8,7 +8,7 @@ from typing import Any
 
 from kdq_core.recipe.spec import Site
 from kdq_flows.facts.state import RunState, StageNow, running
-from kdq_flows.run.leases import holders
+from kdq_flows.run.holders import holders
 from kdq_flows.seeing.logs import logs_of
 from kdq_flows.servers.servers import status as servers_of
 
@@ -17,17 +17,18 @@ _TAIL = 8192
 
 
 def status(site: Site) -> dict[str, list[dict[str, Any]]]:
-    """Runs that are running, devices with who holds them, and the servers of a home."""
+    """Runs that are running and the servers of a home, and the devices of the machine with who holds them."""
     runs = running(site)
     by_owner = {one.owner: one.run for one in runs}
     devices = [
         {
-            "device": device,
-            "state": "free" if held is None else "held",
-            "pid": pid_of(held) if held else None,
-            "run": by_owner.get(held or ""),
+            "device": one.device,
+            "state": "free" if one.owner is None else "held",
+            "share": one.share,
+            "pid": pid_of(one.owner or ""),
+            "run": by_owner.get(one.owner or ""),
         }
-        for device, held in holders(site).items()
+        for one in holders(site)
     ]
     return {"runs": [_run(site, one) for one in runs], "devices": devices, "servers": servers_of(site)}
 

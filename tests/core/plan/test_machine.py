@@ -11,9 +11,9 @@ import pytest
 
 from kdq_core.errors import RecipeError
 from kdq_core.plan import machine
-from kdq_core.plan.machine import check_gpu, machine_parts, visible_gpu
+from kdq_core.plan.machine import check_devices, check_gpu, machine_parts
+from kdq_core.recipe import gpus
 from kdq_core.recipe.spec import Site
-from kdq_flows.run.leases import physical_device
 from kdq_flows.run.supervisor import child_environment
 
 VERSIONS = {
@@ -31,7 +31,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    machine._told_by_smi.cache_clear()
+    gpus._told_by_smi.cache_clear()
 
 
 @pytest.fixture
@@ -106,7 +106,6 @@ def test_the_gpu_is_the_one_that_the_name_means_under_cuda_visible_devices(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine_parts(site(device), proc=proc)["gpu"] == model
-    assert physical_device(device) == f"cuda-{visible_gpu(device)}"
 
 
 def test_nvidia_smi_is_asked_where_the_driver_has_no_files(tmp_path: Path, proc: Path) -> None:
@@ -218,3 +217,47 @@ def test_a_gpu_is_refused_without_driver_and_device_file_alone(
     )
     (tmp_path / "dev" / name).touch()
     check_gpu("cuda:0", **folders)
+
+
+def test_gpus_of_several_models_are_refused_and_each_must_be_there(
+    proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "version_of", lambda _: "2.9.1")
+    both = site(device="cuda:0", devices=("cuda:0", "cuda:1"))
+    with pytest.raises(RecipeError) as caught:
+        check_devices(both, proc=proc, dev=tmp_path)
+    assert str(caught.value) == (
+        "KDQ_DEVICES names GPUs of several models: 'cuda:0' is 'NVIDIA H200', 'cuda:1' is 'NVIDIA L4'; name those of "
+        "one model, because keys hold the model: a result would depend on which of them is free"
+    )
+    with pytest.raises(RecipeError, match="the device 'cuda:2' was asked for, but the driver lists 2 GPUs"):
+        check_devices(site(device="cuda:0", devices=("cuda:0", "cuda:2")), proc=proc, dev=tmp_path)
+    check_devices(site(device="cuda:1"), proc=proc, dev=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("visible", "models", "found"),
+    [
+        (None, ["H200", "H200", "L4"], ("cuda:0", "cuda:1")), (None, ["L4", "H200"], ("cuda:0",)), (None, [], ("cpu",)),
+        ("1,0", ["H200", "H200"], ("cuda:0", "cuda:1")), ("2", ["H200", "H200", "L4"], ("cuda:0",)),
+        ("", ["L4"], ("cpu",)),        ("-1", ["L4"], ("cpu",)), ("7", ["L4"], ("cpu",)),
+    ],
+)  # fmt: skip
+def test_auto_means_all_visible_gpus_of_the_first_ones_model(
+    visible: str | None, models: list[str], found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    listed = ("580.1", [gpus.Gpu(f"GPU-{n}", model) for n, model in enumerate(models)])
+    monkeypatch.setattr(gpus, "described", lambda _proc=None: listed)
+    monkeypatch.setattr(gpus, "cpu_build", lambda: False)
+    assert gpus.read_devices("auto") == found
+    monkeypatch.setattr(gpus, "cpu_build", lambda: True)
+    assert gpus.read_devices(" auto ") == ("cpu",)
+
+
+def test_uuids_that_the_driver_hides_are_asked_of_nvidia_smi(proc: Path, tmp_path: Path) -> None:
+    for file in (proc / "driver/nvidia/gpus").glob("*/information"):
+        file.write_text(file.read_text().replace("1111aaaa", "????????"))
+    smi(tmp_path, f"print('{FIRST}, NVIDIA H200, 580.1')\nprint('{SECOND}, NVIDIA L4, 580.1')")
+    assert gpus.gpu_of("cuda:0", proc) == (FIRST, "NVIDIA H200")

@@ -11,7 +11,7 @@ from torch import nn
 from kdq_core.recipe.spec import FitSpec
 from kdq_core.tensors import Batch
 from kdq_core.training.fit import FitHooks, fit
-from kdq_core.training.micro import MicroBatch
+from kdq_core.training.micro import MicroBatch, said_of_ranks
 from kdq_core.training.resume import tensors_of
 from kdq_core.training.rows import IGNORED
 
@@ -113,3 +113,30 @@ def test_other_errors_and_fits_that_keep_no_state_end_as_ever(
     with pytest.raises(type(error)):
         run(model(), device, tmp_path / state if state else None)
     assert len(device.seen) == 1
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(2, None), (3, None), (2, 2), (9, None)])
+def test_the_shares_of_several_processes_have_the_gradients_of_the_whole_batch(ranks: int, size: int | None) -> None:
+    """The mean over the processes, as they reduce it; also where one process has no label."""
+    whole, shared, micro = model(), model(), MicroBatch()
+    micro.size = size
+    for batch in batches(1):
+        sum(terms(whole, batch).values(), torch.zeros(())).backward()
+        told = []
+        for rank in range(ranks):
+            parts = list(micro.parts(batch, rank, ranks))
+            found = [weigh(terms(shared, part)) for part, weigh in parts]
+            assert all(set(one) == {"kd", "hard"} for one in found)
+            told.append(sum(value.item() for one in found for value in one.values()))
+            (sum((v for one in found for v in one.values()), torch.zeros(())) / ranks).backward()
+        assert sum(told) / ranks == pytest.approx(sum(value.item() for value in terms(whole, batch).values()), rel=1e-5)
+    for one, other in zip(whole.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norms_of_several_devices_are_told_of() -> None:
+    assert said_of_ranks(model().train(), 2, 16) is None
+    assert said_of_ranks(model(norm=True).train(), 2, 16) == (
+        "2 devices share each batch of 16; the batch norms measure each device's samples, and those of the first "
+        "device are kept, so the result is not quite that of one device"
+    )
