@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from kdq_core.errors import TransientError
+from kdq_core.plugins.contract import Needs
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.records import Checkpoint
 from kdq_core.store.store import Entry
 from kdq_flows.owner import host, owner_tag
 from kdq_flows.run import node as module
 from kdq_flows.run.executors import Here
+from kdq_flows.run.leases import Leased
 from kdq_flows.run.node import Driving, NodeAnswer, run_node
 from kdq_flows.run.pipeline import Pipeline
 
@@ -70,9 +72,9 @@ def test_an_answer_is_plain_data_with_the_times_of_its_events(
     assert (answer.key, answer.state, answer.error) == (request_["stage"]["key"], "ran", None)
     assert (answer.by, answer.store) == (owner_tag(), str(site.store))
     (call,) = child
-    assert call["stage"]["site"] == site.model_dump(mode="json")
+    assert Site.model_validate(call["stage"]["site"]) == site.at("cpu")
     assert call["log"] == site.home / "logs" / "x-1" / "train_teacher.log"
-    assert len(call["descriptors"]) == 2  # the lease and the claim: the child holds both until it ends
+    assert len(call["descriptors"]) == 3  # of the machine, the slot and the claim: the child holds them until it ends
 
 
 def test_an_entry_that_came_meanwhile_is_shared_and_no_child_starts(
@@ -137,12 +139,12 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     asked: list[bool] = []
 
     @contextlib.contextmanager
-    def machine_lease(_site: Site, *, alone: bool, on_wait: Callable[[], None], **_: object) -> Iterator[None]:
-        asked.append(alone)
-        on_wait()
-        yield
+    def lease(site: Site, needs: Needs, *, on_wait: Callable[[str], None], **_: object) -> Iterator[Leased]:
+        asked.append(needs.alone)
+        on_wait("why")
+        yield Leased((), (site.device,))
 
-    monkeypatch.setattr(module, "machine_lease", machine_lease)
+    monkeypatch.setattr(module, "lease", lease)
     monkeypatch.setattr(module, "run_child", lambda *_, **__: None)
     heavy, said = [node for node in run.plan.nodes if node.heavy], list[str]()
     for number, one in enumerate(heavy):
@@ -152,10 +154,7 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
     assert dict(zip((one.name for one in heavy), asked, strict=True)) == {
         **dict.fromkeys((one.name for one in heavy), False), "evaluate": True
     }  # fmt: skip
-    assert list(filter(None, said)) == [
-        *(f"{one.name} waits: another stage measures time" for one in heavy[:-1]),
-        "evaluate waits: it measures time, and another stage computes",
-    ]
+    assert list(filter(None, said)) == [f"{one.name} waits: why" for one in heavy]
 
 
 def test_of_two_threads_that_want_one_key_one_computes_it_and_the_other_waits(
@@ -189,3 +188,15 @@ def test_a_node_that_waits_for_another_run_is_cancelled(request_: dict[str, Any]
     with run.store.claim(request_["stage"]["key"]):
         answer = run_node(request_, Driving(lambda _event: cancelled.set(), cancelled))
     assert answer["cancelled"] is True
+
+
+def test_a_worker_with_another_store_refuses_before_it_computes(
+    request_: dict[str, Any], child: list[dict[str, Any]]
+) -> None:
+    answer = NodeAnswer.model_validate(run_node(request_ | {"store": "s3://team/kdq"}))
+    assert child == []
+    assert answer.error is not None
+    assert answer.error.message == (
+        f"the worker on {host()!r} cannot compute 'train_teacher', because it has the store in its home and the run "
+        "has 's3://team/kdq'; set KDQ_STORE alike on both"
+    )

@@ -41,12 +41,14 @@ class NodeRequest(Frozen):
         stage: the fields of `kdq_core.work.run.StageRequest` but `site`.
         needs: what the stage needs of the machine.
         log: the stage's log, below `logs` in the home of the machine that works.
+        store: the address of the run's store, if it has one.
         site: where it runs; `None` means the site that the environment of the working machine describes.
     """
 
     stage: dict[str, JsonValue]
     needs: Needs
     log: str
+    store: str | None = None
     site: Site | None = None
 
 
@@ -116,7 +118,7 @@ def run_node(request: dict[str, Any], driving: Driving | None = None) -> dict[st
     try:
         asked = NodeRequest.model_validate(request)
         site = asked.site or Site.from_environment()
-        answer |= {"store": str(site.store), "state": _ran(asked, site, tell, driving)}
+        answer |= {"store": site.store_address or str(site.store), "state": _ran(asked, site, tell, driving)}
     except Exception as error:
         failed = failure(error)
         cancelled = isinstance(error, StageCancelledError)
@@ -132,6 +134,11 @@ def _ran(asked: NodeRequest, site: Site, tell: Heard, driving: Driving) -> str:
     waits = partial(tell, {"event": "message", "text": f"{title} waits: another run computes it"})
     check()
     _check_machine(asked, site)
+    if asked.store != site.store_address:
+        raise StageError(
+            f"the worker on {host()!r} cannot compute {title!r}, because it has the store {_store(site.store_address)} "
+            f"and the run has {_store(asked.store)}; set KDQ_STORE alike on both"
+        )
     if asked.stage.get("only_checks"):
         _in_child(asked, site, tell, driving)
         return "ran"
@@ -195,6 +202,10 @@ def _check_machine(asked: NodeRequest, site: Site) -> None:
             f"those of the machine that planned the run ({differ}); set KDQ_THREADS and the other variables alike on "
             "both, or use a worker on such a machine"
         )
+
+
+def _store(address: str | None) -> str:
+    return "in its home" if address is None else repr(address)
 
 
 def _short(value: object) -> str:

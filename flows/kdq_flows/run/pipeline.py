@@ -365,7 +365,7 @@ class Pipeline:
 
     def _work(self, node: Node, stage: dict[str, Any], heard: Heard) -> NodeAnswer:
         request = {"stage": stage, "needs": node.needs.model_dump(), "log": f"{self.name}/{node.name}.log"}
-        answer = answer_of(self.executor, request, heard)
+        answer = answer_of(self.executor, request | {"store": self.plan.site.store_address}, heard)
         self._checked = True
         return answer
 
