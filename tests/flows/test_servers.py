@@ -9,7 +9,7 @@ import pytest
 from kdq_core.errors import RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_flows.servers import processes
-from kdq_flows.servers.environment import prefect_environment
+from kdq_flows.servers.environment import prefect_environment, site_environment
 from kdq_flows.servers.servers import down, ensure_mlflow_ui, ensure_prefect, running_prefect, status
 
 
@@ -145,3 +145,16 @@ def test_the_sites_server_is_used_by_every_later_command(prefect_site: Site) -> 
     row = status(prefect_site)[0]
     assert (row["name"], row["state"], row["url"]) == ("prefect", "running", api.removesuffix("/api"))
     assert (prefect_site.home / "prefect" / "prefect.db").exists()
+
+
+@pytest.mark.parametrize("devices", [(), ("cuda:1", "cuda:0")])
+def test_another_process_finds_the_site_in_its_environment(
+    site: Site, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = site.model_copy(update={"devices": devices, "device": (*devices, "cpu")[0], "pool": "team", "workers": 3})
+    monkeypatch.setenv("KDQ_DEVICES", "auto")
+    monkeypatch.setenv("KDQ_DEVICE", "cuda")
+    for name, value in site_environment(given).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert Site.from_environment() == given

@@ -61,7 +61,9 @@ def prefect_environment(site: Site, api_url: str | None) -> dict[str, str]:
 
 def site_environment(site: Site) -> dict[str, str]:
     """Variables that describe a site to another process, wherever that starts; without the address of Prefect."""
+    devices = ",".join(site.devices)
     fields = {name: getattr(site, name) for name in ENVIRONMENT if name != "prefect_api"}
+    fields |= {"devices": devices, "device": "" if devices else site.device}  # an empty variable is as good as none
     return {ENVIRONMENT[name]: str(value) for name, value in fields.items() if value is not None}
 
 
