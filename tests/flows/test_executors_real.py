@@ -31,6 +31,10 @@ matrix: {over: {seed: [0, 1], distill.fit.learning_rate: [0.01, 0.001]}}
 Digests = dict[str, str]
 
 
+def where(home: Path) -> dict[str, str]:
+    return environment(home) | {"KDQ_CPU_SLOTS": "2"}
+
+
 def digests(home: Path) -> Digests:
     """The digests of all entries, by key; the keys hold those of the parents."""
     found = {}
@@ -44,7 +48,7 @@ def run(folder: Path, *words: str, home: str = "home", **more: str) -> tuple[dic
     file = folder / "toy.yaml"
     file.write_text(TOY)
     done = subprocess.run(
-        [KDQ, "run", str(file), "--json", *words], env=environment(folder / home) | more, cwd=folder,
+        [KDQ, "run", str(file), "--json", *words], env=where(folder / home) | more, cwd=folder,
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -66,7 +70,7 @@ def background(*words: str, home: Path, log: Path, **more: str) -> Iterator[subp
     """A process of its own group, which ends with the body."""
     with log.open("ab") as file:
         child = subprocess.Popen(
-            words, env=environment(home) | more, cwd=home.parent, stdout=file, stderr=file, start_new_session=True
+            words, env=where(home) | more, cwd=home.parent, stdout=file, stderr=file, start_new_session=True
         )
         try:
             yield child
@@ -160,7 +164,7 @@ def test_a_worker_with_another_store_or_machine_is_told(tmp_path: Path) -> None:
     other = tmp_path / "other"
     with dask_cluster(tmp_path, other) as address:
         words = [KDQ, "run", str(file), "--no-server", "--executor", "dask"]
-        asked = environment(tmp_path / "home") | {"DASK_SCHEDULER_ADDRESS": address}
+        asked = where(tmp_path / "home") | {"DASK_SCHEDULER_ADDRESS": address}
         done = subprocess.run(words, env=asked, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 1
         assert f"put the result into its store {str(other / 'store')!r}" in " ".join(done.stderr.split())
