@@ -266,13 +266,13 @@ def page(kept: dict[str, Any]) -> str:
         machine(PACKAGES),
         "",
         "A study with four branches and tiny nets runs inline, with Prefect, or by a schedule of `kdq serve`, and",
-        "writes to an MLflow server. At the point, the victim gets SIGKILL; `all` are all processes of the home and MLflow's",
-        f"server, which is back after {AWAY:g} s. Then the same command runs again; `kdq serve`, if it is dead, starts",
-        "again and resumes the run itself. Wrong would be: an entry of the store that differs from the undisturbed",
-        "run, or is there twice; not exactly one registered version, or one with other digests; an epoch that is twice",
-        "on a curve in MLflow; a run that is RUNNING in MLflow or Prefect; a process, a lock, a draft, scratch or an",
-        f"event for MLflow that is left. In `outage` a schedule of every {INTERVAL} s is dead for {OUTAGE} s, and one",
-        "run must catch up.",
+        "writes to an MLflow server. At the point, the victim gets SIGKILL; `all` are the processes of the home and",
+        f"MLflow's server, which is back after {AWAY:g} s. Then the same command runs again; `kdq serve`, if it is",
+        "dead, starts again and resumes the run itself. Wrong would be: an entry of the store that differs from the",
+        "undisturbed run, or is there twice; not exactly one registered version, or one with other digests; an",
+        "epoch that is twice on a curve in MLflow; a run that is RUNNING in MLflow or Prefect; a process, a lock, a",
+        f"draft, scratch or an event for MLflow that is left. In `outage` a schedule of every {INTERVAL} s is dead",
+        f"for {OUTAGE} s, and one run must catch up.",
     ))  # fmt: skip
 
 

@@ -147,12 +147,12 @@ def page(turns: list[dict[str, Any]], epochs: tuple[int, int], times: dict[str, 
         machine(PACKAGES),
         "",
         f"Both train a teacher for {epochs[0]} epochs of 64 steps and a student for {epochs[1]} with {threads}",
-        "threads, channels last, look at the validation split after each epoch, and export and measure both models. Times are",
-        "of whole processes, with a new home for each run of KDQ. The two take turns, and change their order from turn",
-        "to turn. KDQ also checks the recipe and every stage, keeps the state of fits to resume from, hashes files,",
-        "tells MLflow every epoch, computes intervals and writes a page; the plain script does none of this. The steps",
-        "leave out `quantize` and `register`, because a plain script has nothing like them. The order of samples and",
-        "the first weights differ, so the accuracies do too.",
+        "threads, channels last, look at the validation split after each epoch, and export and measure both models.",
+        "Times are of whole processes, with a new home for each run of KDQ. The two take turns, and change their",
+        "order from turn to turn. KDQ also checks the recipe and every stage, keeps the state of fits to resume",
+        "from, hashes files, tells MLflow every epoch, computes intervals and writes a page; the plain script does",
+        "none of this. The steps leave out `quantize` and `register`, because a plain script has nothing like them.",
+        "The order of samples and the first weights differ, so the accuracies do too.",
     ))  # fmt: skip
 
 
