@@ -15,6 +15,7 @@ from kdq_core.errors import KdqError, LockedError, RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import host
 from kdq_flows.prefect import due
+from kdq_flows.prefect.news import News
 from kdq_flows.prefect.reconcile import close_unbegun, reconcile
 from kdq_flows.prefect.run_lines import RunLines
 from kdq_flows.prefect.schedules import POOL, ensure_pool
@@ -58,13 +59,15 @@ def serve(site: Site, *, stop: threading.Event | None = None, say: Say = lambda 
 
 def _serve(site: Site, stop: threading.Event, say: Say) -> None:
     api, started = ensure_prefect(site)
+    news = News(site)
     try:
         _end_strange_worker(site, api)
         _prepare(site, api)
         say(f"serving pool {POOL!r} from {api}; Ctrl-C ends it")
         lines = RunLines(POOL, say)
-        _watch(site, api, stop, say, lines)
+        _watch(site, api, stop, say, lines, news)
     finally:
+        news.close()
         processes.stop(site, WORKER)
         _close(site, say)
         if started:
@@ -92,13 +95,13 @@ def _close(site: Site, say: Say) -> None:
         say(line)
 
 
-def _look(say: Say, *, outage: bool = False) -> None:
-    """Apply the policies of the schedules, and resume runs that died; what fails here is tried again."""
+def _look(say: Say, news: News, *, outage: bool = False) -> None:
+    """Apply the policies of the schedules, resume runs that died, and look for news; what fails is tried again."""
     from prefect.client.orchestration import get_client
 
     try:
         with get_client(sync_client=True) as client:
-            for line in due.look(client, outage=outage):
+            for line in [*due.look(client, outage=outage), *news.look(client)]:
                 say(line)
     except Exception as error:  # `kdq serve` goes on: its next look may find a server that answers
         logging.getLogger(__name__).warning("could not look at the schedules: %s", error)
@@ -110,7 +113,7 @@ def _prepare(site: Site, api: str) -> None:
     ensure_zombie_automation()
 
 
-def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLines) -> None:
+def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLines, news: News) -> None:
     """Restart the worker whenever it dies, after longer waits each time; restart the site's server; report runs.
 
     A run goes on while its worker or its server is away. Before a new worker starts, KDQ closes the runs that died with
@@ -127,17 +130,17 @@ def _watch(site: Site, api: str, stop: threading.Event, say: Say, lines: RunLine
                 if stop.wait(wait):
                     return
             _close(site, say)
-            _look(say, outage=True)
+            _look(say, news, outage=True)
             worker, fresh = start_worker(site, api)
             since = looked = time.monotonic()
             say(f"worker {worker.pid} {'started' if fresh else 'taken over'}")
         stop.wait(LOOK_SECONDS)
         if site.prefect_api is None and not _own_server_runs(site) and not stop.is_set():
-            api = _restart_server(site, say) or api
+            api = _restart_server(site, say, news) or api
         lines.look()
         if time.monotonic() - looked > SCHEDULES_SECONDS and not stop.is_set():
             looked = time.monotonic()
-            _look(say)
+            _look(say, news)
 
 
 def _own_server_runs(site: Site) -> bool:
@@ -145,7 +148,7 @@ def _own_server_runs(site: Site) -> bool:
     return record is not None and processes.is_running(record)
 
 
-def _restart_server(site: Site, say: Say) -> str | None:
+def _restart_server(site: Site, say: Say, news: News) -> str | None:
     """Start the server again. The worker and its run go on, unless another process took the server's port meanwhile."""
     say("the Prefect server died; starting it again")
     try:
@@ -156,7 +159,7 @@ def _restart_server(site: Site, say: Say) -> str | None:
         return None
     _end_strange_worker(site, api)
     _close(site, say)
-    _look(say, outage=True)
+    _look(say, news, outage=True)
     return api
 
 
