@@ -55,7 +55,8 @@ class Point:
 
 def counted(tape: str) -> dict[str, int]:
     """How often each process made each call, from the lines `role call pid` of a tape."""
-    return dict(Counter(line.rpartition(" ")[0] for line in tape.splitlines() if line.count(" ") == 2))
+    lines = (line.rpartition(" ") for line in tape.splitlines())
+    return dict(Counter(call for call, _, pid in lines if call.count(" ") == 1 and pid.isdecimal()))
 
 
 def points_of(calls: Calls, number: int) -> list[Point]:
