@@ -20,6 +20,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -287,6 +288,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""))
     parser.add_argument("--modes", nargs="+", default=list(VICTIMS), choices=list(VICTIMS))
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes of the home must end too
     results, deadline = asked.output.with_suffix(".json"), time.monotonic() + asked.minutes * 60
     with tempfile.TemporaryDirectory(prefix="kdq-chaos-", ignore_cleanup_errors=True) as folder:
         house = House(Path(folder))

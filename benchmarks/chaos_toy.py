@@ -9,17 +9,15 @@ from torch import nn
 
 
 def net(width: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(9 * width, 32), nn.ReLU(), nn.Linear(32, 4)
-    )
+    return nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 4))
 
 
 def student() -> nn.Module:
-    return net(4)
+    return net(16)
 
 
 def teacher() -> nn.Module:
-    return net(16)
+    return net(64)
 """
 RECIPE = """\
 name: {name}
@@ -28,13 +26,12 @@ workload: {{use: arrays, options: {{file: "{folder}/toy.npz", model: "{folder}/t
 teacher: {{fit: {{epochs: 3}}}}
 distill: {{fit: {{epochs: 3}}}}
 quantize: {{fit: {{epochs: 2}}}}
-evaluate: [quality, size]
 gates: []
-matrix: {{over: {{quantize.use: [minmax-qat, static], quantize.weights: [8, 4]}}}}
-select: {{minimise: [bytes], maximise: [top1]}}
+matrix: {{over: {{quantize.weights: [8, 4], evaluate: [[size], [size, coverage]]}}}}
+select: {{minimise: [bytes]}}
 """
 STAGES = {
-    "train_teacher": 1, "cache_teacher": 1, "distill": 1, "quantize": 4, "export": 4, "evaluate": 4, "register": 1
+    "train_teacher": 1, "cache_teacher": 1, "distill": 1, "quantize": 2, "export": 2, "evaluate": 4, "register": 1
 }  # fmt: skip
 """How many entries of each stage a finished run leaves in the store."""
 EPOCHS = {"train_teacher": 3, "distill": 3, "quantize": 2}
@@ -47,7 +44,7 @@ def write(folder: Path) -> None:
 
     random = np.random.default_rng(0)
     y = np.arange(600) % 4
-    x = random.normal(size=(600, 1, 8, 8)) + np.eye(4)[y].repeat(16, 1).reshape(600, 1, 8, 8)
+    x = random.normal(size=(600, 16)) + np.eye(4)[y].repeat(4, 1)
     np.savez(folder / "toy.npz", x=x.astype(np.float32), y=y)
     (folder / "toy.py").write_text(MODELS)
 
