@@ -26,12 +26,12 @@ workload: {{use: arrays, options: {{file: "{folder}/toy.npz", model: "{folder}/t
 teacher: {{fit: {{epochs: 3}}}}
 distill: {{fit: {{epochs: 3}}}}
 quantize: {{fit: {{epochs: 2}}}}
-gates: []
-matrix: {{over: {{quantize.weights: [8, 4], evaluate: [[size], [size, coverage]]}}}}
+evaluate: [size]
+matrix: {{over: {{quantize.weights: [8, 4], gates: [[], [{{metric: bytes, at_most: 1000000}}]]}}}}
 select: {{minimise: [bytes]}}
 """
 STAGES = {
-    "train_teacher": 1, "cache_teacher": 1, "distill": 1, "quantize": 2, "export": 2, "evaluate": 4, "register": 1
+    "train_teacher": 1, "cache_teacher": 1, "distill": 1, "quantize": 2, "export": 2, "evaluate": 2, "register": 1
 }  # fmt: skip
 """How many entries of each stage a finished run leaves in the store."""
 EPOCHS = {"train_teacher": 3, "distill": 3, "quantize": 2}
