@@ -37,7 +37,7 @@ from machine import machine
 PACKAGES = ("kdq", "torch", "prefect", "mlflow")
 YEARLY = ("--cron", "0 0 1 1 *")
 INTERVAL, OUTAGE = 40, 100
-PATIENCE = 400.0
+PATIENCE = 1800.0
 AWAY = 3.0
 """Seconds for which a killed tracking server is away."""
 FINAL = ("Completed", "NoNews", "Failed", "Crashed", "Cancelled")

@@ -96,7 +96,7 @@ class House:
         with (self.folder / f"{name}.out").open("wb") as out, (self.folder / f"{name}.err").open("ab") as err:
             return subprocess.Popen([KDQ, *words], env=self.environment, cwd=self.folder, stdout=out, stderr=err)
 
-    def call(self, *words: str, seconds: float = 300) -> int:
+    def call(self, *words: str, seconds: float = 1800) -> int:
         """Run a `kdq` command to its end; gives the exit code."""
         return self.start(*words).wait(seconds)
 
@@ -124,7 +124,7 @@ class House:
                     },
                     cwd=served, stdout=log, stderr=log, start_new_session=True,
                 )  # fmt: skip
-        until(lambda: self._answers("/health"), "the tracking server answers", 120)
+        until(lambda: self._answers("/health"), "the tracking server answers", 600)
 
     def kill_mlflow(self) -> None:
         """Kill the tracking server with its children."""
@@ -185,7 +185,7 @@ class House:
 
     def left_over(self) -> list[str]:
         """Files that a finished run must not leave: drafts, scratch, locks, events for MLflow."""
-        patterns = ("store/drafts/*", "scratch/*", "locks/*", "tracking/*/events.jsonl")
+        patterns = ("store/drafts/*", "store/claims/*", "scratch/*", "locks/*", "tracking/*/events.jsonl")
         return [str(path.relative_to(self.home)) for pattern in patterns for path in self.home.glob(pattern)]
 
     def versions(self, name: str) -> list[dict[str, str]]:

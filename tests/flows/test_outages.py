@@ -66,7 +66,7 @@ def test_an_mlflow_that_dies_while_a_run_trains_stops_nothing_and_has_each_epoch
     served.home.mkdir()
     with mlflow_server(served, port=port) as tracking:
         run = begun(home, tracking, recipe, "--no-server")
-        until(lambda: points(home) > 4, "epochs of the quantized student")
+        until(lambda: points(home) > 4, "epochs of the quantized student", 400)
     before = points(home)
     time.sleep(seconds)
     assert run.poll() is None
@@ -94,7 +94,7 @@ def test_a_run_that_cannot_register_keeps_all_and_the_next_command_uploads_it(tm
     served.home.mkdir()
     with mlflow_server(served, port=port) as tracking:
         run = begun(home, tracking, recipe, "--no-server")
-        until(lambda: points(home) > 4, "epochs of the quantized student")
+        until(lambda: points(home) > 4, "epochs of the quantized student", 400)
     done = ended(run)
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -121,7 +121,7 @@ def test_a_prefect_that_dies_while_a_run_trains_says_completed_when_it_is_back(t
     home = tmp_path / "home"
     try:
         run = begun(home, "", recipe)
-        until(lambda: points(home) > 4, "epochs of the quantized student")
+        until(lambda: points(home) > 4, "epochs of the quantized student", 400)
         os.killpg(json.loads((home / "servers" / "prefect.json").read_text())["pid"], signal.SIGKILL)
         done = ended(run)
         assert done.returncode == 0, done.stderr
