@@ -24,7 +24,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ class Serving:
         """Start it if it does not run, and wait for its worker."""
         if self._process is None or self._process.poll() is not None:
             self._process = self._house.start("serve", name="serve")
-            until(lambda: "worker " in self._house.said("serve"), "a worker of kdq serve", PATIENCE)
+            out = self._house.folder / "serve.out"
+            until(lambda: "\nworker " in out.read_text(), "a worker of kdq serve", PATIENCE)
 
     def end(self) -> None:
         """End it as a user does."""
@@ -76,7 +79,7 @@ def newest(house: House, name: str) -> str:
         "flow_runs": {"expected_start_time": {"before_": datetime.now(UTC).isoformat()}},
         "sort": "EXPECTED_START_TIME_DESC",
     }
-    with contextlib.suppress(OSError, RuntimeError):  # the server may be the victim
+    with contextlib.suppress(OSError, RuntimeError, ValueError, HTTPException):  # the server may be the victim
         return next((str(one["state_name"]) for one in house.ask_prefect("flow_runs", asked)), "")
     return ""
 
@@ -114,10 +117,20 @@ def succeed(house: House, *words: str) -> None:
 
 def calm(house: House, name: str, reference: dict[str, Any], seconds: float = 20) -> list[str]:
     """What is wrong when all has come to rest; processes may need some seconds to end."""
+    return rested(lambda: house.wrong(name, reference), seconds)
+
+
+def rested(look: Callable[[], list[str]], seconds: float = 20) -> list[str]:
+    """What a look finds when it finds nothing, or after some seconds; a server that does not answer is a finding."""
     deadline = time.monotonic() + seconds
-    while (wrong := house.wrong(name, reference)) and time.monotonic() < deadline:
+    while True:
+        try:
+            wrong = look()
+        except (OSError, RuntimeError, ValueError, HTTPException) as error:
+            wrong = [f"{type(error).__name__}: {error}"]
+        if not wrong or time.monotonic() > deadline:
+            return wrong
         time.sleep(0.5)
-    return wrong
 
 
 def disturb(house: House, point: Point, references: dict[str, Any], serving: Serving) -> dict[str, Any]:
@@ -159,8 +172,9 @@ def strike(house: House, point: Point, run: subprocess.Popen[bytes] | None, usua
             with contextlib.suppress(ProcessLookupError):
                 os.kill(stopped, signal.SIGCONT)
             return dead
-        if not point.call and time.monotonic() - began > point.share * usual:
-            return house.kill((point.victim,))
+        late = not point.call and time.monotonic() - began > point.share * usual
+        if late and (dead := house.kill((point.victim,))):  # otherwise the victim is not there yet
+            return dead
         if (not point.call or not hit.exists()) and over():
             (house.tape / "point").unlink(missing_ok=True)
             return []
@@ -226,7 +240,7 @@ def outage(house: House, point: Point, serving: Serving) -> dict[str, Any]:
     succeed(house, "schedules", "rm", point.name)
     wrong = [] if 1 <= len(ran) <= 1 + len(late) else [f"of the runs missed, {missed}, these ran: {ran}"]
     return {"killed": killed, "codes": [0], "seconds": round(time.monotonic() - began, 1), "missed": missed,
-            "wrong": [*wrong, *house.orphans()]}  # fmt: skip
+            "wrong": [*wrong, *rested(house.orphans)]}  # fmt: skip
 
 
 def page(kept: dict[str, Any]) -> str:
