@@ -24,7 +24,7 @@ from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
 from kdq_flows.run.signals import interrupted_in, leaving
-from kdq_flows.run.study import StudyRun, title_of
+from kdq_flows.run.study import StudyRun
 
 _STUDIES: dict[str, StudyRun] = {}
 """Studies of this process by token."""
@@ -142,7 +142,7 @@ def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> F
     """Submit a node as a task."""
     token, done = uuid.uuid4().hex, Future[Any]()
     PIPELINES[token] = pipeline
-    title = title_of(one)
+    title = one.title
     named = stage_task.with_options(
         name=one.node.name, task_run_name=title, **prefect_options(pipeline.plan.recipe.retry_of(one.node.name))
     )
