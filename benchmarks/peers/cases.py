@@ -12,7 +12,7 @@ from benchmarks.peers.nets import NETS
 BITS = ("W8A8", "W4A8", "W4A4", "W2A2")
 EIGHT = BITS[:1]
 FLOAT = "float"
-RECIPES = {
+RECIPES: dict[str, dict[str, tuple[str, ...]]] = {
     "kdq": {"ptq": BITS, "qat": BITS, "ptq-openvino": EIGHT, "qat-openvino": EIGHT},
     "torchao": {"ptq": BITS, "qat": BITS},
     "nncf": {"ptq": BITS, "qat": BITS, "ptq-uncorrected": EIGHT, "ptq-onnx": EIGHT, "qat-onnxruntime": EIGHT},

@@ -66,7 +66,7 @@ def write(net: str, out: Path, budget: Budget) -> None:
 
     made: Any = Catalog.load().build("workload", NETS[net].workload, budget.options(NETS[net]))
     names = made.input_names() or ("input",)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split in ("train", "test"):
         inputs, labels = _whole(made, split)
         rows = slice(0, budget.samples if budget.tiny else None)
@@ -75,7 +75,8 @@ def write(net: str, out: Path, budget: Budget) -> None:
     folder = out / "data"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"{net}.npz", **arrays)
-    np.savez(folder / f"{net}-inputs.npz", **{name: arrays[f"test-{name}"][:32] for name in names})
+    first: dict[str, Any] = {name: arrays[f"test-{name}"][:32] for name in names}
+    np.savez(folder / f"{net}-inputs.npz", **first)
     (folder / f"{net}.json").write_text(json.dumps({"names": names, "sizes": _sizes(net, made)}), encoding="utf-8")
 
 

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PINS = Path(__file__).with_name("pins.toml")
 BASE = "base"
@@ -16,14 +18,26 @@ MADE = "made.txt"
 
 def pins() -> dict[str, list[str]]:
     """Return what each environment installs."""
-    return {name: table["install"] for name, table in tomllib.loads(PINS.read_text(encoding="utf-8")).items()}
+    return {name: table["install"] for name, table in _tables().items()}
+
+
+def _tables() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(PINS.read_text(encoding="utf-8"))
+
+
+def quiet(venvs: Path) -> dict[str, str]:
+    """Return the variables that the peers need: no telemetry, and time and a place to compile their extensions."""
+    return {
+        "NNCF_CI": "1", "NNCF_EXTENSION_LOAD_TIMEOUT": "0", "TORCH_EXTENSIONS_DIR": str(venvs / "torch_extensions"),
+        "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
 
 
 def python_of(peer: str, venvs: Path) -> Path:
     """Return the Python of a peer's environment, which is made first if need be.
 
     Raises:
-        CalledProcessError: pip installs it not; `stderr` says why.
+        CalledProcessError: pip cannot install it; `stderr` says why.
     """
     known = pins()
     name = peer if peer in known else BASE
@@ -41,6 +55,9 @@ def python_of(peer: str, venvs: Path) -> Path:
         (packages(python) / "base.pth").write_text(f"import site; site.addsitedir({str(below)!r})\n", encoding="utf-8")
     pip = ("-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--constraint", str(constraints))
     _run(str(python), *pip, *known[name])
+    if first := _tables()[name].get("first"):
+        path = os.pathsep.join((str(python.parent), os.environ.get("PATH", "")))
+        _run(str(python), "-c", first, more={**quiet(venvs), "PATH": path})
     (folder / MADE).write_text(wanted, encoding="utf-8")
     return python
 
@@ -51,6 +68,6 @@ def packages(python: Path) -> Path:
     return Path(_run(str(python), "-c", asked).strip())
 
 
-def _run(*command: str) -> str:
-    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def _run(*command: str, more: Mapping[str, str] | None = None) -> str:
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(more or {})
     return subprocess.run(command, check=True, capture_output=True, text=True, env=ours).stdout

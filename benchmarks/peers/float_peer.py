@@ -8,19 +8,26 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.peers.job import Job, Made, lines
 from benchmarks.peers.nets import student
+from benchmarks.peers.workbench import Job, Made, lines
 
 
 def trained(job: Job, model: nn.Module, epochs: int, weights: Path) -> nn.Module:
     """Train a model from the start, and keep its weights."""
     if any(part.dim() == 4 for part in job.inputs):
-        model = model.to(memory_format=torch.channels_last)
+        lay_out(model, torch.channels_last)
     job.fit(model.train(), epochs, job.net.rate)
-    model = model.eval().to(memory_format=torch.contiguous_format)
+    lay_out(model.eval(), torch.contiguous_format)
     weights.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
     return model
+
+
+def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
+    """Lay out the weights of 2-D convolutions."""
+    for weights in model.parameters():
+        if weights.dim() == 4:
+            weights.data = weights.data.contiguous(memory_format=layout)
 
 
 def make(job: Job) -> Made:

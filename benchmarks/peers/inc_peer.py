@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.job import Job, Made, lines
+from benchmarks.peers.workbench import Job, Made, lines
 
 if TYPE_CHECKING:
     from torch import nn

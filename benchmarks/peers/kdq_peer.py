@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.cases import FLOAT, Case
-from benchmarks.peers.job import Job, Made
 from benchmarks.peers.launch import Ended, launch
 from benchmarks.peers.nets import NETS, Budget
+from benchmarks.peers.workbench import Job, Made
 
 if TYPE_CHECKING:
     from torch import nn

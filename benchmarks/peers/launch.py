@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ PAUSE = 0.1
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 _running: set[int] = set()
+_ending = threading.Event()
 KIB = 1 if sys.platform == "darwin" else 1024
 
 
@@ -55,7 +57,12 @@ def launch(command: Sequence[str], log: Path, limit: float, environment: Mapping
     """Run a command in a session of its own; its output goes to `log`.
 
     Keep the calling process small: Linux counts its memory as a peak of the child, which begins as its copy.
+
+    Raises:
+        KeyboardInterrupt: `end_all` was called.
     """
+    if _ending.is_set():
+        raise KeyboardInterrupt
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as written:
         began = time.monotonic()
@@ -70,6 +77,8 @@ def launch(command: Sequence[str], log: Path, limit: float, environment: Mapping
             raise
         finally:
             _running.discard(process.pid)
+    if _ending.is_set():
+        raise KeyboardInterrupt
     process.returncode = code = os.waitstatus_to_exitcode(status)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     cpu, tail = used.ru_utime + used.ru_stime, lines[-1][:500] if lines else ""
@@ -89,7 +98,8 @@ def _wait(process: int, until: float) -> tuple[bool, int, resource.struct_rusage
 
 
 def end_all() -> None:
-    """End all processes that run now, from any thread."""
+    """End all processes that run now; `launch` raises KeyboardInterrupt in their threads, and starts no other."""
+    _ending.set()
     for process in list(_running):
         _end(process)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.cases import Case
 from benchmarks.peers.data import Data, read
-from benchmarks.peers.job import message
 from benchmarks.peers.nets import NETS
+from benchmarks.peers.workbench import message
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.job import Job, Made, lines, message
+from benchmarks.peers.workbench import Job, Made, lines, message
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +81,7 @@ def make(job: Job) -> Made:
     config = few_bits(*case.widths, job.net.ends) if narrow else None
     model = (qat if trains else ptq)(job, job.student(), config)
     path, more = ship(job, model)
-    functions = [ptq, *([qat] if trains else []), *([few_bits] if narrow else []), ship]
+    functions: list[Callable[..., Any]] = [ptq, *([qat] if trains else []), *([few_bits] if narrow else []), ship]
     return Made(path, lines(*functions), model, more)
 
 

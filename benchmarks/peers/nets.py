@@ -74,7 +74,7 @@ class Budget:
     """
 
     tiny: bool = False
-    samples: int = field(default=2_000, init=False)
+    samples: int = field(default=512, init=False)
 
     def epochs(self, net: Net) -> tuple[int, int, int]:
         """Epochs of the float student, of QAT, and of the teacher."""

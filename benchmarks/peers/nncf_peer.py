@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.job import Job, Made, lines
+from benchmarks.peers.workbench import Job, Made, lines
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def ptq(job: Job, model: nn.Module, device: str = "ANY", **advanced: Any) -> nn.Module:
+def ptq(job: Job, model: nn.Module, device: str = "ANY", **advanced: Any) -> Any:
     """Quantize with NNCF's defaults: 300 single samples."""
     import nncf
 
@@ -34,7 +35,7 @@ def few_bits(weights: int, activations: int) -> dict[str, Any]:
     }
 
 
-def qat(job: Job, model: nn.Module, **advanced: Any) -> nn.Module:
+def qat(job: Job, model: nn.Module, **advanced: Any) -> Any:
     """Quantize, and train on."""
     made = ptq(job, model, **advanced)
     job.fit(made.train(), job.epochs)
@@ -88,7 +89,7 @@ def make(job: Job) -> Made:
     trains = case.method == "qat"
     model = (qat if trains else ptq)(job, job.student(), **asked)
     ship = to_openvino if case.openvino else to_onnx
-    functions = [ptq, *([qat] if trains else []), *([few_bits] if narrow else []), ship]
+    functions: list[Callable[..., Any]] = [ptq, *([qat] if trains else []), *([few_bits] if narrow else []), ship]
     return Made(ship(job, model), lines(*functions), model)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.job import Job, Made, lines
+from benchmarks.peers.workbench import Job, Made, lines
 
 if TYPE_CHECKING:
     import numpy as np

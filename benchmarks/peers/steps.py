@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.peers.job import Job
+from benchmarks.peers.float_peer import lay_out
 from benchmarks.peers.nets import student
 from benchmarks.peers.training import loss_of, optimizer_of
+from benchmarks.peers.workbench import Job
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,14 +33,15 @@ def beside_float(
     models = [copy.deepcopy(model).train(), prepare(model.eval())]
     inputs = tuple(part[: job.net.batch] for part in job.inputs)
     if any(part.dim() == 4 for part in inputs):
-        models = [one.to(memory_format=layout) for one in models]
+        for one in models:
+            lay_out(one, layout)
         inputs = tuple(part.contiguous(memory_format=layout) for part in inputs)
     labels = torch.from_numpy(job.data.train.labels[: job.net.batch])
     steps = [_stepper(job, one, inputs, labels) for one in models]
     for _ in range(WARM):
-        for one in steps:
-            one()
-    times = [[one() for one in steps] for _ in range(ROUNDS)]
+        for step in steps:
+            step()
+    times = [[step() for step in steps] for _ in range(ROUNDS)]
     low, ratio, high = statistics.quantiles([quantized / plain for plain, quantized in times], n=4)
     plain, quantized = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     return {"float_ms": plain, "qat_ms": quantized, "ratio": ratio, "low": low, "high": high}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.peers.float_peer import trained
-from benchmarks.peers.job import Job, Made, lines
 from benchmarks.peers.nets import teacher
+from benchmarks.peers.workbench import Job, Made, lines
 
 
 def make(job: Job) -> Made:

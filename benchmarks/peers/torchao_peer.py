@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.job import Job, Made, lines
+from benchmarks.peers.workbench import Job, Made, lines
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def ptq(job: Job, model: nn.Module, config: Any = None) -> nn.Module:
+def ptq(job: Job, model: nn.Module, config: Any = None) -> Any:
     """Calibrate and convert."""
     from torch.export import export
     from torchao.quantization.pt2e import move_exported_model_to_eval
@@ -39,7 +40,7 @@ def quantizer(config: Any, ends: tuple[str, ...], *, qat: bool) -> Any:
     return made
 
 
-def prepared(job: Job, model: nn.Module, config: Any = None) -> nn.Module:
+def prepared(job: Job, model: nn.Module, config: Any = None) -> Any:
     """Return the model with fake quantization, in train mode."""
     from torch.export import export
     from torchao.quantization.pt2e import move_exported_model_to_train
@@ -51,14 +52,19 @@ def prepared(job: Job, model: nn.Module, config: Any = None) -> nn.Module:
     return made
 
 
-def qat(job: Job, model: nn.Module, config: Any = None) -> nn.Module:
+def qat(job: Job, model: nn.Module, config: Any = None) -> Any:
     """Train with fake quantization and convert; the observers are off in the last epoch, as the tutorial has it."""
     from torchao.quantization.pt2e import disable_observer, move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     made = prepared(job, model, config)
     last = job.epochs - 1
-    job.fit(made, job.epochs, before=lambda epoch: made.apply(disable_observer) if epoch == last > 0 else None)
+
+    def before(epoch: int) -> None:
+        if epoch == last > 0:
+            made.apply(disable_observer)
+
+    job.fit(made, job.epochs, before=before)
     converted = convert_pt2e(made)
     move_exported_model_to_eval(converted)
     return converted
@@ -94,7 +100,11 @@ def make(job: Job) -> Made:
     narrow = job.case.bits != "W8A8"
     config = few_bits(*job.case.widths, qat=trains) if narrow else None
     model = (qat if trains else ptq)(job, job.student(), config)
-    functions = [quantizer, *([prepared, qat] if trains else [ptq]), *([few_bits] if narrow else [])]
+    functions: list[Callable[..., Any]] = [
+        quantizer,
+        *([prepared, qat] if trains else [ptq]),
+        *([few_bits] if narrow else []),
+    ]
     return Made(job.export(model), lines(*functions), model)
 
 

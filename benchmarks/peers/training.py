@@ -67,7 +67,7 @@ def fit(
     for epoch in range(epochs):
         if before is not None:
             before(epoch)
-        for rows in torch.randperm(len(labels), generator=random).split(net.batch):
+        for rows in torch.split(torch.randperm(len(labels), generator=random), net.batch):
             outputs = model(*(part[rows] for part in inputs))
             loss = loss_of(net, outputs, labels[rows], None if answers is None else answers[rows])
             optimizer.zero_grad(set_to_none=True)
@@ -84,7 +84,7 @@ def ask(model: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> np.ndarray:
 
 def parts(inputs: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
     """Yield batches of `size` samples."""
-    yield from zip(*(part.split(size) for part in inputs), strict=True)
+    yield from zip(*(torch.split(part, size) for part in inputs), strict=True)
 
 
 def free_batch(inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
