@@ -1,10 +1,10 @@
-"""What is compared: the list of all cases, in the order in which they run."""
+"""What is compared: the list of all cases."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from benchmarks.peers.nets import NETS
@@ -21,7 +21,7 @@ RECIPES: dict[str, dict[str, tuple[str, ...]]] = {
     "inc": {"ptq": BITS, "qat": EIGHT},
 }
 """The recipes of each tool, and the bits that each is asked for. `kdq` is asked first, because others are compared with
-it."""
+it. KDQ's files for OpenVINO are there to be compared with NNCF's."""
 STEPS = ("kdq", "torchao", "nncf", "modelopt")
 """Who trains with fake quantization."""
 
@@ -73,6 +73,11 @@ class Case:
         """Whether its file runs in OpenVINO; otherwise in ONNX Runtime."""
         return self.recipe.endswith("-openvino") or (self.peer == "nncf" and not self.recipe.startswith(NNCF_ORT))
 
+    @property
+    def home(self) -> str | None:
+        """Name of the home in which KDQ makes it; `None`: another tool does."""
+        return f"{self.net}-{self.seed}" if self.peer == "kdq" else None
+
     def stands_on(self) -> Case | None:
         """The case that trained the float student which this one quantizes, or the teacher of that one."""
         if self.method in ("ptq", "qat"):
@@ -90,24 +95,30 @@ def teacher_of(net: str) -> Case:
     return Case(first, "teacher", "teacher", FLOAT, False, 0)
 
 
-def cases(nets: Sequence[str], seeds: Sequence[int], peers: Collection[str]) -> Iterator[list[Case]]:
-    """Yield the cases of each stage: all cases of a stage may run side by side, except those of the last."""
-    yield list(dict.fromkeys(map(teacher_of, nets)))
+def cases(
+    nets: Sequence[str], seeds: Sequence[int], peers: Collection[str], bits: Collection[str] = BITS
+) -> list[Case]:
+    """List all cases that give a file or a student, each after what it stands on."""
     owners = [FLOAT, *(["kdq"] if "kdq" in peers else [])]
-    yield [
+    students = [
         Case(net, peer, FLOAT, FLOAT, taught, seed)
-        for seed, net, taught, peer in itertools.product(seeds, nets, (True, False), owners)
+        for seed, net, taught, peer in itertools.product(seeds, nets, (False, True), owners)
     ]
     quantized = [
-        Case(net, peer, recipe, bits, taught, seed)
+        Case(net, peer, recipe, width, taught, seed)
         for seed, net, peer in itertools.product(seeds, nets, [name for name in RECIPES if name in peers])
         for recipe, widths in RECIPES[peer].items()
-        for bits, taught in itertools.product(widths, (False, True))
+        for width, taught in itertools.product([width for width in widths if width in bits], (False, True))
+        if "nncf" in peers or (peer, recipe.endswith("-openvino")) != ("kdq", True)
     ]
-    yield sorted(quantized, key=_mixed)
-    yield [Case(net, peer, "step", "W8A8", False, 0) for net in nets for peer in STEPS if peer in peers]
+    return [*dict.fromkeys(map(teacher_of, nets)), *students, *sorted(quantized, key=_mixed)]
+
+
+def steps(nets: Sequence[str], peers: Collection[str]) -> list[Case]:
+    """List the training steps to measure."""
+    return [Case(net, peer, "step", "W8A8", False, 0) for net in nets for peer in STEPS if peer in peers]
 
 
 def _mixed(case: Case) -> tuple[int, str]:
-    """Seed by seed, and tools mixed: two runs of KDQ side by side would wait for each other."""
+    """Seed by seed, and tools mixed: two runs of KDQ in one home would wait for each other."""
     return case.seed, hashlib.sha256(case.name.encode()).hexdigest()

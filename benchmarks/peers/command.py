@@ -7,15 +7,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.cases import RECIPES, Case, cases
+from benchmarks.peers.cases import BITS, RECIPES, cases, steps
 from benchmarks.peers.comparison import Comparison
-from benchmarks.peers.environments import BASE
-from benchmarks.peers.launch import end_all
+from benchmarks.peers.lanes import side_by_side
 from benchmarks.peers.nets import NETS, Budget
 from benchmarks.peers.table import page
 
@@ -41,6 +39,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--only", type=named(list(RECIPES)), default=list(RECIPES), metavar="NAME,...", help="tools")
     parser.add_argument("--nets", type=named(list(NETS)), default=list(NETS), metavar="NAME,...")
+    parser.add_argument("--bits", type=named(BITS), default=list(BITS), metavar="NAME,...", help="widths")
     parser.add_argument("--data", type=Path, help="folder of the data sets' files; default: KDQ_DATA_DIR, or fetched")
     parser.add_argument("--out", type=Path, default=folder, help="results and files; what is there is not run again")
     parser.add_argument("--venvs", type=Path, default=folder / "venvs", help="environments of the peers")
@@ -57,19 +56,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     data = asked.data.resolve() if asked.data else None
     ours = Comparison(asked.out.resolve(), asked.venvs.resolve(), data, Budget(asked.tiny), asked.limit)
-    stages = list(cases(asked.nets, asked.seeds, asked.only))
-    every = [case for stage in stages for case in stage]
+    files = cases(asked.nets, asked.seeds, asked.only, asked.bits)
+    every = files + steps(asked.nets, asked.only)
     try:
         for net in dict.fromkeys(case.net for case in every):
             ours.write_data(net)
         for peer in dict.fromkeys(case.peer for case in every):
-            for name in {peer, BASE} - {"kdq"}:
-                _made(ours, name)
+            _made(ours, peer)
         for case in every:
             ours.key(case)
-        for number, stage in enumerate(stages):
-            side_by_side(ours.solve, stage, 1 if number == len(stages) - 1 else asked.jobs)
-        for case in every:
+        side_by_side(ours.solve, files, asked.jobs)
+        side_by_side(ours.solve, every[len(files) :], 1)
+        for case in files:
             if case.method in ("ptq", "qat") and not case.taught and case.seed == asked.seeds[0]:
                 ours.time(case)
     finally:
@@ -77,16 +75,6 @@ def main() -> None:
         if records:
             asked.page.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
             asked.page.write_text(page(records, ours.budget), encoding="utf-8")
-
-
-def side_by_side(solve: Callable[[Case], None], stage: Sequence[Case], jobs: int) -> None:
-    """Solve the cases of a stage in lanes; if the command is interrupted, what runs ends too and is no refusal."""
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            list(pool.map(solve, stage))
-        except BaseException:
-            end_all()
-            raise
 
 
 def _made(ours: Comparison, peer: str) -> None:

@@ -3,7 +3,7 @@
 ```
 pip install ./examples
 python benchmarks/peers/run.py --seeds 0,1,2 --out DIR --venvs DIR
-python benchmarks/peers/run.py --seeds 0 --only torchao,ort,kdq --nets resnet8 # the short form
+python benchmarks/peers/run.py --seeds 0 --only torchao,ort,kdq --nets resnet8 --bits W8A8,W4A4 # the short form
 ```
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.peers.cases import RECIPES, Case, cases
+from benchmarks.peers.cases import BITS, RECIPES, Case, cases, steps
 from benchmarks.peers.environments import pins
 from benchmarks.peers.kdq_peer import RECIPES as FOLDER
 from benchmarks.peers.kdq_peer import variant, written
+from benchmarks.peers.lanes import side_by_side
 from benchmarks.peers.launch import launch
 from benchmarks.peers.measuring import flips, ties
 from benchmarks.peers.nets import NETS, Budget
@@ -27,25 +29,40 @@ PTQ = Case("resnet8", "ort", "ptq", "W8A8", False, 0)
 OURS = Case("resnet8", "kdq", "ptq", "W8A8", False, 0)
 
 
-def test_each_case_stands_on_one_of_an_earlier_stage_and_has_a_name_of_its_own() -> None:
-    stages = list(cases(list(NETS), [0, 1], list(RECIPES)))
-    done: set[Case] = set()
-    for stage in stages:
-        below = {case.stands_on() for case in stage} - {None}
-        assert below <= done
-        done |= set(stage)
-    every = [case for stage in stages for case in stage]
+def test_each_case_stands_on_an_earlier_one_and_has_a_name_of_its_own() -> None:
+    every = cases(list(NETS), [0, 1], list(RECIPES))
+    for number, case in enumerate(every):
+        assert case.stands_on() in {None, *every[:number]}
     assert len({case.name for case in every}) == len(every)
     assert {case.peer for case in every} == {*RECIPES, "float", "teacher"}
     asked = {(case.bits, case.taught, case.method) for case in every if case.peer in ("kdq", "torchao")}
-    assert {(b, t, m) for b in ("W8A8", "W4A8", "W4A4", "W2A2") for t in (True, False) for m in ("ptq", "qat")} <= asked
+    assert {(b, t, m) for b in BITS for t in (True, False) for m in ("ptq", "qat")} <= asked
+    assert {case.peer for case in steps(["resnet8"], list(RECIPES))} == {"kdq", "torchao", "nncf", "modelopt"}
 
 
-def test_two_nets_of_one_teacher_train_it_once_and_a_run_without_kdq_has_no_case_of_it() -> None:
-    teachers, *others = cases(["resnet8", "depthwise"], [0], ["torchao"])
-    assert [case.name for case in teachers] == ["resnet8-teacher-teacher-float-alone-0"]
-    assert all(case.peer != "kdq" for stage in others for case in stage)
-    assert {case.peer for case in others[-1]} == {"torchao"}
+def test_two_nets_of_one_teacher_train_it_once_and_only_what_is_asked_for_is_listed() -> None:
+    teacher, *others = cases(["resnet8", "depthwise"], [0], ["torchao"], ["W4A4"])
+    assert teacher.name == "resnet8-teacher-teacher-float-alone-0"
+    assert {(case.peer, case.bits) for case in others} == {("float", "float"), ("torchao", "W4A4")}
+    assert not any(case.openvino for case in cases(["resnet8"], [0], ["kdq", "ort"]))
+    assert any(case.peer == "kdq" and case.openvino for case in cases(["resnet8"], [0], ["kdq", "nncf"]))
+
+
+def test_lanes_wait_for_what_a_case_stands_on_and_for_the_home_of_kdq() -> None:
+    every = cases(["resnet8"], [0], ["kdq", "ort"])
+    done: set[Case] = set()
+    running: set[Case] = set()
+
+    def solve(case: Case) -> None:
+        assert case.stands_on() in {None, *done}
+        assert case.home is None or case.home not in {other.home for other in running}
+        running.add(case)
+        time.sleep(0.001)
+        running.remove(case)
+        done.add(case)
+
+    side_by_side(solve, every, 3)
+    assert done == set(every)
 
 
 @pytest.mark.parametrize("net", list(NETS))
@@ -62,7 +79,7 @@ def test_the_recipes_of_kdq_are_valid_and_train_as_the_peers_do(net: str) -> Non
     assert written(net) == len([line for line in text.splitlines() if line and not line.startswith("#")])
 
 
-@pytest.mark.parametrize("case", [case for stage in cases(["resnet8"], [3], ["kdq"]) for case in stage[:40]])
+@pytest.mark.parametrize("case", [case for case in cases(["resnet8"], [3], ["kdq", "nncf"]) if case.peer == "kdq"])
 def test_each_variant_of_a_recipe_is_valid_and_differs_in_what_its_case_names(case: Case) -> None:
     recipe = Recipe.model_validate(variant(case, Budget(tiny=True)))
     assert recipe.seed == case.seed
@@ -174,7 +191,7 @@ def test_the_page_tells_each_refusal_once_with_its_message() -> None:
     told = [record(of_seed(refused, seed), refused="no | quantizer") for seed in (0, 1)]
     text = page([*records(), *told, step], Budget())
     assert text.count("| resnet8 | inc | qat | W8A8 | no \\| quantizer |") == 1
-    assert "| inc | qat | W8A8 | no | 2 | - | refuses |" in text
+    assert "| inc | qat | W8A8 | no | 2 | 89.50 ± 0.00 | refuses |" in text
     assert "15 epochs in float, 3 quantized; the teacher 10 (90.79)." in text
     assert "| ResNet-8, Fashion-MNIST | kdq | 80.0 | 104.0 | 1.30 (1.25-1.34) |" in text
     assert "the figures mean nothing" not in text
