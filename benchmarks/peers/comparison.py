@@ -144,7 +144,8 @@ class Comparison:
         command += ["--inputs", str(self.out / "data" / f"{case.net}-inputs.npz")]
         command += ["--target", "openvino"] if case.openvino else []
         log = self.out / "cases" / case.name / "bench.log"
-        ended = launch(command, log, self.limit, self._ours, self.out)
+        home = {**self._ours, "KDQ_HOME": str(self.out / "kdq" / "bench")}
+        ended = launch(command, log, self.limit, home, self.out)
         found = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
         if ended.failure or not found:
             self.results.put(case, key, latency={"refused": ended.failure or "kdq bench gave no JSON"})

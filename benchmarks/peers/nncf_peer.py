@@ -49,8 +49,15 @@ def to_openvino(job: Job, model: nn.Module) -> Path:
     path = job.folder / "model.xml"
     shapes = [[-1, *part.shape[1:]] for part in job.sample]
     converted = openvino.convert_model(model, example_input=job.sample, input=shapes)
+    name_tensors(converted, job.data.names)
     openvino.save_model(converted, str(path), compress_to_fp16=False)
     return path
+
+
+def name_tensors(converted: Any, names: tuple[str, ...]) -> None:
+    """Name inputs and output, which OpenVINO's converter leaves without names; `kdq bench` asks for them."""
+    for port, name in zip((*converted.inputs, *converted.outputs), (*names, "logits"), strict=True):
+        port.tensor.set_names({name})
 
 
 def to_onnx(job: Job, model: nn.Module) -> Path:

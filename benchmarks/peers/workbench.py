@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from benchmarks.peers.nets import NETS, QAT_RATE, Budget, student, teacher
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+COLOUR = re.compile("\x1b\\[[0-9;]*m")
 CALIBRATION, CALIBRATION_BATCH = 512, 64
 
 
@@ -149,4 +151,4 @@ def cost() -> dict[str, float]:
 
 def message(error: BaseException) -> str:
     """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).replace(chr(27), '').split())}"[:700]
+    return f"{type(error).__name__}: {' '.join(COLOUR.sub('', str(error)).split())}"[:700]
