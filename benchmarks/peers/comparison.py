@@ -42,7 +42,7 @@ class Comparison:
         venvs.mkdir(parents=True, exist_ok=True)
         self.results = Results(out / "results.json")
         self.keys: dict[str, str] = {}
-        self._environment = environment(venvs, data)
+        self._environment = environment(out, venvs, data)
         kept = os.environ.get("PYTHONPATH")  # a peer does not see what the caller adds to KDQ's environment
         paths = [self._environment["PYTHONPATH"], *([kept] if kept else [])]
         self._ours = {**self._environment, "PYTHONPATH": os.pathsep.join(paths)}
@@ -144,8 +144,7 @@ class Comparison:
         command += ["--inputs", str(self.out / "data" / f"{case.net}-inputs.npz")]
         command += ["--target", "openvino"] if case.openvino else []
         log = self.out / "cases" / case.name / "bench.log"
-        home = {**self._ours, "KDQ_HOME": str(self.out / "kdq" / "bench")}
-        ended = launch(command, log, self.limit, home, self.out)
+        ended = launch(command, log, self.limit, self._ours, self.out)
         found = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
         if ended.failure or not found:
             self.results.put(case, key, latency={"refused": ended.failure or "kdq bench gave no JSON"})
@@ -156,10 +155,12 @@ class Comparison:
         print(f"{case.name}: {[(row['batch'], round(row['ratio'], 2)) for row in rows]}", file=sys.stderr, flush=True)
 
 
-def environment(venvs: Path, data: Path | None) -> dict[str, str]:
-    """Return the variables of all children: one thread, where modules and data are, and no telemetry."""
+def environment(out: Path, venvs: Path, data: Path | None) -> dict[str, str]:
+    """Return the variables of all children: one thread, where modules and data are, and no site of KDQ but this one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KDQ_") or name == "KDQ_DATA_DIR"}
+    home = out / "kdq"
     ours = {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "examples" / "src"))),
-        "OMP_NUM_THREADS": "1", **quiet(venvs), **({"KDQ_DATA_DIR": str(data)} if data else {}),
+        "OMP_NUM_THREADS": "1", "KDQ_THREADS": "1", "KDQ_HOME": str(home / "bench"), "KDQ_LEASES": str(home / "leases"),
     }  # fmt: skip
-    return {**os.environ, **ours}
+    return {**kept, **ours, **quiet(venvs), **({"KDQ_DATA_DIR": str(data)} if data else {})}

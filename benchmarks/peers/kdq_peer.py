@@ -64,7 +64,7 @@ def run(job: Job, until: str) -> tuple[Ended, dict[str, Any]]:
     recipe, log = job.folder / "recipe.yaml", job.folder / f"{until}.log"
     command = [sys.executable, "-m", "kdq_flows", "run", str(recipe), "--no-server", "--json", "--until", until]
     home = job.out / "kdq" / str(job.case.home)
-    ended = launch(command, log, LIMIT, {**os.environ, "KDQ_HOME": str(home), "KDQ_THREADS": "1"}, job.out)
+    ended = launch(command, log, LIMIT, {**os.environ, "KDQ_HOME": str(home)}, job.out)
     found = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith('{"run"')]
     if ended.failure or not found:
         raise RuntimeError(ended.failure or "kdq run gave no JSON")
