@@ -57,14 +57,14 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         """Make the finder of the tensors that OpenVINO's int8 kernels want quantized."""
         from kdq_targets.openvino_places import OpenVinoFinder
 
-        return OpenVinoFinder(graph, keep_float, self.quantize_outputs)
+        return OpenVinoFinder(graph, keep_float, self.quantize_outputs, self.weight_only)
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         from kdq_targets import openvino_forms as forms
 
         sums = partial(forms.separate_sums, every=self.exact_sums)
         others = [forms.separate_turned, forms.keep_means, forms.part_products, forms.part_heads, forms.part_halves]
-        return [sums, *others, *super()._rewrites(model)]
+        return [sums, *others, *self._packing(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs of the file; -1 is the free batch size."""
