@@ -20,6 +20,7 @@ from kdq_core.quantization.convert import convert
 from kdq_core.quantization.minmax import MinMaxFakeQuantize
 from kdq_core.quantization.placing import Placement, placed
 from kdq_core.quantization.prepare import prepare, set_phase
+from kdq_core.recipe.spec import QuantizeSpec
 from kdq_core.store.records import ChosenForm, TimedForm
 from kdq_core.timing.times import Times
 from kdq_core.timing.turns import ROUNDS, measure_times
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from kdq_core.grids.place import Place
-    from kdq_core.recipe.spec import QuantizeSpec
     from kdq_core.work.work import StageWork
 
 FLOAT, INT8 = "float file", "int8"
@@ -119,11 +119,9 @@ def chosen_form(work: StageWork) -> ChosenForm:
     """
     target = work.target
     assert isinstance(target, PlacingTarget)
-    bench = Bench(
-        untrained(work), inputs(work, target.batch_size), target, work.section("quantize"), work.scratch,
-        target.batch_size,
-    )  # fmt: skip
-    return fastest(bench, work.progress)
+    asked, size = work.section("quantize"), target.batch_size
+    spec = QuantizeSpec(activations=asked.activations, edges=asked.edges, rules=asked.rules)
+    return fastest(Bench(untrained(work), inputs(work, size), target, spec, work.scratch, size), work.progress)
 
 
 def untrained(work: StageWork) -> nn.Module:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from kdq_core.work.work import StageWork
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-READ = ("weights", "activations", "edges", "rules")
-"""The fields of `quantize` that decide which kernels run."""
+READ = ("activations", "edges", "rules")
+"""The fields of `quantize` that decide which kernels run; weights of fewer bits are unpacked when a file is loaded."""
 
 
 class Placing(Stage):

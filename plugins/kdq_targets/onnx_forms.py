@@ -32,15 +32,16 @@ EVERYTHING = "all layers in float"
 STEPS = Form(name="gru by steps", options={"gru": "steps"})
 
 
-def forms_of(finder: Finder, kept: Sequence[str], gru: str) -> tuple[Form, ...]:
+def forms_of(finder: Finder, kept: Sequence[str], gru: str, kinds: Sequence[str] = LAYERS) -> tuple[Form, ...]:
     """Return one form for each family that is in doubt, and one with all layers in float at the end.
 
     Args:
         finder: of the captured graph.
         kept: layers that compute in float anyway.
         gru: the option of the target.
+        kinds: types of layers that the runtime computes in float if their weights alone are integers.
     """
-    layers = [(node, kind) for node, kind, reason in finder.operators() if kind in LAYERS and not reason]
+    layers = [(node, kind) for node, kind, reason in finder.operators() if kind in kinds and not reason]
     families: dict[str, list[str]] = {}
     for node, kind in layers:
         family = family_of(node, kind)

@@ -119,7 +119,7 @@ def lstm(parts: Parts, node: Any, x: Any, w: Any, r: Any) -> None:
         if wide > hidden + 2:
             states[index] = parts.pad(states[index], 3, np.array(0.0, dtype=np.float32), wide - hidden - 2)
     inputs, input_scale = _widened(w.q, w.scale, wide, len(pins))
-    recurrent, state_scale = _widened(r.q, r.scale, wide, 2)
+    recurrent, state_scale = _widened(r.q, r.scale, wide, wide - hidden)
     b = _biases(parts, node)
     b = np.zeros((ways, 2, gates), dtype=np.float32) if b is None else b
     outputs = [f"{parts.prefix}wide_{index}" if name else "" for index, name in enumerate(node.output)]

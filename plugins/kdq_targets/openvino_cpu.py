@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdq_core.api import Departure, Field, OperatorCoverage, Session, TensorSpec
+from kdq_core.api import Departure, Field, Form, OperatorCoverage, Session, TensorSpec
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
 if TYPE_CHECKING:
@@ -59,11 +59,18 @@ class OpenVinoCpu(OnnxRuntimeCpu):
 
         return OpenVinoFinder(graph, keep_float, self.quantize_outputs, self.weight_only)
 
+    def forms(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Form, ...]:
+        """Return the families in doubt without embeddings, which OpenVINO looks up as integers in any form."""
+        from kdq_targets.onnx_forms import forms_of
+
+        return forms_of(self.finder(graph, keep_float), self.weight_only, self.gru, ("conv", "linear"))
+
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         from kdq_targets import openvino_forms as forms
 
         sums = partial(forms.separate_sums, every=self.exact_sums)
         others = [forms.separate_turned, forms.keep_means, forms.part_products, forms.part_heads, forms.part_halves]
+        others.append(forms.keep_float)
         return [sums, *others, *self._packing(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

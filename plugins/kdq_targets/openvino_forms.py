@@ -200,6 +200,26 @@ def part_halves(graph: Any) -> None:
             tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
 
 
+def keep_float(graph: Any) -> None:
+    """Part a layer with integer weights and float arithmetic from the integers in front of it.
+
+    Otherwise OpenVINO 2026.4 computes it in integers too. A Max with the least float changes no value, and OpenVINO
+    moves no scale through it.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    known = {tensor.name for tensor in graph.initializer}
+    nodes: list[Any] = []
+    for node in graph.node:
+        value = makers.get(node.input[1]) if node.op_type in (*PRODUCTS, "MatMul") else None
+        if value is not None and value.op_type in ("Reshape", "Mul"):
+            nodes.append(_kept_before(node))
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    if "kdq.lowest" not in known and any("kdq.lowest" in node.input for node in nodes):
+        graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), "kdq.lowest"))
+
+
 def separate_turned(graph: Any) -> None:
     """Give each layer that reads a weight the other way round a copy of it.
 

@@ -28,7 +28,7 @@ from kdq_flows.run.pipeline import Pipeline
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KDQ = Path(sys.executable).with_name("kdq")
-STAGES = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
+STAGES = ["train_teacher", "cache_teacher", "distill", "place", "quantize", "export", "evaluate", "register"]
 RECIPE = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}

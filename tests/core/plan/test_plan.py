@@ -13,7 +13,7 @@ from kdq_core.store.records import Checkpoint
 from kdq_core.store.store import Store
 from kdq_workloads.digits import Digits
 
-STAGES = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
+STAGES = ["train_teacher", "cache_teacher", "distill", "place", "quantize", "export", "evaluate", "register"]
 
 
 @pytest.fixture(scope="module")

@@ -111,10 +111,12 @@ def placed_run(stages_of: Any, tiny: Any, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forms_module, "measure_times", scripted)
         run = stages_of(
-            home, tiny, workload="tiny", quantize={"use": "static"}, target="onnxruntime-cpu",
-            stages=["distill", "place", "quantize", "export", "evaluate"], distill={"fit": {"epochs": 1}},
+            home, tiny, workload="digits", quantize={"use": "static"}, target="onnxruntime-cpu",
+            teacher={"fit": {"epochs": 1}},
+            distill={"fit": {"epochs": 1}},
+            stages=["train_teacher", "distill", "place", "quantize", "export", "evaluate"],
         )  # fmt: skip
-        for stage in ("place", "distill", "quantize", "export"):
+        for stage in ("place", "train_teacher", "distill", "quantize", "export"):
             run.stage(stage)
     return run
 
@@ -174,7 +176,7 @@ def test_smallest_and_a_quantizer_without_static_ranges_leave_the_stage_out(
     stages_of: Any, tiny: Any, tmp_path: Path
 ) -> None:
     def names(**recipe: Any) -> list[str]:
-        return [node.name for node in stages_of(tmp_path, tiny, workload="tiny", **recipe).plan.nodes]
+        return [node.name for node in stages_of(tmp_path, tiny, workload="digits", **recipe).plan.nodes]
 
     fastest_one = {"use": "onnxruntime-cpu", "options": {"placement": "fastest"}}
     assert "place" in names(target=fastest_one)
@@ -185,7 +187,7 @@ def test_smallest_and_a_quantizer_without_static_ranges_leave_the_stage_out(
 def test_the_batch_size_is_in_the_key_of_the_choice_alone(stages_of: Any, tiny: Any, tmp_path: Path) -> None:
     def parts(size: int) -> dict[str, Any]:
         target = {"use": "onnxruntime-cpu", "options": {"batch_size": size}}
-        return {n.name: n.parts for n in stages_of(tmp_path, tiny, workload="tiny", target=target).plan.nodes}
+        return {n.name: n.parts for n in stages_of(tmp_path, tiny, workload="digits", target=target).plan.nodes}
 
     one, many = parts(1), parts(32)
     assert [name for name in one if one[name] != many[name]] == ["place", "evaluate"]
