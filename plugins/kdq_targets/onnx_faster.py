@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-FOUR = 4
-"""The int8 convolution takes so many input channels at a time; with fewer, the runtime falls back to a slow path."""
+THREE, FOUR = 3, 4
+"""The int8 convolution takes four input channels at a time. With three, as in images, padding gains a tenth of a small
+residual net; with one it would quadruple the work, and loses."""
 MOST_PACKED = 64
 """An embedding of at most so many levels may be packed, and keeps its integers."""
 
 
 def pad_channels(graph: Any) -> None:
-    """Pad the integers in front of convolutions of one to three channels to four, with weights 0.
+    """Pad the integers in front of convolutions of three channels to four, with weights 0.
 
-    The added channels hold the zero point, so they stand for 0.
+    The added channel holds the zero point, so it stands for 0.
     """
     makers = {output: node for node in graph.node for output in node.output}
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -38,10 +39,10 @@ def pad_channels(graph: Any) -> None:
 
 
 def _few(node: Any, wide: Any, weight: Any, tensors: dict[str, Any]) -> bool:
-    """Whether a convolution has int8 input and weight, one group, and fewer channels than the kernels like."""
+    """Whether a convolution has int8 input and weight, one group, and three input channels."""
     pair = {wide.op_type, weight.op_type} == {"DequantizeLinear"} and weight.input[0] in tensors
     groups = next((item.i for item in node.attribute if item.name == "group"), 1)
-    return pair and groups == 1 and len(wide.input) == 3 and tensors[weight.input[0]].dims[1] < FOUR
+    return pair and groups == 1 and len(wide.input) == 3 and tensors[weight.input[0]].dims[1] == THREE
 
 
 def _padding(wide: Any, rank: int, count: int, graph: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ TARGETS = [OnnxRuntimeCpu, OpenVinoCpu]
 
 
 class Separable(nn.Module):
-    """A stem of one channel, a depthwise and a pointwise conv, and a wide head."""
+    """A stem, a depthwise and a pointwise conv, and a wide head."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, 16, 3)
+        self.stem = nn.Conv2d(channels, 16, 3)
         self.norm = nn.BatchNorm2d(16)
         self.depthwise = nn.Conv2d(16, 16, 3, groups=16)
         self.pointwise = nn.Conv2d(16, 128, 1)
@@ -51,8 +52,8 @@ class Looked(nn.Module):
         return self.head(F.relu(self.hidden(x)))
 
 
-def spectra(count: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(count, 1, 12, 12),)
+def spectra(count: int, channels: int = 1) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(count, channels, 12, 12),)
 
 
 def rows(count: int) -> tuple[torch.Tensor, ...]:
@@ -168,9 +169,10 @@ def rewritten(target: Any, *names: str) -> Any:
     return Other()
 
 
-def test_a_first_conv_of_one_channel_is_padded_to_four_with_the_same_bits(made: Any) -> None:
-    path, covered, given, _ = made(Separable, spectra, OnnxRuntimeCpu())
-    other = made(Separable, spectra, rewritten(OnnxRuntimeCpu(), "pad_channels"), "plain.onnx")
+def test_a_first_conv_of_three_channels_is_padded_to_four_with_the_same_bits(made: Any) -> None:
+    net, images = partial(Separable, 3), partial(spectra, channels=3)
+    path, covered, given, _ = made(net, images, OnnxRuntimeCpu())
+    other = made(net, images, rewritten(OnnxRuntimeCpu(), "pad_channels"), "plain.onnx")
     assert np.array_equal(given, other[2])
     assert covered["stem:conv"].kernel == "QLinearConv"
     graphs = [onnx.load(str(one)).graph for one in (path, other[0])]
