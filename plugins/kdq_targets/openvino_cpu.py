@@ -12,7 +12,8 @@ Defaults
     differed from their simulation in 23 and 26 % of the outputs without `exact_sums`, and in 0.5 and 5 % with it,
     always by one LSB.
 Costs
-    `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch 1.
+    A linear layer that is float by choice has float weights in the file, because OpenVINO would compute it in integers
+    otherwise. `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch 1.
     Packed weights make loading slower.
 Limits
     Recurrent layers run in float, with float weights, whatever `gru` says. Means and sums over anything but all
@@ -29,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdq_core.api import Departure, Field, Form, OperatorCoverage, Session, TensorSpec
+from kdq_core.api import Departure, Field, Form, OperatorCoverage, Place, Session, TensorSpec
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class OpenVinoCpu(OnnxRuntimeCpu):
 
         sums = partial(forms.separate_sums, every=self.exact_sums)
         others = [forms.separate_turned, forms.keep_means, forms.part_products, forms.part_heads, forms.part_halves]
-        others.append(forms.keep_float)
+        places: Sequence[Place] = getattr(model, "meta", {}).get("kdq_places", ())
+        others += [forms.keep_float] if any(place.weight_only for place in places) else []
         return [sums, *others, *self._packing(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
