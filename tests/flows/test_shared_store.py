@@ -121,6 +121,7 @@ def test_a_run_and_the_doctor_refuse_a_store_that_cannot_be_used(shared: Site, s
 MATRIX = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
+target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
 quantize: {fit: {epochs: 1}}
