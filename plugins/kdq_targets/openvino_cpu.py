@@ -13,8 +13,8 @@ Defaults
     always by one LSB.
 Costs
     A linear layer that is float by choice has float weights in the file, because OpenVINO would compute it in integers
-    otherwise. `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch 1.
-    Packed weights make loading slower.
+    otherwise. `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch
+    1. Packed weights make loading slower.
 Limits
     Recurrent layers run in float, with float weights, whatever `gru` says. Means and sums over anything but all
     positions of a channel run in float, because OpenVINO's int8 ones can be wrong; extremes are rounded in a step of
