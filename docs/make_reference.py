@@ -69,9 +69,8 @@ measured, its gate is not met, and the verdict names the evaluator that failed. 
 gate judges that end of the metric's 95 % interval instead of its value, as in `{metric: top1, at_least: 0.99,
 relative_to: teacher, bound: low}`. A gate relative to a value that is not above zero is not met, and KDQ says so.
 
-The default gate on `speedup` asks that the file is not shown to be slower than the float student's: by 2 % or more at the
-high end of the interval. If it is, the verdict says `SLOWER than float`, KDQ registers the file, and `kdq promote` refuses
-it.
+The default gate on `speedup` asks that the file is not shown to be slower than the float student's by 2 % or more: it
+judges the high end of the interval. If it is not met, KDQ registers the file and says so, and `kdq promote` refuses it.
 
 KDQ's evaluators give these metrics:
 
@@ -114,8 +113,8 @@ A weight takes a number or a schedule, and so does every option of a distiller t
 once over the steps of `distill`, and again over the steps of `quantize`."""
 STAGES = """\
 The list replaces the default one, and its order counts. A stage reads slots (`teacher`, `outputs`, `student`,
-`placement`, `quantized`, `artifact`, `report`) as the stages before it left them, and gives one slot. You can leave stages out, add
-stages of other packages, or list a stage twice with a `name`:
+`placement`, `quantized`, `artifact`, `report`) as the stages before it left them, and gives one slot. You can leave
+stages out, add stages of other packages, or list a stage twice with a `name`:
 
 ```yaml
 stages: [train_teacher, distill, {use: distill, name: polish, retry: {attempts: 1}}, place, quantize, export, evaluate]
