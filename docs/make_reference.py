@@ -69,8 +69,8 @@ measured, its gate is not met, and the verdict names the evaluator that failed. 
 gate judges that end of the metric's 95 % interval instead of its value, as in `{metric: top1, at_least: 0.99,
 relative_to: teacher, bound: low}`. A gate relative to a value that is not above zero is not met, and KDQ says so.
 
-The default gate on `speedup` asks that the file is not slower than the float student's. If it is slower, KDQ registers
-it and says so, and `kdq promote` refuses it.
+The default gate on `speedup` asks that the file is not shown to be slower than the float student's by 2 % or more: it
+judges the high end of the interval. If it is not met, KDQ registers the file and says so, and `kdq promote` refuses it.
 
 KDQ's evaluators give these metrics:
 
@@ -81,8 +81,9 @@ KDQ's evaluators give these metrics:
 - `size`: `bytes`, `weight_bytes_int8`, `weight_bytes_float`, `parameters`, `compression`
 - `latency`: `latency_p50_ms`, `latency_p95_ms`, `latency_p99_ms`, `throughput`; for all models but the student also
   `speedup`. At the further batch sizes: `throughput/8`, `throughput/32`, `speedup/8`, `speedup/32`
-- `coverage`, for `int8` only: `coverage_macs` (products with weights), `coverage_all_macs` (also products between
-  activations, such as attention), `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
+- `coverage`, for `int8` only: `int8_macs` (products with weights), `coverage_macs` (the same, without what is float
+  [by choice](quantization.md#never-slower-than-float)), `coverage_all_macs` (also products between activations, such as
+  attention), `coverage_linear_macs`, `coverage_weight_bytes`, `float_operators`
 - `parity`, for `int8` only, against the converted model: `parity_flips`, `parity_ties`,
   `parity_agreement`, `parity_p50_lsb`, `parity_p99_lsb`, `parity_max_lsb`, `top1_converted`; against the trained model:
   `parity_prepared_flips` and so on, `top1_prepared`
@@ -112,11 +113,11 @@ A weight takes a number or a schedule, and so does every option of a distiller t
 once over the steps of `distill`, and again over the steps of `quantize`."""
 STAGES = """\
 The list replaces the default one, and its order counts. A stage reads slots (`teacher`, `outputs`, `student`,
-`quantized`, `artifact`, `report`) as the stages before it left them, and gives one slot. You can leave stages out, add
-stages of other packages, or list a stage twice with a `name`:
+`placement`, `quantized`, `artifact`, `report`) as the stages before it left them, and gives one slot. You can leave
+stages out, add stages of other packages, or list a stage twice with a `name`:
 
 ```yaml
-stages: [train_teacher, distill, {use: distill, name: polish, retry: {attempts: 1}}, quantize, export, evaluate]
+stages: [train_teacher, distill, {use: distill, name: polish, retry: {attempts: 1}}, place, quantize, export, evaluate]
 ```
 
 Write the options of a stage in its `options`, or in a section of its name at the top level. If a slot is missing,
@@ -128,7 +129,7 @@ With `source: checkpoint` a run begins with a trained student. This recipe quant
 name: mine
 workload: digits
 student: {source: checkpoint, file: student.safetensors}
-stages: [quantize, export, evaluate, register]
+stages: [place, quantize, export, evaluate, register]
 quantize: {use: static}
 ```
 

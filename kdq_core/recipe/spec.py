@@ -356,7 +356,7 @@ DEFAULT_GATES = (
     Gate(metric="top1", of="int8", at_least=0.95, relative_to="teacher"),
     Gate(metric="coverage_macs", of="int8", at_least=1.0, required=True),
     Gate(metric="parity_flips", of="int8", at_most=0, required=True),
-    Gate(metric="speedup", of="int8", at_least=0.98, bound="low"),
+    Gate(metric="speedup", of="int8", at_least=0.98, bound="high"),
 )
 
 

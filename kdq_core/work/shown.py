@@ -14,10 +14,12 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.keys import site_of
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Port, Reads
+from kdq_core.plugins.forms import PlacingTarget
 from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Quantizer, Target, Workload
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
 from kdq_core.store.family import Record
+from kdq_core.store.records import ChosenForm
 from kdq_core.store.store import Entry
 from kdq_core.work.guarded import guarded, reads_data, shown_of, without_data
 
@@ -122,9 +124,16 @@ class Shown:
 
     @property
     def target(self) -> Target:
-        """The recipe's target."""
+        """The recipe's target, in the form that the stage `place` chose, if this stage reads its record."""
         self._check_plugin("target")
-        return self._asked.target
+        return formed(self._asked.target, self.placement)
+
+    @property
+    def placement(self) -> ChosenForm | None:
+        """The form that the stage `place` chose; `None` if this stage does not read it, or none was chosen."""
+        found = self.parents.get("placement")
+        record = None if found is None else found.record
+        return record if isinstance(record, ChosenForm) else None
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
@@ -195,6 +204,11 @@ class Shown:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Show how far the stage is."""
         self.emit({"event": "progress", "stage": self.title, "done": done, "total": total, "note": note})
+
+
+def formed(target: Target, chosen: ChosenForm | None) -> Target:
+    """The target in a chosen form."""
+    return target.formed(chosen.options) if chosen is not None and isinstance(target, PlacingTarget) else target
 
 
 def request_of(work: Shown) -> Asked:

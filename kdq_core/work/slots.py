@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from kdq_core.plugins.contract import Port, Section
-from kdq_core.store.records import Artifact, Checkpoint, EvaluationReport, TeacherOutputs
+from kdq_core.store.records import Artifact, Checkpoint, ChosenForm, EvaluationReport, TeacherOutputs
 
 TEACHER = Port(slot="teacher", record=Checkpoint)
 OUTPUTS = Port(slot="outputs", record=TeacherOutputs, optional=True)
 STUDENT = Port(slot="student", record=Checkpoint)
 QUANTIZED = Port(slot="quantized", record=Checkpoint, made_of="student")
+PLACEMENT = Port(slot="placement", record=ChosenForm, optional=True)
+"""A stage with this input under the name `placement` sees the target with the options of the chosen form."""
 ARTIFACT = Port(slot="artifact", record=Artifact)
 REPORT = Port(slot="report", record=EvaluationReport)
 
@@ -18,6 +20,9 @@ BESIDE = Section(name="teacher", only=("cache.seed", "precision"))
 """The fields that a teacher's answers depend on if it runs beside the student."""
 PLACED = ("use", "options", "weights", "activations", "edges", "rules", "round_bias")
 """The fields of `quantize` that decide the places and the grids of quantizers."""
+
+TARGET = Section(name="target", without=("options.placement", "options.batch_size"))
+"""The target without the fields that decide only how the stage `place` chooses a form."""
 
 
 def optional(port: Port) -> Port:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Asked, Checkpoint, Port, Reads, RecipeError, Record, Section, Stage
-from kdq_core.work.slots import OUTPUTS, STUDENT, TEACHER, optional, teaching_sections
+from kdq_core.work.slots import OUTPUTS, PLACEMENT, STUDENT, TARGET, TEACHER, optional, teaching_sections
 
 if TYPE_CHECKING:
     from kdq_core.work.checking import CheckWork
@@ -31,8 +31,8 @@ class Quantize(Stage):
     record: ClassVar[type[Record]] = Checkpoint
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:
-        """The student; for a quantizer that trains, also the teacher and its cached outputs."""
-        student = {"student": STUDENT}
+        """The student and the form of its file; for a quantizer that trains, also the teacher and its outputs."""
+        student = {"student": STUDENT, "placement": PLACEMENT}
         return {"teacher": optional(TEACHER), "outputs": OUTPUTS, **student} if asked.quantizer.trains else student
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
@@ -43,7 +43,7 @@ class Quantize(Stage):
                 Section(name="workload"),
                 student,
                 Section(name="quantize", without=UNTRAINED),
-                Section(name="target"),
+                TARGET,
             )
             return Reads(sections=sections, plugins=("workload", "quantizer", "target"))
         own = asked.recipe.quantize.taught_by == "student"
@@ -54,7 +54,7 @@ class Quantize(Stage):
                 Section(name="workload"),
                 student,
                 Section(name="quantize"),
-                Section(name="target"),
+                TARGET,
                 *((soft,) if taught else ()),
                 *teaching_sections(wired, own=own),
             ),

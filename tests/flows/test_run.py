@@ -32,6 +32,7 @@ STAGES = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "ev
 RECIPE = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
+target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
 quantize: {fit: {epochs: 3}}

@@ -141,6 +141,7 @@ def test_the_address_is_in_no_key_and_versions_of_a_home_s_own_registry_stay_wit
 MATRIX = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
+target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
 quantize: {fit: {epochs: 1}}

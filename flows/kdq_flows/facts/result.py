@@ -13,7 +13,16 @@ from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
 from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
-from kdq_core.store.records import Anomaly, Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion, TensorSpec
+from kdq_core.store.records import (
+    Anomaly,
+    Artifact,
+    Checkpoint,
+    ChosenForm,
+    EvaluationReport,
+    Metric,
+    ModelVersion,
+    TensorSpec,
+)
 from kdq_flows.facts.coverage import OperatorFacts
 from kdq_flows.facts.parts import ArtifactFacts, GainFacts, StageFacts, VersionFacts
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
@@ -30,8 +39,9 @@ class RunResult(Frozen):
         models: metrics by model and by name; JSON has "NaN", "Infinity" or "-Infinity" for a value that is not finite.
         table: the closing table, one row for each model, cells by heading.
         gains: what the teacher brought, one for each stage that trained a control.
-        notes: which layers of student and teacher were compared, remarks of the evaluators on the int8 model, such as
-            the layer where file and simulation first differ, evaluators that failed, and what forbids a comparison.
+        notes: which layers of student and teacher were compared, which form of the file is the fastest here, remarks of
+            the evaluators on the int8 model, such as the layer where file and simulation first differ, evaluators that
+            failed, and what forbids a comparison.
         gates: the recipe's gates, and whether the int8 model meets them; empty before the evaluation.
         weights: path of the weights in each slot that has some, such as `student`.
         artifact: the int8 file, if it was exported.
@@ -85,12 +95,19 @@ def gains_of(view: RunView) -> tuple[GainFacts, ...]:
 
 
 def notes_of(view: RunView) -> tuple[str, ...]:
-    """Which layers of student and teacher were compared, and each note on a metric of the int8 model once."""
+    """Which layers were compared, the form of the file, and each note on a metric of the int8 model once."""
     metrics = view.metrics.get("int8", ())
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
     said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
     student, report = view.record("student", Checkpoint), view.record("report", EvaluationReport)
-    return (*(met(student) if student is not None else ()), *said, *(troubles(report) if report is not None else ()))
+    chosen = view.record("placement", ChosenForm)
+    placed = () if chosen is None else (f"placement: {chosen.said()}",)
+    return (
+        *(met(student) if student is not None else ()),
+        *placed,
+        *said,
+        *(troubles(report) if report is not None else ()),
+    )
 
 
 def troubles(report: EvaluationReport) -> Iterator[str]:
