@@ -17,6 +17,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.grids.place import Place
 from kdq_core.intervals import Z95, exact, mcnemar, paired, student_975, wilson
 from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.choosing import Choosing
 from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, ReportSection, hookimpl
 from kdq_core.plugins.kinds import (
@@ -97,8 +98,9 @@ _LAZY = {
 
 __all__ = [
     "API_VERSION", "USER_CODE", "Z95", "Artifact", "Asked", "Attention", "Batch", "BatchNorm", "Batches", "Checkpoint",
-    "Column", "Departure", "Distiller", "Dropout", "EpochRecord", "Estimate", "EvaluationReport", "Evaluator",
-    "FakeQuantize", "Field", "FinishedRun", "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
+    "Choosing", "Column", "Departure", "Distiller", "Dropout", "EpochRecord", "Estimate", "EvaluationReport",
+    "Evaluator", "FakeQuantize", "Field", "FinishedRun", "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize",
+    "LossTerms", "Metric",
     "MinMaxFakeQuantize", "Model", "Needs", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError",
     "PluginSpec", "Port", "Quantizer", "Reads", "RecipeError", "Record", "Recurrent", "ReportSection", "Section",
     "Session", "Shapes", "Split", "Stage", "StageError", "Subject", "TakenFor", "Target", "TeacherOutputs",

@@ -72,7 +72,7 @@ def test_validate_says_what_the_recipe_names(call) -> None:
     Path("r.yaml").write_text(RECIPE)
     assert call("validate", "r.yaml") == (
         0,
-        "r.yaml is valid: workload digits; distiller logit-kd; quantizer minmax-qat; target onnxruntime-cpu; "
+        "r.yaml is valid: workload digits; distiller logit-kd; quantizer auto; target onnxruntime-cpu; "
         "evaluators quality, size, latency, coverage, parity; stages train_teacher, cache_teacher, distill, quantize, "
         "export, evaluate, register\n",
         "",
@@ -80,14 +80,15 @@ def test_validate_says_what_the_recipe_names(call) -> None:
     code, out, _ = call("validate", "r.yaml", "--json")
     (facts,) = json.loads(out)
     assert (code, facts["file"], facts["recipe"], facts["valid"]) == (0, "r.yaml", "x", True)
-    assert facts["quantizer"] == ["minmax-qat"]
+    assert facts["quantizer"] == ["auto"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (RECIPE + "quantise: {}", "error: r.yaml:3: unknown key 'quantise'; did you mean 'quantize'? allowed: distill, "
-         "evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, workload\n"),
+        (RECIPE + "quantise: {}", "error: r.yaml:3: unknown key 'quantise'; did you mean 'quantize'? allowed: budget, "
+         "distill, evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, "
+         "workload\n"),
         (RECIPE + "distill:\n  options: {alpha: 2}",
          "error: r.yaml:4: option 'alpha' of distiller 'logit-kd' is 2; allowed: a number, 0 to 1\n"),
         (RECIPE + "distill: {use: logit_kd}",

@@ -23,7 +23,7 @@ name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
-quantize: {fit: {epochs: 1}}
+quantize: {use: minmax-qat, fit: {epochs: 1}}
 evaluate: [quality, size]
 gates: []
 """

@@ -124,7 +124,7 @@ def test_a_damaged_entry_is_told_before_the_run(catalog: Catalog, tmp_path: Path
         ({"teacher": {"cache": {"form": "fp32"}}}, "cache_teacher"),
         ({"teacher": {"cache": {"top_k": 3}}}, "cache_teacher"),
         ({"distill": {"fit": {"batch_size": 32}}}, "distill"),
-        ({"quantize": {"fit": {"epochs": 1}}}, "quantize"),
+        ({"quantize": {"use": "minmax-qat", "fit": {"epochs": 1}}}, "quantize"),
         ({"quantize": {"freeze_observers": 0.1}}, "quantize"),
         ({"target": {"use": "onnxruntime-cpu", "options": {"quantize_outputs": False}}}, "quantize"),
         ({"gates": []}, "register"),
