@@ -34,12 +34,13 @@ def whole_fit(work: StageWork, own: FitSpec) -> FitSpec:
     return request_of(work).recipe.distill.fit.model_copy(update={"epochs": schedule.epochs})
 
 
-def keeping(work: StageWork, student: nn.Module) -> Callable[[int, int], None]:
-    """A hook for before a step: at the first step of the tail it writes the weights of `student` to scratch."""
+def keeping(work: StageWork, student: nn.Module, *, main: bool) -> Callable[[int, int], None]:
+    """A hook for before a step: at the first step of the tail, the `main` process writes the weights to scratch."""
     schedule = shared(work)
 
     def keep(done: int, total: int) -> None:
-        if schedule and not schedule.stops and schedule.tail and done * schedule.epochs == schedule.kept * total:
+        begins = schedule is not None and done * schedule.epochs == schedule.kept * total
+        if main and begins and schedule and schedule.tail and not schedule.stops:
             draft = work.scratch / f"{KEPT}.new"
             save_file(tensors_of(student), draft)
             draft.replace(work.scratch / KEPT)

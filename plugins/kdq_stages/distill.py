@@ -93,7 +93,7 @@ class Distill(Stage):
         written, hooks = _transferred(work, student, last or whole.epochs)
         model, loss = student_and_loss_of(work, student, device)
         work.seeded("distill/fit")  # building a teacher beside it drew numbers, reading a kept one did not
-        keep = keeping(work, student)
+        keep = keeping(work, student, main=accelerator.is_main_process)
 
         def before_step(done: int, total: int) -> None:
             loss.before_step(done, total)

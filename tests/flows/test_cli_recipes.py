@@ -195,8 +195,8 @@ def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests
     (tmp_path / "r.yaml").write_text(RECIPE + "quantize: {use: guest-broken}\n")
     assert kdq("validate", "r.yaml", path=guests, cwd=tmp_path, code=2) == (
         "error: r.yaml:3: no quantizer named 'guest-broken'; did you mean 'guest-rounding'? "
-        "Installed: apot, auto, codebook, dorefa, dynamic, fixed-step, guest-rounding, lsq, minmax-qat, pact, power-of-two, "
-        "static, weight-only. "
+        "Installed: apot, auto, codebook, dorefa, dynamic, fixed-step, guest-rounding, lsq, minmax-qat, pact, "
+        "power-of-two, static, weight-only. "
         "Quarantined: kdq-guest-broken (ModuleNotFoundError: No module named 'a_module_nobody_has').\n"
     )
 
