@@ -74,6 +74,26 @@ class Surgery(Frozen):
     steps: JsonValue = Field(description="its own description of the change, as plain values")
 
 
+class Choice(Frozen):
+    """The quantizer that a run took among several, and why."""
+
+    use: str = Field(description="name of the quantizer")
+    why: str = Field(description="the reason in words, with the figures that decided")
+    metric: Literal["top1", "loss", ""] = Field(
+        description="what was compared on the validation split: top1, or the hard loss; empty: nothing"
+    )
+    values: dict[str, Measured] = Field(default={}, description="its value, by quantizer; `float` is the float student")
+    samples: int = Field(default=0, ge=0, description="number of labels that were compared")
+    tolerance: float = Field(ge=0, description="what calibration was allowed to lose")
+
+
+class Kept(Frozen):
+    """The weights of a float student before the last part of its schedule."""
+
+    weights: str = Field(description="safetensors file in the entry")
+    epoch: int = Field(ge=1, description="the epochs that it had trained")
+
+
 class Checkpoint(Record):
     """Weights of a model that can still be trained."""
 
@@ -94,10 +114,14 @@ class Checkpoint(Record):
     answers: dict[str, JsonValue] = Field(
         default={}, description="for teachers: the settings that make answers of their weights"
     )
+    choice: Choice | None = Field(
+        default=None, description="of a quantized student: the quantizer, if the run chose it"
+    )
+    kept: Kept | None = Field(default=None, description="of a float student: where training with quantizers may begin")
 
     def files_named(self) -> tuple[str, ...]:
         """The weights."""
-        return (self.weights,)
+        return (self.weights, *([self.kept.weights] if self.kept else []))
 
 
 class StoredTensor(Frozen):
@@ -226,6 +250,7 @@ class Artifact(Record):
     output_scales: tuple[float | None, ...] = Field(description="LSB of each output; null for a float output")
     weight_bits_used: int = Field(description="7 where the CPU lacks VNNI and 8-bit products could saturate")
     operators: tuple[OperatorCoverage, ...] = ()
+    quantizer: str = Field(default="", description="its quantizer, if KDQ chose it; empty: the recipe's")
 
     def file_of(self, model: str) -> str | None:
         """Name of a model's file in the entry."""

@@ -19,7 +19,7 @@ from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Quantizer, Target
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
 from kdq_core.store.family import Record
-from kdq_core.store.records import ChosenForm
+from kdq_core.store.records import Checkpoint, ChosenForm
 from kdq_core.store.store import Entry
 from kdq_core.work.guarded import guarded, reads_data, shown_of, without_data
 
@@ -38,7 +38,7 @@ OPTIONS_IN = {
     "evaluator": "evaluate",
 }
 """The section that holds the options of each kind of plug-in."""
-PLAIN = {"kdq", "name", "seed", "stages", "retry"}
+PLAIN = {"kdq", "name", "seed", "stages", "retry", "budget"}
 """Fields of a recipe that are not sections."""
 
 
@@ -56,6 +56,7 @@ class Shown:
         tracking_run: MLflow's id of the run, for a stage that computes nothing.
         lock: the lock of the run so far as JSON, for a stage that computes nothing.
         number: number of the fit, from 0, in a stage that has several.
+        way: the quantizer to work with, of those that a run chooses among.
     """
 
     wired: Wired
@@ -69,6 +70,7 @@ class Shown:
     lock: str | None = None
     number: int = 0
     fits: list[int] = field(default_factory=list)
+    way: str | None = None
 
     @property
     def title(self) -> str:
@@ -118,9 +120,16 @@ class Shown:
 
     @property
     def quantizer(self) -> Quantizer:
-        """The recipe's quantizer."""
+        """The recipe's quantizer, or the one that the run chose for the quantized student at an input."""
         self._check_plugin("quantizer")
-        return self._asked.quantizer
+        way = self.chosen
+        return self._asked.quantizer if way is None else self._asked.way(way)
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the quantizer that the run chose among several, or works with now; `None` if the recipe names one."""
+        records = (entry.record for entry in self.parents.values())
+        return self.way or next((r.choice.use for r in records if isinstance(r, Checkpoint) and r.choice), None)
 
     @property
     def target(self) -> Target:

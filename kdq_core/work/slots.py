@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from kdq_core.plugins.budget import shared_schedule
 from kdq_core.plugins.contract import Port, Section
 from kdq_core.store.records import Artifact, Checkpoint, ChosenForm, EvaluationReport, TeacherOutputs
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.asked import Asked
 
 TEACHER = Port(slot="teacher", record=Checkpoint)
 OUTPUTS = Port(slot="outputs", record=TeacherOutputs, optional=True)
@@ -39,3 +47,9 @@ def teaching_sections(wired: frozenset[str], *, own: bool = False) -> tuple[Sect
     """
     beside = own or ("teacher" in wired and "outputs" not in wired)
     return (*((MEMBERS,) if "teacher" in wired else ()), *((BESIDE,) if beside else ()))
+
+
+def schedule_part(asked: Asked) -> dict[str, JsonValue]:
+    """The shared schedule of `distill` and `quantize` as a part of the key; empty if each has its own."""
+    schedule = shared_schedule(asked)
+    return {} if schedule is None else {"schedule": schedule.model_dump(mode="json")}

@@ -130,6 +130,7 @@ class Export(Stage):
             output_scales=output_scales(converted),
             weight_bits_used=weight_bits(target.resolved()),
             operators=tuple(with_bits(operator, placed.places) for operator in operators),
+            quantizer=work.chosen or "",
         )
 
 

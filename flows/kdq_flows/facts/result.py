@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from kdq_core.frozen import Frozen
+from kdq_core.plan.advice import nothing_to_teach
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
@@ -17,6 +18,7 @@ from kdq_core.store.records import (
     Anomaly,
     Artifact,
     Checkpoint,
+    Choice,
     ChosenForm,
     EvaluationReport,
     Metric,
@@ -52,6 +54,7 @@ class RunResult(Frozen):
         verdict: the int8 file against the float student in one line, or why the models cannot be compared; empty if
             they were not measured.
         anomalies: what forbids a comparison of the models; usually nothing.
+        choice: the quantizer that the run chose, with figures and reason; `null` if the recipe names one.
         report: path of the run's page.
         branches: those of a study; JSON has this field for a study alone. The other fields are then those of the
             selected branch.
@@ -75,6 +78,7 @@ class RunResult(Frozen):
     links: dict[str, str] = Field(default={})
     verdict: str = ""
     anomalies: tuple[Anomaly, ...] = ()
+    choice: Choice | None = None
     report: str | None = None
     branches: tuple[BranchFacts, ...] = Field(default=(), exclude_if=lambda branches: not branches)
     selected: SelectedFacts | None = Field(default=None, exclude_if=lambda selected: selected is None)
@@ -100,14 +104,27 @@ def notes_of(view: RunView) -> tuple[str, ...]:
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
     said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
     student, report = view.record("student", Checkpoint), view.record("report", EvaluationReport)
-    chosen = view.record("placement", ChosenForm)
-    placed = () if chosen is None else (f"placement: {chosen.said()}",)
+    chosen, choice = view.record("placement", ChosenForm), choice_of(view)
     return (
         *(met(student) if student is not None else ()),
-        *placed,
+        *([] if chosen is None else [f"placement: {chosen.said()}"]),
+        *([f"quantizer {choice.why}"] if choice is not None else ()),
+        *_taught_nothing(view),
         *said,
         *(troubles(report) if report is not None else ()),
     )
+
+
+def choice_of(view: RunView) -> Choice | None:
+    """The quantizer that the run chose, if the recipe leaves that to KDQ."""
+    record = view.record("quantized", Checkpoint)
+    return None if record is None else record.choice
+
+
+def _taught_nothing(view: RunView) -> Iterator[str]:
+    teacher, student = view.record("teacher", Checkpoint), view.record("student", Checkpoint)
+    if teacher is not None and student is not None and not student.gains:
+        yield from nothing_to_teach(teacher, student)
 
 
 def troubles(report: EvaluationReport) -> Iterator[str]:

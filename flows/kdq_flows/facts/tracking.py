@@ -81,11 +81,14 @@ class RunTracking:
             self._news()
 
     def checkpoint(self, run: str, student: Checkpoint) -> None:
-        """Log the gains from the teacher and the compared layers in the stage's run."""
+        """Log gains from the teacher and compared layers in the stage's run; a choice also in the pipeline's."""
         if self._tracker is None:
             return
         if student.gains:
             self._tracker.log_gains(run, student.gains)
+        if student.choice:
+            for run_id in (run, self._tracker.run):
+                self._tracker.log_choice(run_id, student.choice)
         met = {name: ", ".join(" ~ ".join(pair) for pair in pairs) for name, pairs in student.compared.items()}
         found = {"compared": met, "transferred": ", ".join(student.transferred)}
         if met or student.transferred:

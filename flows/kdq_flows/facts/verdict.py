@@ -36,8 +36,9 @@ def verdict_of(view: RunView, gains: Sequence[GainFacts], gates: Sequence[GateVe
     parts = ", ".join([quality, *_size(ours, theirs), *_speed(ours, _batch_size(view))])
     unmet = sum(not gate.met for gate in gates)
     more = [
-        *_chosen(view),
+        *_placed(view),
         *_teacher(gains),
+        *_chosen(view),
         *_untrained(view),
         *([f"{unmet} of {len(gates)} gates not met"] if unmet else []),
     ]
@@ -119,7 +120,7 @@ def _batch_size(view: RunView) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _chosen(view: RunView) -> Iterator[str]:
+def _placed(view: RunView) -> Iterator[str]:
     """How much of the work is in float because int8 was measured slower."""
     floats = sum(one.macs_share for one in coverage_of(view) if one.by_choice)
     if floats:
@@ -140,9 +141,18 @@ def _teacher(gains: Sequence[GainFacts]) -> Iterator[str]:
         yield "the teacher did not help: no gain is shown"
 
 
+def _chosen(view: RunView) -> Iterator[str]:
+    """The quantizer that the run chose, and why."""
+    record = view.record("quantized", Checkpoint)
+    if record is not None and record.choice is not None:
+        yield f"chosen: {record.choice.why}"
+
+
 def _untrained(view: RunView) -> Iterator[str]:
     """What post-training quantization alone would give, on the split where the training was watched."""
     record = view.record("quantized", Checkpoint)
+    if record is not None and record.choice is not None:
+        return
     name = next((name for name in (record.untrained if record else {}) if "/top1" in name), None)
     ends = [point.values[name] for point in record.history if name in point.values] if record and name else []
     if record and name and ends:

@@ -25,7 +25,8 @@ CATALOG = Catalog.load()
 
 
 def planned(home: Path, over: str, more: str = "") -> StudyPlan:
-    text = f"name: x\nworkload: digits\nevaluate: [quality, size]\nmatrix: {{over: {over}}}\n{more}"
+    text = "name: x\nworkload: digits\nevaluate: [quality, size]\nquantize: {use: lsq}\n"
+    text += f"matrix: {{over: {over}}}\n{more}"
     study = read_study(document_from_text(text, "r.yaml"), CATALOG)
     memo, site = Memo(), Site(home=home)
     plans = [(one, make_plan(one.recipe, site, CATALOG, memo)) for one in study.branches]
