@@ -17,7 +17,9 @@ from kdq_core.frozen import Frozen
 from kdq_core.grids.place import Place
 from kdq_core.intervals import Z95, exact, mcnemar, paired, student_975, wilson
 from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.choosing import Choosing
 from kdq_core.plugins.contract import Model, Needs, Port, Reads, Section
+from kdq_core.plugins.forms import Form, PlacingTarget
 from kdq_core.plugins.hookspecs import API_VERSION, PluginSpec, ReportSection, hookimpl
 from kdq_core.plugins.kinds import (
     Column,
@@ -40,6 +42,7 @@ from kdq_core.store.family import Record
 from kdq_core.store.records import (
     Artifact,
     Checkpoint,
+    ChosenForm,
     Departure,
     EpochRecord,
     EvaluationReport,
@@ -97,15 +100,16 @@ _LAZY = {
 
 __all__ = [
     "API_VERSION", "USER_CODE", "Z95", "Artifact", "Asked", "Attention", "Batch", "BatchNorm", "Batches", "Checkpoint",
-    "Column", "Departure", "Distiller", "Dropout", "EpochRecord", "Estimate", "EvaluationReport", "Evaluator",
-    "FakeQuantize", "Field", "FinishedRun", "FitSpec", "Frozen", "Grid", "LevelsFakeQuantize", "LossTerms", "Metric",
-    "MinMaxFakeQuantize", "Model", "Needs", "OperatorCoverage", "Outputs", "Place", "Plugin", "PluginError",
-    "PluginSpec", "Port", "Quantizer", "Reads", "RecipeError", "Record", "Recurrent", "ReportSection", "Section",
-    "Session", "Shapes", "Split", "Stage", "StageError", "Subject", "TakenFor", "Target", "TeacherOutputs",
-    "TensorSpec", "Times", "TransientError", "View", "Work", "Workload", "departures_of_conversion", "dequantize",
-    "dynamic_linear", "exact", "export_program", "hard_loss", "hookimpl", "is_constant", "mcnemar", "measure_times",
-    "module_path", "outputs_of", "own_norm", "paired", "quantize", "recurrent", "round_to_grid", "student_975",
-    "traced_gru", "traced_lstm", "user_module", "user_object", "why_untraceable", "wilson",
+    "Choosing", "ChosenForm", "Column", "Departure", "Distiller", "Dropout", "EpochRecord", "Estimate",
+    "EvaluationReport", "Evaluator", "FakeQuantize", "Field", "FinishedRun", "FitSpec", "Form", "Frozen", "Grid",
+    "LevelsFakeQuantize", "LossTerms", "Metric", "MinMaxFakeQuantize", "Model", "Needs", "OperatorCoverage", "Outputs",
+    "Place", "PlacingTarget", "Plugin", "PluginError", "PluginSpec", "Port", "Quantizer", "Reads", "RecipeError",
+    "Record", "Recurrent", "ReportSection", "Section", "Session", "Shapes", "Split", "Stage", "StageError", "Subject",
+    "TakenFor", "Target", "TeacherOutputs", "TensorSpec", "Times", "TransientError", "View", "Work", "Workload",
+    "departures_of_conversion", "dequantize", "dynamic_linear", "exact", "export_program", "hard_loss", "hookimpl",
+    "is_constant", "mcnemar", "measure_times", "module_path", "outputs_of", "own_norm", "paired", "quantize",
+    "recurrent", "round_to_grid", "student_975", "traced_gru", "traced_lstm", "user_module", "user_object",
+    "why_untraceable", "wilson",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from kdq_flows.in_hand import keep
 
 ARRAYS = (".npz", ".safetensors")
 TABLES = (".csv", ".parquet", ".pq")
-PTQ = ("quantize", "export", "evaluate")
+PTQ = ("place", "quantize", "export", "evaluate")
 CHAIN = ("train_teacher", "cache_teacher", "distill", *PTQ)
 GATES: list[dict[str, Any]] = [
     {"metric": "coverage_macs", "at_least": 1.0},

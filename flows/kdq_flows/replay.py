@@ -65,6 +65,7 @@ def replay(
         found = differences(lock, pipeline.plan)
         if found and not anyway:
             return Replay(run=lock.recipe.name, ran=False, reproduced=False, differences=found)
+        _choose(lock, pipeline)
         try:
             pipeline.warm_up()
             pipeline.run_inline(_computing(pipeline.plan))
@@ -81,6 +82,18 @@ def replay(
             differences=found,
             bytes=other,
         )
+
+
+def _choose(lock: Lock, pipeline: Pipeline) -> None:
+    """Put what the locked run chose by measuring into the empty store: a second measurement might choose otherwise."""
+    nodes = {node.name: node for node in pipeline.plan.nodes}
+    for stage in lock.stages:
+        node = nodes.get(stage.name)
+        if stage.chosen is None or node is None or node.parents:
+            continue
+        key = node.key({})
+        with pipeline.store.draft(key) as draft:
+            pipeline.store.commit(draft, stage=node.use, key=key, parts=node.full_parts({}), record=stage.chosen)
 
 
 def find_lock(site: Site, asked: str) -> Lock:

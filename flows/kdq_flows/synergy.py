@@ -10,10 +10,11 @@ from pydantic import JsonValue
 
 from kdq_core.errors import RecipeError
 from kdq_core.plugins.catalog import Catalog
+from kdq_core.plugins.choosing import Choosing
 from kdq_core.plugins.kinds import Quantizer
 from kdq_core.reading.recipe_file import recipe_from_document
 from kdq_core.reading.studies import Branch, Study, branch_recipe
-from kdq_core.recipe.spec import DistillSpec, QuantizeSpec, Recipe
+from kdq_core.recipe.spec import DistillSpec, Recipe
 from kdq_core.recipe.study import Axes, MatrixSpec, StudySpec
 from kdq_core.store.records import EvaluationReport, Metric
 from kdq_flows.facts.synergy import Path, Synergy, synergy
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from kdq_flows.run.study import StudyRun
 
 NONE = "none"
-PTQ, QAT = "static", QuantizeSpec().use
+PTQ, QAT = "static", "minmax-qat"
 
 
 def synergy_study(document: Document, *, seeds: int, bits: Sequence[int], distillers: Sequence[str]) -> Study:
@@ -99,10 +100,10 @@ def methods(document: Document, recipe: Recipe, more: Sequence[str], catalog: Ca
 
 
 def _trained(recipe: Recipe, catalog: Catalog) -> str:
-    """The quantizer of the QAT path: the recipe's if it trains, or else the default."""
+    """The quantizer of the QAT path: the recipe's if it names one that trains, or else `minmax-qat`."""
     built = catalog.build("quantizer", recipe.quantize.use, recipe.quantize.options)
     assert isinstance(built, Quantizer)
-    return recipe.quantize.use if built.trains else QAT
+    return recipe.quantize.use if built.trains and not isinstance(built, Choosing) else QAT
 
 
 def synergy_of(run: StudyRun, bits: Sequence[int]) -> Synergy:

@@ -12,6 +12,7 @@ from kdq_core.errors import StoreError
 from kdq_core.frozen import Frozen
 from kdq_core.plan.plan import Node, Plan
 from kdq_core.plan.study import SharedNode, StudyPlan
+from kdq_core.store.records import ChosenForm
 from kdq_core.store.store import Store
 
 NAMED = 8
@@ -22,7 +23,7 @@ COMPARED = 16
 
 
 class Forecast(Frozen):
-    """What a run would do with one stage, and why."""
+    """What a run would do with one stage, and why; of a cached choice, what was chosen."""
 
     stage: str
     state: Literal["cached", "run", "damaged"]
@@ -59,7 +60,8 @@ def foresee(node: Node, digests: Mapping[str, str], store: Store) -> tuple[Forec
     if entry is None:
         why = _why(node, node.full_parts(digests), store, [])
         return Forecast(stage=node.name, state="run", key=key, why=why), None
-    return Forecast(stage=node.name, state="cached", key=key, why=""), entry.digest
+    said = entry.record.said() if isinstance(entry.record, ChosenForm) else ""
+    return Forecast(stage=node.name, state="cached", key=key, why=said), entry.digest
 
 
 def forecast_study(plan: StudyPlan, store: Store) -> Iterator[tuple[SharedNode, Forecast]]:

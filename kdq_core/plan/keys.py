@@ -65,6 +65,7 @@ class KeyParts:
         self._sections: dict[str, Any] = {}
         named = named_plugins(asked.recipe)
         self._all = [(kind, name, asked.plugin(kind, name, options)) for kind, name, options, _ in named]
+        self._all += [("quantizer", name, asked.plugin("quantizer", name, {})) for name in asked.ways]
 
     def of(self, wired: Wired, before: dict[str, Wired]) -> dict[str, Any]:
         """The parts of one stage's key.

@@ -18,7 +18,7 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.cpu import cpu_name
 from kdq_core.plan.plan import Plan
 from kdq_core.recipe.spec import Recipe
-from kdq_core.store.records import Digest, EvaluationReport
+from kdq_core.store.records import ChosenForm, Digest, EvaluationReport
 from kdq_core.store.store import Entry
 
 SUFFIX = ".lock.json"
@@ -39,6 +39,9 @@ class LockedStage(Frozen):
     parts: dict[str, JsonValue]
     key: str = Field(default="", description="key of its entry; empty before it ran")
     files: dict[str, Digest] = Field(default={}, description="sha256 of its files by name; empty before it ran")
+    chosen: ChosenForm | None = Field(
+        default=None, description="what the stage chose by measuring; a replay takes it, since times never repeat"
+    )
 
 
 class Lock(Frozen):
@@ -100,10 +103,17 @@ def locked(plan: Plan, entries: Mapping[str, Entry], teachers: Mapping[str, str]
                 parts=node.parts,
                 key=entries[node.name].manifest.key if node.heavy and node.name in entries else "",
                 files=files_of(entries[node.name]) if node.heavy and node.name in entries else {},
+                chosen=chosen_of(entries.get(node.name)),
             )
             for node in plan.nodes
         ),
     )
+
+
+def chosen_of(entry: Entry | None) -> ChosenForm | None:
+    """What the stage of an entry chose by measuring."""
+    record = None if entry is None else entry.record
+    return record if isinstance(record, ChosenForm) else None
 
 
 def files_of(entry: Entry) -> dict[str, str]:

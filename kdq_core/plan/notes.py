@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from kdq_core.plugins.asked import Asked
+from kdq_core.plugins.budget import shared_schedule
 from kdq_core.plugins.wiring import Wired, measured_of
 from kdq_core.reading.teachers import all_onnx
-from kdq_core.recipe.spec import DistillSpec, FitSpec, Recipe, Site, TeacherSpec, TransferSpec
+from kdq_core.recipe.spec import DistillSpec, FitSpec, QatFitSpec, Recipe, Site, TeacherSpec, TransferSpec
 from kdq_core.recipe.teacher import CacheSpec, MemberSpec
 
 SECTIONS = {name: name for name in ("teacher", "student", "distill", "quantize", "target", "evaluate")} | {
@@ -36,6 +37,8 @@ def without_effect(asked: Asked, wired: Sequence[Wired]) -> Iterator[str]:
         yield from _of_teacher(recipe)
     if "distill" in read:
         yield from _of_distill(recipe)
+    if "quantize" in read:
+        yield from _of_schedule(asked)
 
 
 NOT_LISTED = "the recipe does not list the stage 'cache_teacher'"
@@ -44,6 +47,34 @@ NOT_LISTED = "the recipe does not list the stage 'cache_teacher'"
 def _kept(recipe: Recipe) -> bool:
     """Whether the recipe lists the stage that keeps the teacher's outputs."""
     return any(use.stage_name == "cache_teacher" for use in recipe.stages)
+
+
+def _of_schedule(asked: Asked) -> Iterator[str]:
+    """Report settings that a schedule, which `distill` and `quantize` share, leaves without effect."""
+    recipe, schedule = asked.recipe, shared_schedule(asked)
+    if schedule is None:
+        if recipe.budget:
+            yield "'budget' does nothing, since 'quantize' does not come right after one 'distill' in 'stages'"
+        return
+    if recipe.budget and recipe.distill.fit.epochs != FitSpec().epochs:
+        yield "'distill.fit.epochs' does nothing, since 'budget' has the epochs"
+    if not schedule.tail:
+        return
+    fit, usual = recipe.quantize.fit, QatFitSpec()
+    other = [f"'{name}'" for name in QatFitSpec.model_fields if getattr(fit, name) != getattr(usual, name)]
+    if other := [name for name in other if name != "'epochs'"]:
+        does = "does" if len(other) == 1 else "do"
+        yield (
+            f"{', '.join(other)} of 'quantize.fit' {does} nothing, since a quantizer trains in the last epochs "
+            "of 'distill.fit'"
+        )
+    if schedule.tail < fit.epochs:
+        yield f"'quantize.fit.epochs' is {schedule.tail}, not {fit.epochs}, since one epoch at least is in float"
+    if schedule.stops:
+        yield (
+            f"the float student stops after {schedule.kept} of {schedule.epochs} epochs, and its quantizer trains the "
+            "others"
+        )
 
 
 def _of_distill(recipe: Recipe) -> Iterator[str]:

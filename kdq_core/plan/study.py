@@ -6,12 +6,14 @@ before anything runs. Nodes of equal identity get equal keys, so KDQ runs them o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
 
 from kdq_core.plan.plan import Node, Plan
+from kdq_core.reading.matrix import names_of, unique
 from kdq_core.recipe.study import Axes
 from kdq_core.store.hashing import canonical, sha256_of
 
@@ -49,12 +51,15 @@ class SharedNode:
 
     Attributes:
         identity: see the module.
+        title: its name in the study: `train_teacher`; of several such nodes `quantize@weights=8`, by what their
+            branches have in common; of a node that serves one branch alone `export@use=lsq,weights=8`, by that branch.
         node: the node as its first branch has it.
         branches: names of the branches that it serves, in order.
         parents: identities of the nodes that it reads.
     """
 
     identity: str
+    title: str
     node: Node
     branches: tuple[str, ...]
     parents: tuple[str, ...]
@@ -81,12 +86,34 @@ class StudyPlan:
             identity = branch.identities[node.name]
             serving.setdefault(identity, []).append(branch.name)
             first.setdefault(identity, (branch, node))
+        titles = self._titles({identity: node.name for identity, (_, node) in first.items()}, serving)
         return {
             identity: SharedNode(
-                identity, node, tuple(serving[identity]), tuple(branch.identities[p] for p in node.parents.values())
+                identity,
+                titles[identity],
+                node,
+                tuple(serving[identity]),
+                tuple(branch.identities[p] for p in node.parents.values()),
             )
             for identity, (branch, node) in first.items()
         }
+
+    def _titles(self, names: Mapping[str, str], serving: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
+        """A title for each node by identity, no two alike."""
+        found = {identity: f"{name}@{serving[identity][0]}" for identity, name in names.items()}
+        axes = {branch.name: branch.axes for branch in self.branches}
+        counted = Counter(names.values())
+        shared: dict[str, list[str]] = {}
+        for identity, name in names.items():
+            if len(serving[identity]) > 1:
+                shared.setdefault(name, []).append(identity)
+        for name, several in shared.items():
+            if counted[name] == 1:
+                found[several[0]] = name
+                continue
+            common = names_of([_common([axes[branch] for branch in serving[identity]]) for identity in several])
+            found |= {identity: f"{name}@{what}" for identity, what in zip(several, common, strict=True)}
+        return dict(zip(found, unique(found.values()), strict=True))
 
     def branch(self, name: str) -> PlannedBranch:
         """The branch of that name."""
@@ -94,6 +121,12 @@ class StudyPlan:
 
     def _each(self) -> Iterator[tuple[PlannedBranch, Node]]:
         return ((branch, node) for branch in self.branches for node in branch.plan.nodes)
+
+
+def _common(branches: Sequence[Axes]) -> Axes:
+    """The values of axes that branches have in common."""
+    first, *others = branches
+    return {axis: value for axis, value in first.items() if all(other.get(axis) == value for other in others)}
 
 
 class Branched(Protocol):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from kdq_core.plugins.choosing import Choosing
 from kdq_core.plugins.kinds import Distiller, Evaluator, Plugin, Quantizer, Target, Workload
 
 if TYPE_CHECKING:
@@ -55,6 +56,24 @@ class Asked:
     def quantizer(self) -> Quantizer:
         """The recipe's quantizer."""
         found = self.plugin("quantizer", self.recipe.quantize.use, self.recipe.quantize.options)
+        assert isinstance(found, Quantizer)
+        return found
+
+    @cached_property
+    def ways(self) -> tuple[str, ...]:
+        """Names of the quantizers that a run chooses among, the first to try first; empty if the recipe names one.
+
+        What only training can give, `control` or a quantization loss, leaves the last one alone.
+        """
+        spec, quantizer = self.recipe.quantize, self.quantizer
+        if not isinstance(quantizer, Choosing):
+            return ()
+        found = quantizer.ways(spec.fewest_bits)
+        return found[-1:] if spec.control or spec.weight_loss else found
+
+    def way(self, name: str) -> Quantizer:
+        """The quantizer of one of the `ways`, with its defaults."""
+        found = self.plugin("quantizer", name, {})
         assert isinstance(found, Quantizer)
         return found
 

@@ -71,7 +71,7 @@ class Work(Protocol):
 
     @property
     def target(self) -> Target:
-        """The recipe's target."""
+        """The recipe's target; with an input `placement`, in the form that the stage `place` chose."""
 
     def has(self, port: str) -> bool:
         """Whether an optional input is there."""

@@ -67,7 +67,8 @@ def insert_bias_rounding(prepared: fx.GraphModule, places: Sequence[Place]) -> N
         for node in prepared.graph.nodes
         if node.op == "call_module" and isinstance(modules[node.target], FakeQuantize)
     }
-    names = {place.name for place in places if place.role == "weight" and place.operator in ("conv", "linear")}
+    weights = [place for place in places if place.role == "weight" and not place.weight_only]
+    names = {place.name for place in weights if place.operator in ("conv", "linear")}
     holder = nn.ModuleDict()
     prepared.add_module("bias_rounding", holder)
     for call, weight in calls.items():

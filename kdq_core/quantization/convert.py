@@ -161,14 +161,14 @@ class _Converter:
             count = int(q.shape[1 if op.target is EMBEDDING else 0])
             grid = replace(grid, scale=grid.scale.expand(count), zero_point=grid.zero_point.expand(count))
         if op.target is EMBEDDING:
-            self._table(op, grid, q)
+            (self._float_table if place.weight_only else self._table)(op, grid, q)
             return
         source = cast(fx.Node, op.args[0])
         if source.op == "call_module" and isinstance(self.model.get_submodule(str(source.target)), RoundDynamically):
             self._dynamic(op, cast(fx.Node, source.args[0]), q, *self._folded(op, grid, q, channels))
             return
-        input_scale = self.scales.get(source)
-        if input_scale is None and self.weight_only:
+        input_scale = None if place.weight_only else self.scales.get(source)
+        if input_scale is None and (self.weight_only or place.weight_only):
             scale, bias = self._folded(op, grid, q, channels)
             scale = scale.reshape(len(scale), -1)  # a scale per channel becomes one part per channel
             self._write(place, op, q, scale.clamp(min=LEAST_SCALE), bias, None)
@@ -202,6 +202,15 @@ class _Converter:
         with self.graph.inserting_after(op):
             wide = self.graph.call_function(DEQUANTIZE, (op, scales, zeros, last, op.name))
         op.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
+
+    def _float_table(self, op: fx.Node, grid: Grid, q: Tensor) -> None:
+        """Let an embedding look up floats; its integers are stored by column, each with its scale."""
+        table = self._buffer(f"{op.name}_weight", q.T.to(torch.int8).contiguous())
+        scales = self._buffer(f"{op.name}_weight_scale", grid.scale.float()[:, None].clone())
+        with self.graph.inserting_before(op):
+            columns = self.graph.call_function(DEQUANTIZE, (table, scales, None, 0, op.name))
+            rows = self.graph.call_function(torch.ops.aten.t.default, (columns,))
+        op.args = (rows, *op.args[1:])
 
     def _value(self, node: Any) -> Tensor:
         return constant_value(self.model, node).detach()

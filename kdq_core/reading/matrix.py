@@ -139,10 +139,11 @@ def names_of(branches: Sequence[Axes]) -> list[str]:
     axes = dict.fromkeys(axis for branch in branches for axis in branch)
     titles = dict(_titles(list(axes)))
     names = [",".join(f"{titles[axis]}={_value(value)}" for axis, value in branch.items()) for branch in branches]
-    return list(_unique(name[:LONGEST].rstrip(",=") or "base" for name in names))
+    return list(unique(name[:LONGEST].rstrip(",=") or "base" for name in names))
 
 
-def _unique(names: Iterable[str]) -> Iterator[str]:
+def unique(names: Iterable[str]) -> Iterator[str]:
+    """The names, with `+2`, `+3` at those that were there before."""
     seen: set[str] = set()
     for name in names:
         numbered = (f"{name}+{number}" for number in itertools.count(2))

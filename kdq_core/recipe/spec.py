@@ -273,7 +273,11 @@ class Rule(Frozen):
 class QuantizeSpec(Frozen):
     """Quantization of the student. A quantizer that trains uses the distillation loss."""
 
-    use: PluginName = Field(default="minmax-qat", description="name of the quantizer")
+    use: PluginName = Field(
+        default="auto",
+        description="name of the quantizer; auto: KDQ calibrates first, and trains where that loses too much or bits "
+        "are few",
+    )
     options: dict[str, JsonValue] = Field(default={}, description="the quantizer's own fields")
     weights: Bits = Field(default=8, description="bits of the weights, 2 to 8")
     activations: Bits = Field(default=8, description="bits of the activations, 2 to 8")
@@ -320,6 +324,22 @@ class QuantizeSpec(Frozen):
     )
     control: bool = Field(
         default=False, description="also quantize without the teacher, and report what the teacher gains"
+    )
+
+    @property
+    def fewest_bits(self) -> int:
+        """The fewest bits that the section asks for, of weights or activations of any layer."""
+        ruled = [bits for rule in self.rules for bits in (rule.weights, rule.activations) if bits is not None]
+        return min(self.weights, self.activations, *ruled)
+
+
+class BudgetSpec(Frozen):
+    """Epochs that `distill` and `quantize` share, on one learning-rate schedule: that of `distill.fit`."""
+
+    epochs: int = Field(
+        ge=2,
+        le=10_000,
+        description="epochs of each student in all; if a quantizer trains, the last `quantize.fit.epochs` of them",
     )
 
 
@@ -376,6 +396,11 @@ class Recipe(Frozen):
     student: StudentSpec = StudentSpec()
     distill: DistillSpec = DistillSpec()
     quantize: QuantizeSpec = QuantizeSpec()
+    budget: BudgetSpec | None = Field(
+        default=None,
+        description="epochs of `distill` and `quantize` together, in place of the epochs of `distill.fit`; null: see "
+        "`budget` below",
+    )
     target: Use = Use(use="onnxruntime-cpu")
     evaluate: tuple[Use, ...] = Field(default=tuple(Use(use=name) for name in DEFAULT_EVALUATORS), min_length=1)
     gates: tuple[Gate, ...] = DEFAULT_GATES

@@ -14,7 +14,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 PluginName = Annotated[str, AfterValidator(lambda name: name.removeprefix("kdq/"))]
 """A plug-in's name in a recipe. One of KDQ's own has the same key whether its distribution is written or not."""
 
-DEFAULT_STAGES = ("train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register")
+DEFAULT_STAGES = ("train_teacher", "cache_teacher", "distill", "place", "quantize", "export", "evaluate", "register")
 
 
 class RetrySpec(Frozen):

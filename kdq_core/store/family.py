@@ -23,6 +23,9 @@ FAMILY: dict[str, type[Record]] = {}
 class Record(Frozen):
     """The result of a stage. A subclass states its type: `type: Literal["pruned-student"] = "pruned-student"`.
 
+    A field `timings` is for measured times. It does not count for the digest of the entry, so stages that read the
+    record stay cached if it is measured again with the same other fields.
+
     Raises:
         PluginError: on definition of a subclass, if another class has the same `type`.
     """

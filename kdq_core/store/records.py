@@ -74,6 +74,26 @@ class Surgery(Frozen):
     steps: JsonValue = Field(description="its own description of the change, as plain values")
 
 
+class Choice(Frozen):
+    """The quantizer that a run took among several, and why."""
+
+    use: str = Field(description="name of the quantizer")
+    why: str = Field(description="the reason in words, with the figures that decided")
+    metric: Literal["top1", "loss", ""] = Field(
+        description="what was compared on the validation split: top1, or the hard loss; empty: nothing"
+    )
+    values: dict[str, Measured] = Field(default={}, description="its value, by quantizer; `float` is the float student")
+    samples: int = Field(default=0, ge=0, description="number of labels that were compared")
+    tolerance: float = Field(ge=0, description="what calibration was allowed to lose")
+
+
+class Kept(Frozen):
+    """The weights of a float student before the last part of its schedule."""
+
+    weights: str = Field(description="safetensors file in the entry")
+    epoch: int = Field(ge=1, description="the epochs that it had trained")
+
+
 class Checkpoint(Record):
     """Weights of a model that can still be trained."""
 
@@ -94,10 +114,14 @@ class Checkpoint(Record):
     answers: dict[str, JsonValue] = Field(
         default={}, description="for teachers: the settings that make answers of their weights"
     )
+    choice: Choice | None = Field(
+        default=None, description="of a quantized student: the quantizer, if the run chose it"
+    )
+    kept: Kept | None = Field(default=None, description="of a float student: where training with quantizers may begin")
 
     def files_named(self) -> tuple[str, ...]:
         """The weights."""
-        return (self.weights,)
+        return (self.weights, *([self.kept.weights] if self.kept else []))
 
 
 class StoredTensor(Frozen):
@@ -140,6 +164,53 @@ class TensorSpec(Frozen):
     shape: tuple[int, ...]
 
 
+class TimedForm(Frozen):
+    """One form of the file that the stage `place` wrote and measured."""
+
+    name: str = Field(description="such as 'gru in float'")
+    floats: int = Field(default=0, ge=0, description="number of operators that compute in float in it by choice")
+    milliseconds: Measured = Field(description="median time of a call")
+    speedup: Measured = Field(description="time of the float file / its time")
+    low: Measured = Field(description="lower end of the 99 % interval of that")
+    high: Measured = Field(description="upper end of the 99 % interval of that")
+
+
+class ChosenForm(Record):
+    """The form of the file that is the fastest on a machine; what stands on it has the same form.
+
+    The measured times do not count for the digest: two measurements with the same choice are the same entry.
+    """
+
+    type: str = "placement"
+    form: str = Field(description="name of the form; 'int8' if all is int8 that can be")
+    options: dict[str, JsonValue] = Field(default={}, description="options of the target that give this form")
+    floats: tuple[str, ...] = Field(
+        default=(), description="operators that compute in float because int8 was measured slower, as `path:type`"
+    )
+    batch_size: int = Field(description="samples in a call")
+    timings: tuple[TimedForm, ...] = Field(default=(), description="every form that was measured; the first is 'int8'")
+
+    def said(self) -> str:
+        """What was chosen, and why."""
+        at = f"at batch {self.batch_size}"
+        if not self.timings:
+            return f"all int8; nothing is in doubt {at}"
+        mine = next(one for one in self.timings if one.name == self.form)
+        slower = "; no form is as fast as float" if mine.high < 1 else ""
+        if not self.options:
+            return f"all int8, {_times_float(mine)} {at}; {_measured(self.timings)}{slower}"
+        return f"{self.form}: {_times_float(mine)} {at}, all int8 {_times_float(self.timings[0])}{slower}"
+
+
+def _times_float(one: TimedForm) -> str:
+    return f"{one.speedup:.3g}x the speed of float ({one.low:.3g} to {one.high:.3g})"
+
+
+def _measured(timings: tuple[TimedForm, ...]) -> str:
+    others = ", ".join(one.name for one in timings[1:])
+    return f"no faster: {others}" if others else "nothing is in doubt"
+
+
 class OperatorCoverage(Frozen):
     """How one operator of the original graph runs in the runtime's own optimised graph."""
 
@@ -148,6 +219,7 @@ class OperatorCoverage(Frozen):
     kernel: str = Field(description="operator type in the optimised graph, such as QLinearConv")
     int8: bool
     reason: str = Field(default="", description="why it is float; empty for int8")
+    by_choice: bool = Field(default=False, description="whether it is float because int8 was measured slower")
     macs: int = Field(default=0, ge=0, description="multiply-accumulates with weights, for one sample")
     activation_macs: int = Field(
         default=0, ge=0, description="multiply-accumulates between activations, for one sample, as in attention"
@@ -178,6 +250,7 @@ class Artifact(Record):
     output_scales: tuple[float | None, ...] = Field(description="LSB of each output; null for a float output")
     weight_bits_used: int = Field(description="7 where the CPU lacks VNNI and 8-bit products could saturate")
     operators: tuple[OperatorCoverage, ...] = ()
+    quantizer: str = Field(default="", description="its quantizer, if KDQ chose it; empty: the recipe's")
 
     def file_of(self, model: str) -> str | None:
         """Name of a model's file in the entry."""

@@ -68,8 +68,12 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """sha256 of the stage's record and files; the parts of its key do not count."""
+        """sha256 of the stage's record and files; the parts of its key do not count, nor does the record's `timings`.
+
+        Times never repeat, and what stands on a choice depends on the choice.
+        """
         content = self.manifest.model_dump(mode="json", include={"record", "files"})
+        content["record"].pop("timings", None)
         return sha256_of(canonical(content))
 
     def file(self, name: str) -> Path:

@@ -13,8 +13,8 @@ from kdq_core.quantization.placing import placed
 from kdq_core.quantization.prepare import prepare, set_phase
 from kdq_core.recipe.spec import QuantizeSpec
 from kdq_core.tensors import Batch
-from kdq_core.testing.targets import Ranges
 from kdq_core.testing.toys import CONV_NET, Toy
+from kdq_core.work.forms import Ranges
 
 if TYPE_CHECKING:
     from pathlib import Path

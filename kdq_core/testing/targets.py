@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from kdq_core.plugins.kinds import Quantizer
+from kdq_core.plugins.forms import PlacingTarget
 from kdq_core.quantization.capture import capture
-from kdq_core.quantization.minmax import MinMaxFakeQuantize
 from kdq_core.testing.declared import Tell, described, silent
+from kdq_core.testing.forms import check_forms
 from kdq_core.testing.quantizers import check_quantizer
 from kdq_core.testing.toys import CONV_NET, Toy
+from kdq_core.work.forms import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 
 CLOSE = 1e-3
 """Largest difference between a float model and its file, as a share of the largest output."""
-
-
-class Ranges(Quantizer):
-    """Moving ranges, as the plainest quantizer has them."""
-
-    def fake_quantizer(self, place: Place) -> MinMaxFakeQuantize:
-        """A new fake-quantizer for `place`."""
-        return MinMaxFakeQuantize(place)
 
 
 class WeightRanges(Ranges):
@@ -49,6 +42,8 @@ def check_target(target: Target, *, toys: Sequence[Toy] = (CONV_NET,), tell: Tel
     - The file of a float model gives the model's outputs for any batch size, and `signature` says so.
     - The quantized model keeps every promise that `check_quantizer` checks. If the target gives no place to an
       activation, only weights are quantized.
+    - Each form that a target names for the stage `place` runs and gives what its simulation gives, with its operators
+      in float; the last one has no layer in int8.
 
     Args:
         target: the plug-in, with the options to check.
@@ -74,6 +69,9 @@ def check_target(target: Target, *, toys: Sequence[Toy] = (CONV_NET,), tell: Tel
         tell(f"the float file of the {toy.name} gives what the model gives")
         static = any(place.role == "activation" for place in places)
         check_quantizer(Ranges() if static else WeightRanges(), target=target, toys=(toy,), tell=tell)
+        if isinstance(target, PlacingTarget):
+            check_forms(target, toy)
+            tell(f"the forms of the {toy.name} give what their simulations give")
 
 
 def check_places(graph: GraphModule, places: Sequence[Place]) -> None:

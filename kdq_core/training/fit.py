@@ -70,6 +70,8 @@ def fit(
     hooks: FitHooks | None = None,
     resume: Path | None = None,
     due: Due | None = None,
+    first: int = 0,
+    last: int | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train `model` in place, and leave it in eval mode and float32. A model with 2-D convolutions runs channels last.
 
@@ -88,9 +90,11 @@ def fit(
             without interruption. With it, `fit` also survives a lack of memory: it goes back to the state kept last,
             and computes smaller micro-batches. The file beside it with the ending `.micro` remembers their size.
         due: when the state is kept within an epoch; by default only between epochs.
+        first: epochs of the schedule that are done before this fit. It counts epochs and steps from there.
+        last: epochs of the schedule that are done after this fit; by default all.
 
     Returns:
-        One record for each epoch.
+        One record for each epoch of this fit.
 
     Raises:
         StageError: the loss is not finite, or scoring changed the model.
@@ -103,7 +107,8 @@ def fit(
     optimizer = make_optimizer(model, spec)
     model, optimizer = accelerator.prepare(model, optimizer)
     micro = MicroBatch(None if resume is None else resume.with_suffix(MICRO))
-    run = _Fit(model, loss, optimizer, spec, accelerator, hooks, micro, resume, due or Due())
+    span = range(first, spec.epochs if last is None else last)
+    run = _Fit(model, loss, optimizer, spec, accelerator, hooks, micro, resume, due or Due(), span)
     run.per_epoch = math.ceil(samples / spec.batch_size)
     run.tell_of_ranks()
     while not run.tried(batches, planes=layout is not None):
@@ -162,6 +167,7 @@ class _Fit:
     micro: MicroBatch
     file: Path | None
     due: Due
+    span: range
     per_epoch: int = 1
     progress: Progress = field(default_factory=Progress)
 
@@ -176,7 +182,7 @@ class _Fit:
         """Fit from the state kept last; whether the memory was enough for it."""
         self._load(planes=planes)
         try:
-            for epoch in range(len(self.progress.history), self.spec.epochs):
+            for epoch in self.span[len(self.progress.history) :]:
                 self._epoch(batches(epoch), epoch)
         except Exception as error:
             alone, batch_size = self.accelerator.num_processes == 1, self.spec.batch_size
@@ -221,7 +227,7 @@ class _Fit:
         record = EpochRecord(epoch=epoch + 1, values=values)
         self.progress = Progress([*self.progress.history, record])
         self.hooks.on_epoch(record)
-        if epoch + 1 < self.spec.epochs:
+        if epoch + 1 < self.span.stop:
             self._keep()
             self._check_stop(epoch + 1)
 

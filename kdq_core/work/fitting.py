@@ -37,6 +37,8 @@ def fitted(
     scheduled: Mapping[str, float] | None = None,
     read: Callable[[Batch], Batch] = lambda batch: batch,
     hooks: Mapping[str, Callable[..., None]],
+    first: int = 0,
+    last: int | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Fit `model` on the training split, or resume its unfinished fit.
 
@@ -53,6 +55,8 @@ def fitted(
         scheduled: values that KDQ adds to the curves at the end of each epoch.
         read: selects the inputs of a batch that the model reads.
         hooks: further hooks of `FitHooks`, by name.
+        first: epochs of the schedule that are done before; see `kdq_core.training.fit.fit`.
+        last: epochs of the schedule that are done afterwards; by default all.
     """
     workload, number = work.workload, max(len(work.fits), work.number)
     work.fits.append(number)
@@ -66,6 +70,10 @@ def fitted(
         for batch in training_batches(work, epoch, spec.batch_size):
             yield replace(read(batch), view=batch.view)
 
+    def shown_step(done: int, total: int, value: float) -> None:
+        begin, end = (total * epochs // spec.epochs for epochs in (first, spec.epochs if last is None else last))
+        work.progress(done - begin, end - begin, _note(done, total, spec.epochs, value))
+
     with stopping_on_sigterm() as stop:
         score = _scoring(work, where, read, stop)
         history = fit(
@@ -77,9 +85,11 @@ def fitted(
             accelerator=where,
             resume=work.scratch / f"fit{number or ''}.safetensors",
             due=Due(retry.checkpoint_seconds, retry.checkpoint_steps),
+            first=first,
+            last=last,
             hooks=FitHooks(
                 score=lambda model: {**score(model), **(scheduled or {})},
-                on_step=lambda done, total, value: work.progress(done, total, _note(done, total, spec.epochs, value)),
+                on_step=shown_step,
                 on_epoch=lambda record: work.emit(_event(work, named(record))),
                 on_smaller=lambda text: work.emit({"event": "note", "text": text}),
                 stop=stop,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -19,12 +20,13 @@ from kdq_core.quantization.equalize import equalize
 from kdq_core.quantization.prepare import set_phase, weights_of
 from kdq_core.quantization.refine import correct_biases, reestimate_batch_norm
 from kdq_core.recipe.spec import QuantizeSpec
-from kdq_core.store.records import Checkpoint, EpochRecord
+from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
 from kdq_core.training.finite import odd_samples_of, why_odd
 from kdq_core.training.fit import Loss
 from kdq_core.training.losses import hard_loss, validation
 from kdq_core.training.rows import to_device
+from kdq_core.work.budget import go_back, shared, whole_fit
 from kdq_core.work.data import EVALUATION_BATCH
 from kdq_core.work.quantized import prepared
 from kdq_core.work.teaching import float_student, student_and_loss_of
@@ -34,17 +36,26 @@ if TYPE_CHECKING:
     from kdq_core.work.work import StageWork
 
 
-def calibrated(work: StageWork) -> Checkpoint:
+@dataclass(frozen=True)
+class Trained:
+    """A quantized student, its curves, and further fields of its record."""
+
+    model: GraphModule
+    history: History
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
+def calibrated(work: StageWork) -> Trained:
     """Quantize the student with ranges from calibration data; no weight is trained."""
     device = work.accelerator(exact=True).device
     _, model = started(work, device)
     finished(work, model, device)
     score = validation(work.workload, device, EVALUATION_BATCH)
     history = (EpochRecord(epoch=1, values=dict(score(model.eval()))),)
-    return work.checkpoint(model, history)
+    return Trained(model, history)
 
 
-def trained(work: StageWork) -> Checkpoint:
+def trained(work: StageWork) -> Trained:
     """Train the student with quantizers in place: on hard labels and, if there is a teacher, on its outputs.
 
     If the recipe asks for a control, KDQ trains a second quantized student without the teacher.
@@ -52,12 +63,12 @@ def trained(work: StageWork) -> Checkpoint:
     accelerator, spec = work.accelerator(exact=True), work.section("quantize")
     device = accelerator.device
     student, model = started(work, device)
-    before = _calibrated_values(work, model, device)
+    before = {} if shared(work) else _calibrated_values(work, model, device)  # of a student in the midst of a schedule
     own = spec.taught_by == "student"
     if not own and not work.has("teacher"):
         work.seeded("quantize/fit")
         history = _fitted(work, model, hard_loss(work.workload), model, accelerator)
-        return work.checkpoint(model, history, untrained=before)
+        return Trained(model, history, {"untrained": before})
     module, soft = student_and_loss_of(
         work, model, device, plain=student, teacher=float_student(work, device) if own else None
     )
@@ -67,16 +78,17 @@ def trained(work: StageWork) -> Checkpoint:
         return _fitted(work, module, soft, model, accelerator)
 
     if not spec.control:
-        return work.checkpoint(model, fit(), compared=soft.compared, untrained=before)
+        return Trained(model, fit(), {"compared": soft.compared, "untrained": before})
 
     def fit_twin(at: StageWork, twin: nn.Module, hard: Loss) -> History:
         assert isinstance(twin, GraphModule)
         return _fitted(at, twin, hard, twin, accelerator)
 
     history, gained = with_gains(
-        work, model, fit, lambda: started(work, device)[1], fit_twin, batch_size=spec.fit.batch_size, device=device
-    )
-    return work.checkpoint(model, history, gains=gained, compared=soft.compared, untrained=before)
+        work, model, fit, lambda: started(work, device)[1], fit_twin,
+        batch_size=whole_fit(work, spec.fit).batch_size, device=device,
+    )  # fmt: skip
+    return Trained(model, history, {"gains": gained, "compared": soft.compared, "untrained": before})
 
 
 def _calibrated_values(work: StageWork, model: GraphModule, device: torch.device) -> dict[str, float]:
@@ -89,6 +101,7 @@ def started(work: StageWork, device: torch.device) -> tuple[nn.Module, GraphModu
     """Load the student, and prepare and calibrate its graph on `device`; each call gives the same values."""
     spec = work.section("quantize")
     student = work.model("student")
+    go_back(work, student)
     work.seeded("quantize")
     graph = capture(student, work.example())
     if spec.reestimate_batch_norm and all(m.fixed for m in graph.modules() if isinstance(m, BatchNorm)):
@@ -116,16 +129,21 @@ def _fitted(
     The phase depends on the step alone, so a resumed fit gives the same bits as one that was not interrupted.
     """
     spec = work.section("quantize")
-    whole, enter = with_weight_loss(loss, model, spec.weight_loss), phases(spec, model)
+    schedule, fit = shared(work), whole_fit(work, spec.fit)
+    first = 0 if schedule is None else schedule.kept
+    whole, enter = with_weight_loss(loss, model, spec.weight_loss), phases(spec, model, fit.epochs - first)
     soft = loss if isinstance(loss, DistillationLoss) else None
 
     def before_step(done: int, total: int) -> None:
-        enter(done, total)
+        before = first * total // fit.epochs
+        enter(done - before, total - before)
         if soft is not None:
             soft.before_step(done, total)
 
     scheduled = None if soft is None else soft.scheduled
-    history = work.fit(module, whole, spec.fit, accelerator=accelerator, scheduled=scheduled, before_step=before_step)
+    history = work.fit(
+        module, whole, fit, accelerator=accelerator, scheduled=scheduled, before_step=before_step, first=first
+    )
     finished(work, model, accelerator.device)
     return history
 
@@ -158,13 +176,19 @@ def with_weight_loss(loss: Loss, model: GraphModule, factor: float) -> Loss:
     return both
 
 
-def phases(spec: QuantizeSpec, model: GraphModule) -> Callable[[int, int], None]:
-    """Make a function that sets the phase of `model` before a step, from the steps done and the steps in all."""
+def phases(spec: QuantizeSpec, model: GraphModule, epochs: int) -> Callable[[int, int], None]:
+    """Make a function that sets the phase of `model` before a step, from the steps done and the steps in all.
+
+    Args:
+        spec: says after which share of the steps a phase begins.
+        model: from `prepare`.
+        epochs: that the quantized student trains.
+    """
     now: list[bool] = []
 
     def enter(done: int, total: int) -> None:
         shares = (spec.freeze_observers, spec.freeze_batch_norm)
-        still = [done >= _begin(share, spec.fit.epochs, total) for share in shares]
+        still = [done >= _begin(share, epochs, total) for share in shares]
         if still != now:
             now[:] = still
             set_phase(model, observe=not still[0], quantize=True, freeze_batch_norm=still[1])

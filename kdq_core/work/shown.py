@@ -14,10 +14,12 @@ from kdq_core.frozen import Frozen
 from kdq_core.plan.keys import site_of
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.contract import Port, Reads
+from kdq_core.plugins.forms import PlacingTarget
 from kdq_core.plugins.kinds import Distiller, Evaluator, Kind, Quantizer, Target, Workload
 from kdq_core.plugins.wiring import Wired
 from kdq_core.recipe.spec import Site
 from kdq_core.store.family import Record
+from kdq_core.store.records import Checkpoint, ChosenForm
 from kdq_core.store.store import Entry
 from kdq_core.work.guarded import guarded, reads_data, shown_of, without_data
 
@@ -36,7 +38,7 @@ OPTIONS_IN = {
     "evaluator": "evaluate",
 }
 """The section that holds the options of each kind of plug-in."""
-PLAIN = {"kdq", "name", "seed", "stages", "retry"}
+PLAIN = {"kdq", "name", "seed", "stages", "retry", "budget"}
 """Fields of a recipe that are not sections."""
 
 
@@ -54,6 +56,7 @@ class Shown:
         tracking_run: MLflow's id of the run, for a stage that computes nothing.
         lock: the lock of the run so far as JSON, for a stage that computes nothing.
         number: number of the fit, from 0, in a stage that has several.
+        way: the quantizer to work with, of those that a run chooses among.
     """
 
     wired: Wired
@@ -67,6 +70,7 @@ class Shown:
     lock: str | None = None
     number: int = 0
     fits: list[int] = field(default_factory=list)
+    way: str | None = None
 
     @property
     def title(self) -> str:
@@ -116,15 +120,29 @@ class Shown:
 
     @property
     def quantizer(self) -> Quantizer:
-        """The recipe's quantizer."""
+        """The recipe's quantizer, or the one that the run chose for the quantized student at an input."""
         self._check_plugin("quantizer")
-        return self._asked.quantizer
+        way = self.chosen
+        return self._asked.quantizer if way is None else self._asked.way(way)
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the quantizer that the run chose among several, or works with now; `None` if the recipe names one."""
+        records = (entry.record for entry in self.parents.values())
+        return self.way or next((r.choice.use for r in records if isinstance(r, Checkpoint) and r.choice), None)
 
     @property
     def target(self) -> Target:
-        """The recipe's target."""
+        """The recipe's target, in the form that the stage `place` chose, if this stage reads its record."""
         self._check_plugin("target")
-        return self._asked.target
+        return formed(self._asked.target, self.placement)
+
+    @property
+    def placement(self) -> ChosenForm | None:
+        """The form that the stage `place` chose; `None` if this stage does not read it, or none was chosen."""
+        found = self.parents.get("placement")
+        record = None if found is None else found.record
+        return record if isinstance(record, ChosenForm) else None
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
@@ -195,6 +213,11 @@ class Shown:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Show how far the stage is."""
         self.emit({"event": "progress", "stage": self.title, "done": done, "total": total, "note": note})
+
+
+def formed(target: Target, chosen: ChosenForm | None) -> Target:
+    """The target in a chosen form."""
+    return target.formed(chosen.options) if chosen is not None and isinstance(target, PlacingTarget) else target
 
 
 def request_of(work: Shown) -> Asked:

@@ -82,6 +82,8 @@ class StageWork(Shown):
         before_step: Callable[[int, int], None] | None = None,
         after_step: Callable[[int, int], None] | None = None,
         hooks: Mapping[str, Callable[..., None]] | None = None,
+        first: int = 0,
+        last: int | None = None,
     ) -> tuple[EpochRecord, ...]:
         """Train `model` in place with scoring, progress and resumption; see `kdq_core.work.fitting.fitted`."""
         from kdq_core.work.fitting import fitted
@@ -89,7 +91,10 @@ class StageWork(Shown):
         where = accelerator or self.accelerator()
         own = {"before_step": before_step, "after_step": after_step}
         given = {name: hook for name, hook in own.items() if hook is not None}
-        return fitted(self, model, loss, spec, where, scheduled=scheduled, read=read, hooks={**(hooks or {}), **given})
+        hooks = {**(hooks or {}), **given}
+        return fitted(
+            self, model, loss, spec, where, scheduled=scheduled, read=read, hooks=hooks, first=first, last=last
+        )
 
     def checkpoint(
         self,

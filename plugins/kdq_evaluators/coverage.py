@@ -1,13 +1,15 @@
 """Evaluator `coverage`: how much of the work really runs in int8 kernels.
 
-What: the share of the multiply-accumulates that int8 kernels do: over products with weights (convolutions, linear,
-    bilinear and recurrent layers, products with constants), over all products (attention and other products between
-    activations count too), and over linear layers alone; the share of the weight bytes that belong to int8 operators;
-    the number of operators in float.
-Formula: sum over int8 operators / sum over all operators, for one sample.
+What: the share of the multiply-accumulates that int8 kernels do (`int8_macs`), over products with weights:
+    convolutions, linear, bilinear and recurrent layers, products with constants. The same without the operators that
+    the stage `place` left in float because it measured int8 to be slower (`coverage_macs`): less than 1 means that
+    something is in float that nobody chose. Over all products (attention and other products between activations count
+    too), and over linear layers alone; the share of the weight bytes that belong to int8 operators; the number of
+    operators in float.
+Formula: sum over int8 operators / sum over all operators, for one sample. `coverage_macs` is 1 if all is chosen float.
 Source: the target reads it from the runtime's own optimised graph, because a quantized file may still run in float
     silently.
-Defaults and where they come from: no options. The default gate is on products with weights, because products between
+Defaults and where they come from: no options. The default gate is on `coverage_macs`, because products between
     activations stay float by design: quantizing them costs more time than int8 kernels gain.
 Costs: none, because the target has counted already.
 Limits: gives nothing for a float model. A model without such operators has no share.
@@ -29,23 +31,28 @@ class Coverage(Evaluator):
     """Share of the work in int8 kernels."""
 
     metrics: ClassVar[tuple[str, ...]] = (
-        "coverage_macs", "coverage_all_macs", "coverage_linear_macs", "coverage_weight_bytes", "float_operators",
+        "coverage_macs", "coverage_all_macs", "coverage_linear_macs", "coverage_weight_bytes", "int8_macs",
+        "float_operators",
     )  # fmt: skip
     columns: ClassVar[tuple[Column, ...]] = (
-        Column(heading="int8 MACs", metric="coverage_macs", form="{:.0%}"),
+        Column(heading="int8 MACs", metric="int8_macs", form="{:.0%}"),
         Column(heading="of all", metric="coverage_all_macs", form="{:.0%}"),
     )
 
     def evaluate(self, candidate: Subject, baseline: Subject, batches: Batches) -> tuple[Metric, ...]:  # noqa: ARG002
-        """Return four shares from 0 to 1, and `float_operators`; `()` for a float file."""
+        """Return five shares from 0 to 1, and `float_operators`; `()` for a float file."""
         if not candidate.operators:
             return ()
         computing = [o for o in candidate.operators if o.operator.startswith(COMPUTING)]
         everything = share("coverage_all_macs", list(candidate.operators), lambda o: o.macs + o.activation_macs)
         note = note_of(candidate.operators, *everything)
         floats = sum(not o.int8 for o in candidate.operators)
+        covered = share("coverage_macs", [o for o in computing if not o.by_choice], lambda o: o.macs)
+        if not covered and any(o.by_choice and o.macs for o in computing):
+            covered = (Metric(name="coverage_macs", value=1.0, unit="fraction", direction="higher"),)
         return (
-            *(one.model_copy(update={"note": note}) for one in share("coverage_macs", computing, lambda o: o.macs)),
+            *(one.model_copy(update={"note": note}) for one in covered),
+            *share("int8_macs", computing, lambda o: o.macs),
             *everything,
             *share("coverage_linear_macs", [o for o in computing if o.operator == "linear"], lambda o: o.macs),
             *share("coverage_weight_bytes", list(candidate.operators), lambda o: o.weight_bytes),

@@ -53,7 +53,9 @@ class Latency(Evaluator):
         Column(heading="speed-up", metric="speedup", form="{:.2f}", interval=True),
     )
 
-    batch_size: BatchSize = Field(default=1, description="samples in a call")
+    batch_size: BatchSize | None = Field(
+        default=None, description="samples in a call; null: the target's `batch_size`, or 1 if it has none"
+    )
     further_batches: tuple[BatchSize, ...] = Field(
         default=(8, 32), description="further sizes of a call, for throughput and speed-up"
     )
@@ -67,7 +69,8 @@ class Latency(Evaluator):
         Throughput and speed-up of a further batch size have that size behind a slash: `throughput/32`.
         """
         subjects = (candidate,) if candidate.path == baseline.path else (candidate, baseline)
-        sizes = tuple(dict.fromkeys((self.batch_size, *self.further_batches)))
+        first: int = getattr(candidate.target, "batch_size", 1) if self.batch_size is None else self.batch_size
+        sizes = tuple(dict.fromkeys((first, *self.further_batches)))
         found = measure_times(
             [partial(one.target.session, one.path, threads=self.threads) for one in subjects],
             [inputs_of(batches, size) for size in sizes],
@@ -76,23 +79,22 @@ class Latency(Evaluator):
             rounds=self.rounds,
         )
         times = dict(zip(sizes, found, strict=True))
-        return (*_times_of(times[self.batch_size][0]), *self._by_size("throughput", times), *self._speedups(times))
+        return (*_times_of(times[first][0]), *_by_size("throughput", times), *_speedups(times))
 
-    def _speedups(self, times: Mapping[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
-        both = {size: measured for size, measured in times.items() if len(measured) == 2}
-        found = self._by_size("speedup", both)
-        if not found:
-            return ()
-        return (found[0].model_copy(update={"note": _note(*found)}), *found[1:])
 
-    def _by_size(self, name: str, times: Mapping[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
-        """The throughput or the speed-up at each batch size; that of `batch_size` has the plain name."""
-        made = []
-        for size, (own, *others) in times.items():
-            estimate = others[0].ratio_to(own) if name == "speedup" else own.throughput()
-            title = name if size == self.batch_size else f"{name}/{size}"
-            made.append(_metric(title, estimate, "ratio" if name == "speedup" else "samples/s", own, "higher"))
-        return tuple(made)
+def _speedups(times: Mapping[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
+    found = _by_size("speedup", {size: measured for size, measured in times.items() if len(measured) == 2})
+    return (found[0].model_copy(update={"note": _note(*found)}), *found[1:]) if found else ()
+
+
+def _by_size(name: str, times: Mapping[int, tuple[Times, ...]]) -> tuple[Metric, ...]:
+    """The throughput or the speed-up at each batch size; that of the first has the plain name."""
+    made: list[Metric] = []
+    for size, (own, *others) in times.items():
+        estimate = others[0].ratio_to(own) if name == "speedup" else own.throughput()
+        title = f"{name}/{size}" if made else name
+        made.append(_metric(title, estimate, "ratio" if name == "speedup" else "samples/s", own, "higher"))
+    return tuple(made)
 
 
 def inputs_of(batches: Batches, size: int) -> tuple[np.ndarray, ...]:

@@ -9,6 +9,11 @@ from kdq_core.api import PluginSpec, hookimpl
 def kdq_quantizers() -> Iterator[PluginSpec]:
     """Yield one entry per quantizer. KDQ loads its class when a recipe needs it."""
     yield PluginSpec(
+        name="auto",
+        target="kdq_quantizers.auto:Auto",
+        summary="the default: calibrates first; trains where that loses too much, or bits are few",
+    )
+    yield PluginSpec(
         name="minmax-qat",
         target="kdq_quantizers.minmax_qat:MinMaxQat",
         summary="W8A8 training with min-max ranges: weights per channel, activations by moving average",

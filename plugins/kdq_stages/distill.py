@@ -4,6 +4,8 @@ What: fits the student to the loss terms of the recipe's distillers and to the h
     fits a second student without the teacher, and reports what the first one gained from the teacher.
 Defaults: the distiller `logit-kd`, a new student of the workload. If an earlier stage gives a student, such as one
     from a checkpoint or a pruned one, this stage trains it further.
+    If the recipe has a budget or leaves the quantizer to KDQ, the learning-rate schedule is as long as `distill` and
+    `quantize` together, and KDQ keeps the weights where the part of `quantize` would begin.
 Limits: the outputs and features that the distillers compare must fit teacher and student. KDQ checks this with two
     samples before it trains anything.
 """
@@ -14,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdq_core.api import Asked, Checkpoint, Port, Reads, RecipeError, Record, Section, Stage
-from kdq_core.work.slots import OUTPUTS, STUDENT, TEACHER, optional, teaching_sections
+from kdq_core.work.slots import OUTPUTS, STUDENT, TEACHER, optional, schedule_part, teaching_sections
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,11 +40,11 @@ class Distill(Stage):
         """The `devices` of `distill.fit`."""
         return asked.recipe.distill.fit.devices
 
-    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
+    def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
         """The section `distill`, and those fields of workload, teacher and student that decide the training."""
         student = Section(name="student", only=("factory",))
         sections = (Section(name="workload"), student, Section(name="distill"), *teaching_sections(wired))
-        return Reads(sections=sections, plugins=("workload", "distiller"))
+        return Reads(sections=sections, plugins=("workload", "distiller"), others=schedule_part(asked))
 
     def untrained(self, work: StageWork) -> nn.Module:  # type: ignore[override]
         """The student as it is before the training."""
@@ -80,33 +82,44 @@ class Distill(Stage):
 
         The control never starts from the teacher's parameters, because they are part of what the teacher contributes.
         """
+        from kdq_core.work.budget import keeping, kept, shared, whole_fit
         from kdq_core.work.teaching import student_and_loss_of
         from kdq_core.work.twin import with_gains
 
         accelerator, spec = work.accelerator(), work.section("distill")
-        device = accelerator.device
+        device, schedule, whole = accelerator.device, shared(work), whole_fit(work, spec.fit)
+        last = None if schedule is None else schedule.in_float
         student = self._started(work).to(device)
-        written, hooks = _transferred(work, student)
+        written, hooks = _transferred(work, student, last or whole.epochs)
         model, loss = student_and_loss_of(work, student, device)
         work.seeded("distill/fit")  # building a teacher beside it drew numbers, reading a kept one did not
-        hooks |= {"before_step": loss.before_step}
+        keep = keeping(work, student, main=accelerator.is_main_process)
+
+        def before_step(done: int, total: int) -> None:
+            loss.before_step(done, total)
+            keep(done, total)
+
+        hooks |= {"before_step": before_step}
 
         def fit() -> tuple[EpochRecord, ...]:
-            return work.fit(model, loss, spec.fit, accelerator=accelerator, scheduled=loss.scheduled, hooks=hooks)
+            return work.fit(
+                model, loss, whole, accelerator=accelerator, scheduled=loss.scheduled, hooks=hooks, last=last
+            )
 
         told: dict[str, Any] = {"compared": loss.compared, "transferred": written}
         if not spec.control:
-            return work.checkpoint(student, fit(), **told)
+            history = fit()
+            return work.checkpoint(student, history, kept=kept(work), **told)
         history, gained = with_gains(
             work,
             student,
             fit,
             lambda: self._started(work).to(device),
-            lambda at, twin, hard: at.fit(twin, hard, spec.fit, accelerator=accelerator),
-            batch_size=spec.fit.batch_size,
+            lambda at, twin, hard: at.fit(twin, hard, whole, accelerator=accelerator, last=last),
+            batch_size=whole.batch_size,
             device=device,
         )
-        return work.checkpoint(student, history, gains=gained, **told)
+        return work.checkpoint(student, history, gains=gained, kept=kept(work), **told)
 
     def _started(self, work: StageWork) -> nn.Module:
         """The student before its fit; each call gives the same parameters."""
@@ -116,11 +129,13 @@ class Distill(Stage):
         return work.model("student") if work.has("student") else new_student(work)
 
 
-def _transferred(work: StageWork, student: nn.Module) -> tuple[tuple[str, ...], dict[str, Callable[..., None]]]:
+def _transferred(
+    work: StageWork, student: nn.Module, epochs: int
+) -> tuple[tuple[str, ...], dict[str, Callable[..., None]]]:
     """Copy parameters from teacher to student if the recipe asks for it; gives their names, and hooks for the fit."""
     from kdq_core.distillation.transfer import holding, transfer
 
-    spec, epochs = work.section("distill").transfer, work.section("distill").fit.epochs
+    spec = work.section("distill").transfer
     if spec is None:
         return (), {}
     written = transfer(spec, student, work.model("teacher"))

@@ -40,7 +40,7 @@ from kdq_core.api import (
 from kdq_core.errors import KdqError
 from kdq_core.failures import failure_of
 from kdq_core.store.records import Failure
-from kdq_core.work.slots import ARTIFACT, MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
+from kdq_core.work.slots import ARTIFACT, MEMBERS, PLACED, PLACEMENT, QUANTIZED, STUDENT, TEACHER, optional
 
 if TYPE_CHECKING:
     from kdq_core.api import Batches
@@ -74,7 +74,8 @@ class Evaluate(Stage):
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
         """The exported files, and the models that they were made of, which `parity` needs."""
-        return {"teacher": optional(TEACHER), "student": STUDENT, "quantized": QUANTIZED, "artifact": ARTIFACT}
+        models = {"teacher": optional(TEACHER), "student": STUDENT, "quantized": QUANTIZED}
+        return {**models, "artifact": ARTIFACT, "placement": PLACEMENT}
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
         """The evaluators and the target, and the fields that rebuild the models."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from kdq_core.api import (
     Artifact,
     Asked,
+    ChosenForm,
     Field,
     Model,
     Needs,
@@ -28,7 +29,7 @@ from kdq_core.api import (
     Stage,
 )
 from kdq_core.work.shown import request_of
-from kdq_core.work.slots import MEMBERS, PLACED, QUANTIZED, STUDENT, TEACHER, optional
+from kdq_core.work.slots import MEMBERS, PLACED, PLACEMENT, QUANTIZED, STUDENT, TARGET, TEACHER, optional
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,8 +54,8 @@ class Export(Stage):
     )
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
-        """The quantized student, the float student, and the teacher if it gets a file."""
-        own = {"student": STUDENT, "quantized": QUANTIZED}
+        """The quantized student, the float student, the form of the file, and the teacher if it gets a file."""
+        own = {"student": STUDENT, "quantized": QUANTIZED, "placement": PLACEMENT}
         return {"teacher": optional(TEACHER), **own} if "teacher" in self.beside else own
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:  # noqa: ARG002
@@ -63,7 +64,7 @@ class Export(Stage):
             Section(name="workload"),
             Section(name="student", only=("factory",)),
             Section(name="quantize", only=PLACED),
-            Section(name="target"),
+            TARGET,
             *((MEMBERS,) if "teacher" in wired else ()),
         )
         libraries = (*Reads().libraries, *LIBRARIES)
@@ -117,6 +118,7 @@ class Export(Stage):
         graph = capture(student, example)
         placed = placement(work, graph)
         operators = target.coverage(work.draft / INT8, graph, keep_float=placed.keep_float)
+        operators = tuple(by_choice(operator, work.placement) for operator in operators)
         inputs, outputs = target.signature(work.draft / INT8)
         save_file({spec.name: x.contiguous() for spec, x in zip(inputs, example)}, work.draft / EXAMPLE)
         return Artifact(
@@ -128,7 +130,16 @@ class Export(Stage):
             output_scales=output_scales(converted),
             weight_bits_used=weight_bits(target.resolved()),
             operators=tuple(with_bits(operator, placed.places) for operator in operators),
+            quantizer=work.chosen or "",
         )
+
+
+def by_choice(operator: OperatorCoverage, chosen: ChosenForm | None) -> OperatorCoverage:
+    """The operator, marked if it is float because the stage `place` measured its int8 form to be slower."""
+    if operator.int8 or chosen is None or f"{operator.path}:{operator.operator}" not in chosen.floats:
+        return operator
+    why = f"float by choice: int8 measured slower at batch {chosen.batch_size}"
+    return operator.model_copy(update={"by_choice": True, "reason": why})
 
 
 def with_bits(operator: OperatorCoverage, places: Sequence[Place]) -> OperatorCoverage:

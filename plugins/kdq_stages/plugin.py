@@ -30,6 +30,11 @@ def kdq_stages() -> Iterable[PluginSpec]:
             summary="trains the student with the teacher's outputs",
         ),
         PluginSpec(
+            name="place",
+            target="kdq_stages.place:Placing",
+            summary="measures which operators are slower in int8 here; they stay float",
+        ),
+        PluginSpec(
             name="quantize",
             target="kdq_stages.quantize:Quantize",
             summary="quantizes the student, with the teacher still teaching",

@@ -4,7 +4,8 @@ What: equalizes the weights if the recipe asks for it, finds the ranges from cal
     If the quantizer trains, KDQ then fits the quantized student with the distillation loss. The ranges first follow
     the data and are then frozen. At last KDQ freezes the batch-norm statistics too, and rounds biases as the integer
     model will.
-Defaults: the quantizer `minmax-qat`, three epochs. If no stage gives a teacher, KDQ fits to the hard labels alone.
+Defaults: the quantizer `auto`, three epochs if it trains. If no stage gives a teacher, KDQ fits to the hard labels
+    alone.
 Limits: a quantizer that does not train uses neither the teacher nor the distillers.
 """
 
@@ -14,7 +15,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Asked, Checkpoint, Port, Reads, RecipeError, Record, Section, Stage
-from kdq_core.work.slots import OUTPUTS, STUDENT, TEACHER, optional, teaching_sections
+from kdq_core.work.slots import (
+    OUTPUTS,
+    PLACEMENT,
+    STUDENT,
+    TARGET,
+    TEACHER,
+    optional,
+    schedule_part,
+    teaching_sections,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from kdq_core.work.checking import CheckWork
@@ -31,8 +41,8 @@ class Quantize(Stage):
     record: ClassVar[type[Record]] = Checkpoint
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:
-        """The student; for a quantizer that trains, also the teacher and its cached outputs."""
-        student = {"student": STUDENT}
+        """The student and the form of its file; for a quantizer that trains, also the teacher and its outputs."""
+        student = {"student": STUDENT, "placement": PLACEMENT}
         return {"teacher": optional(TEACHER), "outputs": OUTPUTS, **student} if asked.quantizer.trains else student
 
     def reads(self, asked: Asked, wired: frozenset[str]) -> Reads:
@@ -43,21 +53,24 @@ class Quantize(Stage):
                 Section(name="workload"),
                 student,
                 Section(name="quantize", without=UNTRAINED),
-                Section(name="target"),
+                TARGET,
             )
             return Reads(sections=sections, plugins=("workload", "quantizer", "target"))
         own = asked.recipe.quantize.taught_by == "student"
-        soft = Section(name="distill", without=("fit", "transfer", "control"))
+        schedule = schedule_part(asked)
         taught = own or "teacher" in wired
+        soft = Section(name="distill", without=("transfer", "control") if schedule else ("fit", "transfer", "control"))
+        alone = Section(name="distill", only=("fit",))
         return Reads(
             sections=(
                 Section(name="workload"),
                 student,
                 Section(name="quantize"),
-                Section(name="target"),
-                *((soft,) if taught else ()),
+                TARGET,
+                *((soft,) if taught else (alone,) if schedule else ()),
                 *teaching_sections(wired, own=own),
             ),
+            others=schedule,
             plugins=("workload", *(("distiller",) if taught else ()), "quantizer", "target"),
         )
 
@@ -65,6 +78,7 @@ class Quantize(Stage):
         """Capture the untrained student, place its quantizers, and rehearse the training with two samples."""
         from kdq_core.teachers.source import OnlineTeacher
         from kdq_core.training.gains import check_labels
+        from kdq_core.work.budget import whole_fit
         from kdq_core.work.data import EVALUATION_BATCH
         from kdq_core.work.rehearsal import check_last_batch, rehearse, rehearse_in_graph, teacher_of
         from kdq_core.work.trial import untrained_student
@@ -75,7 +89,8 @@ class Quantize(Stage):
         student, _ = untrained_student(work)
         if not trains:
             return
-        check_last_batch(work, student, spec.fit, lambda batch: batch)
+        fit = whole_fit(work, spec.fit)
+        check_last_batch(work, student, fit, lambda batch: batch)
         if spec.control and "teacher" not in work.givers and spec.taught_by != "student":
             raise RecipeError(
                 "'quantize.control' asks what the teacher brings, but no stage gives a teacher; leave it out, or list "
@@ -83,7 +98,7 @@ class Quantize(Stage):
             )
         if spec.control:
             test = work.workload.batches("test", batch_size=EVALUATION_BATCH)
-            check_labels(work.batches(0, spec.fit.batch_size), test)
+            check_labels(work.batches(0, fit.batch_size), test)
         if spec.taught_by == "student":
             rehearse_in_graph(work, work.model("student"), OnlineTeacher(work.model("student")))  # its own layers
         elif work.has("teacher"):
@@ -93,6 +108,6 @@ class Quantize(Stage):
 
     def run(self, work: StageWork) -> Record:  # type: ignore[override]
         """Quantize the student, with or without training."""
-        from kdq_core.work.quantizing import calibrated, trained
+        from kdq_core.work.choosing import quantized
 
-        return (trained if work.quantizer.trains else calibrated)(work)
+        return quantized(work)

@@ -28,6 +28,7 @@ from kdq_core.api import (
 from kdq_targets.onnx_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.onnx_float import widen
 from kdq_targets.onnx_fuse import fuse
+from kdq_targets.onnx_gru import gru_scan
 from kdq_targets.onnx_recurrent import expand
 from kdq_targets.onnx_registry import registry_read_once, silence
 from kdq_targets.onnx_shrink import LABEL, label_layers, shrink
@@ -37,7 +38,12 @@ aten = torch.ops.aten
 
 
 def write(
-    model: nn.Module, example: tuple[Tensor, ...], path: Path, rewrites: Sequence[Callable[[Any], None]] = ()
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    rewrites: Sequence[Callable[[Any], None]] = (),
+    *,
+    gru: Callable[..., None] = gru_scan,
 ) -> None:
     """Export `model` in eval mode to `path`, under a temporary name first.
 
@@ -46,6 +52,7 @@ def write(
         example: inputs, each `[B, ...]`.
         path: the file.
         rewrites: the target's changes of the ONNX graph, called in this order.
+        gru: writes an int8 GRU.
 
     Raises:
         StageError: the model has an operator that cannot be written as ONNX.
@@ -56,7 +63,7 @@ def write(
         proto, tasks = _export(model, example)
     finally:
         model.train(training)
-    expand(proto)
+    expand(proto, gru)
     widen(proto)
     fuse(proto)
     shrink(proto, rewrites, tasks)

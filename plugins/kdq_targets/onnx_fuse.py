@@ -25,8 +25,15 @@ def fuse(proto: Any) -> None:
 
 
 def _mark_tables(graph: Any) -> None:
-    """Name the look-up of each embedding after its label, which is on a node after it."""
+    """Name the look-up of each embedding after its label, which is on a node after it, or before a table of floats."""
     makers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        table = makers.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is not None and table.op_type == "Transpose":
+            table = makers.get(table.input[0])
+        labels = [] if table is None else [p.value for p in table.metadata_props if p.key == LABEL]
+        if labels:
+            node.name = mark(labels[0])
     for node in graph.node:
         gather = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         labels = [p.value for p in node.metadata_props if p.key == LABEL]

@@ -56,10 +56,10 @@ class Parts:
         self.nodes.append(helper.make_node(op_type, inputs, [name], domain=domain, **attributes))
         return name
 
-    def pad(self, value: str, rank: int, end: Any) -> str:
-        """Append one column of `end` along the last axis."""
+    def pad(self, value: str, rank: int, end: Any, columns: int = 1) -> str:
+        """Append columns of `end` along the last axis."""
         self._count += 1
-        pads = self.constant(f"pads_{self._count}", np.array([0] * (2 * rank - 1) + [1], dtype=np.int64))
+        pads = self.constant(f"pads_{self._count}", np.array([0] * (2 * rank - 1) + [columns], dtype=np.int64))
         return self.add("Pad", [value, pads, self.constant(f"pin_{self._count}", end)])
 
 

@@ -46,14 +46,14 @@ class Finder:
         graph: from `capture`.
         keep_float: operators that stay float, as `path:type`; operators of the model itself have no path, as in `:add`.
         quantize_outputs: whether the model's outputs get a grid.
-        weight_only: types of recurrent layers that compute in float with int8 weights.
+        weight_only: operators that compute in float with integer weights, as `path:type`, or types of operator.
     """
 
     def __init__(
         self, graph: GraphModule, keep_float: Sequence[str], quantize_outputs: bool, weight_only: Sequence[str] = ()
     ) -> None:
         self.graph, self.keep_float, self.quantize_outputs = graph, keep_float, quantize_outputs
-        self.weight_only = weight_only
+        self.weight_only = frozenset(weight_only)
         self.nodes = list(graph.graph.nodes)
 
     def kind(self, node: Node) -> str | None:
@@ -78,8 +78,9 @@ class Finder:
         wanted = self.wanted
         for node, kind in self.kinds.items():
             reason = self._reason(node, kind)
-            if not reason and kind in self.weight_only:
-                reason = f"weight-only, as the option {kind!r} of the target says: int8 weights, float arithmetic"
+            if not reason and self.computes_float(node, kind):
+                option = kind if kind in self.weight_only else "weight_only"
+                reason = f"weight-only, as the option {option!r} of the target says: int8 weights, float arithmetic"
             if not reason and kind in FOLLOWERS and node not in self._int8:
                 reason = "its result goes to float operators only"
                 if self.tail(node) in wanted:
@@ -93,6 +94,14 @@ class Finder:
             module = cast(Recurrent, self.graph.get_submodule(cast(str, node.target)))
             return module.why_float(node)
         return why_float(node, kind)
+
+    def computes_float(self, node: Node, kind: str) -> bool:
+        """Whether a layer computes in float with integer weights; of layers that share a weight, all must."""
+        if not self.weight_only:
+            return False
+        weight = weight_of(node) if kind in ("conv", "linear", "embedding") else None
+        layers = [node] if weight is None else [one for one in weight.users if one in self.kinds]
+        return all({self.kinds[one], f"{module_path(one)}:{self.kinds[one]}"} & self.weight_only for one in layers)
 
     def source(self, node: Node) -> Node:
         """Return the node whose value `node` holds, skipping dropout and copies."""
@@ -139,7 +148,7 @@ class Finder:
         self._wanted: set[Node] = set()
         outputs = {self.source(node) for node in self.graph.graph.output_node().all_input_nodes}
         for node, kind in self.kinds.items():
-            if kind not in WIDE or kind in self.weight_only or self._reason(node, kind):
+            if kind not in WIDE or self._reason(node, kind) or self.computes_float(node, kind):
                 continue
             self._want(inputs_of(node, kind)[0])
             tail = self.tail(node)
@@ -190,7 +199,7 @@ class Finder:
             return False
         if kind in FOLLOWERS:
             return any(self._native(arg) for arg in inputs_of(maker, kind))
-        return kind in ("conv", "linear", "embedding")
+        return kind in ("conv", "linear", "embedding") and not self.computes_float(maker, kind)
 
     @cached_property
     def weights(self) -> dict[Node, Node]:
@@ -270,7 +279,7 @@ def _weight(node: Node, finder: Finder, limit: int) -> Place:
         name=str(node.target) if node.op == "get_attr" else computed, role="weight", node=node.name, dtype="int8",
         symmetric=True, axis=axis, qmin=-limit, qmax=limit,
         channels=None if axis is None else int(node.meta["val"].shape[axis]),
-        path=path, operator=kind, weight_only=kind in finder.weight_only,
+        path=path, operator=kind, weight_only=finder.computes_float(maker, kind),
     )  # fmt: skip
 
 

@@ -123,12 +123,24 @@ def _guard_float(graph: Any) -> None:
     del graph.node[:]
     for node in nodes:
         graph.node.append(node)
-        maker = makers.get(node.input[0]) if node.name.startswith("<%") else None
+        maker = makers.get(node.input[0]) if _is_float_layer(node, makers) else None
         if maker is not None and maker.op_type == "DequantizeLinear":
             value = f"{node.output[0]}_float"
             guard = onnx.helper.make_node("LeakyRelu", [value], [node.output[0]], alpha=1.0)
             graph.node[-1].output[0] = value
             graph.node.append(guard)
+
+
+def _is_float_layer(node: Any, makers: dict[str, Any]) -> bool:
+    """Whether a layer has a float weight, or integers that the runtime turns into floats when it loads the file."""
+    if node.name.startswith("<%"):
+        return True
+    value = makers.get(node.input[1]) if node.op_type in WEIGHTED and node.name.startswith("<") else None
+    while value is not None and value.op_type in CARRIERS:
+        if value.op_type == "DequantizeLinear":
+            return False
+        value = makers.get(value.input[0])
+    return value is not None and value.op_type == "Mul"
 
 
 def _strip(proto: Any) -> None:

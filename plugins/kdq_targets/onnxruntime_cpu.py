@@ -43,7 +43,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kdq_core.api import Departure, Field, OperatorCoverage, Place, Session, Target, TensorSpec
+from kdq_core.api import Departure, Field, Form, OperatorCoverage, Place, PlacingTarget, Session, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ def _flags(cpuinfo: Path) -> frozenset[str]:
     return frozenset(next(flags, ()))
 
 
-class OnnxRuntimeCpu(Target):
+class OnnxRuntimeCpu(PlacingTarget):
     """Quantizes, writes and runs models for ONNX Runtime's CPU provider."""
 
     late_imports: ClassVar[tuple[str, ...]] = (
@@ -83,8 +83,15 @@ class OnnxRuntimeCpu(Target):
         default="auto", description="7-bit weights, for CPUs whose 8-bit products saturate; auto reads the CPU's flags"
     )
     quantize_outputs: bool = Field(default=True, description="whether the model's outputs get an 8-bit grid too")
-    gru: Literal["int8", "weight-only"] = Field(
-        default="int8", description="form of a GRU: int8 arithmetic, or only int8 weights, with float arithmetic"
+    gru: Literal["int8", "steps", "weight-only"] = Field(
+        default="int8",
+        description="form of a GRU. int8: integer products, that of all inputs outside of the loop over the steps; "
+        "steps: all of them in it, faster at large batches; weight-only: integer weights with float arithmetic",
+    )
+    weight_only: tuple[str, ...] = Field(
+        default=(),
+        description="layers that compute in float with integer weights, as `path:type`, or types such as conv; the "
+        "stage 'place' adds those that it measures to be slower in int8",
     )
     pack: bool = Field(default=True, description="whether weights of few levels share bytes in the file")
 
@@ -102,7 +109,14 @@ class OnnxRuntimeCpu(Target):
         """Make the finder of the tensors that the runtime's int8 kernels want quantized."""
         from kdq_targets.onnx_places import Finder
 
-        return Finder(graph, keep_float, self.quantize_outputs, ("gru",) if self.gru == "weight-only" else ())
+        types = ("gru",) if self.gru == "weight-only" else ()
+        return Finder(graph, keep_float, self.quantize_outputs, (*types, *self.weight_only))
+
+    def forms(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Form, ...]:
+        """Return the families of operators whose int8 form may be slower, each in float, and all layers in float."""
+        from kdq_targets.onnx_forms import forms_of
+
+        return forms_of(self.finder(graph, keep_float), self.weight_only, self.gru)
 
     def export(self, model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
         """Write a float or converted model: inputs `input` (or `input_0`, ...), outputs `logits`, `output_1`, ...
@@ -111,11 +125,17 @@ class OnnxRuntimeCpu(Target):
             StageError: an operator has no ONNX form.
         """
         from kdq_targets.onnx_export import write
+        from kdq_targets.onnx_gru import gru_scan, gru_steps
 
-        write(model, example, path, self._rewrites(model))
+        write(model, example, path, self._rewrites(model), gru=gru_steps if self.gru == "steps" else gru_scan)
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         """This target's changes of the ONNX graph."""
+        from kdq_targets.onnx_faster import pad_channels, requantize_tables
+
+        return [pad_channels, requantize_tables, *self._packing(model)]
+
+    def _packing(self, model: nn.Module) -> list[Callable[[Any], None]]:
         from kdq_targets.onnx_pack import pack
 
         places: Sequence[Place] = getattr(model, "meta", {}).get("kdq_places", ())

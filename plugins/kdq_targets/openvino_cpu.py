@@ -12,8 +12,9 @@ Defaults
     differed from their simulation in 23 and 26 % of the outputs without `exact_sums`, and in 0.5 and 5 % with it,
     always by one LSB.
 Costs
-    `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch 1.
-    Packed weights make loading slower.
+    A linear layer that is float by choice has float weights in the file, because OpenVINO would compute it in integers
+    otherwise. `exact_sums` makes a call of a residual network up to 7 % longer at batch 32, and not measurably at batch
+    1. Packed weights make loading slower.
 Limits
     Recurrent layers run in float, with float weights, whatever `gru` says. Means and sums over anything but all
     positions of a channel run in float, because OpenVINO's int8 ones can be wrong; extremes are rounded in a step of
@@ -29,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdq_core.api import Departure, Field, OperatorCoverage, Session, TensorSpec
+from kdq_core.api import Departure, Field, Form, OperatorCoverage, Place, Session, TensorSpec
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
 if TYPE_CHECKING:
@@ -57,14 +58,22 @@ class OpenVinoCpu(OnnxRuntimeCpu):
         """Make the finder of the tensors that OpenVINO's int8 kernels want quantized."""
         from kdq_targets.openvino_places import OpenVinoFinder
 
-        return OpenVinoFinder(graph, keep_float, self.quantize_outputs)
+        return OpenVinoFinder(graph, keep_float, self.quantize_outputs, self.weight_only)
+
+    def forms(self, graph: GraphModule, *, keep_float: Sequence[str] = ()) -> tuple[Form, ...]:
+        """Return the families in doubt without embeddings, which OpenVINO looks up as integers in any form."""
+        from kdq_targets.onnx_forms import forms_of
+
+        return forms_of(self.finder(graph, keep_float), self.weight_only, self.gru, ("conv", "linear"))
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         from kdq_targets import openvino_forms as forms
 
         sums = partial(forms.separate_sums, every=self.exact_sums)
         others = [forms.separate_turned, forms.keep_means, forms.part_products, forms.part_heads, forms.part_halves]
-        return [sums, *others, *super()._rewrites(model)]
+        places: Sequence[Place] = getattr(model, "meta", {}).get("kdq_places", ())
+        others += [forms.keep_float] if any(place.weight_only for place in places) else []
+        return [sums, *others, *self._packing(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs of the file; -1 is the free batch size."""

@@ -200,6 +200,41 @@ def part_halves(graph: Any) -> None:
             tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
 
 
+def keep_float(graph: Any) -> None:
+    """Keep OpenVINO from computing layers in integers that have float arithmetic and integer weights.
+
+    OpenVINO 2026.4 computes a convolution of a quantized tensor in integers then. A Max with the least float in front
+    of it prevents that, and changes no value. A linear layer it computes in integers whatever is in front of it, and
+    rounds its input by itself; so KDQ writes the weight of that as floats.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[Any] = []
+    widened: dict[str, Any] = {}
+    for node in graph.node:
+        value = makers.get(node.input[1]) if node.op_type in (*PRODUCTS, "MatMul") else None
+        cast = makers.get(value.input[0]) if value is not None and value.op_type == "Mul" else None
+        if value is not None and cast is not None and cast.op_type == "Cast" and node.op_type == "Conv":
+            nodes.append(_kept_before(node))
+        elif value is not None and cast is not None and cast.op_type == "Cast" and cast.input[0] in tensors:
+            q, scale = (numpy_helper.to_array(tensors[name]) for name in (cast.input[0], value.input[1]))
+            name = f"{value.output[0]}_floats"
+            widened[name] = numpy_helper.from_array(q.astype(np.float32) * scale, name)
+            node.input[1] = name
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    kept = [node for node in nodes if node.op_type not in ("Cast", "Mul") or node.output[0] in used]
+    used = {name for node in kept for name in node.input}
+    del graph.node[:]
+    graph.node.extend(node for node in kept if node.op_type != "Cast" or node.output[0] in used)
+    if "kdq.lowest" in used and "kdq.lowest" not in tensors:
+        widened["kdq.lowest"] = numpy_helper.from_array(np.array(np.finfo(np.float32).min), "kdq.lowest")
+    used = {name for node in graph.node for name in node.input}
+    left = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend([*left, *widened.values()])
+
+
 def separate_turned(graph: Any) -> None:
     """Give each layer that reads a weight the other way round a copy of it.
 

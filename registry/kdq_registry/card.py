@@ -60,7 +60,7 @@ def _lines(site: Site, recipe: Recipe, artifact: Artifact, report: EvaluationRep
         f"and quantization. Recipe `{recipe.name}`, seed {recipe.seed}."
     )
     yield from ("", "## Made from", "")
-    yield from _origin(recipe, lineage)
+    yield from _origin(recipe, artifact.quantizer or recipe.quantize.use, lineage)
     yield from ("", "## Figures", "")
     if rows:
         yield from rows
@@ -81,7 +81,7 @@ def _lines(site: Site, recipe: Recipe, artifact: Artifact, report: EvaluationRep
     yield from _loading(site, recipe, artifact)
 
 
-def _origin(recipe: Recipe, lineage: Mapping[str, str]) -> Iterator[str]:
+def _origin(recipe: Recipe, quantizer: str, lineage: Mapping[str, str]) -> Iterator[str]:
     data = f", fingerprint `{lineage['data'][:12]}`" if "data" in lineage else ""
     yield f"- data: workload `{recipe.workload.use}`{data}"
     titles = [stage.title for stage in recipe.stages]
@@ -90,7 +90,7 @@ def _origin(recipe: Recipe, lineage: Mapping[str, str]) -> Iterator[str]:
     losses = " + ".join(f"`{one.use}`" for one in recipe.distill.distillers)
     yield f"- distillers: {losses}" if "distill" in titles else "- no distillation"
     bits = f"{recipe.quantize.weights}-bit weights, {recipe.quantize.activations}-bit activations"
-    yield f"- quantizer: `{recipe.quantize.use}`, {bits}"
+    yield f"- quantizer: `{quantizer}`, {bits}"
 
 
 def _headlines(recipe: Recipe, report: EvaluationReport) -> set[str] | None:

@@ -18,7 +18,7 @@ from kdq_registry.spool import OWNER_TAG, Spool, place_of, shelf
 
 if TYPE_CHECKING:
     from kdq_core.recipe.spec import Recipe, Site
-    from kdq_core.store.records import EpochRecord, Gain, Metric
+    from kdq_core.store.records import Choice, EpochRecord, Gain, Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -131,6 +131,12 @@ class Tracker:
             found += [(f"{name}{end}", value, 0) for end, value in ends.items()]
             verdicts[name] = gain.verdict
         self._add("log", run, points=found, tags=verdicts)
+
+    def log_choice(self, run: str, choice: Choice) -> None:
+        """Write the quantizer that the run chose, why, and the figures of both as `quantizer/NAME/METRIC`."""
+        found = [(f"quantizer/{name}/{choice.metric}", value, 0) for name, value in choice.values.items()]
+        tags = {"kdq.quantizer": choice.use, "kdq.quantizer.why": choice.why}
+        self._add("log", run, points=found, tags=tags)
 
     def log_page(self, html: str) -> None:
         """Add the page of the run as the artifact `report.html`."""

@@ -55,7 +55,7 @@ BASE: dict[str, Any] = {
         "transfer": {},
         "fit": {"clip_norm": 1.0},
     },
-    "quantize": {"rules": [{"match": "conv", "weights": 4, "activations": 4}]},
+    "quantize": {"use": "minmax-qat", "rules": [{"match": "conv", "weights": 4, "activations": 4}]},
     "gates": [{"metric": "top1", "at_least": 0.5, "relative_to": "student"}, {"metric": "bytes", "at_most": 9}],
 }
 """A recipe in which every section stands."""

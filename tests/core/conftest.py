@@ -30,10 +30,12 @@ class Run:
     """The stages of one recipe; entries by stage name, and the events they sent.
 
     The first stage checks those after it. The check of the export takes seconds and is made only if `trial` is true.
+    So does the measuring of forms: without a target in the recipe, all is int8.
     """
 
     def __init__(self, home: Path, catalog: Catalog = CATALOG, *, trial: bool = False, **recipe: Any) -> None:
         self.site, self.catalog = Site(home=home, threads=1), catalog
+        recipe.setdefault("target", {"use": "onnxruntime-cpu", "options": {"placement": "smallest"}})
         self.plan = make_plan(Recipe.model_validate({"name": "tiny", **recipe}), self.site, catalog)
         self.recipe = self.plan.recipe
         self.entries: dict[str, Entry] = {}

@@ -27,6 +27,7 @@ from tests.registry.backends import postgres
 TINY = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
+target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
 quantize: {fit: {epochs: 1}}
@@ -85,7 +86,7 @@ def test_two_cpu_leases_run_two_branches_at_once_and_never_three(tmp_path: Path)
         seen = Counter[int]()
         while run.poll() is None:
             seen[len({*stages_of(psutil.Process(run.pid))})] += 1
-            time.sleep(0.01)
+            time.sleep(0.05)
         assert run.stdout is not None
         assert run.stderr is not None
         assert run.returncode == 0, run.stderr.read().decode()
@@ -217,7 +218,7 @@ def test_eight_flows_on_postgresql_share_two_leases_and_all_finish(tmp_path: Pat
             seen = Counter[int]()
             while any(run.poll() is None for run in runs):
                 seen[len({stage for run in runs if run.poll() is None for stage in _stages_of(run.pid)})] += 1
-                time.sleep(0.02)
+                time.sleep(0.05)
             ends = [json.loads(run.communicate()[0].splitlines()[-1]) for run in runs]
             states = ask_prefect(home, "flow_runs", {})
         finally:

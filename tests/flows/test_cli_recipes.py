@@ -72,7 +72,7 @@ def test_validate_says_what_the_recipe_names(call) -> None:
     Path("r.yaml").write_text(RECIPE)
     assert call("validate", "r.yaml") == (
         0,
-        "r.yaml is valid: workload digits; distiller logit-kd; quantizer minmax-qat; target onnxruntime-cpu; "
+        "r.yaml is valid: workload digits; distiller logit-kd; quantizer auto; target onnxruntime-cpu; "
         "evaluators quality, size, latency, coverage, parity; stages train_teacher, cache_teacher, distill, quantize, "
         "export, evaluate, register\n",
         "",
@@ -80,14 +80,15 @@ def test_validate_says_what_the_recipe_names(call) -> None:
     code, out, _ = call("validate", "r.yaml", "--json")
     (facts,) = json.loads(out)
     assert (code, facts["file"], facts["recipe"], facts["valid"]) == (0, "r.yaml", "x", True)
-    assert facts["quantizer"] == ["minmax-qat"]
+    assert facts["quantizer"] == ["auto"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (RECIPE + "quantise: {}", "error: r.yaml:3: unknown key 'quantise'; did you mean 'quantize'? allowed: distill, "
-         "evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, workload\n"),
+        (RECIPE + "quantise: {}", "error: r.yaml:3: unknown key 'quantise'; did you mean 'quantize'? allowed: budget, "
+         "distill, evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, "
+         "workload\n"),
         (RECIPE + "distill:\n  options: {alpha: 2}",
          "error: r.yaml:4: option 'alpha' of distiller 'logit-kd' is 2; allowed: a number, 0 to 1\n"),
         (RECIPE + "distill: {use: logit_kd}",
@@ -194,8 +195,8 @@ def test_a_guest_is_listed_a_broken_one_is_quarantined_and_the_rest_works(guests
     (tmp_path / "r.yaml").write_text(RECIPE + "quantize: {use: guest-broken}\n")
     assert kdq("validate", "r.yaml", path=guests, cwd=tmp_path, code=2) == (
         "error: r.yaml:3: no quantizer named 'guest-broken'; did you mean 'guest-rounding'? "
-        "Installed: apot, codebook, dorefa, dynamic, fixed-step, guest-rounding, lsq, minmax-qat, pact, power-of-two, "
-        "static, weight-only. "
+        "Installed: apot, auto, codebook, dorefa, dynamic, fixed-step, guest-rounding, lsq, minmax-qat, pact, "
+        "power-of-two, static, weight-only. "
         "Quarantined: kdq-guest-broken (ModuleNotFoundError: No module named 'a_module_nobody_has').\n"
     )
 

@@ -34,13 +34,13 @@ def test_plan_shows_a_shared_stage_once_with_the_number_of_branches_that_it_serv
     code, out, _ = call("plan", "r.yaml", "--json")
     rows = json.loads(out)
     assert code == 0
-    assert [(row["stage"], row["branches"]) for row in rows[:3]] == [
-        (name, NAMES) for name in ("train_teacher", "cache_teacher", "distill")
+    assert [(row["stage"], row["branches"]) for row in rows[:4]] == [
+        (name, NAMES) for name in ("train_teacher", "cache_teacher", "distill", "place")
     ]
     assert [row["branches"] for row in rows if row["stage"] == "export"] == [[name] for name in NAMES]
     assert {row["state"] for row in rows} == {"run"}
     shown = call("plan", "r.yaml")[1]
-    assert "4 branches, 19 stages" in shown
+    assert "4 branches, 20 stages" in shown
 
 
 def test_plan_draws_the_graph_for_mermaid(call: Any) -> None:
@@ -48,9 +48,9 @@ def test_plan_draws_the_graph_for_mermaid(call: Any) -> None:
     lines = out.splitlines()
     assert (code, lines[0]) == (0, "graph LR")
     assert '  n0["train_teacher<br/>4 branches"]' in lines
-    assert f'  n3["quantize<br/>{NAMES[0]}"]' in lines
-    assert "  n2 --> n3" in lines
-    assert len([line for line in lines if '["' in line]) == 19
+    assert f'  n4["quantize<br/>{NAMES[0]}"]' in lines
+    assert "  n2 --> n4" in lines
+    assert len([line for line in lines if '["' in line]) == 20
 
 
 def test_a_wrong_branch_is_told_before_anything_runs_as_one_paragraph(call: Any, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_one_command_quantizes_a_model_and_says_the_recipe(here: Path) -> None:
     done = called(*words, "--json", "--output", "out", "--recipe", "ptq.yaml")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert [stage["name"] for stage in facts["stages"]] == ["read_student", "quantize", "export", "evaluate"]
+    assert [stage["name"] for stage in facts["stages"]] == ["read_student", "place", "quantize", "export", "evaluate"]
     assert {"student", "int8"} == facts["models"].keys()
     files = ["int8.onnx", "report.html", "report.md", "result.json"]
     assert sorted(path.name for path in Path("out").iterdir()) == files
@@ -162,7 +162,7 @@ def test_the_whole_chain_runs_on_the_functions_of_one_file(here: Path) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert [stage["name"] for stage in facts["stages"]] == [
-        "train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate"
+        "train_teacher", "cache_teacher", "distill", "place", "quantize", "export", "evaluate"
     ]  # fmt: skip
     assert facts["models"].keys() == {"teacher", "student", "int8"}
     assert Path("chain/int8.onnx").is_file()

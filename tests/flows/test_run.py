@@ -32,9 +32,10 @@ STAGES = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "ev
 RECIPE = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
+target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
-quantize: {fit: {epochs: 3}}
+quantize: {use: minmax-qat, fit: {epochs: 3}}
 evaluate: [quality, size, {use: latency, options: {seconds: 0.02}}, coverage, parity]
 gates: [{metric: coverage_macs, at_least: 1.0}, {metric: parity_flips, at_most: 0}]
 """
@@ -83,7 +84,7 @@ def test_a_run_gives_the_facts_of_a_proven_int8_file(finished: tuple[Path, Path,
     _, _, result = finished
     assert list(result) == [
         "run", "status", "seconds", "stages", "models", "table", "gains", "notes", "gates", "weights", "artifact",
-        "coverage", "version", "error", "links", "verdict", "anomalies", "report",
+        "coverage", "version", "error", "links", "verdict", "anomalies", "choice", "report",
     ]  # fmt: skip
     assert result["status"] == "completed"
     assert states(result) == dict.fromkeys(STAGES, "ran")

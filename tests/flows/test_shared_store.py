@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from kdq_core.errors import StoreError
-from kdq_core.recipe.spec import Site
+from kdq_core.plan.plan import make_plan
+from kdq_core.plugins.catalog import Catalog
+from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store import open_store
 from kdq_core.store.records import Checkpoint
 from kdq_core.store.remote import RemoteStore
@@ -118,9 +120,28 @@ def test_a_run_and_the_doctor_refuse_a_store_that_cannot_be_used(shared: Site, s
             check(wrong)
 
 
+def test_the_address_is_in_no_key_and_versions_of_a_home_s_own_registry_stay_with_it(shared: Site) -> None:
+    recipe = Recipe.model_validate({"name": "x", "workload": "digits"})
+
+    def parts(site: Site) -> dict[str, Any]:
+        return {node.name: node.parts for node in make_plan(recipe, site, Catalog.load()).nodes}
+
+    alone, other = shared.model_copy(update={"store_address": None}), {"home": shared.home / "other"}
+    mine, theirs = parts(shared), parts(shared.model_copy(update=other))
+    assert {name for name in mine if mine[name] != theirs[name]} == {"register"}
+    assert {name: mine[name] for name in mine if name != "register"} == {
+        name: found for name, found in parts(alone).items() if name != "register"
+    }
+    assert parts(alone)["register"] == parts(alone.model_copy(update=other))["register"]
+    server = {"tracking_uri": "http://mlflow.example:5000"}
+    assert parts(shared.model_copy(update=server)) == parts(shared.model_copy(update=server | other))
+    assert str(shared.store_address) not in str(mine)
+
+
 MATRIX = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
+target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
 quantize: {fit: {epochs: 1}}

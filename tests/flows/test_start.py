@@ -15,7 +15,7 @@ from kdq_flows.templates import templates
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-CHAIN = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate"]
+CHAIN = ["train_teacher", "cache_teacher", "distill", "place", "quantize", "export", "evaluate"]
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.rare, pytest.mark.timeout(900)]
 TINY = """
 name: tiny
 workload: {use: digits, options: {teacher_width: 16}}
+target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
 teacher: {fit: {epochs: 1}}
 distill: {fit: {epochs: 1}}
-quantize: {fit: {epochs: 1}}
+quantize: {use: minmax-qat, fit: {epochs: 1}}
 evaluate: [quality, size]
 gates: []
 """

@@ -82,7 +82,7 @@ def mlflow_server(site: Site, *words: str, port: int | None = None, **variables:
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not _answers(f"http://127.0.0.1:{port}/health"):
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

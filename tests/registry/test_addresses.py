@@ -40,7 +40,7 @@ def test_a_moved_home_keeps_its_models_and_its_runs(
     assert addresses(moved)
     assert not [address for address in addresses(moved) if not address.startswith(f"{below}/")]
     files = repository(moved, client(moved).get_run(run).info.artifact_uri)
-    assert "minmax-qat" in Path(files.download_artifacts("recipe.yaml")).read_text()
+    assert "onnxruntime-cpu" in Path(files.download_artifacts("recipe.yaml")).read_text()
     assert not site.home.exists()
 
 

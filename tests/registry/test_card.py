@@ -21,7 +21,7 @@ def section(text: str, name: str) -> list[str]:
 
 
 def test_a_card_says_what_from_what_and_how_to_load_it(site, recipe, artifact, report_of, lineage) -> None:  # type: ignore[no-untyped-def]
-    text = card(site, recipe, artifact, report_of(), lineage)
+    text = card(site, recipe, artifact.model_copy(update={"quantizer": "static"}), report_of(), lineage)
     assert text.startswith(
         f"# digits\n\nAn int8 model for `onnxruntime-cpu`, which KDQ {version('kdq')} made by distillation and "
         "quantization. Recipe `digits`, seed 0.\n"
@@ -30,7 +30,7 @@ def test_a_card_says_what_from_what_and_how_to_load_it(site, recipe, artifact, r
         "- data: workload `digits`, fingerprint `bbbbbbbbbbbb`",
         "- stages: `train_teacher`, `distill`",
         "- distillers: `logit-kd`",
-        "- quantizer: `minmax-qat`, 8-bit weights, 8-bit activations",
+        "- quantizer: `static`, 8-bit weights, 8-bit activations",
     ]
     loading = "\n".join(section(text, "Load it"))
     assert f'mlflow.set_tracking_uri("{site.mlflow_uri}")' in loading

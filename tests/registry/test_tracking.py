@@ -28,7 +28,7 @@ def test_a_pipeline_run_has_owner_environment_options_and_recipe(site: Site, tra
     assert run.data.params["distill.fit.epochs"] == "10"
     assert run.data.params["evaluate.0.use"] == "quality"
     recipe = (site.home / "mlflow" / "artifacts" / "digits" / run.info.run_id / "artifacts" / "recipe.yaml").read_text()
-    assert "minmax-qat" in recipe
+    assert "use: auto" in recipe
 
 
 def test_a_stage_is_a_nested_run_with_its_options_and_curves(site: Site, tracker: Tracker) -> None:

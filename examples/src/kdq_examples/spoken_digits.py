@@ -7,8 +7,9 @@ What: the recordings of the Free Spoken Digit Dataset: six speakers, ten digits,
 Formula: hard loss = mean cross entropy. Input: float32 `[B, 1, 40, 64]`, the logarithm of 40 mel bands in 64 frames of
     12.5 ms. The mean of each band over the recording is subtracted, which removes the microphone, and the values are
     divided by 3. Shorter recordings are centred between zeros; of longer ones, KDQ takes the 0.8 s of most energy.
-    View of a train sample: stretched in time by 0.85-1.15 and in frequency by 0.9-1.1, shifted by up to 4 frames and 1
-    band, with one block of up to 8 frames and one of up to 6 bands set to zero; it depends on (view, sample) alone.
+    With `augment`, a view of a train sample is stretched in time by 0.85-1.15 and in frequency by 0.9-1.1, and shifted
+    by up to 4 frames and 1 band, with one block of up to 8 frames and one of up to 6 bands set to zero; it depends on
+    (view, sample) alone.
 Source: Jackson et al. 2018, Free Spoken Digit Dataset (CC BY-SA 4.0). Masks: Park et al. 2019, "SpecAugment",
     https://arxiv.org/abs/1904.08779. Stretching in frequency: Jaitly and Hinton 2013, "Vocal Tract Length Perturbation
     (VTLP) improves speech recognition".
@@ -50,6 +51,7 @@ class SpokenDigits(Workload):
     student_net: Literal["cnn", "gru"] = Field(default="cnn", description="kind of the student")
     student_width: int = Field(default=16, ge=4, le=256, description="channels of the CNN; 4 of them are one GRU unit")
     teacher_width: int = Field(default=20, ge=4, le=256, description="channels of the teacher's first layer")
+    augment: bool = Field(default=True, description="stretch, shift and mask the training spectrograms")
 
     def fingerprint(self) -> str:
         """Return a sha256 of the files' hashes and of the split."""
@@ -76,7 +78,7 @@ class SpokenDigits(Workload):
         import torch
 
         images, labels = load(self.test, split)
-        if split == "train":
+        if split == "train" and self.augment:
             images = augmented(images, view or View(seed, epoch))
         for ids in rows_of_batches(split, len(labels), batch_size, seed, epoch):
             inputs, targets = torch.from_numpy(images[ids][:, None]), torch.from_numpy(labels[ids])

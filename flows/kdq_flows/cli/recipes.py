@@ -51,7 +51,7 @@ def plan(
     from kdq_core.recipe.spec import Recipe
     from kdq_core.store import open_store
     from kdq_core.store.store import check_writable
-    from kdq_flows.planning import planned
+    from kdq_flows.planning import hints_of, planned
     from kdq_flows.preflight.rules import check_rules
 
     check_devices(here)
@@ -70,3 +70,5 @@ def plan(
     show(rows, title=title, as_json=as_json)
     for note in dict.fromkeys(one.plan.note for one in study.branches if one.plan.note):
         say(note, err=True)
+    for hint in hints_of(study, here):
+        say(f"hint: {hint}", err=True)

@@ -67,6 +67,12 @@ def deploy(
     file: RecipeFile,
     cron: Annotated[str | None, typer.Option(help="When, such as '0 3 * * *'.")] = None,
     interval: Annotated[float | None, typer.Option(help="Seconds from one run to the next.")] = None,
+    on: Annotated[
+        Literal["data"] | None, typer.Option(help="Also run when the data have changed; then a time is not needed.")
+    ] = None,
+    look: Annotated[
+        float | None, typer.Option(help="With --on: seconds from one look at the data to the next; 300 by default.")
+    ] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA name, such as Europe/Berlin; UTC by default.")] = None,
     missed: Annotated[
         Missed, typer.Option(help="What runs after an outage: the newest run that was missed, none, or all.")
@@ -83,7 +89,12 @@ def deploy(
     as_json: JsonFlag = False,
 ) -> None:
     """Schedule a recipe; `kdq serve` runs it."""
+    from kdq_core.errors import RecipeError
+
+    if look is not None and on is None:
+        raise RecipeError("'--look' says how often KDQ looks at the data, and belongs to '--on data'; give both")
     recipe = common.load_any(file)
+    from kdq_flows.prefect.news import LOOK_SECONDS
     from kdq_flows.prefect.schedules import deploy as run
 
     facts = run(
@@ -95,6 +106,7 @@ def deploy(
         allowed_lag_seconds=allowed_lag,
         missed=missed,
         overlap=overlap,
+        look_seconds=None if on is None else LOOK_SECONDS if look is None else look,
     )
     table: list[dict[str, object]] = [{"fact": name, "value": str(value)} for name, value in facts.items()]
     common.show([facts] if as_json else table, title="deployed; `kdq serve` runs it", as_json=as_json)

@@ -19,6 +19,7 @@ class OperatorFacts(Frozen):
     kernel: str = Field(description="operator type in the optimised graph")
     int8: bool
     reason: str = Field(description="why it is float; empty for int8")
+    by_choice: bool = Field(default=False, description="whether it is float because int8 was measured slower")
     macs_share: float = Field(description="share of the multiply-accumulates of all products, 0 to 1")
     weight_share: float = Field(description="share of the bytes of all weights in the file, 0 to 1")
 
@@ -35,7 +36,7 @@ def facts_of(operators: Sequence[OperatorCoverage]) -> tuple[OperatorFacts, ...]
     weights = sum(o.weight_bytes for o in operators) or 1
     return tuple(
         OperatorFacts(
-            **operator.model_dump(include={"path", "operator", "kernel", "int8", "reason"}),
+            **operator.model_dump(include={"path", "operator", "kernel", "int8", "reason", "by_choice"}),
             macs_share=(operator.macs + operator.activation_macs) / macs,
             weight_share=operator.weight_bytes / weights,
         )

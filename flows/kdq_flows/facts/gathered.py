@@ -11,6 +11,7 @@ from kdq_flows.facts.coverage import coverage_of
 from kdq_flows.facts.result import (
     anomalies_of,
     artifact_of,
+    choice_of,
     gains_of,
     gates_of,
     models_of,
@@ -44,4 +45,5 @@ def gathered(view: RunView, catalog: Catalog) -> dict[str, Any]:
         "version": version_of(view),
         "verdict": verdict_of(view, gains, gates),
         "anomalies": anomalies_of(view),
+        "choice": choice_of(view),
     }

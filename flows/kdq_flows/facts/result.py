@@ -8,12 +8,23 @@ from typing import Literal
 from pydantic import Field
 
 from kdq_core.frozen import Frozen
+from kdq_core.plan.advice import nothing_to_teach
 from kdq_core.plan.gates import GateVerdict, judge
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.kinds import Column
 from kdq_core.recipe.register import CHAMPION
 from kdq_core.store.family import Measured
-from kdq_core.store.records import Anomaly, Artifact, Checkpoint, EvaluationReport, Metric, ModelVersion, TensorSpec
+from kdq_core.store.records import (
+    Anomaly,
+    Artifact,
+    Checkpoint,
+    Choice,
+    ChosenForm,
+    EvaluationReport,
+    Metric,
+    ModelVersion,
+    TensorSpec,
+)
 from kdq_flows.facts.coverage import OperatorFacts
 from kdq_flows.facts.parts import ArtifactFacts, GainFacts, StageFacts, VersionFacts
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
@@ -30,8 +41,9 @@ class RunResult(Frozen):
         models: metrics by model and by name; JSON has "NaN", "Infinity" or "-Infinity" for a value that is not finite.
         table: the closing table, one row for each model, cells by heading.
         gains: what the teacher brought, one for each stage that trained a control.
-        notes: which layers of student and teacher were compared, remarks of the evaluators on the int8 model, such as
-            the layer where file and simulation first differ, evaluators that failed, and what forbids a comparison.
+        notes: which layers of student and teacher were compared, which form of the file is the fastest here, remarks of
+            the evaluators on the int8 model, such as the layer where file and simulation first differ, evaluators that
+            failed, and what forbids a comparison.
         gates: the recipe's gates, and whether the int8 model meets them; empty before the evaluation.
         weights: path of the weights in each slot that has some, such as `student`.
         artifact: the int8 file, if it was exported.
@@ -42,6 +54,7 @@ class RunResult(Frozen):
         verdict: the int8 file against the float student in one line, or why the models cannot be compared; empty if
             they were not measured.
         anomalies: what forbids a comparison of the models; usually nothing.
+        choice: the quantizer that the run chose, with figures and reason; `null` if the recipe names one.
         report: path of the run's page.
         branches: those of a study; JSON has this field for a study alone. The other fields are then those of the
             selected branch.
@@ -65,6 +78,7 @@ class RunResult(Frozen):
     links: dict[str, str] = Field(default={})
     verdict: str = ""
     anomalies: tuple[Anomaly, ...] = ()
+    choice: Choice | None = None
     report: str | None = None
     branches: tuple[BranchFacts, ...] = Field(default=(), exclude_if=lambda branches: not branches)
     selected: SelectedFacts | None = Field(default=None, exclude_if=lambda selected: selected is None)
@@ -85,12 +99,32 @@ def gains_of(view: RunView) -> tuple[GainFacts, ...]:
 
 
 def notes_of(view: RunView) -> tuple[str, ...]:
-    """Which layers of student and teacher were compared, and each note on a metric of the int8 model once."""
+    """Which layers were compared, the form of the file, and each note on a metric of the int8 model once."""
     metrics = view.metrics.get("int8", ())
     first = {metric.note: metric for metric in reversed(metrics) if metric.note}
     said = (f"{m.name} is {m.value:.6g}: {m.note}" for m in metrics if m.note and first[m.note] is m)
     student, report = view.record("student", Checkpoint), view.record("report", EvaluationReport)
-    return (*(met(student) if student is not None else ()), *said, *(troubles(report) if report is not None else ()))
+    chosen, choice = view.record("placement", ChosenForm), choice_of(view)
+    return (
+        *(met(student) if student is not None else ()),
+        *([] if chosen is None else [f"placement: {chosen.said()}"]),
+        *([f"quantizer {choice.why}"] if choice is not None else ()),
+        *_taught_nothing(view),
+        *said,
+        *(troubles(report) if report is not None else ()),
+    )
+
+
+def choice_of(view: RunView) -> Choice | None:
+    """The quantizer that the run chose, if the recipe leaves that to KDQ."""
+    record = view.record("quantized", Checkpoint)
+    return None if record is None else record.choice
+
+
+def _taught_nothing(view: RunView) -> Iterator[str]:
+    teacher, student = view.record("teacher", Checkpoint), view.record("student", Checkpoint)
+    if teacher is not None and student is not None and not student.gains:
+        yield from nothing_to_teach(teacher, student)
 
 
 def troubles(report: EvaluationReport) -> Iterator[str]:

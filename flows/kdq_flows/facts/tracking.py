@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdq_core.errors import StageError, TransientError
 from kdq_core.plan.plan import Node, Plan
 from kdq_core.store.family import Record
-from kdq_core.store.records import Checkpoint, EpochRecord, EvaluationReport
+from kdq_core.store.records import Checkpoint, ChosenForm, EpochRecord, EvaluationReport
 from kdq_flows.facts.uploader import Uploader, left
 from kdq_flows.owner import owner_tag
 
@@ -57,11 +57,20 @@ class RunTracking:
             self._news()
 
     def gave(self, run: str, record: Record) -> None:
-        """Log what the stage gave, if it is a report or a checkpoint."""
+        """Log what the stage gave, if it is a report, a checkpoint or the form of a file."""
         if isinstance(record, EvaluationReport):
             self.report(run, record)
         elif isinstance(record, Checkpoint):
             self.checkpoint(run, record)
+        elif isinstance(record, ChosenForm):
+            self.placement(run, record)
+
+    def placement(self, run: str, chosen: ChosenForm) -> None:
+        """Log the chosen form of the file and its speed-up, in the stage's run and in the pipeline's."""
+        if self._tracker:
+            for run_id in (run, self._tracker.run):
+                self._tracker.log_params(run_id, {"placement": chosen.said()})
+            self._news()
 
     def report(self, run: str, report: EvaluationReport) -> None:
         """Log every metric of the evaluation, in the stage's run and in the pipeline's."""
@@ -72,11 +81,14 @@ class RunTracking:
             self._news()
 
     def checkpoint(self, run: str, student: Checkpoint) -> None:
-        """Log the gains from the teacher and the compared layers in the stage's run."""
+        """Log gains from the teacher and compared layers in the stage's run; a choice also in the pipeline's."""
         if self._tracker is None:
             return
         if student.gains:
             self._tracker.log_gains(run, student.gains)
+        if student.choice:
+            for run_id in (run, self._tracker.run):
+                self._tracker.log_choice(run_id, student.choice)
         met = {name: ", ".join(" ~ ".join(pair) for pair in pairs) for name, pairs in student.compared.items()}
         found = {"compared": met, "transferred": ", ".join(student.transferred)}
         if met or student.transferred:

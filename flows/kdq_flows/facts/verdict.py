@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kdq_core.plan.gates import GateVerdict
 from kdq_core.plan.view import RunView
 from kdq_core.store.records import TEACHER_GAIN, Anomaly, Checkpoint, EvaluationReport, Metric
+from kdq_flows.facts.coverage import coverage_of
 from kdq_flows.facts.parts import GainFacts
 from kdq_flows.facts.result import gain_in_words
 
@@ -34,7 +35,13 @@ def verdict_of(view: RunView, gains: Sequence[GainFacts], gates: Sequence[GateVe
     title = next((model.title for model in view.plan.models if model.slot == "int8"), "int8").removesuffix(" student")
     parts = ", ".join([quality, *_size(ours, theirs), *_speed(ours, _batch_size(view))])
     unmet = sum(not gate.met for gate in gates)
-    more = [*_teacher(gains), *_untrained(view), *([f"{unmet} of {len(gates)} gates not met"] if unmet else [])]
+    more = [
+        *_placed(view),
+        *_teacher(gains),
+        *_chosen(view),
+        *_untrained(view),
+        *([f"{unmet} of {len(gates)} gates not met"] if unmet else []),
+    ]
     return f"{title}: {'; '.join([parts, *more])}"
 
 
@@ -99,15 +106,25 @@ def _speed(ours: Sequence[Metric], batch_size: int) -> Iterator[str]:
     interval = between(found.low, found.high)
     if found.low is not None and found.high is not None and found.low <= 1 <= found.high:
         yield f"no difference in speed shown{interval}{where}"
+    elif found.value < 1:
+        yield f"SLOWER than float, {found.value:.3g}x its speed{interval}{where}"
     else:
         yield f"{found.value:.3g}x the speed{interval}{where}"
 
 
 def _batch_size(view: RunView) -> int:
-    """Samples in a call of the evaluator `latency`; 0 if the recipe does not ask for it."""
-    found = [use for use in view.plan.recipe.evaluate if use.use.rpartition("/")[2] == "latency"]
-    size = found[0].options.get("batch_size", 1) if found else 0
+    """Samples in a call of the evaluator `latency`, its own or the target's; 0 if the recipe does not ask for it."""
+    recipe = view.plan.recipe
+    found = [use for use in recipe.evaluate if use.use.rpartition("/")[2] == "latency"]
+    size = (found[0].options.get("batch_size") or recipe.target.options.get("batch_size", 1)) if found else 0
     return size if isinstance(size, int) else 0
+
+
+def _placed(view: RunView) -> Iterator[str]:
+    """How much of the work is in float because int8 was measured slower."""
+    floats = sum(one.macs_share for one in coverage_of(view) if one.by_choice)
+    if floats:
+        yield f"{100 * floats:.0f} % of the MACs in float by choice"
 
 
 def _teacher(gains: Sequence[GainFacts]) -> Iterator[str]:
@@ -124,9 +141,18 @@ def _teacher(gains: Sequence[GainFacts]) -> Iterator[str]:
         yield "the teacher did not help: no gain is shown"
 
 
+def _chosen(view: RunView) -> Iterator[str]:
+    """The quantizer that the run chose, and why."""
+    record = view.record("quantized", Checkpoint)
+    if record is not None and record.choice is not None:
+        yield f"chosen: {record.choice.why}"
+
+
 def _untrained(view: RunView) -> Iterator[str]:
     """What post-training quantization alone would give, on the split where the training was watched."""
     record = view.record("quantized", Checkpoint)
+    if record is not None and record.choice is not None:
+        return
     name = next((name for name in (record.untrained if record else {}) if "/top1" in name), None)
     ends = [point.values[name] for point in record.history if name in point.values] if record and name else []
     if record and name and ends:

@@ -12,8 +12,10 @@ from kdq_core.errors import RecipeError, did_you_mean
 from kdq_core.frozen import Frozen
 from kdq_core.recipe.spec import Site
 from kdq_flows.prefect.due import deployments, policy_of, runs_of
+from kdq_flows.prefect.news import LOOK
 from kdq_flows.prefect.policy import Missed, Overlap
 from kdq_flows.prefect.pools import name_out
+from kdq_flows.prefect.schedules import on_news
 from kdq_flows.servers.environment import apply_environment
 from kdq_flows.servers.servers import ensure_prefect
 
@@ -126,13 +128,18 @@ def _facts(client: SyncPrefectClient, pool: str, deployment: DeploymentResponse)
     return Scheduled(
         name=name_out(pool, deployment.name),
         recipe=deployment.parameters.get("recipe", {}).get("name", deployment.name),
-        schedule=", ".join(_text(one.schedule) for one in deployment.schedules) or "none",
+        schedule=", ".join([*(_text(one.schedule) for one in deployment.schedules), *_news(deployment)]) or "none",
         next_run=None if paused else _next(client, deployment),
         paused=paused,
         last_run=_last(client, deployment),
         missed=policy.missed,
         overlap=policy.overlap,
     )
+
+
+def _news(deployment: DeploymentResponse) -> list[str]:
+    look = deployment.parameters.get(LOOK)
+    return [] if look is None else [on_news(look)]
 
 
 def _text(schedule: object) -> str:

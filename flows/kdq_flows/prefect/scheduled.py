@@ -51,6 +51,7 @@ def scheduled_flow(
     allowed_lag_seconds: float | None = None,  # noqa: ARG001 - `kdq_flows.prefect.due` reads the three of the policy
     missed: str | None = None,  # noqa: ARG001
     overlap: str | None = None,  # noqa: ARG001
+    look_seconds: float | None = None,  # noqa: ARG001 - `kdq_flows.prefect.news` reads it
 ) -> State:
     """Run a recipe, or skip this run.
 
@@ -60,6 +61,7 @@ def scheduled_flow(
         allowed_lag_seconds: a run that starts later than this is missed.
         missed: what becomes of missed runs; see `kdq_flows.prefect.policy.Policy`.
         overlap: what becomes of a run that is due while the one before still runs.
+        look_seconds: how often `kdq serve` looks whether the data have changed.
     """
     where, run, name = site_here(), uuid.UUID(str(runtime.flow_run.id)), str(runtime.flow_run.name)
     with get_client(sync_client=True) as client:

@@ -14,6 +14,7 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.reading.studies import Study
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.prefect.due import TAG
+from kdq_flows.prefect.news import LOOK
 from kdq_flows.prefect.policy import Missed, Overlap, Policy
 from kdq_flows.prefect.pools import ensure_pool, name_in, pool_of
 from kdq_flows.servers.environment import apply_environment
@@ -77,6 +78,7 @@ def deploy(
     allowed_lag_seconds: float | None = None,
     missed: Missed = "one",
     overlap: Overlap = "skip",
+    look_seconds: float | None = None,
     module_path: str = MODULE_PATH,
 ) -> dict[str, Any]:
     """Create or replace the deployment of the recipe in the site's pool. Starts the site's own server if needed.
@@ -92,6 +94,7 @@ def deploy(
         allowed_lag_seconds: a run that would start later than this is missed; `None` allows the time to the next run.
         missed: see `kdq_flows.prefect.policy.Policy`.
         overlap: see `kdq_flows.prefect.policy.Policy`.
+        look_seconds: also run when the data have changed, and look at them so often; then a schedule may be missing.
         module_path: `module:flow` of a flow that takes `recipe` and the fields of `Policy`.
 
     Returns:
@@ -101,29 +104,43 @@ def deploy(
         RecipeError: the schedule or the lag is not possible.
     """
     apply_environment(site, site.prefect_api)
-    schedule = check_schedule(cron=cron, interval_seconds=interval_seconds, timezone=timezone)
+    schedule = None
+    if look_seconds is None or (cron, interval_seconds, timezone) != (None, None, None):
+        schedule = check_schedule(cron=cron, interval_seconds=interval_seconds, timezone=timezone)
+    looks = {} if look_seconds is None else {LOOK: _check_look(look_seconds)}
     policy = Policy(missed=missed, overlap=overlap, allowed_lag_seconds=_lag(allowed_lag_seconds, schedule))
     api, _ = ensure_prefect(site)
     apply_environment(site, api)
     pool = pool_of(site)
     ensure_pool(pool)
-    asked = {"recipe": _deployed(recipe, site), **policy.model_dump()}
+    asked = {"recipe": _deployed(recipe, site), **policy.model_dump(), **looks}
     deployment, identity = _apply(module_path, recipe.name, schedule, asked, pool)
     return {
         "deployment": deployment,
         "id": identity,
-        "schedule": schedule.text,
-        "next_run": schedule.next_runs[0].isoformat(timespec="seconds"),
+        "schedule": ", ".join([*([schedule.text] if schedule else []), *map(on_news, looks.values())]),
+        "next_run": schedule.next_runs[0].isoformat(timespec="seconds") if schedule else None,
         **policy.model_dump(),
         "pool": pool,
         "url": f"{api.removesuffix('/api')}/deployments/deployment/{identity}",
     }
 
 
-def _lag(asked: float | None, schedule: RecurringSchedule) -> float:
+def on_news(look_seconds: float) -> str:
+    """The trigger by news in words, for the user."""
+    return f"on new data, looked at every {look_seconds:g} s"
+
+
+def _check_look(seconds: float) -> float:
+    if not 1 <= seconds <= LONGEST_INTERVAL:
+        raise RecipeError(f"'--look' is {seconds!r}; give a number of seconds from 1 to {LONGEST_INTERVAL:.0f}")
+    return seconds
+
+
+def _lag(asked: float | None, schedule: RecurringSchedule | None) -> float | None:
     if asked is not None and not 0 < asked < math.inf:
         raise RecipeError(f"the allowed lag is {asked!r}; give a number of seconds above 0")
-    return schedule.default_lag if asked is None else asked
+    return schedule.default_lag if asked is None and schedule is not None else asked
 
 
 def _deployed(recipe: Recipe | Study, site: Site) -> dict[str, Any]:
@@ -134,7 +151,7 @@ def _deployed(recipe: Recipe | Study, site: Site) -> dict[str, Any]:
 
 
 def _apply(
-    module_path: str, recipe: str, schedule: RecurringSchedule, parameters: dict[str, Any], pool: str
+    module_path: str, recipe: str, schedule: RecurringSchedule | None, parameters: dict[str, Any], pool: str
 ) -> tuple[str, str]:
     from prefect.deployments.runner import EntrypointType
 
@@ -142,7 +159,7 @@ def _apply(
     flow = getattr(importlib.import_module(module), name)
     deployment = flow.to_deployment(
         name=name_in(pool, recipe),
-        schedule=_prefect_schedule(schedule),
+        schedules=[_prefect_schedule(schedule)] if schedule else [],
         parameters=parameters,
         work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,

@@ -17,6 +17,7 @@ from kdq_core.errors import KdqError, LockedError, RecipeError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import host
 from kdq_flows.prefect import due
+from kdq_flows.prefect.news import News
 from kdq_flows.prefect.pools import ensure_pool, nodes_of, pool_of
 from kdq_flows.prefect.reconcile import close_unbegun, reconcile
 from kdq_flows.prefect.run_lines import RunLines
@@ -89,12 +90,14 @@ def serve(
 def _serve(job: Job, stop: threading.Event) -> None:
     site = job.site
     api, started = ensure_prefect(site)
+    news = News(site)
     try:
         _end_strange_worker(job, api)
         _prepare(job, api)
         job.say(f"serving pool {job.pool!r} from {api}; Ctrl-C ends it")
-        _watch(job, api, stop, RunLines(job.pool, job.say))
+        _watch(job, api, stop, RunLines(job.pool, job.say), news)
     finally:
+        news.close()
         processes.stop(site, job.worker)
         _close(job)
         if started:
@@ -123,15 +126,15 @@ def _close(job: Job) -> None:
         job.say(line)
 
 
-def _look(job: Job, *, outage: bool = False) -> None:
-    """Apply the policies of the schedules, and resume runs that died; what fails here is tried again."""
+def _look(job: Job, news: News, *, outage: bool = False) -> None:
+    """Apply the policies of the schedules, resume runs that died, and look for news; what fails is tried again."""
     from prefect.client.orchestration import get_client
 
     if not job.schedules:
         return
     try:
         with get_client(sync_client=True) as client:
-            for line in due.look(client, job.pool, outage=outage):
+            for line in [*due.look(client, job.pool, outage=outage), *news.look(client, job.pool)]:
                 job.say(line)
     except Exception as error:  # `kdq serve` goes on: its next look may find a server that answers
         logging.getLogger(__name__).warning("could not look at the schedules: %s", error)
@@ -143,7 +146,7 @@ def _prepare(job: Job, api: str) -> None:
     ensure_zombie_automation()
 
 
-def _watch(job: Job, api: str, stop: threading.Event, lines: RunLines) -> None:
+def _watch(job: Job, api: str, stop: threading.Event, lines: RunLines, news: News) -> None:
     """Restart the worker whenever it dies, after longer waits each time; restart the site's server; report runs.
 
     A run goes on while its worker or its server is away. Before a new worker starts, KDQ closes the runs that died with
@@ -162,17 +165,17 @@ def _watch(job: Job, api: str, stop: threading.Event, lines: RunLines) -> None:
                 if stop.wait(wait):
                     return
             _close(job)
-            _look(job, outage=True)
+            _look(job, news, outage=True)
             worker, fresh = start_worker(job, api)
             since = looked = time.monotonic()
             job.say(f"worker {worker.pid} {'started' if fresh else 'taken over'}")
         stop.wait(LOOK_SECONDS)
         if site.prefect_api is None and not _own_server_runs(site) and not stop.is_set():
-            api = _restart_server(job) or api
+            api = _restart_server(job, news) or api
         lines.look()
         if time.monotonic() - looked > SCHEDULES_SECONDS and not stop.is_set():
             looked = time.monotonic()
-            _look(job)
+            _look(job, news)
 
 
 def _own_server_runs(site: Site) -> bool:
@@ -180,7 +183,7 @@ def _own_server_runs(site: Site) -> bool:
     return record is not None and processes.is_running(record)
 
 
-def _restart_server(job: Job) -> str | None:
+def _restart_server(job: Job, news: News) -> str | None:
     """Start the server again. The worker and its run go on, unless another process took the server's port meanwhile."""
     job.say("the Prefect server died; starting it again")
     try:
@@ -191,7 +194,7 @@ def _restart_server(job: Job) -> str | None:
         return None
     _end_strange_worker(job, api)
     _close(job)
-    _look(job, outage=True)
+    _look(job, news, outage=True)
     return api
 
 

@@ -21,7 +21,7 @@ from kdq_flows.prefect.flow import STOP_SECONDS, few_tries, log_to, stage_task, 
 from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.signals import interrupted_in, leaving
-from kdq_flows.run.study import StudyRun, title_of
+from kdq_flows.run.study import StudyRun
 
 
 def study_flow(study: StudyRun, began: Callable[[uuid.UUID], object]) -> Flow[[dict[str, Any]], State]:
@@ -139,7 +139,7 @@ def _owe(study: StudyRun, run: uuid.UUID) -> None:
 
 def _start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
     """Submit a node as a task."""
-    title, done = title_of(one), Future[Any]()
+    title, done = one.title, Future[Any]()
 
     def ended(future: PrefectFuture[Any]) -> None:
         with suppress(Exception):

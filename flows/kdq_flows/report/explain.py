@@ -27,6 +27,8 @@ from kdq_flows.report.tested import Tested
 
 BATCH = 64
 Alone = Callable[[], AbstractContextManager[object]]
+KEPT = ("student", "placement")
+"""What the stage that quantizes reads to make the student's graph anew."""
 
 
 def explained(
@@ -114,7 +116,7 @@ def _work(record: kept.RunRecord, view: RunView, site: Site, catalog: Catalog, f
     measuring, node = record.plan.giving("report"), record.plan.giving(slot)
     if node is None or measuring is None or "quantized" not in measuring.parents:
         raise RecipeError(f"run {record.result.run!r} measured no int8 file, so there is nothing to explain")
-    needed = {port: name for port, name in node.parents.items() if slot == "report" or port == "student"}
+    needed = {port: name for port, name in node.parents.items() if slot == "report" or port in KEPT}
     gone = [name for name in needed.values() if name not in view.entries]
     if gone:
         raise RecipeError(

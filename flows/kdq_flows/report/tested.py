@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,7 @@ class Tested:
         Raises:
             KdqError: the rules cannot be followed, such as those that leave no layer.
         """
+        quantizing = replace(quantizing, way=self.work.chosen)
         work, path = with_rules(quantizing, found.rules), folder / "patched.onnx"
         write(work, patched(work, model), path)
         given = predicted(self.work, "int8", path)

@@ -264,7 +264,7 @@ class StudyRun:
 
     def _title(self, branch: str, stage: str) -> str:
         identity = self.plan.branch(branch).identities.get(stage, "")
-        return title_of(self.plan.nodes[identity]) if identity else stage
+        return self.plan.nodes[identity].title if identity else stage
 
     def late(self) -> bool:
         """Whether the limit of time is reached."""
@@ -285,7 +285,7 @@ class StudyRun:
             self._entries[one.identity] = first.entries[one.node.name]
         mine = first.stages.get(one.node.name)
         if mine is not None:
-            self.stages[one.identity] = mine.model_copy(update={"name": title_of(one)})
+            self.stages[one.identity] = mine.model_copy(update={"name": one.title})
         for name in one.branches:
             pipeline, planned = self.pipelines[name], self.plan.branch(name)
             title = next(title for title, identity in planned.identities.items() if identity == one.identity)
@@ -368,8 +368,3 @@ class StudyRun:
             return None
         name, first = next(iter(failed.items()))
         return StageError(f"{len(failed)} of {len(self.pipelines)} branches failed; {name}: {first}")
-
-
-def title_of(one: SharedNode) -> str:
-    """The name of a node in a study: the stage, and the branch if it serves one alone."""
-    return one.node.name if len(one.branches) > 1 else f"{one.node.name}@{one.branches[0]}"

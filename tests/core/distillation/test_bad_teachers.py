@@ -209,6 +209,7 @@ def run_of(stages_of: Any, home: Path, catalog: Catalog, case: Case, members: li
         workload={"use": "digits", "options": case.options},
         teacher={"fit": FIT, "cache": case.cache, **({"members": members} if members else {})},
         distill={"fit": FIT, **({"use": case.use} if isinstance(case.use, str) else case.use)},
+        quantize={"use": "minmax-qat"},
     )
 
 

@@ -20,7 +20,7 @@ def ran(stages_of: Any, home: Path, catalog: Any, by: str, **distill: Any) -> An
         workload="digits",
         teacher={"fit": FIT, "cache": {"views": 1}},
         distill={"fit": FIT, **distill},
-        quantize={"fit": FIT, "taught_by": by},
+        quantize={"use": "minmax-qat", "fit": FIT, "taught_by": by},
     )
     for node in run.plan.nodes:
         run.stage(node.name)

@@ -13,7 +13,7 @@ from kdq_core.store.records import Checkpoint
 from kdq_core.store.store import Store
 from kdq_workloads.digits import Digits
 
-STAGES = ["train_teacher", "cache_teacher", "distill", "quantize", "export", "evaluate", "register"]
+STAGES = ["train_teacher", "cache_teacher", "distill", "place", "quantize", "export", "evaluate", "register"]
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,10 @@ def test_a_damaged_entry_is_told_before_the_run(catalog: Catalog, tmp_path: Path
         ({"teacher": {"cache": {"form": "fp32"}}}, "cache_teacher"),
         ({"teacher": {"cache": {"top_k": 3}}}, "cache_teacher"),
         ({"distill": {"fit": {"batch_size": 32}}}, "distill"),
-        ({"quantize": {"fit": {"epochs": 1}}}, "quantize"),
+        ({"quantize": {"fit": {"epochs": 1}}}, "distill"),
+        ({"quantize": {"fit": {"batch_size": 32}}}, "quantize"),
         ({"quantize": {"freeze_observers": 0.1}}, "quantize"),
-        ({"target": {"use": "onnxruntime-cpu", "options": {"quantize_outputs": False}}}, "quantize"),
+        ({"target": {"use": "onnxruntime-cpu", "options": {"quantize_outputs": False}}}, "place"),
         ({"gates": []}, "register"),
         ({"register": {"name": "other"}}, "register"),
     ],
@@ -184,7 +185,7 @@ def test_without_a_cache_the_students_stand_on_the_teacher_and_on_the_seed_of_th
     off = plan(catalog, tmp_path, teacher={"cache": {"enabled": False}})
     assert [node.name for node in off.nodes] == [name for name in STAGES if name != "cache_teacher"]
     assert off.node("distill").parents == {"teacher": "train_teacher"}
-    assert off.node("quantize").parents == {"teacher": "train_teacher", "student": "distill"}
+    assert off.node("quantize").parents == {"teacher": "train_teacher", "student": "distill", "placement": "place"}
     digests = dict.fromkeys(STAGES, "0" * 64)
     other = plan(catalog, tmp_path, teacher={"cache": {"enabled": False, "seed": 1}})
     moved = [n.name for n in off.nodes if n.key(digests) != other.node(n.name).key(digests)]

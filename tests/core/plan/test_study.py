@@ -25,7 +25,8 @@ CATALOG = Catalog.load()
 
 
 def planned(home: Path, over: str, more: str = "") -> StudyPlan:
-    text = f"name: x\nworkload: digits\nevaluate: [quality, size]\nmatrix: {{over: {over}}}\n{more}"
+    text = "name: x\nworkload: digits\nevaluate: [quality, size]\nquantize: {use: lsq}\n"
+    text += f"matrix: {{over: {over}}}\n{more}"
     study = read_study(document_from_text(text, "r.yaml"), CATALOG)
     memo, site = Memo(), Site(home=home)
     plans = [(one, make_plan(one.recipe, site, CATALOG, memo)) for one in study.branches]
@@ -52,6 +53,19 @@ def test_a_distiller_of_its_own_shares_the_teacher_alone(tmp_path: Path) -> None
     plan = planned(tmp_path, "{distill.use: [logit-kd, dkd], quantize.weights: [8, 4]}")
     assert (counts(plan)["train_teacher"], counts(plan)["distill"], counts(plan)["quantize"]) == (1, 2, 4)
     assert [len(each) for each in serving(plan, "distill")] == [2, 2]
+
+
+def test_the_title_of_a_node_says_for_which_branches_it_is(tmp_path: Path) -> None:
+    over = "{distill.use: [logit-kd, dkd], quantize.weights: [8, 4]}"
+    plan = planned(tmp_path, over, "gates: []\nregister: {name: same}\n")
+    titles = [one.title for one in plan.nodes.values()]
+    assert titles[0] == "train_teacher"
+    assert {"distill@use=logit-kd", "distill@use=dkd", "quantize@use=dkd,weights=4"} <= set(titles)
+    assert len(titles) == len(set(titles))
+    more = planned(tmp_path, "{seed: [0, 1], quantize.weights: [8, 4]}")
+    assert [one.title for one in more.nodes.values() if one.node.name == "train_teacher"] == [
+        "train_teacher@seed=0", "train_teacher@seed=1",
+    ]  # fmt: skip
 
 
 def test_another_seed_shares_nothing_that_is_trained(tmp_path: Path) -> None:

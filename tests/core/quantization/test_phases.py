@@ -13,7 +13,7 @@ def phases(monkeypatch, epochs, done=0, **section):
     told = []
     monkeypatch.setattr(quantizing, "set_phase", lambda _model, **switches: told.append(switches))
     spec = QuantizeSpec.model_validate({"fit": {"epochs": epochs}, **section})
-    before_step, lines = quantizing.phases(spec, None), ""
+    before_step, lines = quantizing.phases(spec, None, epochs), ""
     for step in range(done, epochs * STEPS):
         before_step(step, epochs * STEPS)
         assert told[-1]["quantize"]
@@ -60,7 +60,7 @@ def test_the_stage_trains_through_all_phases_in_both_fits(stages_of, tiny, monke
     fit = {"epochs": 1, "batch_size": 48}
     run = stages_of(
         tmp_path, tiny, workload={"use": "digits"}, teacher={"fit": fit}, distill={"fit": fit},
-        quantize={"fit": {"epochs": 3, "batch_size": 48}, "control": True},
+        quantize={"use": "minmax-qat", "fit": {"epochs": 3, "batch_size": 48}, "control": True},
     )  # fmt: skip
     for stage in ("train_teacher", "cache_teacher", "distill", "quantize"):
         run.stage(stage)

@@ -17,7 +17,7 @@ def test_a_required_gate_names_the_layer_that_a_rule_skips_whatever_a_later_rule
     gate = {"metric": "coverage_macs", "at_least": 1.0, "required": True}
     run = stages_of(
         tmp_path, tiny, trial=True, workload={"use": "digits"}, teacher={"fit": FIT}, distill={"fit": FIT},
-        quantize={"fit": FIT, "rules": rules}, evaluate=[{"use": "coverage"}], gates=[gate],
+        quantize={"use": "minmax-qat", "fit": FIT, "rules": rules}, evaluate=[{"use": "coverage"}], gates=[gate],
     )  # fmt: skip
     run.recipe = Recipe.model_validate(run.recipe.model_dump(mode="json"))  # as a worker gets it
     with pytest.raises(StageError) as early:

@@ -105,8 +105,8 @@ def test_a_bomb_of_one_long_text_is_refused_too() -> None:
     [
         ("workload: digits", "r.yaml: key 'name' is missing; it must be text, "
          "matching ^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
-        (SHORT + "distil: {}", "r.yaml:3: unknown key 'distil'; did you mean 'distill'? allowed: distill, evaluate, "
-         "gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, workload"),
+        (SHORT + "distil: {}", "r.yaml:3: unknown key 'distil'; did you mean 'distill'? allowed: budget, distill, "
+         "evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, workload"),
         (SHORT + "retry:\n  attemps: 3", "r.yaml:4: unknown key 'attemps' in 'retry'; did you mean 'attempts'? "
          "allowed: attempts, backoff_seconds, checkpoint_seconds, "
          "checkpoint_steps, stage_timeout_seconds, stall_seconds"),

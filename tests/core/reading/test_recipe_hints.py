@@ -32,8 +32,8 @@ def refusal(text: str, catalog: Catalog | None = CATALOG) -> str:
         ("distill: {losses: [{use: fitnet, beta: {schedule: linear, start: 2, end: 1}}]}", "r.yaml:3: unknown key "
          "'beta' in 'distill.losses[0]'; it is an option of 'fitnet': write options: {beta: {schedule: linear, start: "
          "2, end: 1}}"),
-        ("quantize: {averaging: 0.1}", "r.yaml:3: unknown key 'averaging' in 'quantize'; it is an option of "
-         "'minmax-qat': write options: {averaging: 0.1}"),
+        ("quantize: {use: minmax-qat, averaging: 0.1}", "r.yaml:3: unknown key 'averaging' in 'quantize'; it is an "
+         "option of 'minmax-qat': write options: {averaging: 0.1}"),
         ("evaluate: [size, {use: latency, batch_size: 8}]", "r.yaml:3: unknown key 'batch_size' in 'evaluate[1]'; it "
          "is an option of 'latency': write options: {batch_size: 8}"),
         ("name: x\nworkload: {use: digits, student_width: 48}", "r.yaml:2: unknown key 'student_width' in "

@@ -18,8 +18,8 @@ CATALOG = Catalog.load()
 HEAD = "name: x\nworkload: digits\n"
 ONE = "matrix: {over: {seed: [0]}}\n"
 KEYS = (
-    "allowed: distill, evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, teacher, "
-    "workload"
+    "allowed: budget, distill, evaluate, gates, kdq, name, quantize, register, retry, seed, stages, student, target, "
+    "teacher, workload"
 )
 
 

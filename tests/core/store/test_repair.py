@@ -32,34 +32,6 @@ def rewritten(folder: Path, **changes: Any) -> None:
     (folder / "manifest.sha256").write_text(sha256_of(text))
 
 
-def test_a_damaged_entry_is_told_removed_and_written_anew(tmp_path: Path) -> None:
-    store, told = Store(tmp_path), list[str]()
-    file = written(store).file("sub/weights.bin")
-    assert store.lookup_or_discard(KEY, told.append) == store.get(KEY)
-    assert told == []
-    file.write_bytes(b"weightz")
-    assert store.lookup_or_discard(KEY, told.append) is None
-    assert told == [
-        f"the file 'sub/weights.bin' of the store entry {str(store.folder(KEY))!r} is damaged: its sha256 is "
-        "77231fd145ba, the manifest says 9a129038d9a0; KDQ computes it anew"
-    ]
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert store.lookup_or_discard(KEY, told.append) is None
-    assert len(told) == 1
-    assert written(store) == store.get(KEY)
-
-
-def test_a_parent_that_is_damaged_while_a_stage_runs_says_to_run_again(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    written(store).file("sub/weights.bin").unlink()
-    with pytest.raises(StoreError) as caught:
-        store.get(KEY)
-    assert str(caught.value) == (
-        f"the file 'sub/weights.bin' of the store entry {str(store.folder(KEY))!r} is damaged: it is missing; run "
-        "again, and KDQ computes it anew"
-    )
-
-
 @pytest.mark.parametrize(
     ("path", "fact"),
     [
@@ -136,12 +108,6 @@ def test_what_only_stands_in_the_place_of_an_entry_is_removed_and_written_over(t
     assert not os.path.lexists(store.folder(KEY))
     assert list((tmp_path / "drafts").iterdir()) == []
     put()
-    assert written(store) == store.get(KEY)
-
-
-def test_a_damaged_entry_is_written_over_at_the_commit_too(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    written(store).file("sub/weights.bin").write_bytes(b"weightz")
     assert written(store) == store.get(KEY)
 
 

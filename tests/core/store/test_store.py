@@ -25,59 +25,6 @@ def written(store: Store, key: str = KEY, content: bytes = b"weights", **parts: 
         return store.commit(draft, stage="train_teacher", key=key, parts=dict(parts), record=RECORD)
 
 
-def test_an_entry_is_found_again_with_its_record_and_files(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert store.lookup(KEY) is None
-    entry = written(store)
-    again = store.get(KEY)
-    assert again == entry
-    assert again.record == RECORD
-    assert again.file("weights.bin").read_bytes() == b"weights"
-
-
-def test_the_digest_is_of_the_content_not_of_the_request(tmp_path: Path) -> None:
-    one = written(Store(tmp_path / "one"), parts="a")
-    two = written(Store(tmp_path / "two"), key="cd" + "1" * 62, parts="b")
-    other = written(Store(tmp_path / "three"), content=b"other")
-    assert one.digest == two.digest
-    assert one.digest != other.digest
-
-
-def test_a_draft_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with store.draft(KEY) as draft:
-        (draft / "half").write_text("half")
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
-    assert store.lookup(KEY) is None
-
-
-def test_the_second_of_two_writers_gets_the_first_ones_entry(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    first = written(store, content=b"first")
-    second = written(store, content=b"second")
-    assert second.digest == first.digest
-
-
-def test_a_changed_file_is_an_error_that_names_it_and_the_remedy(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    folder = written(store).folder
-    (folder / "weights.bin").write_bytes(b"weightz")
-    with pytest.raises(StoreError) as caught:
-        store.lookup(KEY)
-    assert str(caught.value) == (
-        f"the file 'weights.bin' of the store entry {str(folder)!r} is damaged: its sha256 is 77231fd145ba, the "
-        "manifest says 9a129038d9a0; KDQ computes it anew"
-    )
-
-
-def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    folder = written(store).folder
-    (folder / "weights.bin").unlink()
-    with pytest.raises(StoreError, match=r"'weights.bin' of the store entry .* is damaged: it is missing; KDQ"):
-        store.lookup(KEY)
-
-
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
 def test_a_changed_or_missing_manifest_is_an_error(tmp_path: Path, name: str) -> None:
     store = Store(tmp_path)

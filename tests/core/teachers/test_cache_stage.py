@@ -16,7 +16,7 @@ pytestmark = pytest.mark.isa
 RECIPE: dict[str, Any] = {
     "workload": {"use": "digits", "options": {"teacher_width": 16, "student_width": 16}},
     "distill": {"fit": {"epochs": 3}},
-    "quantize": {"fit": {"epochs": 1}},
+    "quantize": {"use": "minmax-qat", "fit": {"epochs": 1}},
 }
 STAGES = ("train_teacher", "cache_teacher", "distill", "quantize")
 
@@ -56,7 +56,7 @@ def test_a_student_with_dropout_too_has_one_curve_with_kept_outputs_and_beside_t
         fit = {"epochs": 3, "batch_size": 32}
         run = stages_of(
             tmp_path / home, tiny, workload="digits", teacher={"fit": fit, "precision": "fp32", "cache": cache},
-            distill={"fit": fit}, quantize={"fit": fit},
+            distill={"fit": fit}, quantize={"use": "minmax-qat", "fit": fit},
         )  # fmt: skip
         for node in run.plan.nodes[: 4 if home == "kept" else 3]:
             run.stage(node.name)

@@ -53,7 +53,7 @@ def run_of(stages_of, viewed):
             workload={"use": "digits", "options": options or {}},
             teacher={"fit": FIT, "precision": "fp32", "cache": {"views": VIEWS, **cache}},
             distill={"fit": FIT, "losses": losses},
-            quantize={"fit": FIT},
+            quantize={"use": "minmax-qat", "fit": FIT},
         )
         for name in stages:
             run.stage(name)

@@ -68,7 +68,7 @@ def test_the_student_of_one_modality_learns_from_the_teacher_of_another(
         workload={"use": "digits", "options": {"student_width": 16}},
         teacher={"fit": {"epochs": 1}, "inputs": ["rows"], "cache": {"views": 1, "enabled": enabled}},
         distill={"fit": {"epochs": 1}},
-        quantize={"fit": {"epochs": 1}},
+        quantize={"use": "minmax-qat", "fit": {"epochs": 1}},
     )
     for node in run.plan.nodes[:-2]:
         run.stage(node.name)

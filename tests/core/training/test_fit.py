@@ -249,3 +249,26 @@ def test_convolutions_compute_channels_last_unless_the_model_views_its_images(
     m = Planes(how)
     fit(m, hard, images, FitSpec(epochs=1, batch_size=16), samples=48, accelerator=Accelerator(cpu=True))
     assert m.strides == strides
+
+
+def test_a_fit_of_a_part_of_a_schedule_counts_epochs_and_steps_of_the_whole() -> None:
+    steps: list[tuple[int, int]] = []
+    hooks = FitHooks(before_step=lambda done, total: steps.append((done, total)))
+    history = fitted(model(), epochs=4, first=1, last=3, hooks=hooks)
+    assert [record.epoch for record in history] == [2, 3]
+    assert steps == [(done, 12) for done in range(3, 9)]
+
+
+def test_the_first_part_of_a_fit_gives_the_bits_of_the_whole_up_to_there() -> None:
+    kept: dict[str, torch.Tensor] = {}
+    whole, part = model(), model()
+    torch.manual_seed(0)
+
+    def keep(done: int, _total: int) -> None:
+        if done == 6:
+            kept.update({name: value.clone() for name, value in whole.state_dict().items()})
+
+    fitted(whole, epochs=4, hooks=FitHooks(before_step=keep))
+    torch.manual_seed(0)
+    fitted(part, epochs=4, last=2)
+    assert all(torch.equal(kept[name], value) for name, value in part.state_dict().items())

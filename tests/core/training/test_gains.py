@@ -39,7 +39,7 @@ def run_of(stages_of, tiny, tmp_path):
             workload={"use": "digits", "options": options},
             teacher={"fit": FIT, "cache": {"views": 1}},
             distill={"fit": FIT, **(distill or {})},
-            quantize={"fit": FIT, **(quantize or {})},
+            quantize={"use": "minmax-qat", "fit": FIT, **(quantize or {})},
         )
         for node in made.plan.nodes if last else ():
             made.stage(node.name)

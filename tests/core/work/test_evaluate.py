@@ -43,7 +43,7 @@ def measured(stages_of: Any, tiny: Catalog, tmp_path_factory: pytest.TempPathFac
         def build(self, kind: Kind, name: str, options: Any = None, **where: Any) -> Plugin:
             return Writes() if (kind, name) == ("evaluator", "size") else super().build(kind, name, options, **where)
 
-    recipe = {"teacher": {"fit": FIT}, "distill": {"fit": FIT}, "quantize": {"fit": FIT}}
+    recipe = {"teacher": {"fit": FIT}, "distill": {"fit": FIT}, "quantize": {"use": "minmax-qat", "fit": FIT}}
     run = stages_of(
         tmp_path_factory.mktemp("measured"),
         WithToy(tiny.plugins, tiny.quarantined),

@@ -91,7 +91,8 @@ def test_a_given_model_is_trained_with_its_quantizers_on_labels_alone(
     stages_of: Any, tiny: Catalog, tmp_path: Path, given: dict[str, Any]
 ) -> None:
     run = stages_of(
-        tmp_path / "home", tiny, workload="digits", student=given, stages=["quantize", "export"], quantize={"fit": FIT},
+        tmp_path / "home", tiny, workload="digits", student=given, stages=["quantize", "export"],
+        quantize={"use": "minmax-qat", "fit": FIT},
         gates=[{"metric": "top1", "at_least": 0.5}], target={"use": "onnxruntime-cpu"},
     )  # fmt: skip
     assert run.plan.note == "'gates' do nothing, since no stage of the recipe measures a model; 'evaluate' would"
@@ -227,7 +228,8 @@ def test_a_given_student_cannot_start_from_the_teacher_too(
 
 def test_a_stage_listed_twice_goes_on_from_its_first_time(stages_of: Any, tiny: Catalog, tmp_path: Path) -> None:
     run = stages_of(
-        tmp_path / "home", tiny, workload="digits", teacher={"fit": FIT}, distill={"fit": FIT}, quantize={"fit": FIT},
+        tmp_path / "home", tiny, workload="digits", teacher={"fit": FIT}, distill={"fit": FIT},
+        quantize={"use": "minmax-qat", "fit": FIT},
         stages=["train_teacher", "distill", {"use": "distill", "name": "distill-again"}, "quantize", "export"],
         target="onnxruntime-cpu",
     )  # fmt: skip
@@ -246,7 +248,8 @@ def test_a_stage_listed_twice_goes_on_from_its_first_time(stages_of: Any, tiny: 
 
 def test_a_recipe_may_teach_without_kept_outputs(stages_of: Any, tiny: Catalog, tmp_path: Path) -> None:
     run = stages_of(
-        tmp_path / "home", tiny, workload="digits", teacher={"fit": FIT}, distill={"fit": FIT}, quantize={"fit": FIT},
+        tmp_path / "home", tiny, workload="digits", teacher={"fit": FIT}, distill={"fit": FIT},
+        quantize={"use": "minmax-qat", "fit": FIT},
         stages=["train_teacher", "distill", "quantize"],
     )  # fmt: skip
     for node in run.plan.nodes:

@@ -35,7 +35,8 @@ def test_a_quantized_student_that_was_stopped_while_its_ranges_move_gets_the_sam
     def run(home: str) -> Any:
         return stages_of(
             tmp_path / home, tiny, workload="digits", stages=["train_teacher", "distill", "quantize"],
-            teacher={"fit": FIT | {"epochs": 1}}, distill={"fit": FIT | {"epochs": 1}}, quantize={"fit": FIT},
+            teacher={"fit": FIT | {"epochs": 1}}, distill={"fit": FIT | {"epochs": 1}},
+            quantize={"use": "minmax-qat", "fit": FIT},
         )  # fmt: skip
 
     whole, stopped = run("whole"), run("stopped")

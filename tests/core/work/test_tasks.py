@@ -81,7 +81,7 @@ def made(stages_of: Any, installed: Any, home: Path, stages: tuple[str, ...] = S
     recipe: dict[str, Any] = {
         "teacher": {"fit": FIT, "precision": "fp32"},
         "distill": {"fit": FIT},
-        "quantize": {"fit": {"epochs": 2, "batch_size": 16}},
+        "quantize": {"use": "minmax-qat", "fit": {"epochs": 2, "batch_size": 16}},
         "evaluate": ["quality", "parity", "coverage"],
     }
     run = stages_of(home, installed(TwoTasks), workload=workload, **recipe | sections)
@@ -262,7 +262,8 @@ def test_features_a_control_and_openvino_know_of_tasks(stages_of: Any, installed
     run = made(
         stages_of, installed, tmp_path, ("train_teacher", "distill", "quantize", "export", "evaluate"),
         teacher={"fit": fit}, distill={"fit": fit, "losses": losses, "control": True},
-        quantize={"fit": {"epochs": 1, "batch_size": 96}}, target={"use": "openvino"}, evaluate=["quality", "parity"],
+        quantize={"use": "minmax-qat", "fit": {"epochs": 1, "batch_size": 96}},
+        target={"use": "openvino"}, evaluate=["quality", "parity"],
     )  # fmt: skip
     for stage in ("distill", "quantize"):
         named = {name for epoch in run.entries[stage].record.history for name in epoch.values}

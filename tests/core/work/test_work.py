@@ -63,7 +63,8 @@ def test_qat_asks_for_an_exact_accelerator(
     fit = {"epochs": 1, "batch_size": 32}
     run = stages_of(
         tmp_path, tiny, workload="digits", stages=["train_teacher", "distill", "quantize"],
-        teacher={"fit": fit}, distill={"fit": fit}, quantize={"fit": fit},
+        teacher={"fit": fit}, distill={"fit": fit},
+        quantize={"use": "minmax-qat", "fit": fit},
     )  # fmt: skip
     asked: list[bool] = []
     plain = accelerator

@@ -31,7 +31,7 @@ def test_shares_are_of_multiply_accumulates_and_of_weight_bytes(subject):
         operator("add", False),
     )
     shares = {"coverage_macs": 0.7, "coverage_all_macs": 0.7, "coverage_linear_macs": 0.0, "coverage_weight_bytes": 0.2}
-    assert found == shares | {"float_operators": 2}
+    assert found == shares | {"int8_macs": 0.7, "float_operators": 2}
 
 
 def test_linear_layers_have_a_share_of_their_own(subject):
@@ -68,3 +68,12 @@ def test_products_between_activations_are_told_beside_the_share_of_products_with
     )
     assert note(linear, operator("add", False)) == ""
     assert note(linear, operator("matmul", True, activation_macs=50)) == ""
+
+
+def test_what_is_float_by_choice_is_no_silent_float(subject):
+    chosen = operator("conv", False, macs=300).model_copy(update={"by_choice": True})
+    found = measured(subject, chosen, operator("linear", True, macs=100))
+    assert (found["coverage_macs"], found["int8_macs"], found["float_operators"]) == (1.0, 0.25, 1)
+    found = measured(subject, chosen, operator("linear", False, macs=100))
+    assert (found["coverage_macs"], found["int8_macs"]) == (0.0, 0.0)
+    assert measured(subject, chosen)["coverage_macs"] == 1.0

@@ -1,0 +1,89 @@
+"""The command line of the comparison: what `run.py` starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.cases import BITS, RECIPES, cases, steps
+from benchmarks.peers.comparison import Comparison
+from benchmarks.peers.lanes import side_by_side
+from benchmarks.peers.nets import NETS, Budget
+from benchmarks.peers.table import page
+
+HERE = Path(__file__).resolve().parent
+
+
+def named(known: Sequence[str]) -> Any:
+    """Return the type of an option that takes names, with commas between them."""
+
+    def names(text: str) -> list[str]:
+        wrong = [name for name in text.split(",") if name not in known]
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is unknown; known: {', '.join(known)}")
+        return text.split(",")
+
+    return names
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="run.py", description="Compare KDQ with its peers; see benchmarks/README.md.")
+    folder = Path("build") / "peers"
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--only", type=named(list(RECIPES)), default=list(RECIPES), metavar="NAME,...", help="tools")
+    parser.add_argument("--nets", type=named(list(NETS)), default=list(NETS), metavar="NAME,...")
+    parser.add_argument("--bits", type=named(BITS), default=list(BITS), metavar="NAME,...", help="widths")
+    parser.add_argument("--data", type=Path, help="folder of the data sets' files; default: KDQ_DATA_DIR, or fetched")
+    parser.add_argument("--out", type=Path, default=folder, help="results and files; what is there is not run again")
+    parser.add_argument("--venvs", type=Path, default=folder / "venvs", help="environments of the peers")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases side by side, one thread each")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds that a case may take")
+    parser.add_argument("--tiny", action="store_true", help="one epoch of 512 samples: do all tools still run?")
+    parser.add_argument("--page", type=Path, default=HERE / "peers.md", help="the table; its JSON lies beside it")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages one after another, and write the page."""
+    asked = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    data = asked.data.resolve() if asked.data else None
+    ours = Comparison(asked.out.resolve(), asked.venvs.resolve(), data, Budget(asked.tiny), asked.limit)
+    files = cases(asked.nets, asked.seeds, asked.only, asked.bits)
+    every = files + steps(asked.nets, asked.only)
+    try:
+        for net in dict.fromkeys(case.net for case in every):
+            ours.write_data(net)
+        for peer in dict.fromkeys(case.peer for case in every):
+            _made(ours, peer)
+        for case in every:
+            ours.key(case)
+        side_by_side(ours.solve, files, asked.jobs)
+        side_by_side(ours.solve, every[len(files) :], 1)
+        for case in files:
+            if case.method in ("ptq", "qat") and not case.taught and case.seed == asked.seeds[0]:
+                ours.time(case)
+    finally:
+        records = [ours.results.records[case.name] for case in every if case.name in ours.results.records]
+        if records:
+            asked.page.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            asked.page.write_text(page(records, ours.budget), encoding="utf-8")
+
+
+def _made(ours: Comparison, peer: str) -> None:
+    """Make an environment before the lanes start; a failure is told by each of its cases."""
+    try:
+        ours.python(peer)
+    except RuntimeError as error:
+        print(f"{peer}: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

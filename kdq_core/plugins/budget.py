@@ -1,0 +1,58 @@
+"""How many epochs the float student trains, and how many of the same schedule are left to its quantizer.
+
+Importable without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from kdq_core.frozen import Frozen
+from kdq_core.plugins.choosing import Choosing
+
+if TYPE_CHECKING:
+    from kdq_core.plugins.asked import Asked
+    from kdq_core.recipe.spec import Recipe
+
+DISTILL, QUANTIZE = "distill", "quantize"
+
+
+class SharedSchedule(Frozen):
+    """One learning-rate schedule of `distill` and `quantize`."""
+
+    epochs: int = Field(ge=2, description="of the whole schedule")
+    tail: int = Field(ge=0, description="its last epochs, in which a quantizer may train")
+    stops: bool = Field(description="whether the float student stops before the tail, because a quantizer will train")
+
+    @property
+    def kept(self) -> int:
+        """The epoch after which the tail begins."""
+        return self.epochs - self.tail
+
+    @property
+    def in_float(self) -> int:
+        """How many epochs the float student trains."""
+        return self.kept if self.stops else self.epochs
+
+
+def shared_schedule(asked: Asked) -> SharedSchedule | None:
+    """The schedule that `distill` and `quantize` share; `None` if each has its own.
+
+    They share one if the recipe has a budget, or if it leaves the choice of the quantizer to KDQ. Without a budget the
+    epochs of both sections together are the budget.
+    """
+    recipe = asked.recipe
+    chooses = isinstance(asked.quantizer, Choosing)
+    if not (recipe.budget or chooses) or not adjoin(recipe):
+        return None
+    epochs = recipe.budget.epochs if recipe.budget else recipe.distill.fit.epochs + recipe.quantize.fit.epochs
+    tail = min(recipe.quantize.fit.epochs, epochs - 1) if asked.quantizer.trains else 0
+    return SharedSchedule(epochs=epochs, tail=tail, stops=tail > 0 and (not chooses or len(asked.ways) == 1))
+
+
+def adjoin(recipe: Recipe) -> bool:
+    """Whether the recipe distils once and quantizes right after it, so that one can go on where the other stopped."""
+    names = [use.use for use in recipe.stages]
+    return names.count(DISTILL) == names.count(QUANTIZE) == 1 and names.index(QUANTIZE) == names.index(DISTILL) + 1

@@ -1,0 +1,64 @@
+"""`benchmarks/overhead.py`: the plain script and KDQ's recipe ask for the same work, and the page tells it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdq_core.reading.checks import load_recipe
+from kdq_core.reading.studies import load
+from kdq_core.recipe.spec import FitSpec
+from kdq_core.training.fit import learning_rate, make_optimizer
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_the_plain_script_has_the_settings_of_the_recipe(tmp_path: Path) -> None:
+    import overhead
+    import overhead_plain as plain
+
+    file = tmp_path / "overhead.yaml"
+    file.write_text(overhead.RECIPE.format(data=tmp_path / "data.npz", code=overhead.PLAIN, teacher=4, student=8))
+    recipe = load_recipe(file)
+    for spec in (recipe.teacher.fit, recipe.distill.fit):
+        assert (spec.optimizer, spec.learning_rate, spec.weight_decay) == ("adamw", plain.RATE, plain.DECAY)
+        assert (spec.batch_size, spec.warmup, spec.schedule, spec.clip_norm) == (
+            plain.BATCH, plain.WARMUP, "cosine", None
+        )  # fmt: skip
+    assert [plain.rate(step, 90) for step in range(90)] == pytest.approx(
+        [learning_rate(FitSpec(), step, 90) for step in range(90)]
+    )
+    groups = make_optimizer(plain.student(), FitSpec()).param_groups
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(4, plain.DECAY), (10, 0.0)]
+    (distiller,) = recipe.distill.losses or (recipe.distill,)
+    assert distiller.use == "logit-kd"
+    from kdq_distillers.logit_kd import LogitKd
+
+    assert (LogitKd().alpha, LogitKd().temperature) == (plain.ALPHA, plain.TEMPERATURE)
+
+
+def test_the_matrix_has_a_thousand_branches(tmp_path: Path) -> None:
+    import overhead
+
+    file = tmp_path / "matrix.yaml"
+    digits = (BENCHMARKS.parent / "recipes" / "digits.yaml").read_text()
+    file.write_text(digits + overhead.MATRIX.format(seeds=[0]))
+    study: Any = load(file)
+    assert len(study.branches) * 100 == 1000
+
+
+def test_the_page_has_the_ratio_with_its_interval() -> None:
+    import overhead
+
+    turns = [{"plain": 100.0, "kdq": 101.0 + more, "plain_top1": 0.9, "kdq_top1": 0.91} for more in (0.0, 1.0, -1.0)]
+    mean, low, high = overhead.interval([one["kdq"] / one["plain"] for one in turns])
+    assert mean == pytest.approx(1.01, abs=1e-4)
+    assert (low, high) == pytest.approx((0.9853, 1.0353), abs=1e-3)
+    text = overhead.page(turns, (3, 6), {"kdq run, again": [1.0, 2.0, 3.0]}, 2)
+    assert f"KDQ takes 1.010 times as long as the plain script (95 % interval {low:.3f} to {high:.3f})." in text
+    assert "| `kdq run, again` | 2.00 | 1.00 | 3.00 |" in text
