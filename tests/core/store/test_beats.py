@@ -178,6 +178,19 @@ def test_a_store_that_is_away_for_a_while_costs_no_claim(objects: Objects, monke
         assert holder(objects).owner == mine.owner
 
 
+def test_a_store_that_does_not_answer_holds_up_no_holder_for_long(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, swap = threading.Event(), objects.swap
+    monkeypatch.setattr(objects, "swap", lambda *asked: answer.wait(20) and swap(*asked))
+    monkeypatch.setattr(beats, "LEAVE", 0.1)
+    with claim(objects):
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    answer.set()
+    until(lambda: objects.read(NAME) is None)
+
+
 def until(ready: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not ready():
