@@ -147,12 +147,17 @@ def test_an_entry_that_is_half_put_by_a_killed_process_is_not_there_and_its_file
     assert left_behind(two, seconds=0).names == ()
 
 
-def test_a_manifest_whose_answer_is_lost_makes_this_attempt_the_entry(one: RemoteStore, monkeypatch: Any) -> None:
+def test_a_manifest_whose_answer_is_lost_makes_this_attempt_the_entry(
+    one: RemoteStore, two: RemoteStore, monkeypatch: Any
+) -> None:
     create = one.objects.create
     one.check()
     monkeypatch.setattr(one.objects, "create", lambda name, content: (create(name, content), None)[1])
     entry = written(one)
     assert one.lookup(KEY) == entry
+    found = two.lookup(KEY)
+    assert found is not None
+    assert found.digest == entry.digest
     assert left_behind(one, seconds=0).names == ()
 
 
