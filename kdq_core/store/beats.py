@@ -127,12 +127,17 @@ class Heart(threading.Thread):
         while not self.lost and not self._ended.wait(BEAT):
             with contextlib.suppress(KdqError):
                 self._beat()
-        if not self.lost:
-            with contextlib.suppress(KdqError):
+        until = time.monotonic() + PATIENCE
+        while not self.lost and time.monotonic() < until:
+            try:
                 self._objects.swap(self._name, None, self._tag)
+            except KdqError:
+                time.sleep(POLL)
+            else:
+                return
 
     def end(self) -> None:
-        """End the claim. If the store is away, the claim stands until others lose their patience."""
+        """End the claim. While the store is away, a thread tries on until others would have lost their patience."""
         self._ended.set()
         self.join(LEAVE)
 
