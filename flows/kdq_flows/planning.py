@@ -13,7 +13,7 @@ from kdq_core.plan.study import PlannedBranch, StudyPlan
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.reading.studies import Branch, Study
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store.store import Store
+from kdq_core.store import open_store
 from kdq_flows.run.shared import Shared
 from kdq_flows.run.teachers import resolved
 
@@ -49,7 +49,7 @@ def planned(found: Recipe | Study, site: Site, tell: Callable[[str], None]) -> S
 
 def hints_of(study: StudyPlan, site: Site) -> Iterator[str]:
     """Hints on recipes that are known to be poor, each once; and what kept entries of the first branch show."""
-    catalog, store, memo = Catalog.load(), Store(site.store), Memo()
+    catalog, store, memo = Catalog.load(), open_store(site), Memo()
     asked = (asked_of(branch.plan.recipe, site, catalog, memo) for branch in study.branches)
     yield from dict.fromkeys(hint for one in asked for hint in hints(one))
     plan = study.branches[0].plan

@@ -28,7 +28,7 @@ PATIENCE = 60.0
 POLL = 1.0
 """Seconds between two looks of a waiter."""
 LEAVE = 3.0
-"""Seconds that the end of a claim waits for a beat under way."""
+"""Seconds that the end of a claim waits for the store."""
 
 
 class Token(Frozen):
@@ -123,18 +123,23 @@ class Heart(threading.Thread):
         self._ended, self.lost = threading.Event(), False
 
     def run(self) -> None:
-        """Beat; while the store is away, try again at each beat."""
+        """Beat until the end, then give the claim back. While the store is away, try again at each beat."""
         while not self.lost and not self._ended.wait(BEAT):
             with contextlib.suppress(KdqError):
                 self._beat()
+        until = time.monotonic() + PATIENCE
+        while not self.lost and time.monotonic() < until:
+            try:
+                self._objects.swap(self._name, None, self._tag)
+            except KdqError:
+                time.sleep(POLL)
+            else:
+                return
 
     def end(self) -> None:
-        """Stop, and give the claim back. If the store is away, it stands until others lose their patience."""
+        """End the claim. While the store is away, a thread tries on until others would have lost their patience."""
         self._ended.set()
         self.join(LEAVE)
-        if not self.lost and not self.is_alive():
-            with contextlib.suppress(KdqError):
-                self._objects.swap(self._name, None, self._tag)
 
     def _beat(self) -> None:
         token = self._token.model_copy(update={"beat": self._token.beat + 1})

@@ -59,6 +59,13 @@ def test_the_contract_for_plugins_names_every_module_of_the_core_but_api() -> No
     assert {f"kdq_core.{name}" for name in core} == set(contract["forbidden_modules"]) - {"kdq_flows", "kdq_registry"}
 
 
+def test_the_store_of_a_site_is_opened_by_open_store_alone() -> None:
+    direct = {
+        path.relative_to(ROOT).as_posix() for path in PRODUCT if re.search(r"\bStore\(\S+\.store\)", path.read_text())
+    }
+    assert direct == {"kdq_core/store/__init__.py", "flows/kdq_flows/seeing/shared_store.py"}  # it, and the read cache
+
+
 def test_the_product_is_found() -> None:
     assert len(PRODUCT) > 40
 

@@ -183,3 +183,37 @@ def test_two_homes_with_one_store_compute_each_key_of_a_matrix_once(tmp_path: Pa
     store = open_store(Site(home=tmp_path / "three", store_address=s3))
     assert isinstance(store, RemoteStore)
     assert store.objects.listed("claims") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.rare
+@pytest.mark.timeout(900)
+def test_a_run_whose_store_is_away_for_a_while_tries_again_and_completes(
+    tmp_path: Path, s3: str, s3_server: Any
+) -> None:
+    recipe = MATRIX.partition("matrix:")[0] + "retry: {attempts: 6, backoff_seconds: 1}\n"
+    (tmp_path / "tiny.yaml").write_text(recipe)
+    home = tmp_path / "home"
+    store = open_store(Site(home=tmp_path / "other", store_address=s3))
+    run = subprocess.Popen(
+        [KDQ, "run", str(tmp_path / "tiny.yaml"), "--no-server", "--json"], cwd=tmp_path, text=True,
+        env=environment(home) | {"KDQ_STORE": s3}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    end = time.monotonic() + 600
+    while not list(store.manifests("train_teacher")):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    s3_server.stop()
+    try:
+        time.sleep(6)
+    finally:
+        s3_server.start()
+    out, err = run.communicate(timeout=600)
+    assert run.returncode == 0, err
+    assert facts(subprocess.CompletedProcess(run.args, 0, out, err))["status"] == "completed"
+    said = " ".join(err.split())
+    assert f"failed: the store {s3!r} does not answer" in said
+    assert "much-too-secret" not in said
+    assert isinstance(store, RemoteStore)
+    assert store.objects.listed("claims") == {}

@@ -178,6 +178,38 @@ def test_a_store_that_is_away_for_a_while_costs_no_claim(objects: Objects, monke
         assert holder(objects).owner == mine.owner
 
 
+def test_a_claim_that_ends_while_the_store_is_away_is_given_back_when_it_answers(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = list[str]()
+
+    def away(name: str, _content: bytes | None, _tag: str) -> str | None:
+        tries.append(name)
+        raise TransientError("away")
+
+    monkeypatch.setattr(beats, "LEAVE", 0.05)
+    monkeypatch.setattr(beats, "PATIENCE", 20)
+    with monkeypatch.context() as patched:
+        with claim(objects):
+            patched.setattr(objects, "swap", away)
+        assert objects.read(NAME) is not None
+        assert tries
+    until(lambda: objects.read(NAME) is None)
+
+
+def test_a_store_that_does_not_answer_holds_up_no_holder_for_long(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, swap = threading.Event(), objects.swap
+    monkeypatch.setattr(objects, "swap", lambda *asked: answer.wait(20) and swap(*asked))
+    monkeypatch.setattr(beats, "LEAVE", 0.1)
+    with claim(objects):
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    answer.set()
+    until(lambda: objects.read(NAME) is None)
+
+
 def until(ready: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not ready():

@@ -15,7 +15,7 @@ import pytest
 
 from kdq_core.errors import StoreError, TransientError
 from kdq_core.recipe.site import Site
-from kdq_core.store import open_store
+from kdq_core.store import beats, open_store
 from kdq_core.store.hashing import sha256_of
 from kdq_core.store.records import Checkpoint
 from kdq_core.store.remote import RemoteStore
@@ -110,7 +110,7 @@ HALF = """
 import os, signal, sys
 from pathlib import Path
 from kdq_core.recipe.site import Site
-from kdq_core.store import open_store
+from kdq_core.store import beats, open_store
 from kdq_core.store.records import Checkpoint
 
 store = open_store(Site(home=Path(sys.argv[1]), store_address=sys.argv[2]))
@@ -137,6 +137,7 @@ def test_an_entry_that_is_half_put_by_a_killed_process_is_not_there_and_its_file
     assert list(two.objects.listed("claims")) == [f"{KEY}.json"]
     with opened(one.root.parent, drive).claim(KEY, on_wait=lambda: pytest.fail("its holder of this home is dead")):
         assert two.lookup(KEY) is None
+    assert two.objects.listed("claims") == {}
     written(two)
     assert left_behind(two).names == ()  # somebody may be putting them now
     left = left_behind(two, seconds=0)
@@ -147,12 +148,31 @@ def test_an_entry_that_is_half_put_by_a_killed_process_is_not_there_and_its_file
     assert left_behind(two, seconds=0).names == ()
 
 
-def test_a_manifest_whose_answer_is_lost_makes_this_attempt_the_entry(one: RemoteStore, monkeypatch: Any) -> None:
+def test_another_home_takes_over_the_claim_of_a_killed_process(
+    one: RemoteStore, two: RemoteStore, drive: str, monkeypatch: Any
+) -> None:
+    for name, seconds in (("PATIENCE", 0.3), ("POLL", 0.02)):
+        monkeypatch.setattr(beats, name, seconds)
+    killed_in_mid_put(one.root.parent, drive)
+    told = list[str]()
+    with two.claim(KEY, on_wait=lambda: told.append("waits")):
+        entry = written(two)
+    assert told == ["waits"]
+    assert one.lookup(KEY) is not None
+    assert one.get(KEY).digest == entry.digest
+
+
+def test_a_manifest_whose_answer_is_lost_makes_this_attempt_the_entry(
+    one: RemoteStore, two: RemoteStore, monkeypatch: Any
+) -> None:
     create = one.objects.create
     one.check()
     monkeypatch.setattr(one.objects, "create", lambda name, content: (create(name, content), None)[1])
     entry = written(one)
     assert one.lookup(KEY) == entry
+    found = two.lookup(KEY)
+    assert found is not None
+    assert found.digest == entry.digest
     assert left_behind(one, seconds=0).names == ()
 
 
@@ -252,7 +272,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from kdq_core.recipe.site import Site
-from kdq_core.store import open_store
+from kdq_core.store import beats, open_store
 from kdq_core.store.records import Checkpoint
 
 home, address, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
