@@ -84,6 +84,7 @@ class House:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
         return kept | {
             "KDQ_HOME": str(self.home),
+            "KDQ_LEASES": str(self.folder / "leases"),  # it waits for no run of another home
             "KDQ_THREADS": "1",
             "KDQ_TRACKING_URI": f"http://127.0.0.1:{self._port}",
             "HOME": str(self.folder / "user"),

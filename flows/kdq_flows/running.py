@@ -20,6 +20,7 @@ from kdq_flows.run.executors import Executor, executor_of
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
 from kdq_flows.run.shared import Shared
+from kdq_flows.run.tidy import tidy
 
 if TYPE_CHECKING:
     from kdq_flows.run.study import StudyRun
@@ -55,7 +56,7 @@ def run_recipe(
             "choose another executor"
         )
     check_home(site)
-    open_store(site).sweep()
+    tidy(site)
     if isinstance(checked, Study):
         run, error = run_study(checked, site, server=server, observer=observer, part=part)
         return run.facts(), error
