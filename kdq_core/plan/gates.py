@@ -142,7 +142,8 @@ def check_required(gates: Sequence[Gate], report: EvaluationReport, operators: S
         f"{v.rule}: {_number(v.value)}, bound {_number(v.bound)}" + (f" ({v.note})" if v.note else "") for v in failed
     )
     everything = any(ALL_PRODUCTS in v.rule for v in failed)
-    rows = [row for row in operators if not row.int8 and (row.macs or (everything and row.activation_macs))]
+    silent = [row for row in operators if not row.int8 and not row.by_choice]
+    rows = [row for row in silent if (row.macs or (everything and row.activation_macs))]
     slow = [f"{row.path or row.operator} ({row.reason})" for row in rows]
     floats = f"; in float: {', '.join(slow)}" if slow and any("coverage" in v.rule for v in failed) else ""
     raise StageError(

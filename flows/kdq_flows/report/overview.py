@@ -210,6 +210,7 @@ def layers(view: RunView) -> list[dict[str, object]]:
             else " / ".join(f"{n}{b}" for n, b in _bits(o.weight_bits, o.activation_bits)),
             "kernel": o.kernel,
             "int8": o.int8,
+            "by_choice": o.by_choice,
             "macs": facts.macs_share,
             "weights": facts.weight_share,
             "reason": o.reason,
