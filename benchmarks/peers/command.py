@@ -46,8 +46,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases side by side, one thread each")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds that a case may take")
     parser.add_argument("--tiny", action="store_true", help="one epoch of 512 samples: do all tools still run?")
-    parser.add_argument("--page", type=Path, default=HERE / "peers.md", help="the table; its JSON lies beside it")
-    return parser.parse_args()
+    parser.add_argument("--page", type=Path, help="the table; default: here if all is compared, else below --out")
+    asked = parser.parse_args()
+    whole = (asked.only, asked.nets, asked.bits, asked.tiny) == (list(RECIPES), list(NETS), list(BITS), False)
+    asked.page = asked.page or (HERE if whole else asked.out) / "peers.md"
+    return asked
 
 
 def main() -> None:

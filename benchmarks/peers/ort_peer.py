@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.peers.workbench import Job, Made, lines
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 METHODS = {"ptq": "MinMax", "ptq-entropy": "Entropy", "ptq-percentile": "Percentile"}
 
@@ -42,28 +40,13 @@ def ptq(source: Path, path: Path, batches: list[dict[str, np.ndarray]], method: 
     )  # fmt: skip
 
 
-def simulation(path: Path, names: tuple[str, ...]) -> Callable[..., Tensor]:
-    """Return the same file computed in float: with all optimisations off."""
-    import onnxruntime
-    import torch
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def ask(*inputs: Any) -> Tensor:
-        given = {name: part.numpy() for name, part in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, given)[0])
-
-    return ask
-
-
 def make(job: Job) -> Made:
-    """Quantize the float student's file."""
+    """Quantize the float student's file; without the runtime's optimisations it computes in float: the simulation."""
+    from benchmarks.peers.training import runs
+
     weights, activations = job.case.widths
     names, path = job.data.names, job.folder / "model.onnx"
     batches = [{name: part.numpy() for name, part in zip(names, batch, strict=True)} for batch in job.calibration]
     types = f"QInt{weights}", f"QUInt{activations}"
     ptq(job.below / "model.onnx", path, batches, METHODS[job.case.recipe], types)
-    return Made(path, lines(ptq), simulation(path, names))
+    return Made(path, lines(ptq), runs(path, names, optimized=False))

@@ -82,6 +82,23 @@ def ask(model: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> np.ndarray:
     return torch.cat([model(*batch) for batch in parts(inputs, AT_ONCE)]).numpy()
 
 
+def runs(path: Path, names: Sequence[str], *, optimized: bool = True) -> Callable[..., Tensor]:
+    """Return what runs an ONNX file in ONNX Runtime, with one thread; without optimisations it computes in float."""
+    import onnxruntime
+
+    levels = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def answers(*inputs: Tensor) -> Tensor:
+        given = {name: part.numpy() for name, part in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return answers
+
+
 def parts(inputs: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
     """Yield batches of `size` samples."""
     yield from zip(*(torch.split(part, size) for part in inputs), strict=True)

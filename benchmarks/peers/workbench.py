@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.peers.cases import FLOAT, Case
 from benchmarks.peers.data import Data, read
 from benchmarks.peers.launch import KIB
-from benchmarks.peers.nets import NETS, QAT_RATE, Budget, student, teacher
+from benchmarks.peers.nets import NETS, QAT_RATE, Budget, student
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,6 +80,11 @@ class Job:
         assert case is not None
         return self.out / "cases" / case.name
 
+    @property
+    def teacher(self) -> Path:
+        """The teacher's file, which KDQ and the peers ask."""
+        return self.out / "teachers" / f"{self.net.teacher}.onnx"
+
     @functools.cached_property
     def answers(self) -> Tensor | None:
         """The teacher's answers to all training samples; `None` without a teacher."""
@@ -90,10 +95,9 @@ class Job:
             return None
         kept = self.folder if self.case.method == FLOAT else self.below
         if not (kept / "answers.npy").is_file():
-            from benchmarks.peers.training import ask
+            from benchmarks.peers.training import ask, runs
 
-            weights = self.out / "teachers" / f"{self.net.teacher}.safetensors"
-            np.save(kept / "answers.npy", ask(loaded(teacher(self.case.net, self.data.sizes), weights), self.inputs))
+            np.save(kept / "answers.npy", ask(runs(self.teacher, self.data.names), self.inputs))
         return torch.from_numpy(np.load(kept / "answers.npy"))
 
     def student(self) -> nn.Module:
