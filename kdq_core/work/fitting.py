@@ -70,10 +70,6 @@ def fitted(
         for batch in training_batches(work, epoch, spec.batch_size):
             yield replace(read(batch), view=batch.view)
 
-    def shown_step(done: int, total: int, value: float) -> None:
-        begin, end = (total * epochs // spec.epochs for epochs in (first, spec.epochs if last is None else last))
-        work.progress(done - begin, end - begin, _note(done, total, spec.epochs, value))
-
     with stopping_on_sigterm() as stop:
         score = _scoring(work, where, read, stop)
         history = fit(
@@ -89,7 +85,7 @@ def fitted(
             last=last,
             hooks=FitHooks(
                 score=lambda model: {**score(model), **(scheduled or {})},
-                on_step=shown_step,
+                on_step=_showing(work, spec, first, spec.epochs if last is None else last),
                 on_epoch=lambda record: work.emit(_event(work, named(record))),
                 on_smaller=lambda text: work.emit({"event": "note", "text": text}),
                 stop=stop,
@@ -97,6 +93,16 @@ def fitted(
             ),
         )
     return tuple(named(record) for record in history)
+
+
+def _showing(work: Shown, spec: FitSpec, first: int, last: int) -> Callable[[int, int, float], None]:
+    """A hook that shows how far a fit is of its part of the schedule."""
+
+    def show(done: int, total: int, value: float) -> None:
+        begin, end = (total * epochs // spec.epochs for epochs in (first, last))
+        work.progress(done - begin, end - begin, _note(done, total, spec.epochs, value))
+
+    return show
 
 
 def _note(done: int, total: int, epochs: int, loss: float) -> str:
