@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,10 +62,7 @@ def fitted(
     workload, number = work.workload, max(len(work.fits), work.number)
     work.fits.append(number)
     retry = request_of(work).recipe.retry_of(work.title)
-
-    def named(record: EpochRecord) -> EpochRecord:
-        values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
-        return record.model_copy(update={"values": values}) if number else record
+    named = partial(_named, number)
 
     def batches(epoch: int) -> Iterator[Batch]:
         for batch in training_batches(work, epoch, spec.batch_size):
@@ -93,6 +91,12 @@ def fitted(
             ),
         )
     return tuple(named(record) for record in history)
+
+
+def _named(number: int, record: EpochRecord) -> EpochRecord:
+    """The record with the names of a stage's fit `number`, from 0."""
+    values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
+    return record.model_copy(update={"values": values}) if number else record
 
 
 def _showing(work: Shown, spec: FitSpec, first: int, last: int) -> Callable[[int, int, float], None]:
