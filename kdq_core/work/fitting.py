@@ -29,18 +29,12 @@ if TYPE_CHECKING:
 
 
 def fitted(
-    work: Shown,
-    model: nn.Module,
-    loss: Loss,
-    spec: FitSpec,
-    where: Accelerator,
-    *,
+    work: Shown, model: nn.Module, loss: Loss, spec: FitSpec, where: Accelerator, *,
     scheduled: Mapping[str, float] | None = None,
     read: Callable[[Batch], Batch] = lambda batch: batch,
     hooks: Mapping[str, Callable[..., None]],
-    first: int = 0,
-    last: int | None = None,
-) -> tuple[EpochRecord, ...]:
+    first: int = 0, last: int | None = None,
+) -> tuple[EpochRecord, ...]:  # fmt: skip
     """Fit `model` on the training split, or resume its unfinished fit.
 
     KDQ keeps the state of an unfinished fit in `scratch`: after each epoch, as often within an epoch as the recipe's
