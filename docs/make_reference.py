@@ -197,8 +197,8 @@ So every student has seen 16 epochs, whichever way KDQ took. If it is known befo
 because bits are few or the recipe names one that trains, the float student stops after epoch 12.
 
 Without a budget `auto` takes the epochs of `distill.fit` and `quantize.fit` together as the budget. A recipe that names
-a quantizer and has no budget keeps two schedules. So does one whose `stages` have another stage between `distill` and
-`quantize`."""
+a quantizer and has no budget keeps two schedules. So does one whose `stages` have a stage between `distill` and
+`quantize` that changes the student."""
 SECTIONS = {
     "": ("Top level", ""),
     "stages": ("`stages`", STAGES),

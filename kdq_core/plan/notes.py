@@ -54,7 +54,7 @@ def _of_schedule(asked: Asked) -> Iterator[str]:
     recipe, schedule = asked.recipe, shared_schedule(asked)
     if schedule is None:
         if recipe.budget:
-            yield "'budget' does nothing, since 'quantize' does not come right after one 'distill' in 'stages'"
+            yield "'budget' does nothing, since no stage quantizes the student of one 'distill' as that gave it"
         return
     if recipe.budget and recipe.distill.fit.epochs != FitSpec().epochs:
         yield "'distill.fit.epochs' does nothing, since 'budget' has the epochs"

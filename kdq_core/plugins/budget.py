@@ -14,9 +14,8 @@ from kdq_core.plugins.choosing import Choosing
 
 if TYPE_CHECKING:
     from kdq_core.plugins.asked import Asked
-    from kdq_core.recipe.spec import Recipe
 
-DISTILL, QUANTIZE = "distill", "quantize"
+DISTILL, QUANTIZE, STUDENT = "distill", "quantize", "student"
 
 
 class SharedSchedule(Frozen):
@@ -45,14 +44,19 @@ def shared_schedule(asked: Asked) -> SharedSchedule | None:
     """
     recipe = asked.recipe
     chooses = isinstance(asked.quantizer, Choosing)
-    if not (recipe.budget or chooses) or not adjoin(recipe):
+    if not (recipe.budget or chooses) or not _adjoin(asked):
         return None
     epochs = recipe.budget.epochs if recipe.budget else recipe.distill.fit.epochs + recipe.quantize.fit.epochs
     tail = min(recipe.quantize.fit.epochs, epochs - 1) if asked.quantizer.trains else 0
     return SharedSchedule(epochs=epochs, tail=tail, stops=tail > 0 and (not chooses or len(asked.ways) == 1))
 
 
-def adjoin(recipe: Recipe) -> bool:
-    """Whether the recipe distils once and quantizes right after it, so that one can go on where the other stopped."""
-    names = [use.use for use in recipe.stages]
-    return names.count(DISTILL) == names.count(QUANTIZE) == 1 and names.index(QUANTIZE) == names.index(DISTILL) + 1
+def _adjoin(asked: Asked) -> bool:
+    """Whether the recipe quantizes the student that it distilled, so that one can go on where the other stopped."""
+    stages = asked.recipe.stages
+    names = [use.use for use in stages]
+    if not names.count(DISTILL) == names.count(QUANTIZE) == 1:
+        return False
+    between = stages[names.index(DISTILL) + 1 : names.index(QUANTIZE)]
+    others = (asked.plugin("stage", use.use, use.options) for use in between)
+    return names.index(DISTILL) < names.index(QUANTIZE) and all(getattr(one, "gives", "") != STUDENT for one in others)

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from kdq_core.frozen import Frozen
+from kdq_core.recipe.fit import BudgetSpec
+from kdq_core.recipe.fit import FitSpec as FitSpec  # noqa: PLC0414 - callers import the fits from here too
+from kdq_core.recipe.fit import QatFitSpec as QatFitSpec  # noqa: PLC0414
 from kdq_core.recipe.register import CHAMPION, RegisterSpec
 from kdq_core.recipe.schedule import Schedule, schedules_in
 from kdq_core.recipe.site import Site as Site  # noqa: PLC0414 - callers import the site from here too
@@ -28,42 +31,6 @@ class Use(Frozen):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"use": value} if isinstance(value, str) else value
-
-
-class FitSpec(Frozen):
-    """How KDQ trains one model: teacher, student or quantized student."""
-
-    epochs: int = Field(default=10, ge=1, le=10_000)
-    batch_size: int = Field(default=64, ge=1, le=1_000_000)
-    optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd uses Nesterov momentum 0.9")
-    learning_rate: float = Field(default=2e-3, gt=0, le=10)
-    weight_decay: float = Field(default=1e-4, ge=0, le=1)
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="course of the learning rate after the warm-up"
-    )
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises")
-    clip_norm: float | None = Field(default=None, gt=0, description="largest gradient norm; null: no clipping")
-    devices: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        exclude_if=lambda devices: devices == 1,  # keys of fits on one device are as without the field
-        description="how many devices share each batch; the gradients are those of the whole batch, up to rounding",
-    )
-
-
-class QatFitSpec(FitSpec):
-    """How KDQ trains the quantized student: a tenth of the learning rate, for a few epochs."""
-
-    epochs: int = Field(default=3, ge=1, le=10_000)
-    learning_rate: float = Field(default=2e-4, gt=0, le=10)
-
-    @field_validator("devices")
-    @classmethod
-    def _one(cls, devices: int) -> int:
-        if devices > 1:
-            raise ValueError("QAT runs on one device, because its observers measure whole batches; leave 'devices' out")
-        return devices
 
 
 STUDENTS = ""
@@ -331,16 +298,6 @@ class QuantizeSpec(Frozen):
         """The fewest bits that the section asks for, of weights or activations of any layer."""
         ruled = [bits for rule in self.rules for bits in (rule.weights, rule.activations) if bits is not None]
         return min(self.weights, self.activations, *ruled)
-
-
-class BudgetSpec(Frozen):
-    """Epochs that `distill` and `quantize` share, on one learning-rate schedule: that of `distill.fit`."""
-
-    epochs: int = Field(
-        ge=2,
-        le=10_000,
-        description="epochs of each student in all; if a quantizer trains, the last `quantize.fit.epochs` of them",
-    )
 
 
 class Gate(Frozen):

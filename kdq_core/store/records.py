@@ -117,11 +117,13 @@ class Checkpoint(Record):
     choice: Choice | None = Field(
         default=None, description="of a quantized student: the quantizer, if the run chose it"
     )
-    kept: Kept | None = Field(default=None, description="of a float student: where training with quantizers may begin")
+    before_tail: Kept | None = Field(
+        default=None, description="of a float student: where training with quantizers may begin"
+    )
 
     def files_named(self) -> tuple[str, ...]:
         """The weights."""
-        return (self.weights, *([self.kept.weights] if self.kept else []))
+        return (self.weights, *([self.before_tail.weights] if self.before_tail else []))
 
 
 class StoredTensor(Frozen):

@@ -60,5 +60,5 @@ def kept(work: StageWork) -> Kept | None:
 def go_back(work: StageWork, student: nn.Module) -> None:
     """Load into the float student of the input `student` the weights it had before the tail, if it trained that too."""
     record = work.record("student", Checkpoint)
-    if shared(work) and work.quantizer.trains and record.kept:
-        student.load_state_dict(load_file(work.input("student").file(record.kept.weights)))
+    if shared(work) and work.quantizer.trains and record.before_tail:
+        student.load_state_dict(load_file(work.input("student").file(record.before_tail.weights)))

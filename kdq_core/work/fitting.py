@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,18 +29,12 @@ if TYPE_CHECKING:
 
 
 def fitted(
-    work: Shown,
-    model: nn.Module,
-    loss: Loss,
-    spec: FitSpec,
-    where: Accelerator,
-    *,
+    work: Shown, model: nn.Module, loss: Loss, spec: FitSpec, where: Accelerator, *,
     scheduled: Mapping[str, float] | None = None,
     read: Callable[[Batch], Batch] = lambda batch: batch,
     hooks: Mapping[str, Callable[..., None]],
-    first: int = 0,
-    last: int | None = None,
-) -> tuple[EpochRecord, ...]:
+    first: int = 0, last: int | None = None,
+) -> tuple[EpochRecord, ...]:  # fmt: skip
     """Fit `model` on the training split, or resume its unfinished fit.
 
     KDQ keeps the state of an unfinished fit in `scratch`: after each epoch, as often within an epoch as the recipe's
@@ -61,18 +56,11 @@ def fitted(
     workload, number = work.workload, max(len(work.fits), work.number)
     work.fits.append(number)
     retry = request_of(work).recipe.retry_of(work.title)
-
-    def named(record: EpochRecord) -> EpochRecord:
-        values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
-        return record.model_copy(update={"values": values}) if number else record
+    named = partial(_named, number)
 
     def batches(epoch: int) -> Iterator[Batch]:
         for batch in training_batches(work, epoch, spec.batch_size):
             yield replace(read(batch), view=batch.view)
-
-    def shown_step(done: int, total: int, value: float) -> None:
-        begin, end = (total * epochs // spec.epochs for epochs in (first, spec.epochs if last is None else last))
-        work.progress(done - begin, end - begin, _note(done, total, spec.epochs, value))
 
     with stopping_on_sigterm() as stop:
         score = _scoring(work, where, read, stop)
@@ -89,7 +77,7 @@ def fitted(
             last=last,
             hooks=FitHooks(
                 score=lambda model: {**score(model), **(scheduled or {})},
-                on_step=shown_step,
+                on_step=_showing(work, spec, first, spec.epochs if last is None else last),
                 on_epoch=lambda record: work.emit(_event(work, named(record))),
                 on_smaller=lambda text: work.emit({"event": "note", "text": text}),
                 stop=stop,
@@ -97,6 +85,22 @@ def fitted(
             ),
         )
     return tuple(named(record) for record in history)
+
+
+def _named(number: int, record: EpochRecord) -> EpochRecord:
+    """The record with the names of a stage's fit `number`, from 0."""
+    values = {f"{number + 1}/{name}": value for name, value in record.values.items()}
+    return record.model_copy(update={"values": values}) if number else record
+
+
+def _showing(work: Shown, spec: FitSpec, first: int, last: int) -> Callable[[int, int, float], None]:
+    """A hook that shows how far a fit is of its part of the schedule."""
+
+    def show(done: int, total: int, value: float) -> None:
+        begin, end = (total * epochs // spec.epochs for epochs in (first, last))
+        work.progress(done - begin, end - begin, _note(done, total, spec.epochs, value))
+
+    return show
 
 
 def _note(done: int, total: int, epochs: int, loss: float) -> str:

@@ -109,7 +109,7 @@ class Distill(Stage):
         told: dict[str, Any] = {"compared": loss.compared, "transferred": written}
         if not spec.control:
             history = fit()
-            return work.checkpoint(student, history, kept=kept(work), **told)
+            return work.checkpoint(student, history, before_tail=kept(work), **told)
         history, gained = with_gains(
             work,
             student,
@@ -119,7 +119,7 @@ class Distill(Stage):
             batch_size=whole.batch_size,
             device=device,
         )
-        return work.checkpoint(student, history, gains=gained, kept=kept(work), **told)
+        return work.checkpoint(student, history, gains=gained, before_tail=kept(work), **told)
 
     def _started(self, work: StageWork) -> nn.Module:
         """The student before its fit; each call gives the same parameters."""

@@ -47,6 +47,9 @@ def hints_of(**sections: Any) -> list[str]:
             {"stages": ["train_teacher", "cache_teacher", "distill", {"use": "distill", "name": "again"}, "quantize"]},
             None,
         ),
+        ({"stages": ["distill", "read_student", "quantize"]}, None),
+        ({"stages": ["distill", "place", "quantize"]}, (13, 3, False)),
+        ({"stages": ["quantize", "distill"]}, None),
     ],
 )
 def test_distill_and_quantize_share_a_schedule_under_a_budget_or_if_kdq_chooses(
@@ -82,7 +85,7 @@ def test_the_keys_hold_the_schedule_and_the_code_of_each_quantizer_to_choose_amo
         ({"quantize": {"weights": 4}},
          "the float student stops after 10 of 13 epochs, and its quantizer trains the others"),
         ({"budget": {"epochs": 9}, "student": {"source": "checkpoint", "file": "x"}, "stages": ["quantize"]},
-         "'budget' does nothing, since 'quantize' does not come right after one 'distill' in 'stages'"),
+         "'budget' does nothing, since no stage quantizes the student of one 'distill' as that gave it"),
         ({}, ""),
     ],
 )  # fmt: skip

@@ -45,8 +45,8 @@ def test_calibration_that_loses_nothing_stays_after_all_epochs_in_float(
     run = run_of(stages_of, tiny, tmp_path)
     student, quantized = records(run)
     assert epochs(student) == [1, 2, 3, 4]
-    assert student.kept is not None
-    assert (student.kept.weights, student.kept.epoch) == ("kept.safetensors", 3)
+    assert student.before_tail is not None
+    assert (student.before_tail.weights, student.before_tail.epoch) == ("kept.safetensors", 3)
     choice = quantized.choice
     assert choice is not None
     assert (choice.use, choice.metric, choice.samples, choice.tolerance) == ("static", "top1", 32, 0.005)
@@ -123,7 +123,7 @@ def test_few_bits_train_at_once_and_the_float_student_stops_before_the_tail(
 ) -> None:
     run = run_of(stages_of, tiny, tmp_path, quantize={"fit": {"epochs": 1}, **section})
     student, quantized = records(run)
-    assert (epochs(student), student.kept, epochs(quantized)) == ([1, 2, 3], None, [4])
+    assert (epochs(student), student.before_tail, epochs(quantized)) == ([1, 2, 3], None, [4])
     assert quantized.choice is not None
     assert (quantized.choice.why, quantized.choice.values) == (why, {})
 
@@ -135,7 +135,7 @@ def test_a_budget_holds_for_named_quantizers_too(stages_of: Any, tiny: Any, tmp_
     assert tuple(map(epochs, records(trains))) == ([1, 2, 3], [4])
     calibrates = run_of(stages_of, tiny, tmp_path / "b", budget=budget, quantize={"use": "static"})
     assert epochs(records(calibrates)[0]) == [1, 2, 3, 4]
-    assert records(calibrates)[0].kept is None
+    assert records(calibrates)[0].before_tail is None
 
 
 class Given(nn.Module):
