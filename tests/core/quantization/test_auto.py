@@ -109,6 +109,15 @@ def test_training_that_is_no_better_leaves_calibration(
     assert type(run.work("export", tmp_path / "draft").quantizer).__name__ == "Static"
 
 
+def test_a_loss_that_few_labels_do_not_show_leaves_calibration(
+    stages_of: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "compared", lambda *_given: Compared("top1", (0.9, 0.88), 32, 0.02, shown=False))
+    choice = records(run_of(stages_of, tiny, tmp_path))[1].choice
+    assert choice is not None
+    assert choice.why == "static: it loses 2 points against float, which 32 labels do not show to be a loss"
+
+
 @pytest.mark.parametrize(
     ("section", "why"),
     [
