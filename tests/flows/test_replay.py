@@ -6,10 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from kdq_core.errors import RecipeError
-from kdq_core.plan.lock import Lock, read_lock
+from kdq_core.plan.lock import Lock, locked, read_lock
 from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.store.records import ChosenForm
 from kdq_flows.cli import app
-from kdq_flows.replay import find_lock, replay
+from kdq_flows.replay import _choose, find_lock, replay
 from kdq_flows.run.pipeline import Pipeline
 
 RECIPE = """
@@ -103,3 +104,17 @@ def test_a_run_that_nobody_knows_names_those_with_a_lock(ran: tuple[Site, Lock],
     assert str(caught.value) == (
         f"the folder {str(tmp_path)!r} is not empty, and a replay begins with an empty store; name another one"
     )
+
+
+def test_a_replay_takes_what_its_run_chose_by_measuring(ran: tuple[Site, Lock], tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"name": "tiny", "workload": "digits"})
+    pipeline = Pipeline(recipe, Site(home=tmp_path / "home", threads=1), tracked=False)
+    chosen = ChosenForm(form="all layers in float", options={"weight_only": ["head:linear"]}, batch_size=1)
+    (stage,) = ran[1].stages
+    place = stage.model_copy(update={"name": "place", "use": "place", "parents": {}, "chosen": chosen})
+    _choose(ran[1].model_copy(update={"stages": (stage, place)}), pipeline)
+    entry = pipeline.store.lookup(pipeline.plan.node("place").key({}))
+    assert entry is not None
+    assert entry.record == chosen
+    assert locked(pipeline.plan, {"place": entry}).stages[3].chosen == chosen
+    pipeline.finish()
