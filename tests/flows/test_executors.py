@@ -1,5 +1,6 @@
 """The protocol of executors: what each does with a node, its events and an interrupt; without a real cluster."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +144,24 @@ def test_dask_brings_each_event_once_and_in_order_with_progress(
     assert answer.state == "ran"
     assert [event for event in heard if event["event"] != "progress"] == EVENTS
     assert (site.home / "dask").is_dir()
+
+
+@pytest.mark.parametrize("planned", [{}, {"environment": {"OPENBLAS_NUM_THREADS": "1"}}])
+def test_threads_that_dask_chose_for_its_workers_are_not_those_of_a_stage(
+    dask: OnDask, planned: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nanny sets this variable, which each key holds; a user may set it too, on all machines."""
+    seen = list[str | None]()
+
+    def look(_request: object, _driving: object) -> dict[str, Any]:
+        seen.append(os.environ.get("OPENBLAS_NUM_THREADS"))
+        return ANSWER
+
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setattr(on_dask, "run_node", look)
+    stage = {**REQUEST["stage"], "parts": {"device": planned}}  # type: ignore[dict-item]
+    answer_of(dask, REQUEST | {"stage": stage}, lambda _event: None)
+    assert seen == ["1" if planned else None]
 
 
 def test_dask_ends_a_node_that_is_cancelled(dask: OnDask, monkeypatch: pytest.MonkeyPatch) -> None:

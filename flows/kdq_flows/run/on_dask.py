@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from kdq_core.errors import RecipeError, TransientError
+from kdq_core.plan.machine import HELD
 from kdq_core.recipe.spec import Site
 from kdq_flows.run.executors import package
 from kdq_flows.run.leases import most_at_once
@@ -136,6 +137,7 @@ def on_worker(request: dict[str, Any], topic: str, run: str) -> dict[str, Any]:
     from distributed import get_worker
 
     worker, kept = get_worker(), list[Event]()
+    _drop_dasks_variables(request)
 
     def tell(event: Event) -> None:
         if event["event"] != "progress":  # that need not come twice
@@ -145,6 +147,17 @@ def on_worker(request: dict[str, Any], topic: str, run: str) -> dict[str, Any]:
 
     answer = run_node(request, Driving(tell, _cancelled[run]))
     return answer | {"events": kept}
+
+
+def _drop_dasks_variables(request: dict[str, Any]) -> None:
+    """Drop what Dask's nanny set for its own threads; KDQ sets the threads of a stage, and keys hold the variable."""
+    import dask
+
+    device = request["stage"].get("parts", {}).get("device", {})
+    planned = device.get("environment", {})
+    for name, value in dask.config.get("distributed.nanny.pre-spawn-environ", {}).items():
+        if name in HELD and name not in planned and os.environ.get(name) == str(value):
+            del os.environ[name]
 
 
 def cancel_on_worker(run: str) -> None:
