@@ -30,10 +30,6 @@ evaluate: [size]
 matrix: {{over: {{quantize.weights: [8, 4], gates: [[], [{{metric: bytes, at_most: 1000000}}]]}}}}
 select: {{minimise: [bytes]}}
 """
-STAGES = {
-    "train_teacher": 1, "cache_teacher": 1, "distill": 1, "quantize": 2, "export": 2, "evaluate": 2, "register": 1
-}  # fmt: skip
-"""How many entries of each stage a finished run leaves in the store."""
 EPOCHS = {"train_teacher": 3, "distill": 3, "quantize": 2}
 """How many points a curve of each stage's run in MLflow may have at most."""
 
