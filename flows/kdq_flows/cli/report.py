@@ -10,6 +10,7 @@ import typer
 from kdq_flows.cli import common
 
 if TYPE_CHECKING:
+    from kdq_core.recipe.spec import Site
     from kdq_flows.report.compare import Compared
 
 RunName = Annotated[
@@ -29,26 +30,34 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The file; default: beside the run's record, below KDQ_HOME.")
     ] = None,
 ) -> None:
-    """Write the page of a run anew: one HTML file with verdict, charts, samples, layers, gates and the recipe."""
-    import contextlib
-    import sys
-
+    """Write the page of a run or study anew: one HTML file with verdict, charts, samples, layers, gates, recipe."""
     from kdq_core.errors import RecipeError
-    from kdq_core.plugins.catalog import Catalog
-    from kdq_core.store import open_store
     from kdq_flows.report import kept
-    from kdq_flows.report.page import page
+    from kdq_flows.report.studies import page_of_study
 
     site = common.site()
-    record = kept.find(site, run)
-    with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
-        html = page(record, record.view(open_store(site)), Catalog.load(), kept.explained(site, record.result.run))
-    path = output or kept.folder(site, record.result.run) / kept.PAGE
+    place, html = page_of_study(site, run) or _page_of_run(site, run)
+    path = output or place
     try:
         kept.write(path, html)
     except OSError as error:
         raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None
     typer.echo(path)
+
+
+def _page_of_run(site: Site, run: str) -> tuple[Path, str]:
+    import contextlib
+    import sys
+
+    from kdq_core.plugins.catalog import Catalog
+    from kdq_core.store import open_store
+    from kdq_flows.report import kept
+    from kdq_flows.report.page import page
+
+    record = kept.find(site, run)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
+        html = page(record, record.view(open_store(site)), Catalog.load(), kept.explained(site, record.result.run))
+    return kept.folder(site, record.result.run) / kept.PAGE, html
 
 
 def compare(
