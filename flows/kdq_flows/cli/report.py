@@ -31,17 +31,14 @@ def report(
     ] = None,
 ) -> None:
     """Write the page of a run or study anew: one HTML file with verdict, charts, samples, layers, gates, recipe."""
-    from kdq_core.errors import RecipeError
     from kdq_flows.report import kept
     from kdq_flows.report.studies import page_of_study
 
     site = common.site()
     place, html = page_of_study(site, run) or _page_of_run(site, run)
     path = output or place
-    try:
+    with common.writing(path):
         kept.write(path, html)
-    except OSError as error:
-        raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None
     typer.echo(path)
 
 
@@ -69,7 +66,6 @@ def compare(
     as_json: common.JsonFlag = False,
 ) -> None:
     """Put runs side by side: quality, size and speed, the Pareto front, and paired tests on the same samples."""
-    from kdq_core.errors import RecipeError
     from kdq_core.store import open_store
     from kdq_flows.report import kept
     from kdq_flows.report.compare import compare as compared
@@ -79,10 +75,8 @@ def compare(
     result = compared([(name, record.view(open_store(site))) for name, record in found.items()])
     for path, write in ((csv, result.frame.to_csv), (parquet, result.frame.to_parquet)):
         if path is not None:
-            try:
+            with common.writing(path):
                 write(path, index=False)
-            except OSError as error:
-                raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None
     if as_json:
         typer.echo(result.frame.to_json(orient="records", indent=2))
         return
