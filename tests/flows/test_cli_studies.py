@@ -73,6 +73,8 @@ def test_a_wrong_branch_is_told_before_anything_runs_as_one_paragraph(call: Any,
         (["plain.yaml", "--bits", "1"], "error: --bits is '1'; write numbers from 2 to 8 with commas, such as 8,4,2"),
         (["plain.yaml", "--distillers", "logit-kd"], "error: distiller 'logit-kd' is asked for twice; the recipe's own "
          "is 'logit-kd'"),
+        (["plain.yaml", "--output", "no/s.html"], "error: --output: there is no folder 'no'; make it, or name another "
+         "file"),
         (["plain.yaml", "--distillers", "logit-kdd"], "error: no distiller named 'logit-kdd'; did you mean 'logit-kd'? "
          "Installed: "),
     ],

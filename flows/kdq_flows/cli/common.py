@@ -5,6 +5,7 @@ The module imports neither pydantic nor rich at its top, so that `kdq --help` an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import typer
 from kdq_flows.cli.tables import print_table, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rich.console import Console
 
@@ -111,6 +112,22 @@ def notes(lines: Iterable[str]) -> None:
     """Print each line on stderr as `note: <line>`."""
     for line in lines:
         say(f"note: {line}", err=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell the user of a file that cannot be written.
+
+    Raises:
+        RecipeError: it names the file and the reason.
+    """
+    from kdq_core.errors import RecipeError
+
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)  # pandas gives a message and no error code
+        raise RecipeError(f"'{path}' cannot be written: {why[:1].lower()}{why[1:]}") from None
 
 
 def write_crash_log(error: BaseException) -> Path | None:

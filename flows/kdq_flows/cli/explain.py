@@ -62,10 +62,8 @@ def explain(
             alone=partial(lease, site, Needs(device="cpu", alone=True)),
         )  # fmt: skip
     if apply is not None and found.rules:
-        try:
+        with common.writing(apply):
             kept.write(apply, explaining.with_rules(record.recipe, found.rules))
-        except OSError as error:
-            raise RecipeError(f"'{apply}' cannot be written: {str(error.strerror).lower()}") from None
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return

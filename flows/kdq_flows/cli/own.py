@@ -161,9 +161,5 @@ def _deliver(result: RunResult, folder: Path, recipe: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from kdq_core.errors import RecipeError
-
-    try:
+    with common.writing(path):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdq_flows.cli.common import JsonFlag, console, show
+from kdq_flows.cli.common import JsonFlag, console, show, writing
 from kdq_flows.cli.completion import kinds, shown
 from kdq_flows.cli.tables import Pairs, print_docstring, print_lists
 
@@ -44,12 +44,8 @@ def schema(
     if output is None:
         typer.echo(text, nl=False)
         return
-    from kdq_core.errors import RecipeError
-
-    try:
+    with writing(output):
         output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"'{output}' cannot be written: {str(error.strerror).lower()}") from None
 
 
 @plugins.command("list")

@@ -10,6 +10,7 @@ import typer
 from kdq_flows.cli import common
 
 if TYPE_CHECKING:
+    from kdq_core.recipe.spec import Site
     from kdq_flows.report.compare import Compared
 
 RunName = Annotated[
@@ -29,26 +30,31 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The file; default: beside the run's record, below KDQ_HOME.")
     ] = None,
 ) -> None:
-    """Write the page of a run anew: one HTML file with verdict, charts, samples, layers, gates and the recipe."""
+    """Write the page of a run or study anew: one HTML file with verdict, charts, samples, layers, gates, recipe."""
+    from kdq_flows.report import kept
+    from kdq_flows.report.studies import page_of_study
+
+    site = common.site()
+    place, html = page_of_study(site, run) or _page_of_run(site, run)
+    path = output or place
+    with common.writing(path):
+        kept.write(path, html)
+    typer.echo(path)
+
+
+def _page_of_run(site: Site, run: str) -> tuple[Path, str]:
     import contextlib
     import sys
 
-    from kdq_core.errors import RecipeError
     from kdq_core.plugins.catalog import Catalog
     from kdq_core.store import open_store
     from kdq_flows.report import kept
     from kdq_flows.report.page import page
 
-    site = common.site()
     record = kept.find(site, run)
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints
         html = page(record, record.view(open_store(site)), Catalog.load(), kept.explained(site, record.result.run))
-    path = output or kept.folder(site, record.result.run) / kept.PAGE
-    try:
-        kept.write(path, html)
-    except OSError as error:
-        raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None
-    typer.echo(path)
+    return kept.folder(site, record.result.run) / kept.PAGE, html
 
 
 def compare(
@@ -60,7 +66,6 @@ def compare(
     as_json: common.JsonFlag = False,
 ) -> None:
     """Put runs side by side: quality, size and speed, the Pareto front, and paired tests on the same samples."""
-    from kdq_core.errors import RecipeError
     from kdq_core.store import open_store
     from kdq_flows.report import kept
     from kdq_flows.report.compare import compare as compared
@@ -70,10 +75,8 @@ def compare(
     result = compared([(name, record.view(open_store(site))) for name, record in found.items()])
     for path, write in ((csv, result.frame.to_csv), (parquet, result.frame.to_parquet)):
         if path is not None:
-            try:
+            with common.writing(path):
                 write(path, index=False)
-            except OSError as error:
-                raise RecipeError(f"'{path}' cannot be written: {str(error.strerror).lower()}") from None
     if as_json:
         typer.echo(result.frame.to_json(orient="records", indent=2))
         return

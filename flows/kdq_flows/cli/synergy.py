@@ -45,6 +45,8 @@ def synergy(
             f"{document.where((section,))}: 'kdq synergy' makes branches of its own; leave {section!r} out"
         )
     wanted = _bits(bits)
+    if output is not None and not output.parent.is_dir():
+        raise RecipeError(f"--output: there is no folder '{output.parent}'; make it, or name another file")
     with contextlib.redirect_stdout(sys.stderr):  # stdout is KDQ's: plug-ins print too
         from kdq_flows.running import run_study
         from kdq_flows.synergy import synergy_of, synergy_study
@@ -57,15 +59,16 @@ def synergy(
         if error is not None:
             raise error
         found = synergy_of(run, wanted)
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        _show(found)
     if output is not None:
         from kdq_flows.report.kept import write
         from kdq_flows.report.tables import synergy_page
 
-        write(output, synergy_page(found))
-    if as_json:
-        typer.echo(found.model_dump_json())
-        return
-    _show(found)
+        with common.writing(output):
+            write(output, synergy_page(found))
 
 
 def _bits(text: str) -> list[int]:

@@ -85,6 +85,12 @@ def _judged_by(runs: Sequence[tuple[str, RunView]]) -> tuple[str, bool]:
     names = {}
     for run, view in runs:
         found = main_metric(view.metrics.get("int8", ()), view.metrics.get("student", ()))
+        measuring = view.plan.giving("report")
+        if found is None and measuring is not None and measuring.name not in view.entries:
+            raise RecipeError(
+                f"run {run!r} has no results of {measuring.name!r}: it did not get so far, or the store lost them or "
+                "found them damaged; run its recipe again"
+            )
         if found is None:
             raise RecipeError(
                 f"run {run!r} measured no int8 file beside a float student, so there is nothing to compare; name a run "

@@ -94,8 +94,16 @@ def synergy_page(found: Synergy) -> str:
             Table("Effects", ["effect", "mean", "95 % interval", "verdict", "more seeds to decide"], effects,
                   "Paired differences over the seeds; more is better."),
         ],
-        command=f"kdq synergy {found.recipe}.yaml --seeds {found.seeds}",
+        command=command_of(found),
     )  # fmt: skip
+
+
+def command_of(found: Synergy) -> str:
+    """What to type to run the study again; the recipe's own distiller comes first, and needs no option."""
+    bits = dict.fromkeys(str(one.bits) for one in found.effects)
+    further = list(dict.fromkeys(one.distiller for one in found.effects))[1:]
+    more = f" --distillers {','.join(further)}" if further else ""
+    return f"kdq synergy {found.recipe}.yaml --seeds {found.seeds} --bits {','.join(bits)}{more}"
 
 
 def _trades(measured: Mapping[str, Mapping[str, Metric]], quality: str | None, front: Sequence[str]) -> list[Drawn]:

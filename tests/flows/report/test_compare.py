@@ -109,6 +109,14 @@ def test_a_run_without_measurements_is_an_error(run: Any, view_of: Any) -> None:
     with pytest.raises(RecipeError) as caught:
         compare([run("x-1", 0), ("x-2", view_of())])
     assert str(caught.value) == (
+        "run 'x-2' has no results of 'evaluate': it did not get so far, or the store lost them or found them damaged; "
+        "run its recipe again"
+    )
+    plan = view_of().plan
+    without = plan.model_copy(update={"nodes": tuple(node for node in plan.nodes if node.gives != "report")})
+    with pytest.raises(RecipeError) as caught:
+        compare([run("x-3", 0), ("x-2", RunView(without, {}))])
+    assert str(caught.value) == (
         "run 'x-2' measured no int8 file beside a float student, so there is nothing to compare; name a run whose "
         "recipe lists the stages 'export' and 'evaluate'"
     )
@@ -130,5 +138,8 @@ def test_the_command_prints_a_table_and_writes_all_metrics(
         assert frame["bytes"].tolist() == [9e5, 4e5, 1e5, 1e5]
     code, out, _ = call("compare", "x-1", "x-2", "--json")
     assert [row["model"] for row in json.loads(out)] == ["teacher", "float student", "int8 student", "int8 student"]
+    assert call("compare", "x-1", "x-2", "--csv", "No/all.csv")[::2] == (
+        2, "error: 'No/all.csv' cannot be written: cannot save file into a non-existent directory: 'No'\n"
+    )  # fmt: skip
     code, _, err = call("compare", "x-3")
     assert (code, err.partition(";")[0]) == (2, "error: no run named 'x-3'")

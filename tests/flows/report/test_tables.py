@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from kdq_core.recipe.spec import Site
 from kdq_core.store.records import EvaluationReport, Metric
 from kdq_flows.facts.result import RunResult
+from kdq_flows.facts.state import RunState, file_of
 from kdq_flows.facts.study import BranchFacts, SelectedFacts
 from kdq_flows.facts.synergy import synergy
+from kdq_flows.report import kept
 from kdq_flows.report.tables import study_page, synergy_page
 
 NAMES = ("use=lsq,weights=8", "use=lsq,weights=4", "use=<b>,weights=2")
@@ -80,3 +87,46 @@ def test_the_page_of_synergy_has_sentences_effects_and_cells() -> None:
 def test_both_pages_load_nothing() -> None:
     html = study_page(study(), {NAMES[0]: report(0.9, 200), NAMES[1]: report(0.8, 100)}, "kdq run x.yaml")
     assert not re.search(r"<script|src=|url\(|@import|https?://", html.replace("http://www.w3.org", ""))
+
+
+def test_the_command_of_synergy_repeats_its_bits_and_further_distillers() -> None:
+    cells = {
+        (who, path, 0 if path == "float" else bits): [0.5, 0.51]
+        for bits in (8, 4)
+        for who in ("none", "kd", "rkd", "crd")
+        for path in ("float", "ptq", "qat")
+    }
+    found = synergy(cells, recipe="r", metric="top-1", unit="fraction", direction="higher", epochs=4, bits=(8, 4))  # type: ignore[arg-type]
+    assert "<pre>kdq synergy r.yaml --seeds 2 --bits 8,4 --distillers rkd,crd</pre>" in synergy_page(found)
+
+
+def test_the_page_of_a_study_is_made_anew_by_its_name_and_by_its_recipe(
+    records: dict[str, Any], view_of: Any, record_of: Any, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, name = tmp_path / "home", "x-20260102-030405"
+    record = record_of(view_of(**records), f"{name}.weights=8")
+    kept.keep(Site(home=home), record)
+    monkeypatch.setattr(kept.RunRecord, "view", lambda self, _store: view_of(**records))
+    branches = (
+        BranchFacts(branch="weights=8", axes={}, status="completed", run=f"{name}.weights=8"),
+        BranchFacts(branch="weights=4", axes={}, status="completed", run=f"{name}.weights=4"),  # its record is gone
+    )
+    facts = study().model_copy(update={"run": name, "branches": branches, "selected": None})
+    (home / "studies").mkdir()
+    (home / "studies" / f"{name}.json").write_text(facts.model_dump_json())
+    page = home / "studies" / f"{name}.html"
+    for asked in (name, "x"):
+        assert call("report", asked) == (0, f"{page}\n", "")
+        table = rows(page.read_text())
+        assert table["1: weights=8"][1:4] == ["completed", "90.00 % (80.00 % to 100.00 %)", "100 kB"]
+        assert table["2: weights=4"][1:4] == ["completed", "", ""]
+        assert " kdq run x.yaml</pre>" in page.read_text()
+        page.unlink()
+    state = RunState(run=name, recipe="x", owner="", kdq="", device="cpu", began=0.0)
+    file_of(Site(home=home), name).parent.mkdir(parents=True)
+    file_of(Site(home=home), name).write_text(state.model_dump_json())
+    (home / "studies" / f"{name}.json").write_text(facts.model_dump_json().replace('"completed"', '"finished"'))
+    code, _, told = call("report", name)
+    assert code == 2
+    assert told.startswith(f"error: the facts of study '{name}' cannot be read: Input should be ")
+    assert told.endswith("; another version of KDQ wrote them. Run the recipe again\n")
