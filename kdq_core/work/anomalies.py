@@ -1,7 +1,8 @@
 """Reasons why the models of a run cannot be compared: a test split that was trained on, a model that lost its quality.
 
-What: a sample of the test split is shared if the training split has one with the same inputs, bit by bit. A model is
-    lost if its file is far worse on the test split than the end of its training curve on the validation split.
+What: a sample of the test split is shared if the training split has one with the same inputs, bit by bit, apart from
+    zeros at the end, since a workload may pad each batch to the length of its longest text. A model is lost if its file
+    is far worse on the test split than the end of its training curve on the validation split.
 Formula: the share s of shared test samples must be at most d + z sqrt(d (1 - d) / n) + t, where d is the share of
     training samples with a twin in the training split, and n the number of test samples: data may have twins by nature,
     and an honest split has as many of them across as within. Top-1 must be at least v - t - z sqrt(p (1 - p) (1 / m +
@@ -12,7 +13,8 @@ Source: t is 0.01 for shared samples: they change the measured top-1 by at most 
     way, cost up to 15 points (Recht et al. 2019, "Do ImageNet Classifiers Generalize to ImageNet?", arXiv:1902.10811),
     so a larger drop is not the draw of the test set. z is 3.29: sound data raise a false alarm once in 2,000 runs.
 Limits: a training split that is augmented at random has no sample of the test split bit by bit, so that nothing shared
-    is found. A model that was read from a file has no curve.
+    is found; nor in batches that are padded to different lengths with another value than 0. A model that was read from a
+    file has no curve.
 """
 
 from __future__ import annotations
@@ -58,12 +60,14 @@ def shared(workload: Workload, tolerance: float) -> tuple[Anomaly, ...]:
 
 
 def hashes(batches: Iterable[Batch]) -> np.ndarray:
-    """64-bit hash of the inputs of each sample, uint64 `[N]`."""
+    """64-bit hash of the inputs of each sample, uint64 `[N]`; zeros at the end of an input, as padding, do not count."""
     found: list[int] = []
     for batch in batches:
-        rows = [np.ascontiguousarray(x.numpy()).reshape(len(batch.ids), -1).view(np.uint8) for x in batch.inputs]
-        for row in np.concatenate(rows, axis=1):
-            found.append(int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little"))
+        rows = [np.ascontiguousarray(x.numpy()).reshape(len(batch.ids), -1) for x in batch.inputs]
+        for inputs in zip(*rows, strict=True):
+            parts = [row.tobytes().rstrip(b"\0") for row in inputs]
+            whole = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+            found.append(int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "little"))
     return np.array(found, np.uint64)
 
 

@@ -226,7 +226,9 @@ def energy(subject: Subject, inputs: tuple[np.ndarray, ...], seconds: float) -> 
         session.run(inputs)
         calls += 1
     after = joules() or {}
-    used = sum(after[name] - before[name] for name in before if after.get(name, -math.inf) >= before[name])
+    if any(after.get(name, -math.inf) < start for name, start in before.items()):
+        return ()  # a counter began anew at zero meanwhile
+    used = sum(after[name] - start for name, start in before.items())
     return (Metric(name="energy_mj", value=1e3 * used / max(1, calls), unit="mJ", direction="lower", samples=calls),)
 
 

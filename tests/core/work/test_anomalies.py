@@ -61,6 +61,12 @@ def test_more_than_a_hundredth_of_shared_test_samples_is_an_anomaly(leaked: int)
         assert shared(Splits(train, test), 1.0) == ()
 
 
+def test_padding_to_the_longest_text_of_a_batch_hides_no_shared_sample() -> None:
+    texts = RANDOM.integers(1, 1000, (500, 6))
+    assert shared(Splits(texts, np.pad(texts[:100], ((0, 0), (0, 3)))), 0.01)
+    assert shared(Splits(texts, np.pad(texts[:100], ((0, 0), (3, 0)))), 0.01) == ()
+
+
 def test_twins_that_the_data_have_by_nature_are_no_leak() -> None:
     few = RANDOM.integers(0, 4, (3000, 6)).astype(float)  # 4,096 rows are possible
     found = shared(Splits(few[:2000], few[2000:]), 0.01)

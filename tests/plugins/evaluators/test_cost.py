@@ -98,6 +98,14 @@ def test_energy_is_the_counters_difference_over_the_calls(subject, tmp_path, mon
     assert found.value == pytest.approx(5.0)  # mJ
     assert found.samples == len(calls) - 1
 
+    levels = iter(("9000", *["7"] * 10**6))
+
+    def begins_anew(x):
+        counter.write_text(next(levels))
+        return x
+
+    assert energy(subject("student", begins_anew), (np.zeros(1),), 0.01) == ()
+
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
