@@ -20,7 +20,7 @@ from benchmarks.peers.results import Record, Results
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BATCHES = (1, 32)
-SHARED = ("nets.py", "data.py", "training.py", "workbench.py")
+SHARED = ("nets.py", "data.py", "training.py", "workbench.py", "job.py")
 """Sources that each case depends on, beside those of its tool."""
 
 
