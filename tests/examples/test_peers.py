@@ -144,6 +144,9 @@ def test_a_refusal_holds_for_other_seeds_and_teachers_while_its_key_is_current(t
     assert found["refused"] == "cannot"
     assert results.refusal(other, {PTQ.name: "b"}) is None
     assert results.refusal(Case("resnet8", "ort", "ptq", "W4A8", True, 2), {PTQ.name: "a"}) is None
+    granted = of_seed(PTQ, 1)
+    results.put(granted, "a", quality=90.0)
+    assert results.refusal(other, {PTQ.name: "a", granted.name: "a"}) is None
 
 
 def test_ties_and_flips_are_counted_apart() -> None:
