@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from benchmarks.peers.results import Record, Results
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BATCHES = (1, 32)
-SHARED = ("nets.py", "data.py", "training.py", "workbench.py", "job.py")
+SHARED = ("nets.py", "data.py", "training.py", "workbench.py", "job.py", "measuring.py")
 """Sources that each case depends on, beside those of its tool."""
 
 
@@ -69,10 +70,10 @@ class Comparison:
         if case.name not in self.keys:
             known, below = pins(), case.stands_on()
             files = [HERE / name for name in (*SHARED, f"{case.peer}_peer.py")]
-            files += [HERE / "recipes" / f"{case.net}.yaml"] if case.peer == "kdq" else []
+            files += [HERE / "recipes" / f"{case.net}.yaml", *kdq_sources()] if case.peer == "kdq" else []
             parts = [
                 asdict(case), asdict(NETS[case.net]), asdict(self.budget), known[BASE], known.get(case.peer),
-                [hashlib.sha256(file.read_bytes()).hexdigest() for file in files], self.key(below) if below else None,
+                [digest(file) for file in files], self.key(below) if below else None,
             ]  # fmt: skip
             self.keys[case.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         return self.keys[case.name]
@@ -153,6 +154,19 @@ class Comparison:
         rows = [{name: at[name] for name in names} for at in json.loads(found[-1])["batches"]]
         self.results.put(case, key, latency={"load": os.getloadavg()[0], "batches": rows})
         print(f"{case.name}: {[(row['batch'], round(row['ratio'], 2)) for row in rows]}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def digest(path: Path) -> str:
+    """Hash a source, once."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def kdq_sources() -> list[Path]:
+    """List KDQ's modules: its files depend on all of them."""
+    rooms = ("kdq_core", "plugins", "flows", "registry", "examples/src")
+    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
 
 
 def environment(out: Path, venvs: Path, data: Path | None) -> dict[str, str]:

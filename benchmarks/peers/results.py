@@ -30,19 +30,21 @@ class Results:
         return record if record is not None and record["key"] == key else None
 
     def refusal(self, case: Case, keys: dict[str, str]) -> Record | None:
-        """Return the refusal of the same request with another seed or teacher, if its key in `keys` is current."""
+        """Return the refusal of the same request with another seed or teacher, if no such request was granted.
+
+        Args:
+            case: the request.
+            keys: the current keys, by name of the case; a record with another key is out of date.
+        """
         with self._lock:
             found = list(self.records.items())
-        for name, record in found:
-            other = case_of(record)
-            if (
-                "refused" in record
-                and "as" not in record
-                and other.asked == case.asked
-                and keys.get(name) == record["key"]
-            ):
-                return record
-        return None
+        alike = [
+            record
+            for name, record in found
+            if keys.get(name) == record["key"] and case_of(record).asked == case.asked and "as" not in record
+        ]
+        granted = any("refused" not in record for record in alike)
+        return alike[0] if alike and not granted else None
 
     def put(self, case: Case, key: str, **facts: Any) -> Record:
         """Write the record of a case, or add facts to it."""

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks.peers import comparison
 from benchmarks.peers.cases import BITS, RECIPES, Case, cases, steps
+from benchmarks.peers.comparison import Comparison
 from benchmarks.peers.environments import pins
 from benchmarks.peers.kdq_peer import RECIPES as FOLDER
 from benchmarks.peers.kdq_peer import variant, written
@@ -120,6 +122,19 @@ def test_a_finished_case_is_known_until_what_it_depends_on_changes(tmp_path: Pat
     assert "quality" not in later.put(PTQ, "b", refused="no")
 
 
+def test_a_key_holds_the_case_its_budget_and_the_key_of_what_it_stands_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "kdq_sources", list)
+    whole, tiny = (Comparison(tmp_path, tmp_path, None, Budget(tiny=tiny), 60) for tiny in (False, True))
+    keys = {whole.key(PTQ), whole.key(OURS), whole.key(of_seed(PTQ, 1)), tiny.key(PTQ)}
+    assert len(keys) == 4
+    again = Comparison(tmp_path, tmp_path, None, Budget(), 60)
+    assert again.key(PTQ) == whole.key(PTQ)
+    again.keys = {Case("resnet8", "float", "float", "float", False, 0).name: "another float student"}
+    assert again.key(PTQ) != whole.key(PTQ)
+
+
 def test_a_refusal_holds_for_other_seeds_and_teachers_while_its_key_is_current(tmp_path: Path) -> None:
     results = Results(tmp_path / "results.json")
     results.put(PTQ, "a", refused="cannot")
@@ -129,6 +144,9 @@ def test_a_refusal_holds_for_other_seeds_and_teachers_while_its_key_is_current(t
     assert found["refused"] == "cannot"
     assert results.refusal(other, {PTQ.name: "b"}) is None
     assert results.refusal(Case("resnet8", "ort", "ptq", "W4A8", True, 2), {PTQ.name: "a"}) is None
+    granted = of_seed(PTQ, 1)
+    results.put(granted, "a", quality=90.0)
+    assert results.refusal(other, {PTQ.name: "a", granted.name: "a"}) is None
 
 
 def test_ties_and_flips_are_counted_apart() -> None:
