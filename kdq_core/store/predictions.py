@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from kdq_core.errors import StoreError
 from kdq_core.store.records import StoredArray, StoredPredictions
+
+if TYPE_CHECKING:
+    from kdq_core.store.store import Entry
 
 
 def write_outputs(parts: Iterable[tuple[np.ndarray, ...]], paths: list[Path]) -> list[tuple[str, tuple[int, ...]]]:
@@ -60,6 +64,17 @@ def opened(folder: Path, stored: StoredPredictions | StoredArray) -> np.ndarray:
             f"{there}; run the recipe again: KDQ drops the damaged entry and computes it anew"
         )
     return np.asarray(np.memmap(path, dtype=stored.dtype, mode="r", shape=stored.shape))
+
+
+def outcomes_of(report: Entry) -> dict[str, np.ndarray]:
+    """What the int8 file did on each sample, by metric, of every evaluator that kept it."""
+    from safetensors.numpy import load_file
+
+    found: dict[str, np.ndarray] = {}
+    for file in report.manifest.files:
+        if fnmatch(file.path, "files/*/int8/outcomes.safetensors"):
+            found |= load_file(report.file(file.path))
+    return found
 
 
 def _title(stored: StoredPredictions | StoredArray) -> str:

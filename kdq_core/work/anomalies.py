@@ -13,8 +13,8 @@ Source: t is 0.01 for shared samples: they change the measured top-1 by at most 
     way, cost up to 15 points (Recht et al. 2019, "Do ImageNet Classifiers Generalize to ImageNet?", arXiv:1902.10811),
     so a larger drop is not the draw of the test set. z is 3.29: sound data raise a false alarm once in 2,000 runs.
 Limits: a training split that is augmented at random has no sample of the test split bit by bit, so that nothing shared
-    is found; nor in batches that are padded to different lengths with another value than 0. A model that was read from a
-    file has no curve.
+    is found; nor in batches that are padded to different lengths with another value than 0. A model that was read from
+    a file has no curve.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def shared(workload: Workload, tolerance: float) -> tuple[Anomaly, ...]:
 
 
 def hashes(batches: Iterable[Batch]) -> np.ndarray:
-    """64-bit hash of the inputs of each sample, uint64 `[N]`; zeros at the end of an input, as padding, do not count."""
+    """64-bit hash of the inputs of each sample, uint64 `[N]`; zeros at the end of an input count as padding."""
     found: list[int] = []
     for batch in batches:
         rows = [np.ascontiguousarray(x.numpy()).reshape(len(batch.ids), -1) for x in batch.inputs]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, ClassVar
 
 from kdq_core.api import Artifact, Asked, EvaluationReport, Needs, Port, Reads, Record, Section, Stage
@@ -20,10 +19,7 @@ from kdq_core.work.shown import request_of
 from kdq_core.work.slots import ARTIFACT, REPORT
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from kdq_core.recipe.spec import Site
-    from kdq_core.store.store import Entry
     from kdq_core.work.work import StageWork
 
 
@@ -58,6 +54,7 @@ class Register(Stage):
         from safetensors.numpy import load_file
 
         from kdq_core.plan.gates import check_required
+        from kdq_core.store.predictions import outcomes_of
         from kdq_registry.registering import register
 
         exported, artifact = work.input("artifact"), work.record("artifact", Artifact)
@@ -77,7 +74,7 @@ class Register(Stage):
             lineage=lineage,
             run_id=work.tracking_run,
             example=load_file(exported.file(artifact.example)),
-            samples=_outcomes(work.input("report")),
+            samples=outcomes_of(work.input("report")),
             lock=work.lock,
         )
 
@@ -94,14 +91,3 @@ def _registry(site: Site) -> str:
     if site.store_address is not None and site.mlflow_uri.startswith("sqlite:"):
         return f"{site.mlflow_uri} on {platform.node()}"
     return site.mlflow_uri if site.tracking_uri else "the site's own"
-
-
-def _outcomes(report: Entry) -> dict[str, np.ndarray]:
-    """What the int8 file did on each sample, by metric, of every evaluator that kept it."""
-    from safetensors.numpy import load_file
-
-    found: dict[str, np.ndarray] = {}
-    for file in report.manifest.files:
-        if fnmatch(file.path, "files/*/int8/outcomes.safetensors"):
-            found |= load_file(report.file(file.path))
-    return found

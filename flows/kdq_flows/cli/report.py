@@ -32,7 +32,7 @@ def report(
 ) -> None:
     """Write the page of a run or study anew: one HTML file with verdict, charts, samples, layers, gates, recipe."""
     from kdq_flows.report import kept
-    from kdq_flows.report.studies import page_of_study
+    from kdq_flows.seeing.studies import page_of_study
 
     site = common.site()
     place, html = page_of_study(site, run) or _page_of_run(site, run)
@@ -89,6 +89,7 @@ def compare(
 def _rows(result: Compared) -> list[dict[str, object]]:
     """The table for the terminal: the main figures with their intervals."""
     from kdq_flows.facts.verdict import between, words_of
+    from kdq_flows.report.compare import PAIRED
     from kdq_flows.report.numbers import number
 
     rows = []
@@ -102,8 +103,10 @@ def _rows(result: Compared) -> list[dict[str, object]]:
                 ends = f" ({100 * low:.2f} to {100 * high:.2f})" if unit == "fraction" and low == low else ""
                 row[words_of(name)] = f"{number(value, unit)}{ends}"
         row["front"] = "*" if cells["front"] else ""
-        if cells.get("paired_p") == cells.get("paired_p") and "paired_p" in cells:
-            interval = between(cells["paired_low"], cells["paired_high"], 100, 2)
-            row["paired"] = f"{100 * cells['paired_difference']:+.2f} points{interval}, p {cells['paired_p']:.2g}"
+        value, low, high, p = (float(cells.get(name, "nan")) for name in PAIRED)
+        if value == value and result.units[result.metric] == "fraction":
+            row["paired"] = f"{100 * value:+.2f} points{between(low, high, 100, 2)}{f', p {p:.2g}' if p == p else ''}"
+        elif value == value:
+            row["paired"] = f"{value:+.3g}{between(low, high)}"
         rows.append(row)
     return rows

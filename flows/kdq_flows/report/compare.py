@@ -11,7 +11,8 @@ import numpy as np
 from kdq_core.errors import RecipeError
 from kdq_core.intervals import mcnemar, paired
 from kdq_core.plan.view import RunView
-from kdq_core.store.records import Artifact, Metric
+from kdq_core.store.predictions import outcomes_of
+from kdq_core.store.records import Artifact, EvaluationReport, Metric
 from kdq_flows.facts.front import on_front
 from kdq_flows.facts.result import anomalies_of
 from kdq_flows.facts.verdict import in_words, main_metric
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAIRED = ("paired_difference", "paired_low", "paired_high", "paired_p")
-"""Columns of the paired test: the difference from the first run's int8 file, its interval, and McNemar's p."""
+"""Columns of the paired test: the difference from the first run's int8 file, its interval, and for shares McNemar's
+p."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def compare(runs: Sequence[tuple[str, RunView]]) -> Compared:
             units |= {one.name: one.unit for one in found}
             row = {"run": name, "model": model.title, "front": False} | _cells(found)
             if model.slot == "int8" and view is not runs[0][1]:
-                tested, note = _tested(runs[0][1], view)
+                tested, note = _tested(runs[0][1], view, metric)
                 row |= tested
                 notes += [f"{name} against {runs[0][0]}: {note}"] if note else []
             rows.append(row)
@@ -119,23 +121,39 @@ def _sha256(view: RunView, slot: str) -> str | None:
     return None if entry is None or name is None else entry.sha256(name)
 
 
-def _tested(first: RunView, other: RunView) -> tuple[dict[str, float], str]:
+def _tested(first: RunView, other: RunView, metric: str) -> tuple[dict[str, float], str]:
     """The paired test of both int8 files, or the reason that there is none.
 
     McNemar's exact test (McNemar 1947): under no difference, a sample that only one of the files answers right is as
-    often the first's as the other's. The interval is that of Bonett and Price 2012.
+    often the first's as the other's. The interval is that of Bonett and Price 2012. Without classes, the interval of
+    `metric` is that of the paired bootstrap over what `evaluate` kept of each sample.
     """
     if anomalies_of(first) or anomalies_of(other):
         return {}, "no paired test, because the models of one of the runs cannot be compared"
     ours, theirs = answers_of(other), answers_of(first)
     if ours is None or theirs is None:
-        return {}, "no paired test, because predictions or classes of the test split were not kept"
+        return _bootstrapped(first, other, metric)
     if _data(first) != _data(other) or not np.array_equal(ours.truth, theirs.truth):
         return {}, "no paired test, because the runs have other test samples"
     right = [found.sure("int8")[0] == found.truth for found in (ours, theirs)]
     gained, lost = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     low, high = paired(gained, lost, len(ours.truth))
     return dict(zip(PAIRED, ((gained - lost) / len(ours.truth), low, high, mcnemar(gained, lost)))), ""
+
+
+def _bootstrapped(first: RunView, other: RunView, metric: str) -> tuple[dict[str, float], str]:
+    from kdq_registry.comparing import compare as by_sample
+
+    entries, report = [view.entry("report") for view in (other, first)], other.record("report", EvaluationReport)
+    kept = [{} if entry is None else outcomes_of(entry) for entry in entries]
+    if report is None or not all(metric in outcomes for outcomes in kept):
+        return {}, f"no paired test, because no evaluator kept {metric!r} of each test sample"
+    ours, theirs = ({metric: outcomes[metric]} for outcomes in kept)
+    if _data(first) != _data(other) or ours[metric].shape != theirs[metric].shape:
+        return {}, "no paired test, because the runs have other test samples"
+    found = next(by_sample(ours, theirs, report))
+    p = {} if found.p is None else {PAIRED[-1]: found.p}
+    return {**dict(zip(PAIRED, (found.difference, found.low, found.high))), **p}, ""
 
 
 def _data(view: RunView) -> object:

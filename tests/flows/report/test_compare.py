@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from kdq_core.errors import RecipeError
 from kdq_core.plan.view import RunView
 from kdq_core.recipe.spec import Site
 from kdq_core.store.predictions import write_array
-from kdq_core.store.records import Anomaly, EvaluationReport, FileRef, StoredPredictions
+from kdq_core.store.records import Anomaly, EvaluationReport, FileRef, Metric, StoredPredictions
 from kdq_core.store.store import Entry
+from kdq_flows.cli.report import _rows
 from kdq_flows.report import kept
 from kdq_flows.report.compare import compare
 
@@ -85,6 +87,34 @@ def test_other_samples_are_not_paired_and_the_reason_is_told(run: Any) -> None:
     found = compare([run("x-1", 0), run("x-2", 9, truth=np.eye(40, dtype=np.int64)[0])])
     assert "paired_p" not in found.frame
     assert found.notes[-1] == "x-2 against x-1: no paired test, because the runs have other test samples"
+
+
+def test_without_classes_the_paired_bootstrap_compares_what_was_kept_of_each_sample(run: Any) -> None:
+    def numbers(name: str, errors: np.ndarray, kept: bool = True) -> tuple[str, RunView]:
+        _, view = run(name, 0)
+        entry = view.entries["evaluate"]
+        found = {
+            slot: (Metric(name="mae", value=float(errors.mean()), unit="of the label", direction="lower"),)
+            for slot in ("student", "int8")
+        }
+        path = "files/quality/int8/outcomes.safetensors"
+        files = (FileRef(path=path, sha256="0" * 64, bytes=1),) if kept else ()
+        (entry.folder / path).parent.mkdir(parents=True)
+        save_file({"mae": errors.astype(np.float32)}, entry.folder / path)
+        record = entry.record.model_copy(update={"models": found, "labels": ()})
+        manifest = entry.manifest.model_copy(update={"record": record, "files": files})
+        return name, RunView(view.plan, {**view.entries, "evaluate": Entry(entry.folder, manifest)})
+
+    errors = np.random.default_rng(0).random(40)
+    found = compare([numbers("x-1", errors), numbers("x-2", errors + 0.25), numbers("x-3", errors, kept=False)])
+    row = found.frame[found.frame["run"] == "x-2"].iloc[-1]
+    assert row["paired_difference"] == pytest.approx(0.25)
+    assert (row["paired_low"], row["paired_high"]) == (pytest.approx(0.25), pytest.approx(0.25))  # each sample alike
+    assert "paired_p" not in found.frame
+    assert _rows(found)[-2]["paired"] == "+0.25 (0.25 to 0.25)"
+    assert found.notes[-1] == "x-3 against x-1: no paired test, because no evaluator kept 'mae' of each test sample"
+    fewer = compare([numbers("x-4", errors), numbers("x-5", errors[:39])])
+    assert fewer.notes[-1] == "x-5 against x-4: no paired test, because the runs have other test samples"
 
 
 def test_a_run_whose_models_cannot_be_compared_is_named_and_not_tested(run: Any) -> None:

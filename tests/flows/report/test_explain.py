@@ -33,8 +33,8 @@ def test_a_run_whose_results_are_gone_is_an_error(records: dict[str, Any], view_
     with pytest.raises(RecipeError) as caught:
         explained(record.plan.site, record, samples=1, split="test", tell=print)
     assert str(caught.value) == (
-        "the store no longer has the results of train_teacher, distill, quantize, export of run 'x-1'; run its recipe "
-        "again"
+        "the store no longer has the results of train_teacher, distill, quantize, export, place of run 'x-1'; run its "
+        "recipe again"
     )
 
 
