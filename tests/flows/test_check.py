@@ -259,7 +259,7 @@ def test_the_file_of_compress_is_checked_without_a_recipe(call: Callable[..., tu
     Path("whole_net.py").write_text(f"{MODULE}\nteacher = student = net\n")
     code, out, _ = call("check", "whole_net.py")
     assert code == 0
-    assert "recipe      ok      'whole_net' with the stages train_teacher, cache_teacher, distill, quantize, " in out
+    assert "recipe      ok      'whole_net' with the stages train_teacher, cache_teacher, distill, place, " in out
     assert "export      ok      " in out
 
 
@@ -268,7 +268,7 @@ def test_a_bare_model_is_checked_by_the_options_of_quantize(call: Callable[..., 
     words = ["check", "bare_net.py:net", "--weights", "net.safetensors", "--data", "bare_net.py:data", "--bits", "4"]
     code, out, _ = call(*words, "--target", "openvino")
     assert code == 0, out
-    assert "recipe      ok      'bare_net' with the stages read_student, quantize, export, evaluate" in out
+    assert "recipe      ok      'bare_net' with the stages read_student, place, quantize, export, evaluate" in out
     assert re.search(r"export      ok      takes x float32 \[batch, 1, 8, 8\]; [\d,]+ bytes for 'openvino'; ", out)
     Path("rows.csv").write_text("a,b\n" + "1,2\n" * 30)
     code, out, _ = call("check", "bare_net.py:net", "--data", "rows.csv", "--target", "label", "--json")

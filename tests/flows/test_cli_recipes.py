@@ -73,8 +73,8 @@ def test_validate_says_what_the_recipe_names(call) -> None:
     assert call("validate", "r.yaml") == (
         0,
         "r.yaml is valid: workload digits; distiller logit-kd; quantizer auto; target onnxruntime-cpu; "
-        "evaluators quality, size, latency, coverage, parity; stages train_teacher, cache_teacher, distill, quantize, "
-        "export, evaluate, register\n",
+        "evaluators quality, size, latency, coverage, parity; stages train_teacher, cache_teacher, distill, place, "
+        "quantize, export, evaluate, register\n",
         "",
     )
     code, out, _ = call("validate", "r.yaml", "--json")

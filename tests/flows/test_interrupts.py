@@ -52,7 +52,8 @@ def tracker() -> Tracker:
 
 @pytest.fixture
 def run(site: Site, tracker: Tracker) -> Pipeline:
-    made = Pipeline(Recipe.model_validate({"name": "x", "workload": "digits"}), site)
+    target = {"use": "onnxruntime-cpu", "options": {"placement": "smallest"}}  # so one stage begins
+    made = Pipeline(Recipe.model_validate({"name": "x", "workload": "digits", "target": target}), site)
     made.tracking._tracker = cast(Any, tracker)
     return made
 

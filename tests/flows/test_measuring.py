@@ -40,7 +40,7 @@ def test_the_stage_that_measured_runs_again_in_a_store_of_its_own(
 ) -> None:
     before = sorted(site.store.rglob("*"))
     entries = measuring._entries(lock, Store(site.store))
-    assert sorted(entries) == ["cache_teacher", "distill", "export", "quantize", "train_teacher"]
+    assert sorted(entries) == ["cache_teacher", "distill", "export", "place", "quantize", "train_teacher"]
     metrics = (Metric(name="top1", value=0.9, unit="fraction", direction="higher"),)
     ran: list[tuple[str, Path]] = []
 

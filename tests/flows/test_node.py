@@ -133,7 +133,7 @@ def test_a_cancelled_node_starts_no_child(request_: dict[str, Any], child: list[
     assert (answer.cancelled, child) == (True, [])
 
 
-def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
+def test_only_stages_that_measure_time_ask_for_the_machine_alone(
     run: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
@@ -152,7 +152,7 @@ def test_only_the_stage_that_measures_time_asks_for_the_machine_alone(
         request = {"stage": stage, "needs": one.needs.model_dump(), "log": "x"}
         Here(run.plan.site).submit(request, lambda event: said.append(event.get("text", "")))
     assert dict(zip((one.name for one in heavy), asked, strict=True)) == {
-        **dict.fromkeys((one.name for one in heavy), False), "evaluate": True
+        **dict.fromkeys((one.name for one in heavy), False), "place": True, "evaluate": True
     }  # fmt: skip
     assert list(filter(None, said)) == [f"{one.name} waits: why" for one in heavy]
 

@@ -48,6 +48,6 @@ def test_a_task_that_prefects_server_still_calls_running_has_ended_for_a_study(m
             call(self)
 
     monkeypatch.setattr(study_flow, "stage_task", lambda *_: SimpleNamespace(submit=lambda *_: Late()))
-    one = SimpleNamespace(node=SimpleNamespace(name="distill"), branches=("a", "b"))
+    one = SimpleNamespace(node=SimpleNamespace(name="distill"), branches=("a", "b"), title="distill")
     done = study_flow._start(SimpleNamespace(errors={}), one, {})  # type: ignore[arg-type]
     assert done.result(0) is None

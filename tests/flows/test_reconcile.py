@@ -101,10 +101,12 @@ def test_a_scheduled_run_that_its_worker_never_began_is_closed(prefect_site: Sit
         try:
             taken = client.create_flow_run_from_deployment(deployment, state=Pending(name="Submitting"), name="taken")
             begun = client.create_flow_run_from_deployment(deployment, state=Pending(), tags=[prefect_tag()])
-            assert close_unbegun(prefect_site) == ["flow run 'taken' is closed: its worker ended before it began"]
+            assert close_unbegun(prefect_site, facts["pool"]) == [
+                "flow run 'taken' is closed: its worker ended before it began"
+            ]
             assert client.read_flow_run(taken.id).state_type == StateType.CRASHED
             assert client.read_flow_run(begun.id).state_type == StateType.PENDING
             configured = prefect_site.model_copy(update={"prefect_api": "http://127.0.0.1:9/api"})
-            assert close_unbegun(configured) == []
+            assert close_unbegun(configured, facts["pool"]) == []
         finally:
             client.delete_deployment(deployment)

@@ -68,5 +68,5 @@ def test_the_speed_up_stands_in_the_table_with_its_interval(view_of: Any) -> Non
 
 
 def test_both_shares_of_int8_stand_in_the_table(view_of: Any) -> None:
-    rows = table_of(view_of(evaluate=report(int8={"coverage_macs": 1.0, "coverage_all_macs": 0.64})), house_columns())
+    rows = table_of(view_of(evaluate=report(int8={"int8_macs": 1.0, "coverage_all_macs": 0.64})), house_columns())
     assert rows[2] == {"model": "int8 student", "int8 MACs": "100%", "of all": "64%"}

@@ -16,7 +16,10 @@ from kdq_core.recipe.spec import Recipe
 from kdq_core.store.records import EvaluationReport
 
 HEAD = "name: x\nworkload: digits\n"
-NAMES = "cache_teacher, distill, evaluate, export, odd, prune, quantize, read_student, register, report, train_teacher"
+NAMES = (
+    "cache_teacher, distill, evaluate, export, odd, place, prune, quantize, read_student, register, report, "
+    "train_teacher"
+)
 NOBODY = "which no stage before it gives;"
 
 

@@ -100,6 +100,7 @@ def test_a_last_batch_of_one_sample_before_a_batch_norm_is_refused_before_the_fi
 ) -> None:
     fits = {name: {"fit": {**FIT, "batch_size": 19 if name == stage else 32}} for name in ("distill", "quantize")}
     teacher = {"members": [{"source": "student"}], "fit": {**FIT, "batch_size": 19 if stage == "train_teacher" else 32}}
+    fits["quantize"] |= {"use": "minmax-qat"}
     run = stages_of(tmp_path, changed(student=normed), workload="digits", teacher=teacher, **fits)
     with pytest.raises(RecipeError) as caught:
         run.stage("train_teacher")

@@ -263,7 +263,7 @@ def test_features_a_control_and_openvino_know_of_tasks(stages_of: Any, installed
         stages_of, installed, tmp_path, ("train_teacher", "distill", "quantize", "export", "evaluate"),
         teacher={"fit": fit}, distill={"fit": fit, "losses": losses, "control": True},
         quantize={"use": "minmax-qat", "fit": {"epochs": 1, "batch_size": 96}},
-        target={"use": "openvino"}, evaluate=["quality", "parity"],
+        target={"use": "openvino", "options": {"placement": "smallest"}}, evaluate=["quality", "parity"],
     )  # fmt: skip
     for stage in ("distill", "quantize"):
         named = {name for epoch in run.entries[stage].record.history for name in epoch.values}

@@ -188,7 +188,9 @@ def test_results_that_the_store_has_lost_are_named(records: dict[str, Any], view
     record = record_of(view_of(**records))
     view = view_of(**{name: one for name, one in records.items() if name != "evaluate"})
     words = Parsed(page(record, view, Catalog((), ()))).words
-    assert "The store no longer has the results of cache_teacher, evaluate, register; run the recipe again" in words
+    assert (
+        "The store no longer has the results of cache_teacher, place, evaluate, register; run the recipe again" in words
+    )
 
 
 def contrast(first: str, second: str) -> float:

@@ -109,7 +109,7 @@ def test_slower_and_faster_are_said_only_where_the_interval_parts_from_one() -> 
         speed = Metric(name="speedup", value=value, unit="ratio", direction="higher", low=low, high=high)
         return next(_speed([speed], 1))
 
-    assert told(0.84, 0.8, 0.88) == "0.84x the speed (0.8 to 0.88) at batch 1"
+    assert told(0.84, 0.8, 0.88) == "SLOWER than float, 0.84x its speed (0.8 to 0.88) at batch 1"
     assert told(1.02, 0.97, 1.07) == "no difference in speed shown (0.97 to 1.07) at batch 1"
     assert told(1.02, None, 1.07) == "1.02x the speed at batch 1"
 
