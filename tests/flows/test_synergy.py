@@ -42,7 +42,11 @@ def test_effects_are_paired_differences_with_students_interval(direction: str) -
                 for who, name in (("kd", method), ("no", "none"))
                 for path in PATHS
             }
+            gains = [cell["kd", path] - cell["no", path] for path in PATHS]
+            trained = [cell[who, "qat"] - cell[who, "ptq"] for who in ("kd", "no")]
             expected = {
+                "main effect of KD": sum(gains) / 3,
+                "main effect of QAT": sum(trained) / 2,
                 "KD in float": cell["kd", "float"] - cell["no", "float"],
                 "KD under PTQ": cell["kd", "ptq"] - cell["no", "ptq"],
                 "KD under QAT": cell["kd", "qat"] - cell["no", "qat"],
@@ -57,7 +61,7 @@ def test_effects_are_paired_differences_with_students_interval(direction: str) -
                 assert (one.mean, one.low, one.high) == pytest.approx((each.mean(), exact.low, exact.high), abs=1e-9)
                 shown = stats.ttest_1samp(each, 0.0).pvalue < 0.05
                 assert one.verdict == ("not shown" if not shown else "helps" if each.mean() > 0 else "hurts")
-    assert len(got.effects) == 2 * 2 * 6
+    assert len(got.effects) == 2 * 2 * 8
     assert len(got.sentences) == 4
 
 

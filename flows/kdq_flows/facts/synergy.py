@@ -1,7 +1,8 @@
 """What distillation and quantization bring, alone and together: cells, effects and their intervals over seeds.
 
 Formula: for each seed, the interaction is (KD+QAT) - (QAT) - (KD) + (float). It is the gain of distillation while the
-    quantized student trains, beyond its gain in float. Intervals are those of Student's t over the seeds' differences.
+    quantized student trains, beyond its gain in float. A main effect is the mean of a factor's effects at all levels of
+    the other one. Intervals are those of Student's t over the seeds' differences.
 Source: the interaction of a 2 x 2 factorial design (Fisher 1935).
 """
 
@@ -21,6 +22,7 @@ MOST_SEEDS = 1000
 """KDQ says of an effect that more seeds than this would decide."""
 
 Path = Literal["float", "ptq", "qat"]
+PATHS: tuple[Path, ...] = ("float", "ptq", "qat")
 Cells = Mapping[tuple[str, Path, int], Sequence[float]]
 """Quality by distiller (`none` for no teacher), path and bits; one value a seed. Bits of `float` are 0."""
 
@@ -87,10 +89,10 @@ def synergy(
     said = []
     for method in methods:
         for number in bits:
-            values = {
+            values: dict[tuple[str, str], Sequence[float]] = {
                 (who, path): [sign * v for v in cells[name, path, 0 if path == "float" else number]]
                 for who, name in (("kd", method), ("", "none"))
-                for path in ("float", "ptq", "qat")
+                for path in PATHS
             }
             found = [_effect(name, method, number, values, parts) for name, parts in DIFFERENCES.items()]
             effects += found
@@ -102,7 +104,9 @@ def synergy(
     )  # fmt: skip
 
 
-DIFFERENCES: dict[str, dict[tuple[str, str], int]] = {
+DIFFERENCES: dict[str, dict[tuple[str, str], float]] = {
+    "main effect of KD": {(who, path): sign / 3 for who, sign in (("kd", 1), ("", -1)) for path in PATHS},
+    "main effect of QAT": {(who, path): sign / 2 for path, sign in (("qat", 1), ("ptq", -1)) for who in ("kd", "")},
     "KD in float": {("kd", "float"): 1, ("", "float"): -1},
     "KD under PTQ": {("kd", "ptq"): 1, ("", "ptq"): -1},
     "KD under QAT": {("kd", "qat"): 1, ("", "qat"): -1},
@@ -110,7 +114,7 @@ DIFFERENCES: dict[str, dict[tuple[str, str], int]] = {
     "QAT against PTQ, without KD": {("", "qat"): 1, ("", "ptq"): -1},
     "interaction": {("kd", "qat"): 1, ("", "qat"): -1, ("kd", "float"): -1, ("", "float"): 1},
 }
-"""Each effect as a sum of cells."""
+"""Each effect as a sum of cells. QAT is held against PTQ."""
 
 
 def _cell(distiller: str, path: Path, bits: int, values: Sequence[float]) -> Cell:
@@ -123,7 +127,7 @@ def _effect(
     distiller: str,
     bits: int,
     values: Mapping[tuple[str, str], Sequence[float]],
-    parts: Mapping[tuple[str, str], int],
+    parts: Mapping[tuple[str, str], float],
 ) -> Effect:
     rows = zip(*(values[part] for part in parts))
     each = [round(sum(times * value for times, value in zip(parts.values(), row)), 12) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from kdq_flows.report.numbers import number, short
 STYLES = {"teacher": "m0", "student": "m1", "int8": "m2"}
 MODEL_OF = {"teacher": "teacher", "student": "student", "quantized": "int8"}
 """The model that the training of a slot makes."""
+QUANTILE = re.compile(r"latency_p(\d+)_ms")
 GUTTER, LINE = 74, 46
 """Width of the drawing beside the list of stages, and height of one stage in it."""
 
@@ -139,6 +141,7 @@ def model_charts(view: RunView) -> list[Drawn]:
         made.append(_trade(named, quality, cost, words, titles))
     made.append(_rows(named, name, titles, None))
     made += [_rows(named, f"{name}_difference", titles, 0.0), *(_rows(named, call, titles, None) for call in calls)]
+    made.append(_latencies(named, titles))
     speeds = [m.name for m in metrics["int8"] if m.name.startswith("speedup")]
     made += [_rows(named, speed, titles, 1.0) for speed in speeds]
     return [one for one in made if one is not None]
@@ -160,6 +163,16 @@ def _trade(
     costs = named[slots[0]][cost].unit
     forms = (partial(short, unit=costs), partial(short, unit=first.unit))
     return scatter(f"{words_of(first.name)} against {words}", series, words, forms, front=front)
+
+
+def _latencies(named: Mapping[str, Mapping[str, Metric]], titles: Mapping[str, str]) -> Drawn | None:
+    """How the times of single calls are distributed: their measured quantiles, for each model."""
+    series = []
+    for n, (slot, metrics) in enumerate(named.items()):
+        found = {int(m[1]): one.value for name, one in metrics.items() if (m := QUANTILE.fullmatch(name))}
+        if len(found) > 1:
+            series.append(Series(titles[slot], style_of(slot, n), sorted(found.items())))
+    return lines("distribution of the time of a call, ms", series, "share of the calls, %", partial(short, unit="ms"))
 
 
 def _rows(

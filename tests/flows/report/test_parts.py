@@ -16,6 +16,7 @@ from kdq_flows.facts.parts import GainFacts
 from kdq_flows.facts.verdict import _speed, _teacher, quality_in_words
 from kdq_flows.report.charts import Interval, Series, axis, intervals, labels, lines
 from kdq_flows.report.numbers import number, seconds, short
+from kdq_flows.report.overview import _latencies
 from kdq_flows.report.pictures import picture
 
 
@@ -51,6 +52,22 @@ def test_a_curve_leaves_out_what_is_not_finite_and_a_chart_of_nothing_is_none() 
     ((label, _, path, marks),) = drawn.lines
     assert (label, path.count("L"), len(marks)) == ("a", 1, 2)
     assert lines("loss", series[1:], "epoch", str) is None
+
+
+def test_the_times_of_calls_are_drawn_over_the_share_of_calls() -> None:
+    def quantiles(*ms: float) -> dict[str, Metric]:
+        names = [f"latency_p{q}_ms" for q in (99, 50, 95)[: len(ms)]]
+        found = [Metric(name=n, value=v, unit="ms", direction="lower") for n, v in zip(names, ms, strict=True)]
+        return {one.name: one for one in (*found, found[0].model_copy(update={"name": "latency_p50_ms/8"}))}
+
+    named = {"student": quantiles(0.4, 0.2, 0.3), "int8": quantiles(0.2, 0.1, 0.15), "teacher": quantiles(1.0)}
+    drawn = _latencies(named, {"student": "float student", "int8": "int8 student", "teacher": "teacher"})
+    assert drawn is not None
+    assert [line[0] for line in drawn.lines] == ["float student", "int8 student"]
+    assert drawn.described == (
+        "distribution of the time of a call, ms: float student ends at 0.4; int8 student ends at 0.2."
+    )
+    assert all(line[2].count("L") == 2 for line in drawn.lines)
 
 
 def test_an_interval_with_a_missing_end_is_a_mark_alone() -> None:
