@@ -19,7 +19,7 @@ from rich.table import Table
 
 from kdq_flows.facts.result import RunResult
 
-WIDTH = 84
+WIDTH = 102
 
 
 def draw(result: RunResult) -> str:
