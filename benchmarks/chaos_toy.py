@@ -25,7 +25,7 @@ workload: {{use: arrays, options: {{file: "{folder}/toy.npz", model: "{folder}/t
   teacher: "{folder}/toy.py:teacher"}}}}
 teacher: {{fit: {{epochs: 3}}}}
 distill: {{fit: {{epochs: 3}}}}
-quantize: {{fit: {{epochs: 2}}}}
+quantize: {{use: minmax-qat, fit: {{epochs: 2}}}}
 evaluate: [size]
 matrix: {{over: {{quantize.weights: [8, 4], gates: [[], [{{metric: bytes, at_most: 1000000}}]]}}}}
 select: {{minimise: [bytes]}}
