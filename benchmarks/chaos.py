@@ -4,8 +4,8 @@ Each point runs a toy study in the same home: inline, with Prefect, or by a sche
 process, or all, get SIGKILL. Then the same command runs again. At the end the store has the files of an undisturbed
 run and the registry one version; nothing is there twice, no process is left, nothing is open in Prefect or MLflow.
 The moments lie behind each call of the store and of MLflow's client, and at random times. A hook that only this script
-puts on PYTHONPATH stops the process behind its call. `benchmarks/chaos.json` keeps the points. Start the script again,
-and it goes on with those that are missing; each time it writes `benchmarks/chaos.md`:
+puts on PYTHONPATH stops the process behind its call. `benchmarks/chaos.json` keeps the points. A second
+start of the script runs the points that are missing, and writes `benchmarks/chaos.md` anew:
 
 ```
 python benchmarks/chaos.py --points 100 [--minutes 30] [--output benchmarks/chaos]

@@ -4,8 +4,8 @@ Both students see equally many epochs. By hand: all of them in float, as in `dis
 Runtime with its defaults (QDQ, per channel) on the calibration samples that KDQ takes. KDQ: `quantize: {use: auto}`
 with a budget of as many epochs. Both files answer the same test split in ONNX Runtime; seeds are paired.
 
-KDQ does not repeat what is in the store already, and the page's figures are kept in `defaults.json` beside the home, so
-that the command goes on where it stopped.
+KDQ does not repeat what is in the store already, and the script keeps the page's figures in `defaults.json` beside the
+home. So a second start continues where the first one stopped.
 
 ```
 pip install ./examples

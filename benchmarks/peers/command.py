@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _made(ours: Comparison, peer: str) -> None:
-    """Make an environment before the lanes start; a failure is told by each of its cases."""
+    """Make an environment before the lanes start; if that fails, each of its cases reports the failure."""
     try:
         ours.python(peer)
     except RuntimeError as error:

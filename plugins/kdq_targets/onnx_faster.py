@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
+from kdq_targets.onnx_parts import drop_unread
+
 THREE, FOUR = 3, 4
 """The int8 convolution takes four input channels at a time. With three, as in images, padding gains a tenth of a small
 residual net; with one it would quadruple the work, and loses."""
@@ -35,7 +37,7 @@ def pad_channels(graph: Any) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_unread(graph)
+    drop_unread(graph, "DequantizeLinear")
 
 
 def _few(node: Any, wide: Any, weight: Any, tensors: dict[str, Any]) -> bool:
@@ -105,20 +107,4 @@ def requantize_tables(graph: Any) -> None:
     ]
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_unread(graph)
-
-
-def _drop_unread(graph: Any) -> None:
-    """Drop dequantizations and constants that nothing reads any more."""
-    ends = {value.name for value in graph.output}
-    while True:
-        bodies = [item.g for node in graph.node for item in node.attribute if item.HasField("g")]
-        used = ends | {name for part in (graph, *bodies) for node in part.node for name in node.input}
-        kept = [n for n in graph.node if n.op_type != "DequantizeLinear" or n.output[0] in used]
-        if len(kept) == len(graph.node):
-            break
-        del graph.node[:]
-        graph.node.extend(kept)
-    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(tensors)
+    drop_unread(graph, "DequantizeLinear")

@@ -111,3 +111,19 @@ def find_integers(parts: Parts, name: str) -> Integers | None:
         return None
     shape = (1, *inner.q.shape) if node.op_type == "Unsqueeze" else tuple(find_constant(parts, node.input[1]))
     return Integers(inner.q.reshape(shape), inner.scale.reshape(shape[:2]), inner.label)
+
+
+def drop_unread(graph: Any, kind: str | None = None) -> None:
+    """Drop nodes that nothing reads, of one operator only if `kind` names it, and then constants that nothing reads."""
+    ends = {value.name for value in graph.output}
+    while True:
+        bodies = [item.g for node in graph.node for item in node.attribute if item.HasField("g")]
+        used = ends | {name for part in (graph, *bodies) for node in part.node for name in node.input}
+        kept = [n for n in graph.node if kind not in (None, n.op_type) or any(name in used for name in n.output)]
+        if len(kept) == len(graph.node):
+            break
+        del graph.node[:]
+        graph.node.extend(kept)
+    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)

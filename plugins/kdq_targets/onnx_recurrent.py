@@ -19,7 +19,7 @@ import onnx
 from onnx import helper
 
 from kdq_targets.onnx_gru import gru_scan
-from kdq_targets.onnx_parts import Parts, find_constant, find_integers
+from kdq_targets.onnx_parts import Parts, drop_unread, find_constant, find_integers
 from kdq_targets.onnx_translate import RECURRENT
 
 ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
@@ -45,7 +45,7 @@ def expand(proto: Any, gru: Callable[..., None] = gru_scan) -> None:
         parts.begin(node, marked[id(node)])
         _layer(parts, node, gru)
         graph.node.extend(parts.nodes)
-    _drop_unused(graph)
+    drop_unread(graph)
     if not any(entry.domain == CONTRIB for entry in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(CONTRIB, 1))
 
@@ -159,18 +159,3 @@ def _pinned(b: Any, wide: int) -> Any:
         result[:, half, :, :hidden] = _by_gate(b[:, half], "LSTM").reshape(ways, 4, hidden)
     result[:, 0, :3, hidden : hidden + 2] = np.array([SHUT, OPEN, OPEN], dtype=np.float32)[:, None]
     return result.reshape(ways, 8 * wide)
-
-
-def _drop_unused(graph: Any) -> None:
-    while True:
-        used = {value for node in graph.node for value in node.input} | {value.name for value in graph.output}
-        used |= {name for node in graph.node for item in node.attribute if item.HasField("g") for n in item.g.node
-                 for name in n.input}  # fmt: skip
-        kept = [node for node in graph.node if any(output in used for output in node.output)]
-        if len(kept) == len(graph.node):
-            break
-        del graph.node[:]
-        graph.node.extend(kept)
-    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(tensors)

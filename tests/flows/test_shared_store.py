@@ -27,6 +27,7 @@ from kdq_flows.seeing import cache
 from kdq_flows.seeing.installation import check_store
 from kdq_flows.seeing.shared_store import cache_bytes
 from tests.flows.test_run import KDQ, environment, facts
+from tests.flows.test_study import OVER, TINY
 
 DAY = 86400.0
 RECORD = Checkpoint(slot="student", weights="w.bin", parameters=1)
@@ -138,24 +139,11 @@ def test_the_address_is_in_no_key_and_versions_of_a_home_s_own_registry_stay_wit
     assert str(shared.store_address) not in str(mine)
 
 
-MATRIX = """
-name: tiny
-workload: {use: digits, options: {teacher_width: 16}}
-target: {use: onnxruntime-cpu, options: {placement: smallest}} # chosen by no measurement
-teacher: {fit: {epochs: 1}}
-distill: {fit: {epochs: 1}}
-quantize: {fit: {epochs: 1}}
-evaluate: [quality, size]
-gates: []
-matrix: {over: {quantize.use: [minmax-qat, static], quantize.weights: [8, 4]}}
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.rare
 @pytest.mark.timeout(1200)
 def test_two_homes_with_one_store_compute_each_key_of_a_matrix_once(tmp_path: Path, s3: str) -> None:
-    (tmp_path / "tiny.yaml").write_text(MATRIX)
+    (tmp_path / "tiny.yaml").write_text(TINY + OVER)
     runs = []
     for name in ("one", "two"):
         home = tmp_path / name / "home"
@@ -191,7 +179,7 @@ def test_two_homes_with_one_store_compute_each_key_of_a_matrix_once(tmp_path: Pa
 def test_a_run_whose_store_is_away_for_a_while_tries_again_and_completes(
     tmp_path: Path, s3: str, s3_server: Any
 ) -> None:
-    recipe = MATRIX.partition("matrix:")[0] + "retry: {attempts: 6, backoff_seconds: 1}\n"
+    recipe = TINY + "retry: {attempts: 6, backoff_seconds: 1}\n"
     (tmp_path / "tiny.yaml").write_text(recipe)
     home = tmp_path / "home"
     store = open_store(Site(home=tmp_path / "other", store_address=s3))
