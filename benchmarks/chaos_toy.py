@@ -26,6 +26,7 @@ workload: {{use: arrays, options: {{file: "{folder}/toy.npz", model: "{folder}/t
 teacher: {{fit: {{epochs: 3}}}}
 distill: {{fit: {{epochs: 3}}}}
 quantize: {{use: minmax-qat, fit: {{epochs: 2}}}}
+target: {{use: onnxruntime-cpu, options: {{placement: smallest}}}}
 evaluate: [size]
 matrix: {{over: {{quantize.weights: [8, 4], gates: [[], [{{metric: bytes, at_most: 1000000}}]]}}}}
 select: {{minimise: [bytes]}}
