@@ -100,7 +100,7 @@ def test_two_workers_with_homes_of_their_own_and_one_store_give_the_same_files(
     for name in ("one", "two"):
         home = tmp_path / name / "home"
         home.mkdir(parents=True)
-    words = [str(KDQ), "run", str(RECIPE), "--no-server", "--json"]
+        words = [str(KDQ), "run", str(RECIPE), "--no-server", "--json"]
         runs.append(subprocess.Popen(
             words, cwd=home.parent, env=where(home) | {"KDQ_STORE": s3, "KDQ_LEASES": str(home.parent / "leases")},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
