@@ -29,6 +29,7 @@ from kdq_targets.onnx_float import dynamic_linear as write_dynamic_linear
 from kdq_targets.onnx_float import widen
 from kdq_targets.onnx_fuse import fuse
 from kdq_targets.onnx_gru import gru_scan
+from kdq_targets.onnx_last import read_last_states
 from kdq_targets.onnx_recurrent import expand
 from kdq_targets.onnx_registry import registry_read_once, silence
 from kdq_targets.onnx_shrink import LABEL, label_layers, shrink
@@ -63,6 +64,7 @@ def write(
         proto, tasks = _export(model, example)
     finally:
         model.train(training)
+    read_last_states(proto.graph)
     expand(proto, gru)
     widen(proto)
     fuse(proto)

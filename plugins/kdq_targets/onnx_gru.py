@@ -60,10 +60,14 @@ def _scan(parts: Parts, node: Any, bodies: list[Any], inputs: list[list[str]]) -
         index = parts.constant(f"way_{way}", np.array(way))
         first = parts.add("Gather", [str(node.input[5]), index], axis=0)
         last, made, count = f"{parts.prefix}last_{way}", f"{parts.prefix}made_{way}", len(inputs[way])
+        steps = {"scan_output_directions": [way]} if node.output[0] else {}
+        if not steps:  # only the last state is read
+            body.node.pop()
+            body.output.pop()
         parts.nodes.append(helper.make_node(
-            "Scan", [first, *inputs[way]], [last, made], body=body,
+            "Scan", [first, *inputs[way]], [last, made][: len(body.output)], body=body,
             name=mark(f"{parts.label}.{way}") if way else parts.mark, num_scan_inputs=count,
-            scan_input_directions=[way] * count, scan_output_directions=[way],
+            scan_input_directions=[way] * count, **steps,
         ))  # fmt: skip
         outputs.append(parts.add("Unsqueeze", [made, parts.constant(f"axis_1_{way}", np.array([1]))]))
         ends.append(parts.add("Unsqueeze", [last, parts.constant(f"axis_0_{way}", np.array([0]))]))
