@@ -21,18 +21,29 @@ LENGTH_FIRST, HEADS_FIRST = (1, 0, 2), (0, 2, 1, 3)
 
 @dataclass(frozen=True)
 class Core:
-    """The products around a softmax: `q`, `k`, `v` are `[B, H, L, D]`; `last` makes the result `[B, H, L, D]`."""
+    """The products around a softmax: `q`, `k`, `v` are `[B, H, L, D]`; `last` makes the result `[B, H, L, D]`.
+
+    `turned` is `k` as `[B, H, D, L]`; `scaled` are the nodes that multiply it and `q` by the root of `scale`.
+    """
 
     q: str
     k: str
     v: str
+    turned: str
+    scaled: tuple[Any, Any]
     scale: float
     last: Any
 
 
-def fuse_attention(graph: Any) -> None:
-    """Write each attention without a mask, whose heads come from linear layers, as one `Attention`, in place."""
-    rewriter = _Attentions(graph)
+def fuse_attention(graph: Any, *, operator: bool = True) -> None:
+    """Write each attention without a mask, whose heads come from linear layers, with the batch first, in place.
+
+    Args:
+        graph: the ONNX graph.
+        operator: whether to write `Attention`, or else its products, for runtimes that would compute it in another
+            order.
+    """
+    rewriter = _Attentions(graph, operator)
     for node in list(graph.node):
         if node.op_type == "Softmax":
             rewriter.rewrite(node)
@@ -40,14 +51,15 @@ def fuse_attention(graph: Any) -> None:
 
 
 class _Attentions:
-    def __init__(self, graph: Any) -> None:
-        self.graph = graph
+    def __init__(self, graph: Any, operator: bool) -> None:
+        self.graph, self.operator = graph, operator
         self.makers = {output: node for node in graph.node for output in node.output}
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.readers: dict[str, list[Any]] = {value.name: [None] for value in graph.output}
         for node in graph.node:
             for value in node.input:
                 self.readers.setdefault(value, []).append(node)
+        self.order = {id(node): index for index, node in enumerate(graph.node)}
         self.before: dict[int, list[Any]] = {}
         self.instead: dict[int, list[Any]] = {}
 
@@ -57,17 +69,26 @@ class _Attentions:
             return
         heads = [self._separate(value) for value in (core.q, core.k, core.v)]
         if all(heads):
-            self._write_separate(core, heads)
+            if self.operator:
+                self._write_separate(core, heads)
             return
         packed = [self._packed(value) for value in (core.q, core.k, core.v)]
-        if all(packed) and [part[0] for part in packed if part] == [0, 1, 2] and len({p[1].output[0] for p in packed if p}) == 1:
+        if (
+            all(packed)
+            and [part[0] for part in packed if part] == [0, 1, 2]
+            and len({p[1].output[0] for p in packed if p}) == 1
+        ):
             self._write_packed(core, packed[0])
 
     def finish(self) -> None:
         """Put the new nodes in their places."""
         if not self.instead:
             return
-        nodes = [new for node in self.graph.node for new in (*self.before.get(id(node), ()), *self.instead.get(id(node), (node,)))]
+        nodes = [
+            new
+            for node in self.graph.node
+            for new in (*self.before.get(id(node), ()), *self.instead.get(id(node), (node,)))
+        ]
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         drop_unread(self.graph)
@@ -80,9 +101,11 @@ class _Attentions:
         factors = [None if one is None else self._constant(one.input[1]) for one in scaled]
         if any(factor is None or factor.size != 1 for factor in factors):
             return None
-        turned = self._turned(scaled[1].input[0])
-        scale = np.float32(factors[0].reshape(()) * factors[1].reshape(()))
-        return None if turned is None else Core(scaled[0].input[0], turned, last.input[1], float(scale), last)
+        turned = str(scaled[1].input[0])
+        key = self._turned(turned)
+        scale = float(np.float32(factors[0].reshape(()) * factors[1].reshape(())))
+        query, value = str(scaled[0].input[0]), str(last.input[1])
+        return None if key is None else Core(query, key, value, turned, tuple(scaled), scale, last)
 
     def _turned(self, value: str) -> str | None:
         """The name of `[B, H, L, D]` whose last two axes are exchanged in `value`."""
@@ -185,9 +208,7 @@ class _Attentions:
         if maker is not None and maker.op_type == "DequantizeLinear":
             if _attribute(maker, "axis", 1) != 0 and self._size(maker.input[1]) != 1:
                 return []
-            parts = [
-                [one] * 3 if self._size(one) == 1 else self._split(one, nodes) for one in maker.input
-            ]
+            parts = [[one] * 3 if self._size(one) == 1 else self._split(one, nodes) for one in maker.input]
             made = [f"{name}_{index}" for index in range(3)]
             for index, output in enumerate(made):
                 nodes.append(helper.make_node("DequantizeLinear", [part[index] for part in parts], [output]))
@@ -209,14 +230,30 @@ class _Attentions:
     def _replace(
         self, core: Core, back: Any, names: list[str], nodes: list[Any], heads: list[int], after: Any = None
     ) -> None:
+        if after is not None:
+            self.instead[id(after)] = []
+        if not self.operator:
+            self._write_products(core, back, names, nodes, heads[0])
+            return
         made = helper.make_node(
             "Attention", names, [core.last.output[0]], name=core.last.name, q_num_heads=heads[0],
             kv_num_heads=heads[1], scale=core.scale,
         )  # fmt: skip
-        if after is not None:
-            self.instead[id(after)] = []
         self.instead[id(core.last)] = [*nodes, made]
         self._bypass(back)
+
+    def _write_products(self, core: Core, back: Any, names: list[str], nodes: list[Any], heads: int) -> None:
+        """Cut the heads from `[B, L, H * D]`, and let the products of old read them."""
+        shape = self._add(f"{core.last.output[0]}_heads", np.array([0, 0, heads, -1]))
+        for name, value, perm in zip(
+            names, (core.q, core.turned, core.v), (HEADS_FIRST, (0, 2, 3, 1), HEADS_FIRST), strict=True
+        ):
+            nodes.append(helper.make_node("Reshape", [name, shape], [f"{name}_cut"]))
+            nodes.append(helper.make_node("Transpose", [f"{name}_cut"], [f"{name}_heads"], perm=perm))
+            for reader in self.readers[value]:
+                reader.input[:] = [f"{name}_heads" if one == value else one for one in reader.input]
+        self.before[min(map(id, core.scaled), key=self.order.__getitem__)] = nodes
+        self.instead[id(back)] = [helper.make_node("Transpose", list(back.input), list(back.output), perm=HEADS_FIRST)]
 
     def _bypass(self, node: Any) -> None:
         """Let the readers of a node read its input."""
@@ -256,7 +293,9 @@ class _Attentions:
 
     def _only_reader(self, value: str, kind: str | None = None) -> Any:
         readers = self.readers.get(value, [])
-        return readers[0] if len(readers) == 1 and readers[0] is not None and kind in (None, readers[0].op_type) else None
+        return (
+            readers[0] if len(readers) == 1 and readers[0] is not None and kind in (None, readers[0].op_type) else None
+        )
 
     def _maker(self, value: str, kind: str, perm: tuple[int, ...] | None = None) -> Any:
         node = self.makers.get(value)

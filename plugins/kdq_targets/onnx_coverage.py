@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,9 +59,10 @@ class File:
     """The shipped graph."""
 
     def __init__(self, graph: Any) -> None:
-        self.nodes = {node.name: node for node in graph.node if node.name}
+        self.nodes = {part: node for node in graph.node for part in marks_in(node.name)}
         marks = [node.name for node in graph.node if node.op_type in WEIGHTED and node.name.startswith("<")]
-        self.quantized = {name for name in marks if not name.startswith(("<@", "<%")) and not name.endswith(".input>")}
+        layers = {name for name in marks if not name.startswith(("<@", "<%")) and not name.endswith(".input>")}
+        self.quantized = {name.rstrip("'") for name in layers}  # a layer may be written as several products
         self.found: set[str] = set()
         self.dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in graph.node)
         self.makers = {output: node for node in graph.node for output in node.output}
@@ -73,8 +75,11 @@ class File:
         self.ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer} | dict.fromkeys(packed, 2)
 
     def weight_bytes(self, node: Any) -> int:
-        """Return the bytes of the weight of a conv, linear or embedding, as shipped."""
-        return self._stored(node.input[0 if node.op_type == "Gather" else 1]) if len(node.input) > 1 else 0
+        """Return the bytes of the weight of a conv, linear or embedding, as shipped: its share of a joined table."""
+        if len(node.input) < 2:
+            return 0
+        stored = self._stored(node.input[0 if node.op_type == "Gather" else 1])
+        return stored // max(1, len(marks_in(node.name)))
 
     def is_widened(self, node: Any) -> bool:
         """Say whether the weight of a float layer is stored as integers."""
@@ -102,9 +107,14 @@ class File:
         maker = self.makers.get(value)
         if maker is None:
             return 0
-        if maker.op_type in CARRIERS | {"Mul"}:
+        if maker.op_type in CARRIERS | {"Mul", "Split"}:  # a part of a weight stands for the whole of it
             return self._stored(maker.input[0])
         return sum(self._stored(part) for part in maker.input) if maker.op_type == "Gather" else 0
+
+
+def marks_in(name: str) -> list[str]:
+    """The marks in the name of a node; one that stands for several operators has theirs one behind the other."""
+    return re.findall(r"<[^<>]*>'*", name)
 
 
 def _bytes(tensor: Any) -> int:

@@ -18,6 +18,8 @@ from kdq_targets.onnx_compact import derive_bias_scales, drop_defaults, drop_rep
 LABEL = "kdq"
 WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 CARRIERS = {"DequantizeLinear", "Transpose", "Cast", "Reshape", "QuantizeLinear"}
+ATTENTION = 23
+"""The first opset of ONNX that has the operator `Attention`."""
 THROUGH = {"Relu", "Clip", "Identity", "Flatten", "Reshape", "Squeeze"}
 
 
@@ -69,6 +71,8 @@ def shrink(proto: Any, rewrites: Sequence[Callable[[Any], None]] = (), tasks: Se
     for rewrite in rewrites:
         rewrite(graph)
     _strip(proto)
+    if any(node.op_type == "Attention" for node in graph.node):
+        next(entry for entry in proto.opset_import if not entry.domain).version = ATTENTION
     _rename_values(graph, tasks)
 
 
@@ -88,7 +92,8 @@ def _name_nodes(graph: Any) -> None:
         while maker is not None and maker.op_type in THROUGH:
             maker = makers.get(maker.input[0])
         if maker is not None and maker.op_type not in CARRIERS:
-            names[id(maker)] = names.get(id(maker)) or mark_behind(behind)
+            own = maker.name if maker.name.startswith("<") else ""
+            names[id(maker)] = names.get(id(maker)) or own or mark_behind(behind)
     taken: set[str] = set()
     for node in graph.node:
         name = names.get(id(node), node.name if node.name.startswith("<") else "")

@@ -19,7 +19,7 @@ def join_tables(graph: Any) -> None:
     """Put tables that are concatenated on the grid of the result, and join those of one shape, in place."""
     rewriter = _Tables(graph)
     for node in list(graph.node):
-        if node.op_type == "Concat":
+        if node.op_type == "Concat" and any(item.name == "axis" and item.i in (1, -1) for item in node.attribute):
             rewriter.move(node)
             rewriter.join(node)
     rewriter.finish()
@@ -77,7 +77,7 @@ class _Tables:
         for value in concat.input:
             wide, look_up = self._looked_up(value)
             own = self._grid(wide, "DequantizeLinear")
-            if own is None or own[1].dtype != zero.dtype or look_up.input[0] == "":
+            if own is None or own[1].dtype != zero.dtype:
                 continue
             table = numpy_helper.to_array(self.tensors[look_up.input[0]])
             floats = (table.astype(np.int32) - own[1].astype(np.int32)).astype(np.float32) * own[0]
@@ -133,7 +133,11 @@ class _Tables:
         """What tables have in common that may be joined: shape, type, grid and indices `[B, C]`; else `None`."""
         wide, look_up = self._looked_up(value)
         column = None if look_up is None else self.makers.get(look_up.input[1])
-        if column is None or column.op_type != "Gather" or not any(i.name == "axis" and i.i == 1 for i in column.attribute):
+        if (
+            column is None
+            or column.op_type != "Gather"
+            or not any(i.name == "axis" and i.i == 1 for i in column.attribute)
+        ):
             return None
         which, given = self.tensors.get(column.input[1]), self._rank(column.input[0])
         table = self.tensors[look_up.input[0]]
@@ -158,12 +162,14 @@ class _Tables:
         name, count = f"{values[0]}_joined", len(values)
         which = np.array([int(numpy_helper.to_array(self.tensors[column.input[1]])) for column in columns])
         for part, value in (
-            ("columns", which), ("known", np.arange(rows)), ("offsets", rows * np.arange(count)),
-            ("table", np.concatenate(tables)), ("shape", np.array([-1, count * width])),
+            ("columns", which), ("first", np.array(0)), ("count", np.array(rows)), ("step", np.array(1)),
+            ("offsets", rows * np.arange(count)), ("table", np.concatenate(tables)),
+            ("shape", np.array([-1, count * width])),
         ):  # fmt: skip
             self.graph.initializer.append(numpy_helper.from_array(value, f"{name}_{part}"))
         make, wide = helper.make_node, found[0][0]
         nodes = [
+            make("Range", [f"{name}_first", f"{name}_count", f"{name}_step"], [f"{name}_known"]),
             make("Gather", [columns[0].input[0], f"{name}_columns"], [f"{name}_given"], axis=1),
             make("Gather", [f"{name}_known", f"{name}_given"], [f"{name}_rows"]),
             make("Add", [f"{name}_rows", f"{name}_offsets"], [f"{name}_index"]),

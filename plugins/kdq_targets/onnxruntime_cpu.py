@@ -131,9 +131,13 @@ class OnnxRuntimeCpu(PlacingTarget):
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         """This target's changes of the ONNX graph."""
+        from kdq_targets.onnx_attention import fuse_attention
         from kdq_targets.onnx_faster import pad_channels, requantize_tables
+        from kdq_targets.onnx_tables import join_tables, scale_columns
 
-        return [pad_channels, requantize_tables, *self._packing(model)]
+        return [
+            pad_channels, requantize_tables, join_tables, scale_columns, fuse_attention, *self._packing(model)
+        ]  # fmt: skip
 
     def _packing(self, model: nn.Module) -> list[Callable[[Any], None]]:
         from kdq_targets.onnx_pack import pack
