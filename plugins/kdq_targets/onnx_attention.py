@@ -98,12 +98,13 @@ class _Attentions:
         if first is None or last is None or last.input[0] != softmax.output[0] or _attribute(softmax, "axis", -1) != -1:
             return None
         scaled = [self._maker(value, "Mul") for value in first.input]
-        factors = [None if one is None else self._constant(one.input[1]) for one in scaled]
-        if any(factor is None or factor.size != 1 for factor in factors):
+        found = [None if one is None else self._constant(one.input[1]) for one in scaled]
+        factors = [factor.reshape(()) for factor in found if factor is not None and factor.size == 1]
+        if len(factors) < 2:
             return None
         turned = str(scaled[1].input[0])
         key = self._turned(turned)
-        scale = float(np.float32(factors[0].reshape(()) * factors[1].reshape(())))
+        scale = float(np.float32(factors[0] * factors[1]))
         query, value = str(scaled[0].input[0]), str(last.input[1])
         return None if key is None else Core(query, key, value, turned, tuple(scaled), scale, last)
 
@@ -128,26 +129,29 @@ class _Attentions:
         """Which third of a product `value` is, the Gemm that makes it, and its shape `[-1, H, L, D]`."""
         index, shapes = -1, []
         node = self.makers.get(value)
-        for kind, perm in (
+        for depth, (kind, perm) in enumerate((
             ("Reshape", None), ("Transpose", LENGTH_FIRST), ("Reshape", None), ("Gather", None), ("Squeeze", None),
             ("Transpose", (3, 1, 2, 0, 4)), ("Unsqueeze", None), ("Reshape", None),
-        ):  # fmt: skip
+        )):  # fmt: skip
             if node is None or node.op_type != kind or (perm is not None and _perm(node) != perm):
                 return None
+            if len(self.readers[node.output[0]]) != {"Squeeze": 3}.get(kind, 1) and depth:
+                return None
             if kind == "Reshape":
-                shapes.append(self._shape(node))
+                shapes.append(self._shape(node) or [])
             if kind == "Gather":
                 which = self._constant(node.input[1])
                 index = -1 if which is None or which.ndim or _attribute(node, "axis", 0) else int(which)
             node = self.makers.get(node.input[0])
-        if node is None or node.op_type != "Gemm" or index < 0 or any(shape is None for shape in shapes):
-            return None
         heads, flat, cut = shapes
-        fits = len(heads) == len(cut) == 4 and cut[0] == heads[2] == flat[0] and cut[2] == 3
+        if node is None or node.op_type != "Gemm" or not self._alone(node.output[0]) or index < 0:
+            return None
+        fits = len(heads) == len(cut) == 4 and len(flat) == 3 and cut[0] == heads[2] == flat[0] and cut[2] == 3
         return (index, node, heads) if fits and cut[3] == heads[1] * heads[3] and min(heads[1:]) > 0 else None
 
     def _write_separate(self, core: Core, heads: Sequence[Any]) -> None:
-        back, _ = self._behind(core.last.output[0], HEADS_FIRST)
+        sizes = heads[2][1]
+        back = self._behind(core.last.output[0], HEADS_FIRST, sizes[2] * sizes[3], 3)
         if back is None:
             return
         names, nodes = [], []
@@ -159,7 +163,7 @@ class _Attentions:
 
     def _write_packed(self, core: Core, found: Any) -> None:
         _, gemm, (_, heads, length, width) = found
-        back, path = self._behind(core.last.output[0], (2, 0, 1, 3))
+        back = self._behind(core.last.output[0], (2, 0, 1, 3), heads * width, 2)
         rows = self._maker(gemm.input[0], "Reshape")
         turned, links = None, []
         value = "" if rows is None else str(rows.input[0])
@@ -172,7 +176,9 @@ class _Attentions:
             links.append(node)
             value = str(node.input[0])
         out = self._gemm_behind(back)
-        if turned is None or back is None or out is None or not all(self._alone(node.output[0]) for node in links):
+        if turned is None or back is None or out is None or rows is None:
+            return
+        if not all(self._alone(node.output[0]) for node in (rows, *links)):
             return
         product, cut, end = out
         shape = self._shape(cut)
@@ -182,7 +188,7 @@ class _Attentions:
         if not names:
             return
         self._bypass(turned)
-        self._replace(core, back, names, nodes, [heads, heads, heads], after=gemm)
+        self._replace(core, back, names, nodes, [heads, heads, heads])
         size = self._add(f"{end.output[0]}_shape", np.array([-1, length, shape[2]]))
         self.instead[id(cut)] = []
         self.instead[id(end)] = [helper.make_node("Reshape", [product.output[0], size], list(end.output))]
@@ -227,11 +233,7 @@ class _Attentions:
     def _size(self, name: str) -> int:
         return int(np.prod(self.tensors[name].dims)) if name in self.tensors else 0
 
-    def _replace(
-        self, core: Core, back: Any, names: list[str], nodes: list[Any], heads: list[int], after: Any = None
-    ) -> None:
-        if after is not None:
-            self.instead[id(after)] = []
+    def _replace(self, core: Core, back: Any, names: list[str], nodes: list[Any], heads: list[int]) -> None:
         if not self.operator:
             self._write_products(core, back, names, nodes, heads[0])
             return
@@ -261,22 +263,28 @@ class _Attentions:
             reader.input[:] = [node.input[0] if name == node.output[0] else name for name in reader.input]
         self.instead[id(node)] = []
 
-    def _behind(self, value: str, perm: tuple[int, ...]) -> tuple[Any, list[Any]]:
-        """The Transpose behind `value`, with nothing but roundings in between."""
-        path: list[Any] = []
+    def _behind(self, value: str, perm: tuple[int, ...], width: int, rank: int) -> Any:
+        """The Transpose behind `value` if a Reshape to `[..., width]` follows, with only roundings in between."""
+        node = self._rounded(value)
+        if node is None or node.op_type != "Transpose" or _perm(node) != perm:
+            return None
+        flat = self._rounded(node.output[0])
+        shape = self._shape(flat) if flat is not None and flat.op_type == "Reshape" else None
+        return node if shape and shape[-1] == width and len(shape) in (2, rank) else None
+
+    def _rounded(self, value: str) -> Any:
+        """The only reader of `value`, or of what its roundings give."""
         node = self._only_reader(value)
         while node is not None and self._elementwise(node):
-            path.append(node)
             node = self._only_reader(node.output[0])
-        found = node is not None and node.op_type == "Transpose" and _perm(node) == perm and self._alone(node.output[0])
-        return (node, path) if found else (None, path)
+        return node
 
     def _gemm_behind(self, back: Any) -> tuple[Any, Any, Any] | None:
         """Behind a Transpose: the Gemm on rows, the Reshape of its result, and the Transpose to the batch first."""
         node = None if back is None else self._only_reader(back.output[0])
         while node is not None and (node.op_type == "Reshape" or self._elementwise(node)):
             node = self._only_reader(node.output[0])
-        if node is None or node.op_type != "Gemm":
+        if node is None or node.op_type != "Gemm" or not self._alone(node.output[0]):
             return None
         cut = self._only_reader(node.output[0], "Reshape")
         end = None if cut is None else self._only_reader(cut.output[0], "Transpose")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import helper
 
 from kdq_targets.onnx_parts import Parts, drop_unread, find_constant
 
@@ -48,8 +47,9 @@ def read_last_states(graph: Any) -> None:
 
 
 def _links(node: Any, readers: dict[str, list[Any]], parts: Parts) -> list[Any] | None:
-    """The nodes from the outputs `[T, 1, B, H]` to the look-up of the last step, or `None` if anything else reads them."""
-    value, links = node.output[0], []
+    """The nodes from the outputs `[T, 1, B, H]` to the look-up of the last step; `None` if others read them."""
+    links: list[Any] = []
+    value = str(node.output[0])
     if any(item.name == "direction" and item.s != b"forward" for item in node.attribute) or not value:
         return None
     while not links or links[-1].op_type != "Gather":
