@@ -191,6 +191,10 @@ def check_home(site: Site) -> None:
 
 def _reconcile(site: Site, observer: Observer) -> None:
     from kdq_flows.prefect.reconcile import reconcile
+    from kdq_registry.environment import is_server
+    from kdq_registry.schema import check_schema
 
+    if is_server(site.mlflow_uri):
+        check_schema(site)
     for line in reconcile(site):
         observer.message(line)
