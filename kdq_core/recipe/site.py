@@ -50,7 +50,8 @@ class Site(Frozen):
     store_address: str | None = Field(
         default=None,
         pattern=r"^[a-z][a-z0-9+.-]*://[^\s?#@]+$",
-        description="an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, without user or password",
+        description="an fsspec address that other processes can read, such as s3://bucket/prefix or "
+        "file:///mnt/share/kdq, without user or password",
     )
     device: str = Field(default="cpu", pattern=DEVICE, description="'cpu', 'cuda' or 'cuda:<number>'")
     devices: tuple[str, ...] = Field(
@@ -125,6 +126,8 @@ class Site(Frozen):
     def _absolute(cls, value: str | None) -> str | None:
         if value is not None and value.startswith("file://") and not value.startswith("file:///"):
             raise ValueError("a path that is not absolute")
+        if value is not None and value.startswith("memory://"):
+            raise ValueError("the memory of one process")
         return value
 
     @property

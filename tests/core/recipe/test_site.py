@@ -69,6 +69,7 @@ def test_a_wrong_variable_is_named_with_its_value_and_what_is_allowed(
         ("simplecache::s3://bucket", "simplecache::s3://bucket"),
         ("s3://key:much-too@secret@bucket", "s3://***@bucket"),
         ("https://host/x?token=secret", "https://host/x"),
+        ("memory://kdq", "memory://kdq"),
     ],
 )
 def test_a_wrong_address_of_a_store_is_shown_without_what_may_be_a_secret(
@@ -78,8 +79,8 @@ def test_a_wrong_address_of_a_store_is_shown_without_what_may_be_a_secret(
     with pytest.raises(RecipeError) as caught:
         Site.from_environment()
     assert str(caught.value) == (
-        f"KDQ_STORE is {shown!r}; allowed: an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, "
-        "without user or password"
+        f"KDQ_STORE is {shown!r}; allowed: an fsspec address that other processes can read, such as s3://bucket/prefix "
+        "or file:///mnt/share/kdq, without user or password"
     )
 
 
