@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdq_core.errors import KdqError, NoCandidateError, RecipeError
+from kdq_core.errors import KdqError, NoCandidateError, RecipeError, StoreError
 from kdq_core.plan.machine import check_devices
 from kdq_core.plan.part import Part
 from kdq_core.reading.studies import Study, load
@@ -15,6 +16,7 @@ from kdq_core.store import open_store
 from kdq_core.store.store import explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer
+from kdq_flows.report.numbers import number
 from kdq_flows.run.diary import Diary
 from kdq_flows.run.executors import Executor, executor_of
 from kdq_flows.run.pipeline import Pipeline
@@ -25,6 +27,9 @@ from kdq_flows.run.tidy import tidy
 if TYPE_CHECKING:
     from kdq_flows.run.study import StudyRun
 from kdq_flows.servers.environment import apply_environment
+
+LEAST_BYTES = 1e9
+"""A home with less free space is called full: a store entry is written before an old one goes."""
 
 
 def run_recipe(
@@ -187,6 +192,23 @@ def check_home(site: Site) -> None:
             file.write(b"\0" * 4096)
             file.flush()
     open_store(site).check()
+
+
+def check_disk(site: Site) -> str:
+    """Say how much space the home has.
+
+    Raises:
+        StoreError: less than `LEAST_BYTES`.
+    """
+    there = next(path for path in (site.home, *site.home.parents) if path.is_dir())
+    usage = shutil.disk_usage(there)
+    told = f"{number(usage.free, 'bytes')} free of {number(usage.total, 'bytes')}"
+    if usage.free < LEAST_BYTES:
+        raise StoreError(
+            f"the home {str(site.home)!r} has {told}; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to "
+            "a larger disk"
+        )
+    return told
 
 
 def _reconcile(site: Site, observer: Observer) -> None:

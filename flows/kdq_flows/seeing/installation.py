@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import time
 import urllib.request
 from email.utils import parsedate_to_datetime
@@ -18,13 +17,10 @@ from kdq_core.plan.cpu import cpu_name
 from kdq_core.recipe.spec import Site
 from kdq_core.store import open_store
 from kdq_flows.facts.state import running
-from kdq_flows.report.numbers import number
 from kdq_flows.run.holders import holders
 from kdq_flows.seeing.status import pid_of
 
 TOLD = ("kdq", "torch", "onnxruntime", "openvino", "prefect", "mlflow")
-LEAST_BYTES = 1e9
-"""A home with less free space is called full: a store entry is written before an old one goes."""
 MOST_SECONDS = 5.0
 """By how much clocks may differ."""
 
@@ -54,20 +50,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def check_disk(site: Site, least: float = LEAST_BYTES) -> str:
-    """Look how much space the home has.
-
-    Raises:
-        StageError: too little.
-    """
-    there = next(path for path in (site.home, *site.home.parents) if path.is_dir())
-    usage = shutil.disk_usage(there)
-    told = f"{number(usage.free, 'bytes')} free of {number(usage.total, 'bytes')}"
-    if usage.free < least:
-        raise StageError(f"{told}; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to another disk")
-    return told
 
 
 def check_store(site: Site) -> str:
