@@ -22,7 +22,7 @@ from kdq_flows.run.executors import Executor, executor_of
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
 from kdq_flows.run.shared import Shared
-from kdq_flows.run.tidy import tidy
+from kdq_flows.run.tidy import tidied
 
 if TYPE_CHECKING:
     from kdq_flows.run.study import StudyRun
@@ -61,12 +61,12 @@ def run_recipe(
             "choose another executor"
         )
     check_home(site)
-    tidy(site)
-    if isinstance(checked, Study):
-        run, error = run_study(checked, site, server=server, observer=observer, part=part)
-        return run.facts(), error
-    with Diary(site, checked.name, observer) as diary, executor_of(site, diary.message) as executor:
-        return _run_recipe(checked, site, diary, executor, server=server, part=part)
+    with tidied(site):
+        if isinstance(checked, Study):
+            run, error = run_study(checked, site, server=server, observer=observer, part=part)
+            return run.facts(), error
+        with Diary(site, checked.name, observer) as diary, executor_of(site, diary.message) as executor:
+            return _run_recipe(checked, site, diary, executor, server=server, part=part)
 
 
 def _run_recipe(

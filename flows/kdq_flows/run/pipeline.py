@@ -358,7 +358,9 @@ class Pipeline:
             return
         ahead = [one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out]
         only = {"key": "", "parts": node.parts, "parents": {}, "checks": ahead, "only_checks": True}
-        self._work(node, self._asking(node) | only, self._ears.hear)
+        how, wait = self.plan.recipe.retry_of(node.name), self.cancelled.wait
+        work = partial(self._work, node, self._asking(node) | only, self._ears.hear)
+        call_with_retries(work, how, on_retry=self._tried, sleep=wait)
 
     def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], hearing: Hearing) -> Entry:
         return entry_of(self._work(node, self._request(node, key, parents), hearing.hear), self.store)
