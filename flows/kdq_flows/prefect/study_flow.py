@@ -17,6 +17,7 @@ from prefect.states import Cancelled, Completed, State
 from kdq_core.errors import KdqError
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
+from kdq_flows.prefect.artifacts import key_of, show_plan
 from kdq_flows.prefect.flow import STOP_SECONDS, few_tries, log_to, stage_task, threads
 from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
@@ -85,7 +86,8 @@ def _drive(study: StudyRun) -> None:
         except KeyboardInterrupt:
             wait(begun, timeout=STOP_SECONDS)
             return
-    create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
+    show_plan(study.study.name, study.plan)
+    create_table_artifact(key=key_of(study.study.name, "study"), table=_rows(study), description=_verdict(study))
 
 
 def _ended(study: StudyRun) -> State:
