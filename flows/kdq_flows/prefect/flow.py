@@ -205,9 +205,11 @@ def log_to(file: Path) -> None:
 
 
 def _drive(pipeline: Pipeline) -> State:
-    """Submit every stage to run after its parents, wait for all, and publish the result table."""
+    """Publish the graph, submit every stage to run after its parents, wait for all, and publish the result."""
     address = str(runtime.flow_run.ui_url)
     pipeline.tracking.prefect = address if address.startswith("http") else None
+    recipe = pipeline.plan.recipe.name
+    show_plan(recipe, StudyPlan(recipe, (PlannedBranch(recipe, {}, pipeline.plan),)))
     futures: dict[str, Any] = {name: entry.digest for name, entry in pipeline.entries.items()}
     tasks: list[PrefectFuture[Any]] = []
     with leaving():
@@ -235,8 +237,7 @@ def _drive(pipeline: Pipeline) -> State:
 
 def _publish(pipeline: Pipeline) -> None:
     facts = pipeline.facts()
-    recipe, plan = pipeline.plan.recipe.name, pipeline.plan
-    show_plan(recipe, StudyPlan(recipe, (PlannedBranch(recipe, {}, plan),)))
+    recipe = pipeline.plan.recipe.name
     create_table_artifact(key=key_of(recipe, "result"), table=list(facts.table), description=_described(facts))
     if facts.status != "no-news":
         _link(pipeline)

@@ -74,6 +74,7 @@ def _drive(study: StudyRun) -> None:
     """Run the branches as tasks of the flow run that has begun, and publish a table of them."""
     address = str(runtime.flow_run.ui_url)
     study.shown_at(address if address.startswith("http") else None)
+    show_plan(study.study.name, study.plan)
     begun: list[Future[Any]] = []
 
     def start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
@@ -86,7 +87,6 @@ def _drive(study: StudyRun) -> None:
         except KeyboardInterrupt:
             wait(begun, timeout=STOP_SECONDS)
             return
-    show_plan(study.study.name, study.plan)
     create_table_artifact(key=key_of(study.study.name, "study"), table=_rows(study), description=_verdict(study))
 
 
