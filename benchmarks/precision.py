@@ -59,10 +59,12 @@ MOST = 0.2
 ABOUT = """\
 # Fits in bf16 and in fp32
 
-Written by `python benchmarks/precision.py`. {data} Top-1 in % of the float weights on the
-test split, computed in fp32; means over the seeds. The difference, bf16 minus fp32 in points, is paired over the seeds,
-with its 95 % interval by Student's t. Step: CPU time of a training step in bf16 over one in fp32, taken in turns on one
-thread, with the 95 % interval of the mean; below 1, bf16 is faster."""
+Written by `python benchmarks/precision.py`. Top-1 in % of the float weights on the test split, computed in fp32; means
+over the seeds. The difference, bf16 minus fp32 in points, is paired over the seeds, with its 95 % interval by Student's
+t. Step: CPU time of a training step in bf16 over one in fp32, taken in turns on one thread, with the 95 % interval of
+the mean; below 1, bf16 is faster.
+
+{data}"""
 DATA = {
     "digits": "Digits: the default recipe, 300 test images, so an image is a third of a point.",
     "fashion-mnist": "Fashion-MNIST: the first 12,000 training images, 10,000 test images, a ResNet-14 and a ResNet-8, "
@@ -169,7 +171,7 @@ def main() -> None:
     says = "exclude" if all(verdicts) else "do not exclude"
     flags = ", ".join(f for f in ("amx_bf16", "avx512_bf16") if f in instruction_sets()) or "no bf16"
     head = "| data, net | seeds | fp32 % | bf16 % | difference of each seed | mean | step |"
-    about = ABOUT.format(data=" ".join(DATA[name] for name in names))
+    about = ABOUT.format(data="\n".join(DATA[name] for name in names))
     print(about, "\n".join([head, "|---|---:|---:|---:|---|---:|---:|", *rows]),
           f"The intervals {says} a loss of more than {MOST} points.",
           f"{machine(PACKAGES)[:-1]}; the CPU has {flags}.", sep="\n\n")  # fmt: skip
