@@ -65,8 +65,8 @@ class Site(Frozen):
         default_factory=_leases, description="folder of the machine's lock files, which all its homes and users share"
     )
     threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of a stage; each key holds it")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="precision of float fits on CUDA; bf16 uses autocast"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="precision of fits in float; auto: fp32; each key of such a fit holds what it is"
     )
     tracking_uri: str | None = Field(
         default=None, description="MLflow's tracking URI; default: a SQLite file below `home`"

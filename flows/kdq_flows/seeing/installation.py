@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.plan import machine
-from kdq_core.plan.cpu import cpu_name
+from kdq_core.plan.cpu import cpu_name, instruction_sets
+from kdq_core.plan.precision import why
 from kdq_core.recipe.spec import Site
 from kdq_core.store import open_store
 from kdq_flows.facts.state import running
@@ -64,7 +65,7 @@ def check_store(site: Site) -> str:
 
 
 def check_devices(site: Site) -> str:
-    """Name the devices that stages run on.
+    """Name the devices that stages run on, and the precision of fits in float.
 
     Raises:
         RecipeError: one is not there.
@@ -73,7 +74,7 @@ def check_devices(site: Site) -> str:
     slots = "" if site.cpu_slots == 1 else f", {site.cpu_slots} CPU slots"
     share = "" if site.gpu_share == 1 else f", {site.gpu_share:g} of a GPU a stage"
     cores = f"{site.threads} of {os.cpu_count()} cores a stage"
-    return f"{', '.join(site.all_devices)}{slots}{share}, {cores}, {cpu_name()}"
+    return f"{', '.join(site.all_devices)}{slots}{share}, {cores}, {cpu_name()}; {why(site, instruction_sets())}"
 
 
 def check_leases(site: Site) -> str:

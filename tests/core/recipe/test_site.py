@@ -47,7 +47,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("KDQ_CPU_SLOTS", "0", "a whole number, 1 to 1024"),
         ("KDQ_GPU_SHARE", "2", "a number, above 0 and at most 1"),
         ("KDQ_TRACKING_WAIT_SECONDS", "-1", "a number, at least 0"),
-        ("KDQ_PRECISION", "fp16", "'bf16' or 'fp32'"),
+        ("KDQ_PRECISION", "fp16", "'auto' or 'bf16' or 'fp32'"),
         ("KDQ_HOME", "~nobody_has_this_name/kdq", "the path of a folder (Could not determine home directory)"),
     ],
 )
