@@ -174,6 +174,7 @@ def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratc
         from kdq_core.work.checking import check_all
 
         check_all(before.values(), asked, scratch, emit, titles=request.checks)
+        emit({"event": "checked"})
 
 
 def _check_unchanged(request: StageRequest, wired: Wired, before: dict[str, Wired], parts: KeyParts) -> None:
