@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdq_core.errors import KdqError, NoCandidateError, RecipeError
+from kdq_core.errors import KdqError, NoCandidateError, RecipeError, StoreError
 from kdq_core.plan.machine import check_devices
 from kdq_core.plan.part import Part
 from kdq_core.reading.studies import Study, load
@@ -15,16 +16,20 @@ from kdq_core.store import open_store
 from kdq_core.store.store import explained
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Observer
+from kdq_flows.report.numbers import number
 from kdq_flows.run.diary import Diary
 from kdq_flows.run.executors import Executor, executor_of
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
 from kdq_flows.run.shared import Shared
-from kdq_flows.run.tidy import tidy
+from kdq_flows.run.tidy import tidied
 
 if TYPE_CHECKING:
     from kdq_flows.run.study import StudyRun
 from kdq_flows.servers.environment import apply_environment
+
+LEAST_BYTES = 1e9
+"""A home with less free space is called full: a store entry is written before an old one goes."""
 
 
 def run_recipe(
@@ -56,12 +61,12 @@ def run_recipe(
             "choose another executor"
         )
     check_home(site)
-    tidy(site)
-    if isinstance(checked, Study):
-        run, error = run_study(checked, site, server=server, observer=observer, part=part)
-        return run.facts(), error
-    with Diary(site, checked.name, observer) as diary, executor_of(site, diary.message) as executor:
-        return _run_recipe(checked, site, diary, executor, server=server, part=part)
+    with tidied(site):
+        if isinstance(checked, Study):
+            run, error = run_study(checked, site, server=server, observer=observer, part=part)
+            return run.facts(), error
+        with Diary(site, checked.name, observer) as diary, executor_of(site, diary.message) as executor:
+            return _run_recipe(checked, site, diary, executor, server=server, part=part)
 
 
 def _run_recipe(
@@ -189,8 +194,29 @@ def check_home(site: Site) -> None:
     open_store(site).check()
 
 
+def check_disk(site: Site) -> str:
+    """Say how much space the home has.
+
+    Raises:
+        StoreError: less than `LEAST_BYTES`.
+    """
+    there = next(path for path in (site.home, *site.home.parents) if path.is_dir())
+    usage = shutil.disk_usage(there)
+    told = f"{number(usage.free, 'bytes')} free of {number(usage.total, 'bytes')}"
+    if usage.free < LEAST_BYTES:
+        raise StoreError(
+            f"the home {str(site.home)!r} has {told}; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to "
+            "a larger disk"
+        )
+    return told
+
+
 def _reconcile(site: Site, observer: Observer) -> None:
     from kdq_flows.prefect.reconcile import reconcile
+    from kdq_registry.environment import is_server
+    from kdq_registry.schema import check_schema
 
+    if is_server(site.mlflow_uri):
+        check_schema(site)
     for line in reconcile(site):
         observer.message(line)

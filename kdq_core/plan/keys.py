@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from kdq_core.errors import PluginError, RecipeError
 from kdq_core.plan.machine import machine_parts
+from kdq_core.plan.precision import precision_of
 from kdq_core.plan.sections import shown
 from kdq_core.plugins.asked import Asked
 from kdq_core.plugins.catalog import Catalog
@@ -47,7 +48,7 @@ class Memo:
         code: the code that a plug-in or a module of the user reaches.
         versions: versions of distributions.
         data: fingerprints of the workloads' data.
-        machines: what keys hold of a machine, by device.
+        machines: what keys hold of a machine, by device and precision.
     """
 
     plugins: dict[str, Plugin] = field(default_factory=dict)
@@ -141,10 +142,10 @@ class KeyParts:
         return known[asked]
 
     def _machine(self, site: Site) -> dict[str, JsonValue]:
-        known = self._memo.machines
-        if site.device not in known:
-            known[site.device] = machine_parts(site)
-        return known[site.device]
+        known, asked = self._memo.machines, f"{site.device} {site.precision}"
+        if asked not in known:
+            known[asked] = machine_parts(site)
+        return known[asked]
 
     def _version(self, distribution: str) -> str:
         known = self._memo.versions
@@ -211,5 +212,7 @@ def ancestors(wired: Wired, before: dict[str, Wired]) -> list[Wired]:
 
 
 def site_of(needs: Needs, site: Site) -> Site:
-    """The site as a stage sees it: for a stage that computes on the CPU alone, the device is `cpu`."""
-    return site if needs.device == "site" else site.at("cpu")
+    """The site as a stage sees it: in the precision it computes in, on the CPU if it needs that alone."""
+    seen = site if needs.device == "site" else site.at("cpu")
+    precision = precision_of(site) if needs.precision == "site" else "fp32"
+    return seen.model_copy(update={"precision": precision})

@@ -17,6 +17,7 @@ from kdq_core.errors import RecipeError
 from kdq_core.frozen import Frozen
 from kdq_core.plan.cpu import cpu_name
 from kdq_core.plan.plan import Plan
+from kdq_core.plan.precision import precision_of
 from kdq_core.recipe.spec import Recipe
 from kdq_core.store.records import ChosenForm, Digest, EvaluationReport
 from kdq_core.store.store import Entry
@@ -88,7 +89,7 @@ def locked(plan: Plan, entries: Mapping[str, Entry], teachers: Mapping[str, str]
         recipe=plan.recipe,
         teachers=dict(teachers),
         device=site.device,
-        precision=site.precision,
+        precision=precision_of(site),
         threads=site.threads,
         python=platform.python_version(),
         platform=platform.platform(),

@@ -47,7 +47,7 @@ def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonVa
     KDQ imports no torch here.
 
     Args:
-        site: device, precision and threads of the stage.
+        site: device, precision and threads of the stage, as the stage sees them.
         proc: the folder in which the kernel and the driver describe the machine.
 
     Returns:

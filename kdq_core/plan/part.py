@@ -25,13 +25,13 @@ class Part(Frozen):
     refresh: tuple[str, ...] = ()
 
     def check(self, plans: dict[str, Plan]) -> None:
-        """Refuse names that no plan has.
+        """Refuse names that no plan has, and options that together leave no stage.
 
         Args:
             plans: the plan of each branch, by its name.
 
         Raises:
-            RecipeError: with the nearest name.
+            RecipeError: with the nearest name, or what the options leave.
         """
         for asked in (*self.only, *self.start, *self.until, *self.refresh):
             stage, _, branch = asked.partition("@")
@@ -42,6 +42,10 @@ class Part(Frozen):
             if stage not in names:
                 near = did_you_mean(stage, names) or "."
                 raise RecipeError(f"the plan has no stage {stage!r}{near} It has: {listing(names)}")
+        if not any(self.wanted(plan, name) for name, plan in plans.items()):
+            given = {"--only": self.only, "--from": self.start, "--until": self.until}
+            said = " ".join(f"{option} {name}" for option, names in given.items() for name in names)
+            raise RecipeError(f"no stage is in all that {said} ask for, so nothing would run; leave one of them out")
 
     def wanted(self, plan: Plan, branch: str = "") -> frozenset[str]:
         """The stages of a plan to run: those that `only`, `start` and `until` all allow."""

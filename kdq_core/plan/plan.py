@@ -8,6 +8,7 @@ from pydantic import JsonValue
 
 from kdq_core.errors import RecipeError
 from kdq_core.frozen import Frozen
+from kdq_core.plan import precision
 from kdq_core.plan.cpu import instruction_sets
 from kdq_core.plan.gates import with_fitting_gates
 from kdq_core.plan.keys import KeyParts, Memo
@@ -99,6 +100,8 @@ def make_plan(recipe: Recipe, site: Site, catalog: Catalog, memo: Memo | None = 
     notes = [note, *without_effect(asked, wired)]
     if any(one.stage.gives == "teacher" for one in wired):
         notes += faster(recipe, site, instruction_sets())
+    if any(one.stage.needs.precision == "site" for one in wired):
+        notes.append(precision.note(site, instruction_sets()))
     return Plan(
         recipe=recipe,
         site=site,

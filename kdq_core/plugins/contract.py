@@ -65,6 +65,11 @@ class Needs(Frozen):
         le=1,
         description="share of a GPU's memory that it takes; stages whose shares fit run on one GPU; null: the site's",
     )
+    precision: Literal["site", "fp32"] = Field(
+        default="fp32",
+        description="site: its fits compute in the site's precision (KDQ_PRECISION), which its key holds; fp32: in "
+        "float32 whatever the site asks for, as quantization needs it",
+    )
     devices: int = Field(default=1, ge=1, description="how many devices it computes on; KDQ sets it from the recipe")
 
 

@@ -50,7 +50,8 @@ class Site(Frozen):
     store_address: str | None = Field(
         default=None,
         pattern=r"^[a-z][a-z0-9+.-]*://[^\s?#@]+$",
-        description="an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, without user or password",
+        description="an fsspec address that other processes can read, such as s3://bucket/prefix or "
+        "file:///mnt/share/kdq, without user or password",
     )
     device: str = Field(default="cpu", pattern=DEVICE, description="'cpu', 'cuda' or 'cuda:<number>'")
     devices: tuple[str, ...] = Field(
@@ -64,8 +65,8 @@ class Site(Frozen):
         default_factory=_leases, description="folder of the machine's lock files, which all its homes and users share"
     )
     threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of a stage; each key holds it")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="precision of float fits on CUDA; bf16 uses autocast"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="precision of fits in float; auto: fp32; each key of such a fit holds what it is"
     )
     tracking_uri: str | None = Field(
         default=None, description="MLflow's tracking URI; default: a SQLite file below `home`"
@@ -125,6 +126,8 @@ class Site(Frozen):
     def _absolute(cls, value: str | None) -> str | None:
         if value is not None and value.startswith("file://") and not value.startswith("file:///"):
             raise ValueError("a path that is not absolute")
+        if value is not None and value.startswith("memory://"):
+            raise ValueError("the memory of one process")
         return value
 
     @property

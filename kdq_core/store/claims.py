@@ -45,3 +45,13 @@ def claimed(
             yield Claim((lock.fileno(),))
         finally:
             path.unlink(missing_ok=True)
+
+
+def unheld(folder: Path) -> None:
+    """Remove the lock files below `folder` that nobody holds: a holder that is killed leaves its own."""
+    for path in folder.glob("*.lock"):
+        with contextlib.suppress(OSError):
+            lock = try_held(path)
+            if lock is not None:
+                with lock:
+                    path.unlink(missing_ok=True)

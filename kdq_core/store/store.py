@@ -21,7 +21,7 @@ from pydantic import JsonValue, ValidationError
 from kdq_core.errors import StageError, StoreError
 from kdq_core.store import drafts
 from kdq_core.store.checks import MANIFEST, SEAL, check_weights, names_in, sealed
-from kdq_core.store.claims import Claim, claimed
+from kdq_core.store.claims import Claim, claimed, unheld
 from kdq_core.store.family import Record, resolved, type_of
 from kdq_core.store.hashing import canonical, sha256_file, sha256_of
 from kdq_core.store.index import Index
@@ -320,7 +320,8 @@ class Store:
         return self._index.parts(stage)
 
     def sweep(self) -> list[str]:
-        """Remove drafts that no process writes any more, and give their names. A folder without a lock file stays."""
+        """Remove what dead processes left: claims, and drafts, whose names it gives. A folder without a lock stays."""
+        unheld(self.root / "claims")
         return drafts.sweep(self.root / "drafts")
 
     def _whole(self, key: str, at: Path | None = None) -> Entry | None:

@@ -20,6 +20,7 @@ from kdq_core.failures import out_of_memory
 from kdq_core.recipe.spec import FitSpec
 from kdq_core.store.records import EpochRecord
 from kdq_core.tensors import Batch
+from kdq_core.training.half import in_bf16
 from kdq_core.training.layout import channels_last, has_planes, lay_out
 from kdq_core.training.micro import MICRO, MicroBatch, said_of, said_of_ranks
 from kdq_core.training.resume import Due, Progress, load_state, random_states, save_state, set_random_states
@@ -67,13 +68,14 @@ def fit(
     *,
     samples: int,
     accelerator: Accelerator,
+    half: bool = False,
     hooks: FitHooks | None = None,
     resume: Path | None = None,
     due: Due | None = None,
     first: int = 0,
     last: int | None = None,
 ) -> tuple[EpochRecord, ...]:
-    """Train `model` in place, and leave it in eval mode and float32. A model with 2-D convolutions runs channels last.
+    """Train `model` in place, and leave it in eval mode. A model with 2-D convolutions runs channels last.
 
     Args:
         model: any module; its parameters with `requires_grad` are trained.
@@ -84,7 +86,9 @@ def fit(
             measure the share.
         spec: epochs, optimizer, schedule.
         samples: number of samples of one epoch, for the learning-rate schedule.
-        accelerator: device, precision and processes.
+        accelerator: device and processes.
+        half: compute the forward pass of training steps in bf16; see `in_bf16`. All else is in float32: the losses,
+            the weights, the optimizer, the statistics of batch norms, and scoring, because float weights are shipped.
         hooks: scoring, phases, progress.
         resume: the file that keeps the state. If it exists, `fit` resumes from it and gives the same bits as a fit
             without interruption. With it, `fit` also survives a lack of memory: it goes back to the state kept last,
@@ -108,14 +112,14 @@ def fit(
     model, optimizer = accelerator.prepare(model, optimizer)
     micro = MicroBatch(None if resume is None else resume.with_suffix(MICRO))
     span = range(first, spec.epochs if last is None else last)
-    run = _Fit(model, loss, optimizer, spec, accelerator, hooks, micro, resume, due or Due(), span)
+    run = _Fit(model, loss, optimizer, spec, accelerator, half, hooks, micro, resume, due or Due(), span)
     run.per_epoch = math.ceil(samples / spec.batch_size)
     run.tell_of_ranks()
     while not run.tried(batches, planes=layout is not None):
         clear_device_cache(garbage_collection=True)  # here, where no traceback holds tensors any more
     if layout is not None:
         layout.remove()
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
+    accelerator.unwrap_model(model).eval()
     return tuple(run.progress.history)
 
 
@@ -163,6 +167,7 @@ class _Fit:
     optimizer: torch.optim.Optimizer
     spec: FitSpec
     accelerator: Accelerator
+    half: bool
     hooks: FitHooks
     micro: MicroBatch
     file: Path | None
@@ -271,7 +276,7 @@ class _Fit:
         told: dict[str, Tensor] = {}
         ranks = self.accelerator.num_processes
         for part, weight in self.micro.parts(batch, self.accelerator.process_index, ranks):
-            with self.accelerator.autocast():
+            with in_bf16(self._plain, self.accelerator.device, half=self.half):
                 terms = weight(self.loss(self.model, to_device(part, self.accelerator.device)))
             if not terms:
                 continue

@@ -61,7 +61,7 @@ def quantized(work: StageWork) -> Checkpoint:
         found = _made(replace(work, way=ways[0]))
         return _written(work, found, _at_once(work, ways[0]))
     first, then = ways[0], ways[-1]
-    device = work.accelerator(exact=True).device
+    device = work.accelerator().device
     student = work.model("student").to(device).eval()
     found = _made(replace(work, way=first))
     seen = compared(student, found.model, work.workload, device)

@@ -46,7 +46,7 @@ def fitted(
         model: trained in place, on the device of `where`.
         loss: the loss to minimise.
         spec: how long and how.
-        where: device and precision.
+        where: device and processes; the precision is that of the stage's site.
         scheduled: values that KDQ adds to the curves at the end of each epoch.
         read: selects the inputs of a batch that the model reads.
         hooks: further hooks of `FitHooks`, by name.
@@ -71,6 +71,7 @@ def fitted(
             spec,
             samples=workload.samples("train"),
             accelerator=where,
+            half=work.site.precision == "bf16",
             resume=work.scratch / f"fit{number or ''}.safetensors",
             due=Due(retry.checkpoint_seconds, retry.checkpoint_steps),
             first=first,
@@ -124,20 +125,15 @@ def _scoring(
     return validation(work.workload, where.device, EVALUATION_BATCH, seen)
 
 
-def accelerator(site: Site, *, exact: bool = False) -> Accelerator:
-    """Device and precision of a site.
-
-    Args:
-        site: on the CPU, KDQ always computes in float32.
-        exact: compute in float32 everywhere, because fake quantization in bf16 would leave its grid.
+def accelerator(site: Site) -> Accelerator:
+    """The device of a site. Accelerate's own mixed precision stays off: it would validate in bf16 too; see `in_bf16`.
 
     Raises:
         StageError: this machine has no such device.
     """
     check_device(site.device)
-    half = site.precision == "bf16" and site.device != "cpu" and not exact
     with _plain_accelerate():
-        return Accelerator(cpu=site.device == "cpu", mixed_precision="bf16" if half else "no")
+        return Accelerator(cpu=site.device == "cpu", mixed_precision="no")
 
 
 @contextlib.contextmanager

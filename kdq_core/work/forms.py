@@ -153,27 +153,30 @@ def fastest(bench: Bench, tell: Callable[[int, int, str], None]) -> ChosenForm:
     """Measure the forms that the target names, and choose one.
 
     If noise hides whether a form is faster than int8, KDQ measures once more, and longer. The form with every operator
-    in float is measured only if others are in doubt, or if int8 is not shown faster than the float file. If several
-    families gain in float, they are also measured together.
+    in float computes as the float file does, so it is measured only if int8 is not shown faster than that file. If
+    several families gain in float, they are also measured together.
     """
     whole = Form(name=INT8)
     named = bench.target.forms(bench.graph, keep_float=bench.placed(bench.target).keep_float)
-    forms = [whole, *named] if len(named) > 1 else [whole]
+    families, everything = named[:-1], named[-1:]
+    forms = [whole, *families]
     tell(0, 2, "writes and measures the forms")
     plain, times = bench.timed(forms)
-    if len(named) == 1 and plain.ratio_to(times[INT8], confidence=CONFIDENCE).verdict != "faster":
-        forms = [whole, *named]
+    if is_faster(times[INT8], plain):
+        everything = ()
+    if everything:
+        forms = [*forms, *everything]
         plain, times = bench.timed(forms)
     if any(seems_faster(times[form.name], times[INT8]) for form in forms[1:]):
         tell(1, 2, "measures again, since noise hides which form is faster")
         plain, times = bench.timed(forms, LONGER)
     tell(1, 2, "writes and measures the forms")
-    better = [form for form in forms[1:-1] if is_faster(times[form.name], times[INT8])]
+    better = [form for form in families if is_faster(times[form.name], times[INT8])]
     if len(better) > 1:
         together = better[0]
         for form in better[1:]:
             together = together.joined(form)
-        forms = [whole, *better, together, forms[-1]]
+        forms = [whole, *better, together, *everything]
         plain, times = bench.timed(forms)
     best = whole
     for form in forms[1:]:

@@ -47,7 +47,7 @@ class Trained:
 
 def calibrated(work: StageWork) -> Trained:
     """Quantize the student with ranges from calibration data; no weight is trained."""
-    device = work.accelerator(exact=True).device
+    device = work.accelerator().device
     _, model = started(work, device)
     finished(work, model, device)
     score = validation(work.workload, device, EVALUATION_BATCH)
@@ -60,7 +60,7 @@ def trained(work: StageWork) -> Trained:
 
     If the recipe asks for a control, KDQ trains a second quantized student without the teacher.
     """
-    accelerator, spec = work.accelerator(exact=True), work.section("quantize")
+    accelerator, spec = work.accelerator(), work.section("quantize")
     device = accelerator.device
     student, model = started(work, device)
     before = {} if shared(work) else _calibrated_values(work, model, device)  # of a student in the midst of a schedule

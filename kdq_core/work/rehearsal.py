@@ -18,6 +18,7 @@ from kdq_core.quantization.untraceable import layer_of
 from kdq_core.teachers.source import OnlineTeacher
 from kdq_core.tensors import Batch, Outputs
 from kdq_core.training.finite import odd_samples, why_odd
+from kdq_core.training.half import in_bf16
 from kdq_core.training.losses import labelled_tasks, outputs_of
 from kdq_core.training.rows import rows_of, to_device
 from kdq_core.training.taps import graph_forward
@@ -56,7 +57,8 @@ def rehearse(work: CheckWork, student: nn.Module) -> None:
     student = student.to(batch.inputs[0].device)
     answer("student", student, batch)
     model, loss = student_and_loss(work.workload, parts_of(work.distillers), teacher, student, batch)
-    terms = loss(model.train(), batch)  # with gradients, so that a tap without one is refused
+    with in_bf16(model, batch.inputs[0].device, half=work.site.precision == "bf16"):
+        terms = loss(model.train(), batch)  # with gradients, so that a tap without one is refused
     check_numbers(loss.parts, outputs_of(student, batch), batch)
     samples = odd_samples(outputs_of(student, batch), batch)
     if samples:

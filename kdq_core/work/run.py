@@ -19,7 +19,7 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import Wired, wire
 from kdq_core.recipe.gpus import CPU
 from kdq_core.recipe.spec import Recipe, Site
-from kdq_core.store import open_store
+from kdq_core.store import drafts, open_store
 from kdq_core.store.store import Entry
 from kdq_core.work.outcome import outcome
 from kdq_core.work.shown import Emit
@@ -132,10 +132,8 @@ def check_ahead(request: StageRequest, emit: Emit, catalog: Catalog | None = Non
     catalog = catalog or Catalog.load()
     asked = asked_of(request.recipe, request.site, catalog)
     before = {one.title: one for one in wire(asked, catalog)}
-    (request.site.home / "scratch").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=request.site.home / "scratch") as folder:
-        scratch = Path(folder)
-        (scratch / "tmp").mkdir()
+    with drafts.place(request.site.home / "scratch", "checks") as scratch:
+        (scratch / "tmp").mkdir(parents=True)
         with _own_process(before[request.title], request.site, scratch):
             _check(request, before, asked, scratch, emit)
 
@@ -176,6 +174,7 @@ def _check(request: StageRequest, before: dict[str, Wired], asked: Asked, scratc
         from kdq_core.work.checking import check_all
 
         check_all(before.values(), asked, scratch, emit, titles=request.checks)
+        emit({"event": "checked"})
 
 
 def _check_unchanged(request: StageRequest, wired: Wired, before: dict[str, Wired], parts: KeyParts) -> None:

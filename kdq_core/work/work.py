@@ -64,11 +64,11 @@ class StageWork(Shown):
         self._check_data()
         return training_batches(self, epoch, batch_size)
 
-    def accelerator(self, *, exact: bool = False) -> Accelerator:
-        """Device and precision of this site; `exact`: always float32."""
+    def accelerator(self) -> Accelerator:
+        """The device of this site."""
         from kdq_core.work.fitting import accelerator
 
-        return accelerator(self.site, exact=exact)
+        return accelerator(self.site)
 
     def fit(
         self,

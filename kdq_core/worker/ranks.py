@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdq_core.errors import ErrorRecord, KdqError, TransientError
+from kdq_core.store import drafts
 
 RANK, MEETING = "KDQ_RANK", "KDQ_RANKS_MEET"
 """Variables of the other processes: their number, from 1, and the file by which all meet."""
@@ -55,9 +56,9 @@ def together(request: str, count: int, home: Path, emit: Emit) -> Iterator[Path 
             yield Path(folder)
             _leave()
         return
-    (home / "scratch").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home / "scratch", prefix="ranks-", ignore_cleanup_errors=True) as folder:
-        meeting = Path(folder) / "meeting"
+    with drafts.place(home / "scratch", "ranks") as folder:
+        folder.mkdir()
+        meeting = folder / "meeting"
         others = _Others(request, count, meeting, emit)
         try:
             _join(meeting, count)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdq_core.api import Asked, Checkpoint, Port, Reads, RecipeError, Record, Section, Stage
+from kdq_core.api import Asked, Checkpoint, Needs, Port, Reads, RecipeError, Record, Section, Stage
 from kdq_core.work.slots import OUTPUTS, STUDENT, TEACHER, optional, schedule_part, teaching_sections
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Distill(Stage):
 
     gives: ClassVar[str] = "student"
     record: ClassVar[type[Record]] = Checkpoint
+    needs: ClassVar[Needs] = Needs(precision="site")
 
     def inputs(self, asked: Asked) -> Mapping[str, Port]:  # noqa: ARG002
         """The teacher, its cached outputs, and a student to train further if an earlier stage gives one."""

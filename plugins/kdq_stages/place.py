@@ -10,6 +10,7 @@ Source: the intervals of `kdq_core.timing.times`, by sectioning: Asmussen and Gl
 Defaults: `placement: fastest` and `batch_size: 1`, options of the target. With `smallest`, or a target that knows no
     forms, KDQ leaves this stage out. So it does with a quantizer whose activations are not static.
 Costs: seconds, since no model is trained: about one for each form. A net in which nothing is in doubt is written twice.
+    KDQ writes the form with all layers in float only if int8 is not shown faster than the float file.
 Limits: it measures time, so no other computation of KDQ may run beside it. KDQ keeps what it chose, and measures again
     only for another architecture, target, runtime, machine (instruction set), data or code. The times depend on this
     machine: a file that runs on other machines should be placed on one like them.

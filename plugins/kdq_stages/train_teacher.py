@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from kdq_core.api import Asked, Checkpoint, Reads, Record, Section, Stage, StageError
+from kdq_core.api import Asked, Checkpoint, Needs, Reads, Record, Section, Stage, StageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +34,7 @@ class TrainTeacher(Stage):
 
     gives: ClassVar[str] = "teacher"
     record: ClassVar[type[Record]] = Checkpoint
+    needs: ClassVar[Needs] = Needs(precision="site")
 
     def devices(self, asked: Asked) -> int:
         """The `devices` of `teacher.fit`, if it trains a teacher."""

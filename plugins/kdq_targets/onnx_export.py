@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import traceback
@@ -30,6 +31,8 @@ from kdq_targets.onnx_float import widen
 from kdq_targets.onnx_fuse import fuse
 from kdq_targets.onnx_gru import gru_scan
 from kdq_targets.onnx_last import read_last_states
+from kdq_targets.onnx_once import TRANSLATIONS as TRACED_ONCE
+from kdq_targets.onnx_once import needs_one_trace, traced_once
 from kdq_targets.onnx_recurrent import expand
 from kdq_targets.onnx_registry import registry_read_once, silence
 from kdq_targets.onnx_shrink import LABEL, label_layers, shrink
@@ -88,11 +91,13 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, tuple[s
             program = export_program(model, example)
         except Exception as error:
             raise StageError(refused + why_untraceable(error, model)) from error
+        once = needs_one_trace(program.graph)
         try:
-            written = torch.onnx.export(
-                program, example, dynamo=True, verbose=False, input_names=inputs, optimize=False,
-                custom_translation_table=_translations(),
-            )  # fmt: skip
+            with traced_once() if once else contextlib.nullcontext():
+                written = torch.onnx.export(
+                    program, example, dynamo=True, verbose=False, input_names=inputs, optimize=False,
+                    custom_translation_table=_translations() | (TRACED_ONCE if once else {}),
+                )  # fmt: skip
             assert written is not None
             label_layers(written.model.graph)
             written.optimize()

@@ -33,8 +33,10 @@ class Run:
     So does the measuring of forms: without a target in the recipe, all is int8.
     """
 
-    def __init__(self, home: Path, catalog: Catalog = CATALOG, *, trial: bool = False, **recipe: Any) -> None:
-        self.site, self.catalog = Site(home=home, threads=1), catalog
+    def __init__(
+        self, home: Path, catalog: Catalog = CATALOG, *, trial: bool = False, precision: Any = "auto", **recipe: Any
+    ) -> None:
+        self.site, self.catalog = Site(home=home, threads=1, precision=precision), catalog
         recipe.setdefault("target", {"use": "onnxruntime-cpu", "options": {"placement": "smallest"}})
         self.plan = make_plan(Recipe.model_validate({"name": "tiny", **recipe}), self.site, catalog)
         self.recipe = self.plan.recipe

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,23 @@ def test_the_page_counts_kills_and_names_what_was_wrong_and_what_is_open() -> No
     assert ": 2 versions are registered\n" in text
     assert "A kill lies behind 1 of the 4 pairs" in text
     assert "serve MlflowClient.search_runs" in text
+
+
+@pytest.mark.parametrize(
+    ("states", "right"),
+    [
+        (["SkippedLate", "SkippedLate", "Completed", "Scheduled"], True),
+        (["SkippedLate", "SkippedLate", "SkippedLate", "Completed"], True),  # its process was slow to start
+        (["SkippedLate", "Completed", "Completed", "Scheduled"], False),
+        (["SkippedLate", "SkippedLate", "SkippedLate", "Scheduled"], False),
+    ],
+)
+def test_one_run_makes_up_for_those_that_an_outage_missed(states: list[str], right: bool) -> None:
+    from chaos import INTERVAL, caught_up
+
+    there = datetime(2026, 12, 1, tzinfo=UTC)
+    ticks = [there + timedelta(seconds=INTERVAL * (number - 2.5)) for number in range(4)]
+    assert (caught_up(list(zip(ticks, states, strict=True)), there) == []) is right
 
 
 @pytest.mark.slow

@@ -366,11 +366,3 @@ def test_home_device_and_tracking_server_are_looked_at_beside_the_rest(
     assert rows["home"].says.startswith(f"cannot write to KDQ_HOME {str(tmp_path / 'home')!r}: ")
     assert "'cuda:99'" in rows["device"].says
     assert rows["tracking"].says.startswith("the tracking server at 'http://127.0.0.1:9' does not answer (")
-
-
-def test_a_full_disk_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e8})())
-    home = module.tried("home", lambda: module.home(site))
-    assert (home.ok, home.says) == (
-        False, f"the home {str(site.home)!r} has 0.50 GB of free space; {module.MAKE_ROOM}"
-    )  # fmt: skip

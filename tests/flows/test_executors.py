@@ -178,6 +178,34 @@ def test_dask_that_cannot_be_reached_is_told_before_anything_runs(site: Site, mo
         OnDask(site, silent)
 
 
+def test_a_dask_address_without_a_port_is_told_before_a_client_is_made(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "nonsense")
+    monkeypatch.setattr("distributed.Client", None)
+    with pytest.raises(RecipeError) as caught:
+        OnDask(site, silent)
+    assert str(caught.value) == (
+        "the Dask scheduler at DASK_SCHEDULER_ADDRESS='nonsense' cannot be reached within 10 s: missing port number in "
+        "address 'nonsense'; start it with 'dask scheduler', correct the address, or unset it: KDQ then starts a "
+        "cluster that ends with the run"
+    )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_ray_cluster_at_which_nobody_listens_is_told_before_ray_tries(
+    site: Site, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": address})  # the executor sets variables of Ray
+    monkeypatch.setattr(on_ray, "package", lambda *_: None)  # a call to Ray would raise another error
+    with pytest.raises(RecipeError) as caught:
+        on_ray.OnRay(site, silent)
+    assert str(caught.value) == (
+        f"the Ray cluster at RAY_ADDRESS={address!r} cannot be reached: ConnectionRefusedError: [Errno 111] Connection "
+        "refused; start it with 'ray start --head', correct the address, or unset it: KDQ then starts a cluster"
+    )
+
+
 def test_events_of_the_scheduler_that_are_late_or_come_twice_are_dropped() -> None:
     heard = list[Any]()
     once, events = Once(heard.append), [{"event": str(n), "n": n} for n in range(4)]

@@ -6,21 +6,30 @@ import datetime
 import importlib.metadata
 import os
 import re
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
-from kdq_core.errors import RecipeError, StageError, TransientError
+from kdq_core.errors import RecipeError, StageError, StoreError, TransientError
 from kdq_core.recipe.spec import Site
+from kdq_flows import running
 from kdq_flows.owner import host
+from kdq_flows.preflight import findings
 from kdq_flows.run.leases import lease
 from kdq_flows.seeing import installation
 from kdq_registry.schema import check_schema
 from tests.flows.leasing import CPU
+
+FULL = (
+    "the home {home!r} has 500 MB free of 1000 GB; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to a "
+    "larger disk"
+)
 
 
 @pytest.fixture
@@ -61,11 +70,15 @@ def test_versions_are_told_and_those_that_kdq_does_not_take_are_named(monkeypatc
     )
 
 
-def test_a_full_disk_is_told_with_what_to_do(site: Site) -> None:
-    assert " free of " in installation.check_disk(site, least=0)
-    with pytest.raises(StageError) as caught:
-        installation.check_disk(site, least=1e30)
-    assert str(caught.value).endswith("; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to another disk")
+def test_a_full_disk_is_told_with_what_to_do(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"bytes": 2e9}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free["bytes"], total=1e12))
+    assert running.check_disk(site) == "2 GB free of 1000 GB"
+    free["bytes"] = 5e8
+    with pytest.raises(StoreError) as caught:
+        running.check_disk(site)
+    assert str(caught.value) == FULL.format(home=str(site.home))
+    assert findings.tried("home", lambda: findings.home(site)).says == str(caught.value)
 
 
 def test_a_device_that_is_not_there_is_told(site: Site) -> None:

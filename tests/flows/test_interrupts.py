@@ -128,6 +128,22 @@ def test_an_interrupt_ends_the_wait_for_the_next_try(run: Pipeline, site: Site) 
     assert tries == [0, 1]
 
 
+def test_the_checks_before_a_run_are_tried_again_when_their_worker_was_killed(
+    run: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def killed_once(*_: object) -> None:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise TransientError("the stage's worker was killed by SIGKILL")
+
+    monkeypatch.setattr(run, "_work", killed_once)
+    monkeypatch.setattr(run.cancelled, "wait", lambda _seconds: False)
+    run.check_ahead()
+    assert tries == [0, 1]
+
+
 @pytest.fixture
 def busy(run: Pipeline, site: Site) -> Iterator[Pipeline]:
     """A run whose first stage works until it is cancelled."""

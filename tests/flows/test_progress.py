@@ -10,6 +10,8 @@ from rich.console import Console
 from kdq_core.work.fitting import _note
 from kdq_flows.cli import common, run
 from kdq_flows.cli.run import Progressing
+from kdq_flows.run import pace
+from kdq_flows.run.pace import Pace
 
 
 @pytest.mark.parametrize("bars", [True, False])
@@ -52,19 +54,44 @@ def test_without_a_terminal_a_stage_has_a_line_for_each_tenth_or_half_minute(mon
     shown.look()
     assert screen.getvalue().splitlines() == [
         "distill        starts",
-        "distill         10% after 4 s: epoch 2 of 20",
-        "distill         42% after 9 s: epoch 8 of 20",
-        "distill         52% after 41 s: epoch 10 of 20",
-        "distill          2% after 72 s: epoch 0 of 20",
+        "distill         10% after 4 s, about 36 s left: epoch 2 of 20",
+        "distill         42% after 9 s, about 12 s left: epoch 8 of 20",
+        "distill         52% after 41 s, about 3 s left: epoch 10 of 20",
+        "distill          2% after 72 s, about 18 min left: epoch 0 of 20",
         "distill        ran in 73.0 s",
     ]
+
+
+def test_a_bar_says_how_long_its_stage_still_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, clock = io.StringIO(), SimpleNamespace(now=0.0)
+    monkeypatch.setattr(common, "console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    shown = Progressing(bars=True)
+    shown.stage_started("distill")
+    clock.now = 30
+    shown.progress({"stage": "distill", "done": 1, "total": 4, "note": "epoch 1 of 4"})
+    assert shown._progress is not None
+    (bar,) = shown._progress.tasks
+    assert bar.fields["note"] == "epoch 1 of 4, about 90 s left"
+
+
+def test_a_part_that_begins_anew_has_its_own_pace() -> None:
+    one = Pace(0.0)
+    one.at(1, 2, "", 100.0)
+    assert one.left(100.0) == "about 2 min left"
+    one.at(0, 10, "", 200.0)
+    assert one.left(200.0) == ""
+    one.at(5, 10, "", 210.0)
+    assert (one.left(210.0), one.line(210.0)) == ("about 10 s left", " 50% after 4 min, about 10 s left")
+    one.at(10, 10, "", 220.0)
+    assert one.left(220.0) == ""
 
 
 def test_a_stage_that_tells_nothing_has_a_line_while_the_run_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(common, "console", lambda **_: Console(file=screen, width=120))
-    monkeypatch.setattr(run, "PAUSE", 0.001)
-    monkeypatch.setattr(run, "PATIENCE", 0.002)
+    monkeypatch.setattr(pace, "PAUSE", 0.001)
+    monkeypatch.setattr(pace, "PATIENCE", 0.002)
     shown = Progressing(bars=False)
     with shown.live():
         shown.stage_started("quantize")

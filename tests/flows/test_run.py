@@ -473,7 +473,7 @@ def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
         tasks = ask_prefect(home, "task_runs", {"flow_runs": {"name": {"any_": [result["run"]]}}})
         shown = dict.fromkeys(STAGES, "Completed") | dict.fromkeys(STAGES[:3], "Cached")
         assert {task["name"]: task["state_name"] for task in tasks} == shown
-        tables = ask_prefect(home, "artifacts", {"artifacts": {"key": {"any_": ["kdq-result"]}}})
+        tables = ask_prefect(home, "artifacts", {"artifacts": {"key": {"any_": ["tiny-result"]}}})
         assert [row["model"] for row in json.loads(tables[0]["data"])] == ["teacher", "float student", "int8 student"]
     finally:
         kdq(home, "down")

@@ -1,13 +1,20 @@
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
-from kdq_core.errors import RecipeError
-from kdq_core.recipe.spec import Site
+from kdq_core.errors import RecipeError, StageError
+from kdq_core.recipe.spec import Recipe, Site
+from kdq_flows.running import run_recipe
 from kdq_flows.servers import processes
 from kdq_flows.servers.environment import prefect_environment, site_environment
 from kdq_flows.servers.servers import down, ensure_mlflow_ui, ensure_prefect, running_prefect, status
@@ -158,3 +165,60 @@ def test_another_process_finds_the_site_in_its_environment(
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert Site.from_environment() == given
+
+
+@pytest.mark.parametrize(("told", "refused"), [("2.20.3", True), ("3.0.1", True), ("4.0.0", True), ("3.99.0", False)])
+def test_a_prefect_server_of_another_version_is_refused_before_any_work(
+    tmp_path: Path, told: str, refused: bool
+) -> None:
+    here = Version(importlib.metadata.version("prefect"))
+    with answering({"/api/health": "true", "/api/admin/version": json.dumps(told)}) as address:
+        site = Site(home=tmp_path, prefect_api=f"{address}/api")
+        if not refused:
+            assert ensure_prefect(site) == (f"{address}/api", False)
+            return
+        with pytest.raises(RecipeError) as caught:
+            ensure_prefect(site)
+    assert str(caught.value) == (
+        f"the Prefect server at '{address}/api' is version {told}, and Prefect {here} is installed here, which needs a "
+        f"server from {here.major}.{here.minor} on, below {here.major + 1}; install one version on both, or unset "
+        "PREFECT_API_URL to let KDQ start its own"
+    )
+
+
+def test_a_prefect_server_that_does_not_tell_its_version_is_left_to_prefect(tmp_path: Path) -> None:
+    with answering({"/api/health": "true"}) as address:
+        assert ensure_prefect(Site(home=tmp_path, prefect_api=f"{address}/api")) == (f"{address}/api", False)
+
+
+def test_an_mlflow_server_of_another_version_ends_a_run_before_any_work(tmp_path: Path) -> None:
+    with (
+        answering({"/version": "1.2.3"}) as address,
+        pytest.raises(StageError, match=r"is version 1\.2\.3, and MLflow "),
+    ):
+        run_recipe(Recipe(name="digits", workload="digits"), Site(home=tmp_path, tracking_uri=address), server=False)
+    assert list((tmp_path / "store").glob("*/*")) == []
+
+
+@contextmanager
+def answering(says: dict[str, str]) -> Iterator[str]:
+    """A server that gives these texts at these paths, and 404 elsewhere; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(200 if self.path in says else 404)
+            self.end_headers()
+            self.wfile.write(says.get(self.path, "").encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Print nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

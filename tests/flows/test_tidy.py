@@ -1,7 +1,7 @@
 """What processes that died left in a home."""
 
 from kdq_core.recipe.spec import Site
-from kdq_core.store import open_store
+from kdq_core.store import drafts, open_store
 from kdq_flows.run.tidy import tidy
 from tests.core.store.test_store import written
 
@@ -11,7 +11,19 @@ def test_the_scratch_of_a_finished_stage_goes_and_that_of_an_unfinished_one_stay
     for key in (done, damaged):
         written(store, key)
     (store.folder(damaged) / "manifest.json").write_text("{")
-    for name in (done, open_, damaged, "ranks-x"):
+    for name in (done, open_, damaged):
         (site.home / "scratch" / name / "tmp").mkdir(parents=True)
     tidy(site)
-    assert sorted(one.name for one in (site.home / "scratch").iterdir()) == [open_, damaged, "ranks-x"]
+    assert sorted(one.name for one in (site.home / "scratch").iterdir()) == [open_, damaged]
+
+
+def test_the_folder_of_checks_goes_when_its_process_has_died_and_no_sooner(site: Site) -> None:
+    scratch = site.home / "scratch"
+    with drafts.place(scratch, "checks") as held, drafts.place(scratch, "ranks") as left:
+        (held / "tmp").mkdir(parents=True)
+        (left / "tmp").mkdir(parents=True)
+        lock = left.with_name(left.name + drafts.LOCK)
+        lock.unlink()
+        lock.touch()  # a lock that nobody holds is what a killed process leaves
+        tidy(site)
+        assert (held.exists(), left.exists()) == (True, False)

@@ -24,7 +24,7 @@ def ls(
 ) -> None:
     """Show the entries of the store, most recently used first: stage, run that used it last, size, age, key."""
     from kdq_flows.report.numbers import number
-    from kdq_flows.run.diary import in_words
+    from kdq_flows.run.pace import in_words
     from kdq_flows.seeing.cache import listed
 
     found = listed(common.site())
@@ -65,7 +65,7 @@ def gc(
     import time
 
     from kdq_flows.report.numbers import number
-    from kdq_flows.run.diary import in_words
+    from kdq_flows.run.pace import in_words
     from kdq_flows.seeing.cache import bytes_of, collect, seconds_of
 
     found = collect(

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from kdq_flows.cli.common import JsonFlag, RecipeFile, load_any, say, show, site
-from kdq_flows.cli.studies import mermaid, numbered, plan_rows
+from kdq_flows.cli.studies import numbered, plan_rows
+from kdq_flows.facts.mermaid import mermaid
 
 
 def register_commands(app: typer.Typer) -> None:

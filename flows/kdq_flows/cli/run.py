@@ -16,6 +16,8 @@ from kdq_flows.cli import common
 from kdq_flows.cli.common import RecipeFile
 from kdq_flows.cli.studies import show_branches, show_part
 from kdq_flows.cli.tables import wrap
+from kdq_flows.run import pace
+from kdq_flows.run.pace import Pace
 from kdq_flows.run.signals import interrupted_in, leaving
 
 if TYPE_CHECKING:
@@ -30,11 +32,6 @@ STAGE = "STAGE[@BRANCH]"
 Executors = Literal["inline", "threads", "ray", "dask", "pool"]
 
 
-SHARE, PATIENCE, PAUSE = 0.1, 30.0, 3.0
-"""Without a terminal, a stage has a line when `SHARE` more of it is done or after `PATIENCE` seconds, but never within
-`PAUSE` seconds after the last one."""
-
-
 class Progressing:
     """Shows one bar for each stage on a terminal, and lines elsewhere; writes to stderr."""
 
@@ -44,7 +41,7 @@ class Progressing:
         self._lock = threading.Lock()
         self._console = common.console(stderr=True)
         self._bars: dict[str, TaskID] = {}
-        self._lines: dict[str, _Line] = {}
+        self._paces: dict[str, Pace] = {}
         self.begun: list[str] = []
         """The stages that have begun and not ended, or were interrupted."""
         self._progress: Progress | None = None
@@ -76,22 +73,25 @@ class Progressing:
             beat.join()
 
     def _beat(self, ended: threading.Event) -> None:
-        while not ended.wait(PAUSE):
+        while not ended.wait(pace.PAUSE):
             self.look()
 
     def look(self) -> None:
         """Print the line of each stage that is due."""
         with self._lock:
-            for stage, line in self._lines.items():
-                if line.due():
-                    self._console.print(f"{stage:14} {line.text()}")
+            for stage, one in self._paces.items():
+                self._tell(stage, one)
+
+    def _tell(self, stage: str, one: Pace) -> None:
+        if one.due(now := time.monotonic()):
+            self._console.print(f"{stage:14} {one.line(now)}")
 
     def stage_started(self, stage: str) -> None:
         """Add the stage's bar, or print that it starts."""
         with self._lock:
             self.begun.append(stage)
+            self._paces[stage] = Pace(time.monotonic())
             if self._progress is None:
-                self._lines[stage] = _Line()
                 self._console.print(f"{stage:14} starts")
             elif stage not in self._bars:
                 self._bars[stage] = self._progress.add_task(stage, total=None, note="starting")
@@ -99,23 +99,24 @@ class Progressing:
     def progress(self, event: dict[str, Any]) -> None:
         """Move the stage's bar, or print how far it is."""
         with self._lock:
-            stage = event.get("stage", "")
-            if self._progress and stage in self._bars:
-                bar = self._bars[stage]
-                self._progress.update(bar, completed=event["done"], total=event["total"], note=event["note"])
-            elif stage in self._lines:
-                line = self._lines[stage]
-                line.share, line.note = event["done"] / max(event["total"], 1), event["note"]
-                if line.due():
-                    self._console.print(f"{stage:14} {line.text()}")
+            stage, now = event.get("stage", ""), time.monotonic()
+            one = self._paces.get(stage)
+            if one is None:
+                return
+            one.at(event["done"], event["total"], event["note"], now)
+            if self._progress is None:
+                self._tell(stage, one)
+                return
+            note = ", ".join(filter(None, (one.note, one.left(now))))
+            self._progress.update(self._bars[stage], completed=event["done"], total=event["total"], note=note)
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
         """Stop the stage's bar, or print the stage's line."""
         with self._lock:
             if stage in self.begun and state != "interrupted":
                 self.begun.remove(stage)
+            self._paces.pop(stage, None)
             if self._progress is None:
-                self._lines.pop(stage, None)
                 self._console.print(f"{stage:14} {state} in {seconds:.1f} s")
                 return
             if stage not in self._bars:
@@ -129,26 +130,6 @@ class Progressing:
     def message(self, text: str) -> None:
         """Print a text above the bars."""
         self._console.print("\n".join(wrap(text, self._console.width)), soft_wrap=True)
-
-
-class _Line:
-    """How far a stage is, and when its last line said so."""
-
-    def __init__(self) -> None:
-        self._began = self._told = time.monotonic()
-        self._said = self.share = 0.0
-        self.note = ""
-
-    def due(self) -> bool:
-        """Whether the stage has a new line."""
-        self._said = min(self._said, self.share)  # another part of the stage began
-        since = time.monotonic() - self._told
-        return since >= PATIENCE or (since >= PAUSE and self.share >= self._said + SHARE)
-
-    def text(self) -> str:
-        """The line."""
-        self._told, self._said = time.monotonic(), self.share
-        return f"{self.share:4.0%} after {self._told - self._began:.0f} s{f': {self.note}' if self.note else ''}"
 
 
 def register_commands(app: typer.Typer) -> None:

@@ -42,7 +42,7 @@ def runs(
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:
-    from kdq_flows.run.diary import in_words
+    from kdq_flows.run.pace import in_words
 
     version = row["version"]
     return {

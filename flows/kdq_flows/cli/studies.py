@@ -72,18 +72,6 @@ def plan_rows(plan: StudyPlan, store: Store, *, as_json: bool) -> list[dict[str,
     return rows
 
 
-def mermaid(plan: StudyPlan) -> str:
-    """The graph of a study in Mermaid's language; a node that serves several branches says how many."""
-    numbers = {identity: f"n{number}" for number, identity in enumerate(plan.nodes)}
-    lines = ["graph LR"]
-    for identity, one in plan.nodes.items():
-        of = f"{len(one.branches)} branches" if len(one.branches) > 1 else one.branches[0]
-        title = one.node.name if len(plan.branches) == 1 else f"{one.node.name}<br/>{of}"
-        lines.append(f'  {numbers[identity]}["{title}"]')
-        lines += [f"  {numbers[parent]} --> {numbers[identity]}" for parent in dict.fromkeys(one.parents)]
-    return "\n".join(lines)
-
-
 def show_part(found: Recipe | Study, part: Mapping[str, tuple[str, ...]], *, as_json: bool) -> None:
     """Print what a run of a part of the plan would do with each stage of it."""
     from kdq_core.plan.forecast import forecast_study

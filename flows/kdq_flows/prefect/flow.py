@@ -25,9 +25,11 @@ from prefect.states import Cancelled, Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from kdq_core.errors import KdqError
+from kdq_core.plan.study import PlannedBranch, StudyPlan
 from kdq_flows.facts.result import RunResult
 from kdq_flows.observer import Silent
 from kdq_flows.owner import prefect_tag
+from kdq_flows.prefect.artifacts import key_of, show_plan
 from kdq_flows.prefect.owed import AWAY, drop_events, heard, owe, settle
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.retrying import prefect_options
@@ -203,9 +205,11 @@ def log_to(file: Path) -> None:
 
 
 def _drive(pipeline: Pipeline) -> State:
-    """Submit every stage to run after its parents, wait for all, and publish the result table."""
+    """Publish the graph, submit every stage to run after its parents, wait for all, and publish the result."""
     address = str(runtime.flow_run.ui_url)
     pipeline.tracking.prefect = address if address.startswith("http") else None
+    recipe = pipeline.plan.recipe.name
+    show_plan(recipe, StudyPlan(recipe, (PlannedBranch(recipe, {}, pipeline.plan),)))
     futures: dict[str, Any] = {name: entry.digest for name, entry in pipeline.entries.items()}
     tasks: list[PrefectFuture[Any]] = []
     with leaving():
@@ -233,12 +237,13 @@ def _drive(pipeline: Pipeline) -> State:
 
 def _publish(pipeline: Pipeline) -> None:
     facts = pipeline.facts()
-    create_table_artifact(key="kdq-result", table=list(facts.table), description=_described(facts))
+    recipe = pipeline.plan.recipe.name
+    create_table_artifact(key=key_of(recipe, "result"), table=list(facts.table), description=_described(facts))
     if facts.status != "no-news":
         _link(pipeline)
     if facts.report is not None:
         create_link_artifact(
-            Path(facts.report).as_uri(), link_text=facts.report, key="kdq-report", description=facts.verdict
+            Path(facts.report).as_uri(), link_text=facts.report, key=key_of(recipe, "report"), description=facts.verdict
         )
 
 
@@ -248,7 +253,9 @@ def _link(pipeline: Pipeline) -> None:
         page = pipeline.tracking.page(ensure_mlflow_ui(pipeline.plan.site))
         if page:
             text = f"{pipeline.name} in MLflow"
-            create_link_artifact(page, text, key="kdq-mlflow", description="figures, curves and the model")
+            create_link_artifact(
+                page, text, key=key_of(pipeline.plan.recipe.name, "mlflow"), description="figures, curves and the model"
+            )
 
 
 def _described(facts: RunResult) -> str:

@@ -30,7 +30,7 @@ from kdq_flows.run.logs import claimed_name
 from kdq_flows.run.pipeline import Pipeline
 from kdq_flows.run.search import study_run
 from kdq_flows.run.shared import Shared
-from kdq_flows.run.tidy import tidy
+from kdq_flows.run.tidy import tidied
 
 
 def run_name() -> str:
@@ -72,8 +72,7 @@ def scheduled_flow(
     claim(run)
     _print_to(where.home / "logs" / name / "prefect.log")
     reconcile(where)
-    tidy(where)
-    with Diary(where, recipe["name"], LogObserver(get_run_logger()), name) as diary:
+    with tidied(where), Diary(where, recipe["name"], LogObserver(get_run_logger()), name) as diary:
         state = _run(recipe, where, diary)
     return _to_resume(state, run) if state.is_cancelled() else state
 

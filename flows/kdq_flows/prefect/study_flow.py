@@ -17,6 +17,7 @@ from prefect.states import Cancelled, Completed, State
 from kdq_core.errors import KdqError
 from kdq_core.plan.study import SharedNode
 from kdq_flows.owner import prefect_tag
+from kdq_flows.prefect.artifacts import key_of, show_plan
 from kdq_flows.prefect.flow import STOP_SECONDS, few_tries, log_to, stage_task, threads
 from kdq_flows.prefect.owed import AWAY, drop_events, owe, settle
 from kdq_flows.run.pipeline import Pipeline
@@ -73,6 +74,7 @@ def _drive(study: StudyRun) -> None:
     """Run the branches as tasks of the flow run that has begun, and publish a table of them."""
     address = str(runtime.flow_run.ui_url)
     study.shown_at(address if address.startswith("http") else None)
+    show_plan(study.study.name, study.plan)
     begun: list[Future[Any]] = []
 
     def start(pipeline: Pipeline, one: SharedNode, parents: Mapping[str, str]) -> Future[Any]:
@@ -85,7 +87,7 @@ def _drive(study: StudyRun) -> None:
         except KeyboardInterrupt:
             wait(begun, timeout=STOP_SECONDS)
             return
-    create_table_artifact(key="kdq-study", table=_rows(study), description=_verdict(study))
+    create_table_artifact(key=key_of(study.study.name, "study"), table=_rows(study), description=_verdict(study))
 
 
 def _ended(study: StudyRun) -> State:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kdq_core.errors import RecipeError, StoreError
+from kdq_core.errors import RecipeError
 from kdq_core.frozen import Frozen
 from kdq_core.plan.forecast import forecast
 from kdq_core.plan.plan import asked_of, make_plan
@@ -17,13 +16,9 @@ from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.wiring import listed, wire
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store import open_store
-from kdq_core.store.store import MAKE_ROOM
 from kdq_core.worker.main import named
 from kdq_flows.run.teachers import resolved
-from kdq_flows.running import check_home
-
-ROOM = 1 << 30
-"""Bytes that should be free at the home."""
+from kdq_flows.running import check_disk, check_home
 
 
 class Finding(Frozen):
@@ -76,13 +71,10 @@ def home(site: Site) -> str:
     """Write to the home, and look at the free space.
 
     Raises:
-        StoreError: KDQ cannot write there, or less than `ROOM` is free.
+        KdqError: KDQ cannot write there, or the disk is almost full.
     """
     check_home(site)
-    free = shutil.disk_usage(site.home).free
-    if free < ROOM:
-        raise StoreError(f"the home {str(site.home)!r} has {free / 1e9:.2f} GB of free space; {MAKE_ROOM}")
-    return f"{str(site.home)!r} can be written, {free / 1e9:,.0f} GB are free"
+    return f"{str(site.home)!r} can be written, {check_disk(site)}"
 
 
 def device(site: Site) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdq_core.plan.precision import precision_of
 from kdq_core.plan.view import RunView
 from kdq_core.plugins.hookspecs import ReportSection
 from kdq_core.recipe.spec import Site
@@ -114,7 +115,7 @@ def surroundings(view: RunView) -> list[tuple[str, str]]:
 
 def command(site: Site, recipe: str) -> str:
     """What to type to make the run again."""
-    asked = {"KDQ_DEVICE": site.device, "KDQ_THREADS": str(site.threads), "KDQ_PRECISION": site.precision}
+    asked = {"KDQ_DEVICE": site.device, "KDQ_THREADS": str(site.threads), "KDQ_PRECISION": precision_of(site)}
     return f"{' '.join(f'{name}={value}' for name, value in asked.items())} kdq run {recipe}.yaml"
 
 

@@ -23,10 +23,9 @@ from kdq_flows.observer import Observer, Silent
 from kdq_flows.owner import owner_tag
 from kdq_flows.report.kept import write
 from kdq_flows.run.logs import claimed_name
+from kdq_flows.run.pace import Pace
 
 LOG = "run.log"
-STEP_SECONDS, STEP_SHARE = 30.0, 0.1
-"""A line of progress goes to the log after so many seconds, or so much of the stage."""
 STATE_SECONDS = 1.0
 """KDQ writes progress to the state no more often."""
 
@@ -60,7 +59,7 @@ class Diary:
         self._log = site.home / "logs" / self.run / LOG
         self._lock, self._told = threading.Lock(), False
         self._now: dict[str, StageNow] = {}
-        self._shown: dict[str, tuple[float, float]] = {}
+        self._paces: dict[str, Pace] = {}
         self._written = 0.0
         self._state = RunState(
             run=self.run, recipe=recipe, owner=owner_tag(), kdq=importlib.metadata.version("kdq"), device=site.device,
@@ -99,8 +98,8 @@ class Diary:
         """Note that the stage runs."""
         self._observer.stage_started(stage)
         with self._lock:
-            now = time.time()
-            self._now[stage], self._shown[stage] = StageNow(name=stage, since=now), (now, 0.0)
+            self._now[stage] = StageNow(name=stage, since=time.time())
+            self._paces[stage] = Pace(time.monotonic())
             self._line(f"{stage} started")
             self._write()
 
@@ -113,12 +112,11 @@ class Diary:
                 return
             told: dict[str, Any] = {name: event[name] for name in ("done", "total", "note") if name in event}
             stage = self._now[stage.name] = stage.model_copy(update=told)
-            now, share = time.time(), stage.done / stage.total if stage.total else 0.0
-            when, before = self._shown[stage.name]
-            if now - when >= STEP_SECONDS or share - before >= STEP_SHARE:
-                self._shown[stage.name] = now, share
-                self._line(f"{stage.name} {share:.0%}{f' {stage.note}' if stage.note else ''}{left(stage, now)}")
-            if now - self._written >= STATE_SECONDS:
+            pace, now = self._paces[stage.name], time.monotonic()
+            pace.at(stage.done, stage.total, stage.note, now)
+            if pace.due(now):
+                self._line(f"{stage.name} {pace.line(now).lstrip()}")
+            if time.time() - self._written >= STATE_SECONDS:
                 self._write()
 
     def stage_ended(self, stage: str, state: str, seconds: float) -> None:
@@ -167,22 +165,3 @@ class Diary:
             if not self._told:
                 self._told = True
                 self._observer.message(f"other commands cannot see this run: {error}")
-
-
-def left(stage: StageNow, now: float) -> str:
-    """`, about 3 min left`, as the steps so far tell; empty at the ends."""
-    if not 0 < stage.done < stage.total:
-        return ""
-    seconds = (now - stage.since) * (stage.total - stage.done) / stage.done
-    return f", about {in_words(seconds)} left"
-
-
-def in_words(seconds: float) -> str:
-    """A duration such as `41 s`, `3 min` or `2 h 5 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

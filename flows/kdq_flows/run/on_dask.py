@@ -95,7 +95,11 @@ class OnDask:
         self._client = self._cluster = None
 
     def _connected(self) -> Any:
+        from distributed.comm import get_address_host_port
+
         try:
+            if not str(self._address).startswith("ucx://"):
+                get_address_host_port(self._address)  # a client with an address without a port takes 20 s to close
             return self._dask.Client(self._address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise RecipeError(

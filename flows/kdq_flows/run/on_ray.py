@@ -9,6 +9,7 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import uuid
@@ -28,6 +29,7 @@ from kdq_flows.run.supervisor import TERMINATE_SECONDS
 
 LONGEST_FOLDER = 40
 """Characters. Ray puts a socket 65 characters below its folder, and the kernel takes 107."""
+CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -106,22 +108,43 @@ class OnRay:
         Raises:
             RecipeError: it does not answer or start.
         """
+        if self._address:
+            self._check_reachable(self._address)
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             self._ray.init(configure_logging=False, log_to_driver=False, namespace="kdq", **how)
         except Exception as error:
-            asked = f"the Ray cluster at RAY_ADDRESS={self._address!r} cannot be reached"
-            what, hint = (
-                (asked, "start it with 'ray start --head', correct the address, or unset it: KDQ then starts a cluster")
-                if self._address
-                else ("Ray does not start", f"its logs are in {str(self._home)!r}; choose another executor")
-            )
-            raise RecipeError(f"{what}: {type(error).__name__}: {error}; {hint}") from error
+            if self._address:
+                raise self._unreachable(error) from error
+            raise RecipeError(
+                f"Ray does not start: {type(error).__name__}: {error}; its logs are in {str(self._home)!r}; choose "
+                "another executor"
+            ) from error
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # Ray sets its own
         remote = self._ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")
         self._task = remote(on_worker)
+
+    def _check_reachable(self, address: str) -> None:
+        """Refuse an address HOST:PORT at which nobody listens; Ray would try for minutes.
+
+        Raises:
+            RecipeError: nobody does.
+        """
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if not port.isdecimal():
+            return  # such as 'auto', which Ray looks up
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> RecipeError:
+        return RecipeError(
+            f"the Ray cluster at RAY_ADDRESS={self._address!r} cannot be reached: {type(error).__name__}: {error}; "
+            "start it with 'ray start --head', correct the address, or unset it: KDQ then starts a cluster"
+        )
 
     def _folder(self) -> Path:
         """The folder of the own cluster: below the home, or a short link that leads there."""

@@ -32,6 +32,7 @@ from kdq_flows.observer import Observer, Silent
 from kdq_flows.report import kept
 from kdq_flows.report.live import Live
 from kdq_flows.report.page import written
+from kdq_flows.run.ahead import ChecksAhead
 from kdq_flows.run.executors import Here, answer_of, entry_of
 from kdq_flows.run.hearing import Ears, Hearing
 from kdq_flows.run.here import here, tracked_run
@@ -113,7 +114,7 @@ class Pipeline:
         self._uploader = None if shared.uploader else Uploader(site, self.observer.message)
         self.tracking = RunTracking(self.plan, self.name, said, shared.uploader or self._uploader if tracked else None)
         self.left_out, self._not_asked = frozenset[str](), frozenset[str]()
-        self._checked, self._of_others = False, set[str]()
+        self._ahead, self._of_others = ChecksAhead(), set[str]()
         self._facts: dict[str, StageFacts] = {}
         self._began, self._started = time.monotonic(), time.time()
         self._asked = yaml_of(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True))
@@ -333,14 +334,11 @@ class Pipeline:
         return entry
 
     def _request(self, node: Node, key: str, parents: Mapping[str, str]) -> dict[str, Any]:
-        """The request to the stage. The first stage that runs in a worker also checks all unfinished stages."""
-        later = self.entries.keys() | self.left_out
-        ahead = [] if self._checked else [n.name for n in self.plan.nodes if n.name not in later]
+        """The request to the stage."""
         return self._asking(node) | {
             "key": key,
             "parts": node.full_parts(parents),
             "parents": {port: self.entries[name].manifest.key for port, name in node.parents.items()},
-            "checks": ahead if node.heavy else [],
         }
 
     def _asking(self, node: Node) -> dict[str, Any]:
@@ -354,20 +352,25 @@ class Pipeline:
             KdqError: a stage refuses the recipe, the data or the models.
         """
         node = next((one for one in self.plan.nodes if one.heavy and one.name not in self.entries), None)
-        if node is None or self._checked:
+        if node is None or self._ahead.done:
             return
-        ahead = [one.name for one in self.plan.nodes if one.name not in self.entries.keys() | self.left_out]
-        only = {"key": "", "parts": node.parts, "parents": {}, "checks": ahead, "only_checks": True}
-        self._work(node, self._asking(node) | only, self._ears.hear)
+        only = {"key": "", "parts": node.parts, "parents": {}, "only_checks": True}
+        how, wait = self.plan.recipe.retry_of(node.name), self.cancelled.wait
+        work = partial(self._work, node, self._asking(node) | only, self._ears.hear)
+        call_with_retries(work, how, on_retry=self._tried, sleep=wait)
 
     def _in_worker(self, node: Node, key: str, parents: Mapping[str, str], hearing: Hearing) -> Entry:
         return entry_of(self._work(node, self._request(node, key, parents), hearing.hear), self.store)
 
     def _work(self, node: Node, stage: dict[str, Any], heard: Heard) -> NodeAnswer:
-        request = {"stage": stage, "needs": node.needs.model_dump(), "log": f"{self.name}/{node.name}.log"}
-        answer = answer_of(self.executor, request | {"store": self.plan.site.store_address}, heard)
-        self._checked = True
-        return answer
+        """Run a stage in a worker; the first one of the run also checks all unfinished stages."""
+        needs, log, store = node.needs.model_dump(), f"{self.name}/{node.name}.log", self.plan.site.store_address
+        refuse, waits = partial(refuse_cancelled, self.cancelled), isinstance(self.executor, Here)
+        with self._ahead.turn(heard, refuse, waits=waits) as hear:
+            later = self.entries.keys() | self.left_out
+            checks = [] if self._ahead.done else [one.name for one in self.plan.nodes if one.name not in later]
+            request = {"stage": stage | {"checks": checks}, "needs": needs, "log": log, "store": store}
+            return answer_of(self.executor, request, hear)
 
     def _here(self, node: Node, key: str, parents: Mapping[str, str], hearing: Hearing) -> Entry:
         """Run a stage in this process; only for stages with `device="none"`."""

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from kdq_core.errors import StoreError
 from kdq_core.recipe.site import Site
-from kdq_core.store import open_store
+from kdq_core.store import drafts, open_store
+
+
+@contextmanager
+def tidied(site: Site) -> Iterator[None]:
+    """Tidy a home before a run and after it, because tries that died leave something too.
+
+    Raises:
+        StoreError: the store cannot be read before the run.
+    """
+    tidy(site)
+    try:
+        yield
+    finally:
+        with suppress(StoreError):
+            tidy(site)
 
 
 def tidy(site: Site) -> None:
-    """Remove drafts without a process, and the scratch of stages whose entry is in the store.
+    """Remove drafts and other temporary folders without a process, and the scratch of stages that the store has.
 
     The scratch of an unfinished stage stays, because its next try resumes from it.
 
@@ -20,6 +36,7 @@ def tidy(site: Site) -> None:
     """
     store = open_store(site)
     store.sweep()
+    drafts.sweep(site.home / "scratch")
     for folder in (site.home / "scratch").glob("?" * 64):
         with suppress(StoreError):  # a damaged entry is computed anew, with this scratch
             if store.peek(folder.name) is not None:

@@ -11,10 +11,10 @@ from typing import Any
 from kdq_core.errors import KdqError, StageError
 from kdq_core.recipe.spec import Site
 from kdq_flows.owner import is_alive
+from kdq_flows.running import check_disk
 from kdq_flows.seeing.installation import (
     check_clock,
     check_devices,
-    check_disk,
     check_leases,
     check_store,
     check_versions,

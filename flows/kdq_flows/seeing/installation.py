@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import time
 import urllib.request
 from email.utils import parsedate_to_datetime
@@ -14,17 +13,15 @@ from packaging.requirements import Requirement
 
 from kdq_core.errors import RecipeError, StageError
 from kdq_core.plan import machine
-from kdq_core.plan.cpu import cpu_name
+from kdq_core.plan.cpu import cpu_name, instruction_sets
+from kdq_core.plan.precision import why
 from kdq_core.recipe.spec import Site
 from kdq_core.store import open_store
 from kdq_flows.facts.state import running
-from kdq_flows.report.numbers import number
 from kdq_flows.run.holders import holders
 from kdq_flows.seeing.status import pid_of
 
 TOLD = ("kdq", "torch", "onnxruntime", "openvino", "prefect", "mlflow")
-LEAST_BYTES = 1e9
-"""A home with less free space is called full: a store entry is written before an old one goes."""
 MOST_SECONDS = 5.0
 """By how much clocks may differ."""
 
@@ -56,20 +53,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def check_disk(site: Site, least: float = LEAST_BYTES) -> str:
-    """Look how much space the home has.
-
-    Raises:
-        StageError: too little.
-    """
-    there = next(path for path in (site.home, *site.home.parents) if path.is_dir())
-    usage = shutil.disk_usage(there)
-    told = f"{number(usage.free, 'bytes')} free of {number(usage.total, 'bytes')}"
-    if usage.free < least:
-        raise StageError(f"{told}; `kdq cache gc --older 30d` shows what may go, or set KDQ_HOME to another disk")
-    return told
-
-
 def check_store(site: Site) -> str:
     """Ask the store whether it can be used; a store for several machines also whether it has conditional writes.
 
@@ -82,7 +65,7 @@ def check_store(site: Site) -> str:
 
 
 def check_devices(site: Site) -> str:
-    """Name the devices that stages run on.
+    """Name the devices that stages run on, and the precision of fits in float.
 
     Raises:
         RecipeError: one is not there.
@@ -91,7 +74,7 @@ def check_devices(site: Site) -> str:
     slots = "" if site.cpu_slots == 1 else f", {site.cpu_slots} CPU slots"
     share = "" if site.gpu_share == 1 else f", {site.gpu_share:g} of a GPU a stage"
     cores = f"{site.threads} of {os.cpu_count()} cores a stage"
-    return f"{', '.join(site.all_devices)}{slots}{share}, {cores}, {cpu_name()}"
+    return f"{', '.join(site.all_devices)}{slots}{share}, {cores}, {cpu_name()}; {why(site, instruction_sets())}"
 
 
 def check_leases(site: Site) -> str:

@@ -6,6 +6,7 @@ keeps two commands from starting the same process twice.
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -108,14 +109,19 @@ def is_running(record: ProcessRecord) -> bool:
 
 
 def answers(url: str, seconds: float = 2.0) -> bool:
-    """Whether a GET of `url` gives a status 2xx. KDQ asks loopback addresses without a proxy."""
+    """Whether a GET of `url` gives a status 2xx."""
+    return body(url, seconds) is not None
+
+
+def body(url: str, seconds: float = 2.0) -> bytes | None:
+    """What a GET of `url` gives, `None` without a status 2xx. KDQ asks loopback addresses without a proxy."""
     local = f"//{LOOPBACK}" in url or "//localhost" in url
     handlers = [urllib.request.ProxyHandler({})] if local else []
     try:
         with urllib.request.build_opener(*handlers).open(url, timeout=seconds) as response:
-            return 200 <= response.status < 300
-    except (OSError, ValueError, urllib.error.URLError):
-        return False
+            return bytes(response.read(1 << 16)) if 200 <= response.status < 300 else None
+    except (OSError, ValueError, urllib.error.URLError, http.client.HTTPException):
+        return None
 
 
 PORT_SECONDS = 3.0

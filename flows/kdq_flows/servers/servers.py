@@ -15,6 +15,7 @@ from kdq_flows.servers import processes
 from kdq_flows.servers.environment import prefect_environment
 from kdq_flows.servers.guard import origins
 from kdq_flows.servers.processes import LOOPBACK, Managed
+from kdq_flows.servers.versions import check_version
 
 PREFECT = "prefect"
 MLFLOW = "mlflow"
@@ -35,7 +36,7 @@ def ensure_prefect(site: Site) -> tuple[str, bool]:
     """Start the Prefect server if needed; gives the address of its API, and whether this call started it.
 
     Raises:
-        RecipeError: the configured server does not answer.
+        RecipeError: the configured server does not answer, or a server is of another version.
         StageError: the site's own server does not start.
     """
     if site.prefect_api is not None:
@@ -45,8 +46,11 @@ def ensure_prefect(site: Site) -> tuple[str, bool]:
                 f"the configured Prefect server {site.prefect_api!r} does not answer; start it, or unset "
                 "PREFECT_API_URL to let KDQ start its own, or use --no-server"
             )
+        check_version(address, "install one version on both, or unset PREFECT_API_URL to let KDQ start its own")
         return address, False
     record, started = processes.ensure(site, _prefect(site))
+    if not started:
+        check_version(f"{record.url}/api", "end it with 'kdq down', and the next command starts one of this version")
     return f"{record.url}/api", started
 
 

@@ -63,5 +63,6 @@ def test_bf16_is_advised_where_it_is_faster_and_nothing_else_is_asked(
     asked = {"name": "x", "workload": "digits", "gates": [], "teacher": {**teacher, "members": members}}
     found = read(tmp_path, text)
     monkeypatch.setattr("kdq_core.plan.plan.instruction_sets", lambda: found)
-    plan = make_plan(Recipe.model_validate(asked), Site(home=tmp_path, device=device), Catalog.load())
+    site = Site(home=tmp_path, device=device, precision="fp32")  # so that the plan says nothing of fits
+    plan = make_plan(Recipe.model_validate(asked), site, Catalog.load())
     assert plan.note == (HINT if told else "")

@@ -47,7 +47,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("KDQ_CPU_SLOTS", "0", "a whole number, 1 to 1024"),
         ("KDQ_GPU_SHARE", "2", "a number, above 0 and at most 1"),
         ("KDQ_TRACKING_WAIT_SECONDS", "-1", "a number, at least 0"),
-        ("KDQ_PRECISION", "fp16", "'bf16' or 'fp32'"),
+        ("KDQ_PRECISION", "fp16", "'auto' or 'bf16' or 'fp32'"),
         ("KDQ_HOME", "~nobody_has_this_name/kdq", "the path of a folder (Could not determine home directory)"),
     ],
 )
@@ -69,6 +69,7 @@ def test_a_wrong_variable_is_named_with_its_value_and_what_is_allowed(
         ("simplecache::s3://bucket", "simplecache::s3://bucket"),
         ("s3://key:much-too@secret@bucket", "s3://***@bucket"),
         ("https://host/x?token=secret", "https://host/x"),
+        ("memory://kdq", "memory://kdq"),
     ],
 )
 def test_a_wrong_address_of_a_store_is_shown_without_what_may_be_a_secret(
@@ -78,8 +79,8 @@ def test_a_wrong_address_of_a_store_is_shown_without_what_may_be_a_secret(
     with pytest.raises(RecipeError) as caught:
         Site.from_environment()
     assert str(caught.value) == (
-        f"KDQ_STORE is {shown!r}; allowed: an fsspec address such as s3://bucket/prefix or file:///mnt/share/kdq, "
-        "without user or password"
+        f"KDQ_STORE is {shown!r}; allowed: an fsspec address that other processes can read, such as s3://bucket/prefix "
+        "or file:///mnt/share/kdq, without user or password"
     )
 
 

@@ -47,3 +47,16 @@ def test_a_store_that_cannot_be_written_has_no_claims(tmp_path: Path) -> None:
     (tmp_path / "claims").write_text("")
     with pytest.raises(StoreError, match="cannot write to the store"), Store(tmp_path).claim("key"):
         pytest.fail("a claim without a lock file")
+
+
+def test_the_claim_of_a_killed_process_is_swept_and_a_held_one_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    left = tmp_path / "claims" / "left.lock"
+    with store.claim("held"):
+        left.touch()
+        store.sweep()
+        assert [one.name for one in (tmp_path / "claims").iterdir()] == ["held.lock"]
+    left.touch()
+    with store.claim("left", on_wait=lambda: pytest.fail("nobody holds it")):
+        store.sweep()
+        assert left.exists()

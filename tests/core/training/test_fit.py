@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from kdq_core.errors import StageError
@@ -53,23 +52,6 @@ def test_a_term_that_some_batches_lack_is_the_mean_over_those_that_have_it() -> 
     spec = FitSpec(epochs=1, batch_size=16)
     (record,) = fit(model(), terms, batches, spec, samples=48, accelerator=Accelerator(cpu=True))
     assert record.values == pytest.approx({"train/loss": 7 / 3, "train/soft": 1.0, "train/hard": 4.0})
-
-
-@pytest.fixture
-def bf16() -> Iterator[Accelerator]:
-    """An accelerator of mixed precision; a process has one precision, so it is forgotten before and after."""
-    AcceleratorState._reset_state()
-    yield Accelerator(cpu=True, mixed_precision="bf16")
-    AcceleratorState._reset_state()
-
-
-def test_a_model_that_was_trained_in_bf16_answers_in_float32_afterwards(bf16: Accelerator) -> None:
-    trained, same = model(), model()
-    spec = FitSpec(epochs=1, batch_size=16)
-    fit(trained, hard, batches, spec, samples=48, accelerator=bf16)
-    same.load_state_dict(trained.state_dict())
-    x = next(batches(0)).inputs
-    assert torch.equal(trained(*x), same.eval()(*x))
 
 
 def test_scoring_that_changes_a_buffer_is_an_error() -> None:

@@ -9,9 +9,9 @@ import torch
 
 from kdq_core.errors import StageError
 from kdq_core.plugins.catalog import Catalog
-from kdq_core.recipe.spec import Recipe, Site
+from kdq_core.recipe.spec import Recipe
 from kdq_core.tensors import Batch
-from kdq_core.work.fitting import accelerator, check_device
+from kdq_core.work.fitting import check_device
 
 
 def test_a_gpu_that_is_not_there_is_refused_instead_of_the_cpu_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,42 +42,6 @@ def test_variables_of_accelerate_change_no_fit(
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert made("accumulating") == plain
     assert os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "4"
-
-
-def test_fits_in_float_are_in_the_precision_of_the_site_and_exact_ones_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr("kdq_core.work.fitting.Accelerator", lambda **given: asked.append(given["mixed_precision"]))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for device in ("cuda", "cpu"):
-        site = Site(home=tmp_path, device=device, precision="bf16")
-        accelerator(site)
-        accelerator(site, exact=True)
-    assert asked == ["bf16", "no", "no", "no"]
-
-
-def test_qat_asks_for_an_exact_accelerator(
-    stages_of: Any, tiny: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit = {"epochs": 1, "batch_size": 32}
-    run = stages_of(
-        tmp_path, tiny, workload="digits", stages=["train_teacher", "distill", "quantize"],
-        teacher={"fit": fit}, distill={"fit": fit},
-        quantize={"use": "minmax-qat", "fit": fit},
-    )  # fmt: skip
-    asked: list[bool] = []
-    plain = accelerator
-
-    def noted(site: Site, *, exact: bool = False) -> Any:
-        asked.append(exact)
-        return plain(site, exact=exact)
-
-    for name in ("train_teacher", "distill"):
-        run.stage(name)
-    monkeypatch.setattr("kdq_core.work.fitting.accelerator", noted)
-    run.stage("quantize")
-    assert asked == [True]
 
 
 BATCH = Batch((torch.zeros(2, 1, 8, 8),), torch.zeros(2, dtype=torch.int64), torch.arange(2))
