@@ -69,7 +69,8 @@ def _scan(parts: Parts, node: Any, bodies: list[Any], inputs: list[list[str]]) -
             name=mark(f"{parts.label}.{way}") if way else parts.mark, num_scan_inputs=count,
             scan_input_directions=[way] * count, **steps,
         ))  # fmt: skip
-        outputs.append(parts.add("Unsqueeze", [made, parts.constant(f"axis_1_{way}", np.array([1]))]))
+        if steps:
+            outputs.append(parts.add("Unsqueeze", [made, parts.constant(f"axis_1_{way}", np.array([1]))]))
         ends.append(parts.add("Unsqueeze", [last, parts.constant(f"axis_0_{way}", np.array([0]))]))
     for values, name, axis in zip((outputs, ends), node.output, (1, 0), strict=False):
         if name:

@@ -1,8 +1,7 @@
 """Look-ups of embeddings in the forms that ONNX Runtime computes fastest. They change no value.
 
 Tables whose rows are concatenated hold integers on the grid of the concatenation, so that nothing is quantized again in
-a call; tables of one shape become one table, read once. A table with a scale for each column is multiplied by them:
-the runtime's DequantizeLinear along the last axis takes several times as long.
+a call; tables of one shape become one table, read once.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from kdq_targets.onnx_parts import drop_unread
+from kdq_targets.onnx_view import View
 
 
 def join_tables(graph: Any) -> None:
@@ -22,48 +21,13 @@ def join_tables(graph: Any) -> None:
         if node.op_type == "Concat" and any(item.name == "axis" and item.i in (1, -1) for item in node.attribute):
             rewriter.move(node)
             rewriter.join(node)
-    rewriter.finish()
-
-
-def scale_columns(graph: Any) -> None:
-    """Write the dequantization behind a look-up, with a scale for each column, as Cast and Mul, in place."""
-    makers = {output: node for node in graph.node for output in node.output}
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    nodes: list[Any] = []
-    for node in graph.node:
-        maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        scale = tensors.get(node.input[1]) if maker is not None and maker.op_type == "Gather" else None
-        zeros = [] if scale is None else [tensors.get(name) for name in node.input[2:]]
-        still = all(zero is not None and not numpy_helper.to_array(zero).any() for zero in zeros)
-        if maker is None or scale is None or len(scale.dims) != 1 or not still or not _last_axis(node, maker, tensors):
-            nodes.append(node)
-            continue
-        wide = f"{node.output[0]}_wide"
-        nodes.append(helper.make_node("Cast", [node.input[0]], [wide], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [wide, node.input[1]], list(node.output)))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    drop_unread(graph, "DequantizeLinear")
-
-
-def _last_axis(node: Any, look_up: Any, tensors: dict[str, Any]) -> bool:
-    """Whether the scales belong to the columns of a table `[N, W]` that is looked up by rows."""
-    table, scale = tensors.get(look_up.input[0]), tensors[node.input[1]]
-    by_rows = next((item.i for item in look_up.attribute if item.name == "axis"), 0) == 0
-    axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
-    return by_rows and table is not None and len(table.dims) == 2 and axis != 0 and table.dims[1] == scale.dims[0]
+    rewriter.view.finish()
 
 
 class _Tables:
     def __init__(self, graph: Any) -> None:
-        self.graph = graph
-        self.makers = {output: node for node in graph.node for output in node.output}
-        self.tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self.readers: dict[str, list[Any]] = {value.name: [None] for value in graph.output}
-        for node in graph.node:
-            for value in node.input:
-                self.readers.setdefault(value, []).append(node)
-        self.before: dict[int, list[Any]] = {}
+        self.view = View(graph)
+        self.makers, self.tensors, self.readers = self.view.makers, self.view.tensors, self.view.readers
 
     def move(self, concat: Any) -> None:
         """Put the tables of a concatenation on the grid that its result is quantized to."""
@@ -99,14 +63,6 @@ class _Tables:
             elif value:
                 inputs.append(value)
         concat.input[:] = inputs
-
-    def finish(self) -> None:
-        """Put the new nodes in their places."""
-        nodes = [new for node in self.graph.node for new in (*self.before.get(id(node), ()), node)]
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
-        if self.before:
-            drop_unread(self.graph)
 
     def _looked_up(self, value: str) -> tuple[Any, Any]:
         """The dequantization and the look-up that make `value`, if nothing else reads them or the table."""
@@ -149,7 +105,7 @@ class _Tables:
         return tuple(table.dims), table.data_type, grid, column.input[0]
 
     def _rank(self, name: str) -> int:
-        given = next((value for value in self.graph.input if value.name == name), None)
+        given = next((value for value in self.view.graph.input if value.name == name), None)
         integers = given is not None and given.type.tensor_type.elem_type == TensorProto.INT64
         return len(given.type.tensor_type.shape.dim) if given is not None and integers else 0
 
@@ -166,7 +122,7 @@ class _Tables:
             ("offsets", rows * np.arange(count)), ("table", np.concatenate(tables)),
             ("shape", np.array([-1, count * width])),
         ):  # fmt: skip
-            self.graph.initializer.append(numpy_helper.from_array(value, f"{name}_{part}"))
+            self.view.add(f"{name}_{part}", value)
         make, wide = helper.make_node, found[0][0]
         nodes = [
             make("Range", [f"{name}_first", f"{name}_count", f"{name}_step"], [f"{name}_known"]),
@@ -180,5 +136,5 @@ class _Tables:
             nodes.append(make("DequantizeLinear", [f"{name}_q", *wide.input[1:3]], [name]))
         else:
             nodes[-1].output[0] = name
-        self.before.setdefault(id(concat), []).extend(nodes)
+        self.view.before.setdefault(id(concat), []).extend(nodes)
         return name

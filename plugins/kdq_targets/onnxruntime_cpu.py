@@ -131,13 +131,11 @@ class OnnxRuntimeCpu(PlacingTarget):
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         """This target's changes of the ONNX graph."""
-        from kdq_targets.onnx_attention import fuse_attention
         from kdq_targets.onnx_faster import pad_channels, requantize_tables
-        from kdq_targets.onnx_tables import join_tables, scale_columns
+        from kdq_targets.onnx_heads import fuse_attention
+        from kdq_targets.onnx_tables import join_tables
 
-        return [
-            pad_channels, requantize_tables, join_tables, scale_columns, fuse_attention, *self._packing(model)
-        ]  # fmt: skip
+        return [pad_channels, requantize_tables, join_tables, fuse_attention, *self._packing(model)]
 
     def _packing(self, model: nn.Module) -> list[Callable[[Any], None]]:
         from kdq_targets.onnx_pack import pack
