@@ -49,6 +49,7 @@ def find_cores(view: View) -> list[Core]:
 
 
 def _core(view: View, softmax: Any) -> Core | None:
+    """The attention around a softmax. Heads of width 1 are left out: the runtime would add in another order."""
     first, last = view.maker(softmax.input[0], "MatMul"), view.next(softmax.output[0], "MatMul")
     if first is None or last is None or attribute(softmax, "axis", -1) != -1:
         return None
@@ -65,7 +66,7 @@ def _core(view: View, softmax: Any) -> Core | None:
         return None
     q, k, v = shapes
     same = q[:2] == k[:2] == v[:2] and k[2:] == v[2:] and q[3] == k[3]
-    if not same or not all(isinstance(size, int) for size in (*q[1:], k[2])):
+    if not same or q[3] == 1 or not all(isinstance(size, int) for size in (*q[1:], k[2])):
         return None
     scale = float(factors[0].reshape(()) * factors[1].reshape(()))
     return Core(query, key, value, turned, (scaled[0], scaled[1]), scale, last, q[1], q[3])

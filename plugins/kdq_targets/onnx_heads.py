@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from kdq_targets.onnx_attention import HEADS_FIRST, Core, find_cores, write_operator, write_separate
+from kdq_targets.onnx_attention import Core, find_cores, write_operator, write_separate
 from kdq_targets.onnx_view import View, attribute
 
 LENGTH_FIRST = (1, 0, 2)
@@ -26,13 +26,12 @@ class Frame:
     """What stands around an attention: the way in from `[B, L, W]` and the way out to `[B, L, E]`.
 
     `turned` puts the length first, `gemm` makes query, key and value, `back` puts the length first again, and behind
-    the product `out` the nodes `cut` and `end` put the batch first.
+    a further product the nodes `cut` and `end` put the batch first.
     """
 
     turned: Any
     gemm: Any
     back: Any
-    out: Any
     cut: Any
     end: Any
     length: int
@@ -45,36 +44,22 @@ def fuse_attention(graph: Any) -> None:
     view = View(graph)
     for core in find_cores(view):
         if not write_separate(view, core):
-            write_packed(view, core, operator=True)
+            write_packed(view, core)
     view.finish()
 
 
-def part_attention(graph: Any) -> None:
-    """Write each attention on one product with the batch first and its products as they are, in place.
-
-    For runtimes that would compute `Attention` in another order.
-    """
-    view = View(graph)
-    for core in find_cores(view):
-        write_packed(view, core, operator=False)
-    view.finish()
-
-
-def write_packed(view: View, core: Core, *, operator: bool) -> None:
+def write_packed(view: View, core: Core) -> None:
     """Write an attention with the batch first if its heads are thirds of one product."""
     frame = _frame(view, core)
     if frame is None:
         return
     names, nodes = _thirds(view, frame, core)
     view.bypass(frame.turned)
-    if operator:
-        write_operator(view, core, names, nodes)
-        view.bypass(frame.back)
-    else:
-        _write_products(view, core, frame.back, names, nodes)
+    write_operator(view, core, names, nodes)
+    view.bypass(frame.back)
+    view.bypass(frame.cut)
     size = view.add(f"{frame.end.output[0]}_shape", [-1, frame.length, view.shape(frame.cut)[2]])
-    view.instead[id(frame.cut)] = []
-    view.instead[id(frame.end)] = [helper.make_node("Reshape", [frame.out.output[0], size], list(frame.end.output))]
+    view.instead[id(frame.end)] = [helper.make_node("Reshape", [frame.end.input[0], size], list(frame.end.output))]
 
 
 def _frame(view: View, core: Core) -> Frame | None:
@@ -93,12 +78,12 @@ def _frame(view: View, core: Core) -> Frame | None:
     back = view.next_rounded(core.name, "Transpose", (2, 0, 1, 3))
     flat = None if back is None else view.next_rounded(back.output[0], "Reshape")
     out = None if flat is None or view.shape(flat) != [-1, whole] else view.next_rounded(flat.output[0], "Gemm")
-    cut = None if out is None or attribute(out, "transA", 0) else view.next(out.output[0], "Reshape")
-    end = None if cut is None else view.next(cut.output[0], "Transpose", LENGTH_FIRST)
+    cut = None if out is None or attribute(out, "transA", 0) else view.next_rounded(out.output[0], "Reshape")
+    end = None if cut is None else view.next_rounded(cut.output[0], "Transpose", LENGTH_FIRST)
     made = [] if out is None else view.dims(out.input[1])
     if end is None or not attribute(out, "transB", 0) or view.shape(cut) != [length, -1, (*made, 0)[0]]:
         return None
-    return Frame(turned, gemm, back, out, cut, end, length)
+    return Frame(turned, gemm, back, cut, end, length)
 
 
 def _third(view: View, value: str, index: int, core: Core, length: int) -> Any:
@@ -188,16 +173,3 @@ def _split(view: View, name: str, nodes: list[Any]) -> list[str]:
         nodes.append(helper.make_node("Split", [name], parts, axis=0, num_outputs=3))
         view.makers |= dict.fromkeys(parts, nodes[-1])
     return parts
-
-
-def _write_products(view: View, core: Core, back: Any, names: list[str], nodes: list[Any]) -> None:
-    """Cut the heads from `[B, L, H * D]`, and let the products of old read them."""
-    shape = view.add(f"{core.name}_heads", [0, 0, core.heads, core.width])
-    for name, value, perm in zip(
-        names, (core.q, core.turned, core.v), (HEADS_FIRST, (0, 2, 3, 1), HEADS_FIRST), strict=True
-    ):
-        nodes.append(helper.make_node("Reshape", [name, shape], [f"{name}_cut"]))
-        nodes.append(helper.make_node("Transpose", [f"{name}_cut"], [f"{name}_heads"], perm=perm))
-        view.reread(value, f"{name}_heads")
-    view.before[min(map(id, core.scaled), key=view.order.__getitem__)] = nodes
-    view.instead[id(back)] = [helper.make_node("Transpose", list(back.input), list(back.output), perm=HEADS_FIRST)]

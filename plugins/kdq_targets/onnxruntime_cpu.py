@@ -7,12 +7,15 @@ What
     and so are the operators that move data between them. Activations are uint8 affine, weights int8 symmetric per
     output channel, biases int32. Between float operators nothing is quantized: layer norm, softmax, GELU, products
     between activations and the residual additions of a transformer stay float, and the coverage says why. The file is
-    QDQ ONNX (opset 18), which the runtime fuses into QLinearConv, QLinearAdd, QGemm and similar operators. A linear
-    layer on more than two axes is a Gemm on rows. An embedding is a Gather of int8, followed by a dequantization with
-    one scale per column. An embedding bag is such a look-up and a float reduction; its bags must have one size. An LSTM
-    is a DynamicQuantizeLSTM with pinned ranges: two columns of its input hold the ends of the range, and two hidden
-    units stay at 1 and -1. A GRU is one product for all inputs and a Scan over the states. Both use operators of
-    `com.microsoft`.
+    QDQ ONNX (opset 20, or 23 if it has the operator `Attention`), which the runtime fuses into QLinearConv, QLinearAdd,
+    QGemm and similar operators. A linear layer on more than two axes is a Gemm on rows. An embedding is a Gather of
+    int8, followed by a dequantization with one scale per column; neighbouring tables of one shape in a concatenation
+    are read as one. An embedding bag is such a look-up and a float reduction; its bags must have one size. An LSTM is a
+    DynamicQuantizeLSTM with pinned ranges: two columns of its input hold the ends of the range, and two hidden units
+    stay at 1 and -1. A GRU is one product for all inputs and a Scan over the states. Both use operators of
+    `com.microsoft`. Of a recurrent layer in one direction whose last step alone is read, the file reads the last state.
+    Attention without a mask on a fixed length is one float operator with the batch first, in float files too, unless
+    the model has convolutions. None of these forms changes a value.
 Source
     Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference";
     the QDQ form and the fusions are ONNX Runtime's, section "Quantize ONNX models" of its documentation.

@@ -68,13 +68,12 @@ class OpenVinoCpu(OnnxRuntimeCpu):
 
     def _rewrites(self, model: nn.Module) -> list[Callable[[Any], None]]:
         from kdq_targets import openvino_forms as forms
-        from kdq_targets.onnx_heads import part_attention
 
         sums = partial(forms.separate_sums, every=self.exact_sums)
         others = [forms.separate_turned, forms.keep_means, forms.part_products, forms.part_heads, forms.part_halves]
         places: Sequence[Place] = getattr(model, "meta", {}).get("kdq_places", ())
         others += [forms.keep_float] if any(place.weight_only for place in places) else []
-        return [part_attention, sums, *others, *self._packing(model)]
+        return [sums, *others, *self._packing(model)]
 
     def signature(self, path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs of the file; -1 is the free batch size."""
