@@ -50,7 +50,7 @@ def _links(node: Any, readers: dict[str, list[Any]], parts: Parts) -> list[Any] 
     """The nodes from the outputs `[T, 1, B, H]` to the look-up of the last step; `None` if others read them."""
     links: list[Any] = []
     value = str(node.output[0])
-    other = any((i.name == "direction" and i.s != b"forward") or i.name == "layout" for i in node.attribute)
+    other = any((i.name == "direction" and i.s != b"forward") or (i.name == "layout" and i.i) for i in node.attribute)
     if other or not value or (len(node.input) > 4 and node.input[4]):  # an input that gives each sample its length
         return None
     while not links or links[-1].op_type != "Gather":
