@@ -20,6 +20,7 @@ from pydantic import JsonValue
 
 from kdq_core.errors import RecipeError
 from kdq_core.plan.cpu import instruction_sets
+from kdq_core.plan.precision import precision_of
 from kdq_core.plugins.installed import version_of
 from kdq_core.recipe.gpus import UNKNOWN, described, gpu_of, visible_gpu
 from kdq_core.recipe.site import Site
@@ -58,7 +59,7 @@ def machine_parts(site: Site, *, proc: Path = Path("/proc")) -> dict[str, JsonVa
     held: dict[str, JsonValue] = {name: value for name, value in sorted(os.environ.items()) if _is_held(name)}
     return {
         "kind": kind,
-        "precision": site.precision,
+        "precision": precision_of(site),
         "threads": site.threads,
         "machine": platform.machine(),
         "isa": " ".join(sorted(instruction_sets(proc / "cpuinfo"))),

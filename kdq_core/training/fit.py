@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -108,18 +107,19 @@ def fit(
     layout = None
     if has_planes(model.parameters()):
         layout = channels_last(model, next((batch.inputs for batch in batches(0)), ()))
-    optimizer = make_optimizer(model, spec)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    plain, optimizer = model.to(accelerator.device), make_optimizer(model, spec)
+    if accelerator.num_processes > 1:  # a process alone needs none of it, and small nets would pay for it in each step
+        model, optimizer = accelerator.prepare(model, optimizer)
     micro = MicroBatch(None if resume is None else resume.with_suffix(MICRO))
     span = range(first, spec.epochs if last is None else last)
-    run = _Fit(model, loss, optimizer, spec, accelerator, half, hooks, micro, resume, due or Due(), span)
+    run = _Fit(model, plain, loss, optimizer, spec, accelerator, half, hooks, micro, resume, due or Due(), span)
     run.per_epoch = math.ceil(samples / spec.batch_size)
     run.tell_of_ranks()
     while not run.tried(batches, planes=layout is not None):
         clear_device_cache(garbage_collection=True)  # here, where no traceback holds tensors any more
     if layout is not None:
         layout.remove()
-    accelerator.unwrap_model(model).eval()
+    plain.eval()
     return tuple(run.progress.history)
 
 
@@ -160,9 +160,10 @@ def buffers_digest(model: nn.Module) -> str:
 
 @dataclass
 class _Fit:
-    """A fit at work; see `fit` and `FitHooks`."""
+    """A fit at work; see `fit` and `FitHooks`. `model` is `plain`, or what shares its batches among processes."""
 
     model: nn.Module
+    plain: nn.Module
     loss: Loss
     optimizer: torch.optim.Optimizer
     spec: FitSpec
@@ -193,23 +194,19 @@ class _Fit:
             alone, batch_size = self.accelerator.num_processes == 1, self.spec.batch_size
             if self.file is None or not alone or not out_of_memory(error):
                 raise
-            size = self.micro.halve(self._plain, batch_size)
+            size = self.micro.halve(self.plain, batch_size)
             if size is None:
                 raise
-            self.hooks.on_smaller(said_of(self._plain, size, batch_size))
+            self.hooks.on_smaller(said_of(self.plain, size, batch_size))
             self.optimizer.zero_grad(set_to_none=True)
             return False
         return True
-
-    @property
-    def _plain(self) -> nn.Module:
-        return cast(nn.Module, self.accelerator.unwrap_model(self.model))
 
     def _load(self, *, planes: bool) -> None:
         """Load the kept state; if there is none, keep that of the beginning."""
         self.progress = Progress()
         if self.file is not None and self.file.exists():
-            self.progress = load_state(self.file, self._plain, self.optimizer)
+            self.progress = load_state(self.file, self.plain, self.optimizer)
             if planes:
                 lay_out(v for state in self.optimizer.state.values() for v in state.values() if torch.is_tensor(v))
         if self.progress == Progress():
@@ -218,14 +215,14 @@ class _Fit:
     def _keep(self, random: Mapping[str, Tensor] | None = None) -> None:
         file = self.file
         if file is not None and self.accelerator.is_main_process:
-            self.due.keep(lambda: save_state(file, self._plain, self.optimizer, self.progress, random))
+            self.due.keep(lambda: save_state(file, self.plain, self.optimizer, self.progress, random))
 
     def _epoch(self, batches: Iterable[Batch], epoch: int) -> None:
         self.hooks.before_epoch(epoch)
         values = self._trained(batches, epoch)
         random = random_states()
         try:
-            values |= _scored(self._plain, self.hooks.score)
+            values |= _scored(self.plain, self.hooks.score)
         except AskedToStopError:
             self._keep(random)  # as it was before scoring
             raise self._stopped(epoch) from None
@@ -276,7 +273,7 @@ class _Fit:
         told: dict[str, Tensor] = {}
         ranks = self.accelerator.num_processes
         for part, weight in self.micro.parts(batch, self.accelerator.process_index, ranks):
-            with in_bf16(self._plain, self.accelerator.device, half=self.half):
+            with in_bf16(self.plain, self.accelerator.device, half=self.half):
                 terms = weight(self.loss(self.model, to_device(part, self.accelerator.device)))
             if not terms:
                 continue
@@ -289,14 +286,16 @@ class _Fit:
                 )
             if ranks > 1:  # the gradient of every parameter must come, or the processes would wait for it
                 total = total + 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
-            self.accelerator.backward(total)
+            torch.autograd.backward(total)
             for name, value in {"loss": total, **terms}.items():
                 told[name] = told[name] + value.detach() if name in told else value.detach()
         self.hooks.after_backward()
         if self.spec.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
         self.optimizer.step()
-        return {name: self.accelerator.reduce(value, "mean").item() for name, value in told.items()}
+        if ranks > 1:
+            told = {name: self.accelerator.reduce(value, "mean") for name, value in told.items()}
+        return {name: value.item() for name, value in told.items()}
 
     def _check_stop(self, epoch: int) -> None:
         if self.hooks.stop.asked:

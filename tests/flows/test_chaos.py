@@ -136,6 +136,23 @@ def test_the_page_counts_kills_and_names_what_was_wrong_and_what_is_open() -> No
     assert "serve MlflowClient.search_runs" in text
 
 
+def test_a_point_whose_moment_never_comes_is_made_again_earlier() -> None:
+    from chaos import in_time
+    from chaos_points import Point
+
+    tried: list[float] = []
+
+    def make(point: Point) -> dict[str, Any]:
+        tried.append(point.share)
+        return {"killed": ["all"] if point.share < 0.3 else []}
+
+    late = Point(name="x", mode="inline", victim="all", share=0.8)
+    assert in_time(late, make) == {"share": 0.2, "result": {"killed": ["all"]}}
+    assert tried == [0.8, 0.4, 0.2]
+    behind = Point(name="x", mode="inline", victim="all", call="parent Store.get", number=1)
+    assert in_time(behind, lambda _: {"killed": []}) == {"share": 0.0, "result": {"killed": []}}
+
+
 @pytest.mark.parametrize(
     ("states", "right"),
     [

@@ -324,7 +324,7 @@ def test_the_guests_quantizer_is_used_by_a_recipe(
     once = RECIPE.replace("epochs: 3", "epochs: 1").replace(
         "[quality, size, {use: latency, options: {seconds: 0.02}}, ", "["
     )
-    recipe.write_text(once.replace("quantize: {", "quantize: {use: guest-rounding, "))
+    recipe.write_text(once.replace("use: minmax-qat", "use: guest-rounding"))
     words = [KDQ, "run", str(recipe), "--no-server", "--json"]
     path = os.pathsep.join(filter(None, (str(guests), os.environ.get("PYTHONPATH"))))
     env = environment(home) | {"PYTHONPATH": path}

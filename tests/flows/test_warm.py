@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.owner import start_time
 from kdq_flows.run.leases import lease
 from kdq_flows.run.supervisor import run_child
-from kdq_flows.run.warm import WarmWorker, late_imports, possible
+from kdq_flows.run.warm import WarmChild, WarmWorker, late_imports, possible
 from tests.flows.leasing import CPU
 
 MODULES = str(Path(__file__).parent / "modules")
@@ -173,6 +174,18 @@ def test_worker_and_stage_die_with_the_run(site: Site) -> None:
         assert all(start_time(pid) for pid in pids)
         parent.kill()
     assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(("said", "code"), [(b"code -15", -15), (b"", -9)])
+def test_a_child_that_is_killed_before_it_reads_the_answer_has_died(said: bytes, code: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = WarmChild(ours)
+    theirs.send(b"pid 7")
+    assert child.hear(1)
+    if said:
+        theirs.send(said)
+    theirs.close()  # with the answer unread
+    assert (child.wait(1), child.pid) == (code, 7)
 
 
 def test_a_process_that_may_hold_a_gpu_is_not_forked(tmp_path: Path) -> None:

@@ -176,7 +176,10 @@ class WarmChild:
             selector.register(self._status, selectors.EVENT_READ)
             if not selector.select(seconds):
                 return False
-        said, _, number = self._status.recv(64).decode().partition(" ")
+        try:
+            said, _, number = self._status.recv(64).decode().partition(" ")
+        except ConnectionResetError:  # the child was killed before it read the answer; its code, if any, comes next
+            return True
         if said == "pid":
             self.pid = int(number)
             with suppress(OSError):
