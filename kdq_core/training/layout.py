@@ -52,10 +52,14 @@ def has_planes(tensors: Iterable[Tensor]) -> bool:
 
 
 def lay_out(tensors: Iterable[Tensor]) -> None:
-    """Lay out the 4-D tensors among `tensors` channels last, in place; their values stay."""
+    """Lay out the 4-D tensors among `tensors` channels last, in place; their values stay.
+
+    Weights of a single channel get the strides of that order too, by which a convolution tells it: `contiguous` would
+    leave theirs, and all behind the first layer of a net for grey images would be converted again in each step.
+    """
     for tensor in tensors:
         if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def lay_out_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG001 - a forward pre-hook

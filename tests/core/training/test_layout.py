@@ -47,6 +47,14 @@ def test_few_channels_into_a_pointwise_convolution_with_a_stride_stay_channels_f
     handle.remove()
 
 
+def test_grey_images_are_computed_channels_last_too() -> None:
+    model, images = Shortcut(16), torch.zeros(2, 1, 8, 8)
+    assert channels_last(model, (images,)) is not None
+    assert model.conv.weight.stride() == (9, 1, 3, 1)
+    model(images)
+    assert model.strides == (1024, 1, 128, 16)
+
+
 @pytest.mark.parametrize(("channels", "wrong"), [(16, False), (4, True)])
 def test_a_captured_graph_is_seen_through_with_and_without_fake_quantizers(channels: int, wrong: bool) -> None:
     graph = capture(Shortcut(channels), (NHWC_OF_ONE_CHANNEL,))
