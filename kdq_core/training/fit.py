@@ -104,9 +104,8 @@ def fit(
         TransientError: the fit was asked to stop; its state is kept.
     """
     hooks = hooks or FitHooks()
-    layout = None
-    if has_planes(model.parameters()):
-        layout = channels_last(model, next((batch.inputs for batch in batches(0)), ()))
+    example = next((batch.inputs for batch in batches(0)), ()) if has_planes(model.parameters()) else ()
+    layout = channels_last(model, example)
     plain, optimizer = model.to(accelerator.device), make_optimizer(model, spec)
     if accelerator.num_processes > 1:  # a process alone needs none of it, and small nets would pay for it in each step
         model, optimizer = accelerator.prepare(model, optimizer)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from kdq_core.plan.study import StudyPlan
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdq_core.plan.study import StudyPlan
 
 
 def mermaid(plan: StudyPlan) -> str:

@@ -28,7 +28,8 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
         "drive": lambda: (tmp_path / "drive").as_uri(),
         "s3": lambda: request.getfixturevalue("s3"),
     }
-    return Site(home=tmp_path / "home", store_address=addresses[request.param]())
+    made = Site(home=tmp_path / "home")
+    return made.model_copy(update={"store_address": addresses[request.param]()})  # `memory` serves tests alone
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ EXPECTED = {
         ("pool", "QLinearGlobalAveragePool"), ("linear", "QGemm"),
     ],
     "transformer": [
-        ("linear", "QGemm"), ("layer_norm", "LayerNormalization"), ("linear", "QGemm"), ("attention", "MatMul"),
+        ("linear", "QGemm"), ("layer_norm", "LayerNormalization"), ("linear", "QGemm"), ("attention", "Attention"),
         ("linear", "QGemm"), ("add", "Add"), ("layer_norm", "LayerNormalization"), ("linear", "QGemm"),
         ("gelu", "Gelu"), ("linear", "QGemm"), ("add", "Add"), ("mean", "ReduceMean"), ("linear", "QGemm"),
     ],
