@@ -110,9 +110,8 @@ def fit(
     if accelerator.num_processes > 1:  # a process alone needs none of it, and small nets would pay for it in each step
         model, optimizer = accelerator.prepare(model, optimizer)
     micro = MicroBatch(None if resume is None else resume.with_suffix(MICRO))
-    span = range(first, spec.epochs if last is None else last)
-    run = _Fit(model, plain, loss, optimizer, spec, accelerator, half, hooks, micro, resume, due or Due(), span)
-    run.per_epoch = math.ceil(samples / spec.batch_size)
+    span, steps = range(first, spec.epochs if last is None else last), math.ceil(samples / spec.batch_size)
+    run = _Fit(model, plain, loss, optimizer, spec, accelerator, half, hooks, micro, resume, due or Due(), span, steps)
     run.tell_of_ranks()
     while not run.tried(batches, planes=layout is not None):
         clear_device_cache(garbage_collection=True)  # here, where no traceback holds tensors any more
@@ -173,7 +172,7 @@ class _Fit:
     file: Path | None
     due: Due
     span: range
-    per_epoch: int = 1
+    per_epoch: int
     progress: Progress = field(default_factory=Progress)
 
     def tell_of_ranks(self) -> None:
