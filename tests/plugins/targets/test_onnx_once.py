@@ -58,8 +58,8 @@ def files(model, example, folder, **options):
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("pooled", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"weight_only": ("conv",)}])
+@pytest.mark.parametrize("pooled", [1, pytest.param(2, marks=pytest.mark.rare)])
+@pytest.mark.parametrize("options", [{}, pytest.param({"weight_only": ("conv",)}, marks=pytest.mark.rare)])
 def test_one_trace_gives_the_same_bytes_as_two(axes, pooled, options, tmp_path):
     torch.manual_seed(0)
     model, example = Net(axes, pooled).eval(), (torch.randn(2, 2, *[8] * axes),)
