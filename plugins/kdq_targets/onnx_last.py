@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdq_targets.onnx_parts import Parts, drop_unread, find_constant
+from kdq_targets.onnx_view import View, attribute, perm_of
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 ROUNDING = ("QuantizeLinear", "DequantizeLinear", "Clip")
@@ -18,10 +19,7 @@ ROUNDING = ("QuantizeLinear", "DequantizeLinear", "Clip")
 def read_last_states(graph: Any) -> None:
     """Rewrite each layer of one direction in a fresh graph whose outputs are read at the last step alone, in place."""
     parts = Parts(graph)
-    readers: dict[str, list[Any]] = {value.name: [None] for value in graph.output}
-    for node in graph.node:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
+    readers = View(graph).readers
     made: dict[int, list[Any]] = {}
     for node in graph.node:
         links = _links(node, readers, parts) if node.op_type in RECURRENT else None
@@ -62,13 +60,13 @@ def _links(node: Any, readers: dict[str, list[Any]], parts: Parts) -> list[Any] 
     if None in readers.get(value, [None]):
         return None
     kinds = [link.op_type for link in links if link.op_type not in ROUNDING]
-    perms = [tuple(_ints(link, "perm")) for link in links if link.op_type == "Transpose"]
+    perms = [perm_of(link) for link in links if link.op_type == "Transpose"]
     batch_first = kinds == ["Transpose", "Reshape", "Transpose", "Gather"] and perms == [(0, 2, 1, 3), (1, 0, 2)]
     if not batch_first and (kinds != ["Transpose", "Reshape", "Gather"] or perms != [(0, 2, 1, 3)]):
         return None
     shape = find_constant(parts, next(link for link in links if link.op_type == "Reshape").input[1])
     index = find_constant(parts, links[-1].input[1])
-    axis = next((item.i for item in links[-1].attribute if item.name == "axis"), 0)
+    axis = attribute(links[-1], "axis", 0)
     if index is None or index.ndim or int(index) != -1 or axis != int(batch_first) or shape is None:
         return None
     same = list(shape[:2]) == [0, 0] and len(shape) == 3
@@ -83,7 +81,3 @@ def _last_state(node: Any) -> str:
         node.output.append("")
     node.output[1] = node.output[1] or f"{node.output[0]}_state"
     return str(node.output[1])
-
-
-def _ints(node: Any, name: str) -> list[int]:
-    return next((list(item.ints) for item in node.attribute if item.name == name), [])

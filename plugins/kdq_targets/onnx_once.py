@@ -2,7 +2,7 @@
 
 `torch.onnx.export` traces a captured graph again, to decompose operators that it cannot translate. That is half of the
 time of an export. For the operators here the second graph gives the same file, byte for byte, so KDQ leaves that trace
-out if a graph has no others. `tests/plugins/test_onnx_once.py` compares the files.
+out if a graph has no others. `tests/plugins/targets/test_onnx_once.py` compares the files.
 """
 
 from __future__ import annotations

@@ -14,12 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import kdq_targets.onnx_export as onnx_export
-from kdq_core.quantization.capture import capture
-from kdq_core.quantization.convert import convert
-from kdq_core.quantization.prepare import prepare, set_phase
-from kdq_core.work.forms import Ranges
 from kdq_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from kdq_targets.openvino_cpu import OpenVinoCpu
+from tests.plugins.targets.test_forms import quantized
 
 REWRITES = ("fuse_attention", "join_tables", "read_last_states")
 
@@ -39,17 +36,6 @@ def left_out(*names: str) -> Any:
     return patch
 
 
-def quantized(model: Any, inputs: Any, target: Any) -> tuple[Any, Any]:
-    x = inputs(32)
-    graph = capture(model, tuple(part[:2] for part in x))
-    prepared = prepare(graph, target.places(graph), Ranges()).eval()
-    with torch.no_grad():
-        set_phase(prepared, observe=True, quantize=False, freeze_batch_norm=True)
-        prepared(*x)
-        set_phase(prepared, observe=False, quantize=True, freeze_batch_norm=True)
-        return graph, convert(prepared)
-
-
 def compared(model: Any, inputs: Any, folder: Any, target: Any = None, left: Any = REWRITES) -> dict[str, list[Any]]:
     """Write the float and the int8 file with and without rewrites; the answers and coverages of both are equal.
 
@@ -57,7 +43,7 @@ def compared(model: Any, inputs: Any, folder: Any, target: Any = None, left: Any
     """
     torch.manual_seed(0)
     target, model = target or OnnxRuntimeCpu(), model.eval()
-    graph, integers = quantized(model, inputs, target)
+    graph, integers = quantized(model, inputs(32), target)
     kinds: dict[str, list[Any]] = {}
     for name, one in (("float", model), ("int8", integers)):
         answers, rows = [], []

@@ -60,6 +60,17 @@ def rows(count: int) -> tuple[torch.Tensor, ...]:
     return torch.randint(50, (count, 2)), torch.randn(count, 4)
 
 
+@torch.no_grad()
+def quantized(module: Any, x: Any, target: Any) -> tuple[Any, Any]:
+    """The graph of a module in eval mode, and the module in integers, with ranges from `x`."""
+    graph = capture(module, tuple(part[:2] for part in x))
+    prepared = prepare(graph, target.places(graph), Ranges()).eval()
+    set_phase(prepared, observe=True, quantize=False, freeze_batch_norm=True)
+    prepared(*x)
+    set_phase(prepared, observe=False, quantize=True, freeze_batch_norm=True)
+    return graph, convert(prepared)
+
+
 @pytest.fixture
 def made(tmp_path: Any) -> Any:
     """Gives a function: model, inputs, target -> the written file, its coverage, its and the simulation's answers."""
@@ -67,13 +78,8 @@ def made(tmp_path: Any) -> Any:
     def made(model: Any, inputs: Any, target: Any, name: str = "int8.onnx") -> Any:
         torch.manual_seed(0)
         module, x = model().eval(), inputs(32)
-        graph = capture(module, tuple(part[:2] for part in x))
-        prepared = prepare(graph, target.places(graph), Ranges()).eval()
+        graph, converted = quantized(module, x, target)
         with torch.no_grad():
-            set_phase(prepared, observe=True, quantize=False, freeze_batch_norm=True)
-            prepared(*x)
-            set_phase(prepared, observe=False, quantize=True, freeze_batch_norm=True)
-            converted = convert(prepared)
             target.export(converted, tuple(part[:2] for part in x), tmp_path / name)
             wanted = converted(*x).numpy()
         given = target.session(tmp_path / name, threads=1).run(tuple(part.numpy() for part in x))[0]
