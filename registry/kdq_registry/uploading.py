@@ -7,7 +7,7 @@ params, tags, data sets, files and ends again. Only opening a run is not so; KDQ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kdq_core.errors import KdqError, TransientError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EVENT_TAG = "mlflow.kdqEvent"
 """Tag of a run: its id in the events. MLflow's pages show no tag with this beginning."""
+_MOST_POINTS = 1000
+"""MLflow takes no more in one call."""
 
 
 class Upload:
@@ -58,16 +60,10 @@ class Upload:
         spool, number = self.spool, 0
         with mlflow_errors(self._site):
             mlflow = client(self._site)
-            for event, end in spool.events(spool.sent):
-                try:
-                    with mlflow_errors(self._site):
-                        self._one(mlflow, event)
-                except KdqError as error:
-                    if event["do"] == "open" or not _of_the_event(error):
-                        raise
-                    refused(str(error))
+            for events, end in _joined(spool.events(spool.sent)):
+                self._taken(mlflow, events, refused)
                 spool.mark(end)
-                number += 1
+                number += len(events)
         return number
 
     @property
@@ -81,7 +77,23 @@ class Upload:
             return None
         return training_page(server, f"experiments/{self._experiment}/runs/{self.run_id}")
 
-    def _one(self, mlflow: MlflowClient, event: Event) -> None:
+    def _taken(self, mlflow: MlflowClient, events: Sequence[Event], refused: Callable[[str], None]) -> None:
+        """Send events in one call; if MLflow does not take them, each by itself."""
+        try:
+            with mlflow_errors(self._site):
+                self._sent(mlflow, events)
+        except KdqError as error:
+            if events[0]["do"] == "open" or not _of_the_event(error):
+                raise
+            if len(events) == 1:
+                refused(str(error))
+                return
+            for event in events:
+                self._taken(mlflow, [event], refused)
+
+    def _sent(self, mlflow: MlflowClient, events: Sequence[Event]) -> None:
+        """Send one event, or several that hold points alone."""
+        event = events[0]
         if event["do"] == "open":
             self._open(mlflow, event)
             return
@@ -89,7 +101,7 @@ class Upload:
         if event["do"] == "log":
             from mlflow.entities import Metric, Param, RunTag
 
-            points = [Metric(name, value, at, step) for name, value, step in event.get("points", ())]
+            points = [Metric(name, value, one["at"], step) for one in events for name, value, step in _points(one)]
             params = [Param(name, value) for name, value in event.get("params", {}).items()]
             tags = [RunTag(name, value) for name, value in event.get("tags", {}).items()]
             mlflow.log_batch(run, points, params, tags)
@@ -130,6 +142,24 @@ class Upload:
     def _opened(self, mlflow: MlflowClient, run: str) -> list[str]:
         found = mlflow.search_runs([str(self._experiment)], f"tags.`{EVENT_TAG}` = '{run}'")
         return sorted(one.info.run_id for one in found)
+
+
+def _joined(events: Iterable[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
+    """Join the points of one run that follow each other, such as the epochs of a stage: one call takes them all."""
+    group, end = list[Event](), 0
+    for event, after in events:
+        alone = not group or {*event, *group[0]} != {"do", "run", "at", "points"} or event["run"] != group[0]["run"]
+        if group and (alone or sum(len(_points(one)) for one in (*group, event)) > _MOST_POINTS):
+            yield group, end
+            group = []
+        group, end = [*group, event], after
+    if group:
+        yield group, end
+
+
+def _points(event: Event) -> Sequence[tuple[str, float, int]]:
+    """Points of curves: name, value and step."""
+    return event.get("points", ())
 
 
 def upload_left(site: Site, alive: Callable[[str], bool]) -> list[str]:

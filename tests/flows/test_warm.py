@@ -198,8 +198,10 @@ def recipe(**more: Any) -> Recipe:
 
 
 def test_plugins_say_what_they_import_late_and_it_is_imported_once() -> None:
-    named = late_imports(recipe(evaluate=["quality", "size"]), Catalog.load())
+    catalog, every = Catalog.load(), {"stage", "evaluator", "target"}
+    named = late_imports(recipe(evaluate=["quality", "size"]), catalog, every)
     assert "torchmetrics.functional.classification" in named
     assert "kdq_targets.onnx_export" in named
     assert len(set(named)) == len(named)
-    assert "torchmetrics.functional.classification" not in late_imports(recipe(evaluate=["size"]), Catalog.load())
+    assert "torchmetrics.functional.classification" not in late_imports(recipe(evaluate=["size"]), catalog, every)
+    assert late_imports(recipe(evaluate=["quality", "size"]), catalog, {"stage", "workload"}) == []

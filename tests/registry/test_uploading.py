@@ -101,7 +101,7 @@ def test_a_kill_between_upload_and_mark_doubles_nothing(
     while tracker.spool.waiting():
         with pytest.raises(KilledError):
             Upload(site, tracker.spool).send(pytest.fail)
-    assert kills == 2 * sum(1 for _ in tracker.spool.events())
+    assert kills == 2 * (sum(1 for _ in tracker.spool.events()) - 2)  # three epochs are one upload
     assert sorted(run.info.run_name for run in all_runs(site, ViewType.ALL)) == ["digits-1", "distill"]
     assert [step for step, _ in curve(site, run_id(site, tracker, stage))] == [1, 2, 3]
     assert {run.info.status for run in all_runs(site)} == {"FINISHED"}
@@ -152,6 +152,29 @@ def test_events_wait_for_a_server_that_is_away_and_are_uploaded_once(
             failed += 1
     assert failed == 4
     assert [step for step, _ in curve(site, run_id(site, tracker, stage))] == [1, 2, 3]
+
+
+def test_epochs_that_waited_take_one_call_and_keep_their_times(
+    site: Site, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    calls: list[int] = []
+    log = MlflowClient.log_batch
+
+    def counted(self: MlflowClient, run: str, metrics: Any = (), *rest: Any, **named: Any) -> None:
+        calls.append(len(metrics))
+        log(self, run, metrics, *rest, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    Upload(site, tracker.spool).send(pytest.fail)
+    calls.clear()
+    for epoch in range(1, 2003):
+        tracker.log_epochs(tracker.run, [EpochRecord(epoch=epoch, values={"train/loss": 1.0})], at=epoch)
+    Upload(site, tracker.spool).send(pytest.fail)
+    assert calls == [1000, 1000, 2]
+    points = client(site).get_metric_history(run_id(site, tracker), "train/loss")
+    assert sorted((one.step, one.timestamp) for one in points) == [(n, 1000 * n) for n in range(1, 2003)]
 
 
 def test_an_event_that_mlflow_does_not_take_is_told_and_stops_no_other(site: Site, tracker: Tracker) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kdq_registry.uploading import Upload
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+GATHERING = 2.0
+"""Seconds between two uploads, so that short epochs share a call to MLflow."""
 CLOSING_SECONDS = 5.0
 """How long a run that ends tries to reach an MLflow that does not answer."""
 _POLL = 0.2
@@ -100,6 +102,7 @@ class Uploader:
                 wait = FIRST_WAIT
                 if late is not None:
                     self._say(f"MLflow answers again; its events are uploaded, {late:.0f} s late")
+                self._pause(GATHERING)
                 continue
             if late is None:
                 self._say(

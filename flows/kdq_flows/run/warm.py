@@ -13,15 +13,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from kdq_core.errors import KdqError
-from kdq_core.plan.plan import Plan
+from kdq_core.plan.plan import Plan, asked_of
 from kdq_core.plugins.catalog import Catalog
 from kdq_core.plugins.named import named_plugins
+from kdq_core.plugins.wiring import wire
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_core.store.store import Store, explained
 from kdq_core.worker.warm import CAPTURE, EVERY_STAGE
@@ -40,12 +41,15 @@ def for_recipe(recipe: Recipe, site: Site, catalog: Catalog, log: Path) -> WarmW
     """A worker for the stages of a recipe; `None` if this site cannot have one."""
     if not possible(site):
         return None
-    return WarmWorker(site, log, EVERY_STAGE, [*CAPTURE, *late_imports(recipe, catalog)])
+    asked = asked_of(recipe, site, catalog)
+    kinds = {"stage"} | {kind for one in wire(asked, catalog) for kind in one.stage.reads(asked, one.ports).plugins}
+    captures = CAPTURE if kinds & {"quantizer", "target"} else ()
+    return WarmWorker(site, log, EVERY_STAGE, [*captures, *late_imports(recipe, catalog, kinds)])
 
 
-def late_imports(recipe: Recipe, catalog: Catalog) -> list[str]:
-    """Modules in `late_imports` of the recipe's plug-ins, in the order of the stages."""
-    plugins = [catalog.build(kind, name, options) for kind, name, options, _ in named_plugins(recipe)]
+def late_imports(recipe: Recipe, catalog: Catalog, kinds: Set[str]) -> list[str]:
+    """Modules in `late_imports` of the recipe's plug-ins of these kinds, in the order of the stages."""
+    plugins = [catalog.build(kind, name, options) for kind, name, options, _ in named_plugins(recipe) if kind in kinds]
     return list(dict.fromkeys(module for plugin in plugins for module in plugin.late_imports))
 
 

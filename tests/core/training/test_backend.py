@@ -23,7 +23,7 @@ SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "deterministic": (torch.get_deterministic_debug_mode, lambda: torch.set_deterministic_debug_mode("error")),
     "fill": (
         lambda: torch.utils.deterministic.fill_uninitialized_memory,
-        lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False),
+        lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", True),
     ),
     "dtype": (torch.get_default_dtype, lambda: torch.set_default_dtype(torch.float64)),
     "device": (lambda: torch.zeros(1).device, lambda: torch.set_default_device("meta")),
@@ -138,8 +138,8 @@ print(json.dumps([fresh, told()]))
     assert done.returncode == 0, done.stderr
     fresh, after = json.loads(done.stdout)
     differ = {name for name in fresh if fresh[name] != after[name]}
-    assert differ - {"threads"} == {"deterministic"}
-    assert (after["threads"], after["deterministic"]) == ("1", "1")
+    assert differ - {"threads"} == {"deterministic", "fill"}
+    assert (after["threads"], after["deterministic"], after["fill"]) == ("1", "1", "False")
 
 
 def test_torch_has_no_switch_that_is_not_on_the_list() -> None:
