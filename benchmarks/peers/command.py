@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.cases import BITS, RECIPES, cases, steps
+from benchmarks.peers.cases import BITS, RECIPES, Case, cases, steps
 from benchmarks.peers.comparison import Comparison
 from benchmarks.peers.lanes import side_by_side
 from benchmarks.peers.nets import NETS, Budget
+from benchmarks.peers.results import Record
 from benchmarks.peers.table import page
 
 HERE = Path(__file__).resolve().parent
@@ -46,6 +47,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases side by side, one thread each")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds that a case may take")
     parser.add_argument("--tiny", action="store_true", help="one epoch of 512 samples: do all tools still run?")
+    parser.add_argument("--known", type=Path, help="JSON file of a page; what it has of this machine is not run again")
     parser.add_argument("--page", type=Path, help="the table; default: here if all is compared, else below --out")
     asked = parser.parse_args()
     whole = (asked.only, asked.nets, asked.bits, asked.tiny) == (list(RECIPES), list(NETS), list(BITS), False)
@@ -58,9 +60,10 @@ def main() -> None:
     asked = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     data = asked.data.resolve() if asked.data else None
-    ours = Comparison(asked.out.resolve(), asked.venvs.resolve(), data, Budget(asked.tiny), asked.limit)
+    ours = Comparison(asked.out.resolve(), asked.venvs.resolve(), data, Budget(asked.tiny), asked.limit, asked.known)
     files = cases(asked.nets, asked.seeds, asked.only, asked.bits)
     every = files + steps(asked.nets, asked.only)
+    ours.asked = every
     try:
         for net in dict.fromkeys(case.net for case in every):
             ours.write_data(net)
@@ -74,10 +77,18 @@ def main() -> None:
             if case.method in ("ptq", "qat") and not case.taught and case.seed == asked.seeds[0]:
                 ours.time(case)
     finally:
-        records = [ours.results.records[case.name] for case in every if case.name in ours.results.records]
+        found = ours.results.records
+        records = [found[case.name] for case in (_all(ours, found) if asked.known else every) if case.name in found]
         if records:
             asked.page.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
             asked.page.write_text(page(records, ours.budget), encoding="utf-8")
+
+
+def _all(ours: Comparison, found: dict[str, Record]) -> list[Case]:
+    """List the cases of all tools, nets, bits and seeds whose records are of today's sources."""
+    seeds = sorted({record["seed"] for record in found.values()})
+    every = cases(list(NETS), seeds, list(RECIPES)) + steps(list(NETS), list(RECIPES))
+    return [case for case in every if ours.results.known(case, ours.key(case))]
 
 
 def _made(ours: Comparison, peer: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,21 @@ class Comparison:
         data: folder of the data sets' files; `None`: KDQ fetches them.
         budget: what each fit may use.
         limit: seconds that a case may take.
+        known: the JSON file of a page; what it holds of this machine is finished.
+
+    Attributes:
+        asked: the cases of this run.
     """
 
-    def __init__(self, out: Path, venvs: Path, data: Path | None, budget: Budget, limit: float) -> None:
+    def __init__(
+        self, out: Path, venvs: Path, data: Path | None, budget: Budget, limit: float, known: Path | None = None
+    ) -> None:
         """Read the results of an earlier run."""
         self.out, self.venvs, self.budget, self.limit = out, venvs, budget, limit
         out.mkdir(parents=True, exist_ok=True)
         venvs.mkdir(parents=True, exist_ok=True)
-        self.results = Results(out / "results.json")
+        self.results = Results(out / "results.json", known)
+        self.asked: Collection[Case] = ()
         self.keys: dict[str, str] = {}
         self._environment = environment(out, venvs, data)
         kept = os.environ.get("PYTHONPATH")  # a peer does not see what the caller adds to KDQ's environment
@@ -103,7 +111,7 @@ class Comparison:
     def solve(self, case: Case) -> None:
         """Make and measure the file of a case, unless that is finished."""
         key, below = self.key(case), case.stands_on()
-        if self.results.known(case, key):
+        if self.results.known(case, key) and not self._missed(case):
             return
         on = self.results.known(below, self.key(below)) if below else {}
         if on is None or "refused" in on:
@@ -114,6 +122,13 @@ class Comparison:
             record = self.results.put(case, key, **self._made(case))
         told = record.get("refused") or record.get("quality") or record.get("step") or "made"
         print(f"{case.name}: {told}", file=sys.stderr, flush=True)
+
+    def _missed(self, case: Case) -> bool:
+        """Whether a finished student or teacher is not in this folder, and a case that is not finished needs it."""
+        if case.method in ("ptq", "qat", "step") or (self.out / "cases" / case.name / "made.json").is_file():
+            return False
+        above = [other for other in self.asked if other.stands_on() == case]
+        return any(not self.results.known(other, self.key(other)) or self._missed(other) for other in above)
 
     def _made(self, case: Case) -> Record:
         """Run the job of a case, and measure its file."""
@@ -139,6 +154,8 @@ class Comparison:
         record = self.results.known(case, key)
         if record is None or "quality" not in record or "latency" in record:
             return
+        if not (self.out / record["file"]).is_file():
+            return  # another folder had it
         plain = self.out / "cases" / Case(case.net, FLOAT, FLOAT, FLOAT, False, case.seed).name / "model.onnx"
         command = [sys.executable, "-m", "kdq_flows", "bench", str(plain), str(self.out / record["file"]), "--json"]
         command += [part for batch in BATCHES for part in ("--batch", str(batch))]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine
 from benchmarks.peers.cases import Case
 
 Record = dict[str, Any]
@@ -16,13 +17,19 @@ Record = dict[str, Any]
 class Results:
     """What is known of each case, by its name. Each change is on disk before the next case starts.
 
-    A record has the fields of its case, `key` (what it depends on), and either `refused` or what was measured.
+    A record has the fields of its case, `key` (what it depends on), `machine`, and either `refused` or what was
+    measured.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read what an earlier run left."""
-        self._path, self._lock = path, threading.Lock()
-        self.records: dict[str, Record] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    def __init__(self, path: Path, page: Path | None = None) -> None:
+        """Read what an earlier run left in `path`, and what a page of this machine holds."""
+        self._path, self._lock, self.machine = path, threading.Lock(), machine(())
+        kept = json.loads(page.read_text(encoding="utf-8")) if page is not None else []
+        self.records: dict[str, Record] = {
+            case_of(record).name: record for record in kept if record.get("machine") == self.machine
+        }
+        if path.is_file():
+            self.records |= json.loads(path.read_text(encoding="utf-8"))
 
     def known(self, case: Case, key: str) -> Record | None:
         """Return the record of a case if it is finished and depends on the same."""
@@ -51,7 +58,7 @@ class Results:
         with self._lock:
             before = self.records.get(case.name, {})
             kept = before if before.get("key") == key else {}
-            self.records[case.name] = record = {**kept, **asdict(case), "key": key, **facts}
+            self.records[case.name] = record = {**kept, **asdict(case), "key": key, "machine": self.machine, **facts}
             draft = self._path.with_suffix(".draft")
             draft.write_text(json.dumps(self.records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             draft.replace(self._path)

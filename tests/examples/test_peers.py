@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from benchmarks.peers import comparison
-from benchmarks.peers.cases import BITS, RECIPES, Case, cases, steps
+from benchmarks.peers.cases import BITS, RECIPES, Case, cases, steps, teacher_of
 from benchmarks.peers.comparison import Comparison
 from benchmarks.peers.environments import pins
 from benchmarks.peers.kdq_peer import RECIPES as FOLDER
@@ -133,6 +134,33 @@ def test_a_key_holds_the_case_its_budget_and_the_key_of_what_it_stands_on(
     assert again.key(PTQ) == whole.key(PTQ)
     again.keys = {Case("resnet8", "float", "float", "float", False, 0).name: "another float student"}
     assert again.key(PTQ) != whole.key(PTQ)
+
+
+def test_a_page_of_this_machine_spares_its_cases_and_trains_a_student_again_that_a_new_case_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "kdq_sources", list)
+    student = PTQ.stands_on()
+    assert student is not None
+    teacher, other = teacher_of("resnet8"), Case("resnet8", "ort", "ptq", "W4A8", False, 0)
+    first = Comparison(tmp_path / "a", tmp_path, None, Budget(), 60)
+    for case in (student, PTQ):
+        first.results.put(case, first.key(case), quality=90.0)
+    elsewhere = record(other, machine="Machine: another") | {"key": first.key(other)}
+    file = tmp_path / "page.json"
+    file.write_text(json.dumps([*first.results.records.values(), elsewhere]))
+
+    later = Comparison(tmp_path / "b", tmp_path, None, Budget(), 60, known=file)
+    made: list[Case] = []
+    monkeypatch.setattr(later, "_made", lambda case: made.append(case) or {"quality": 91.0})
+    later.asked = (student, PTQ)
+    for case in later.asked:
+        later.solve(case)
+    assert made == []
+    later.asked = (teacher, student, PTQ, other)
+    for case in later.asked:
+        later.solve(case)
+    assert made == [teacher, student, other]
 
 
 def test_a_refusal_holds_for_other_seeds_and_teachers_while_its_key_is_current(tmp_path: Path) -> None:
