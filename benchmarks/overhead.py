@@ -1,8 +1,11 @@
 """Measure what KDQ costs: beside a plain PyTorch script, when nothing is new, and when 1,000 branches are planned.
 
 KDQ and `overhead_plain.py` train the same nets on the same data for the same number of steps with the same number of
-threads, keep the teacher's logits and save both nets. Both are whole processes, from start to end. They take turns;
-each turn gives the ratio of the two times. The epochs are chosen so that the plain script works for `--minutes`.
+threads, keep the teacher's logits and save both nets. Both are whole processes, from start to end. They share the
+machine in slices of two seconds: while one runs, all processes of the other are stopped. So a machine that is now
+faster, now slower is so for both. Each turn gives the ratio of the seconds for which each of them ran. The epochs are
+chosen so that the plain script works for `--minutes`. KDQ's clocks go on while it is stopped, so what it does every few
+seconds counts about twice.
 
 ```
 python benchmarks/overhead.py [--minutes 5] [--turns 3] [--threads 2] [--output benchmarks/overhead.md]
@@ -12,9 +15,11 @@ python benchmarks/overhead.py [--minutes 5] [--turns 3] [--threads 2] [--output 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import overhead_plain
+import psutil
 from machine import busy, machine
 
 KDQ = Path(sys.executable).with_name("kdq")
@@ -35,7 +41,7 @@ STUDENT_SHARE = 2
 RECIPE = """\
 name: overhead
 seed: {seed}
-workload: {{use: arrays, options: {{file: "{data}", model: "{code}:student", teacher: "{code}:teacher"}}}}
+workload: {{use: arrays, options: {{file: "{data}", model: "{code}:{size}_student", teacher: "{code}:{size}_teacher"}}}}
 stages: [train_teacher, cache_teacher, distill]
 teacher: {{fit: {{epochs: {teacher}}}}}
 distill: {{use: logit-kd, fit: {{epochs: {student}}}}}
@@ -49,6 +55,11 @@ matrix:
 select: {{minimise: [bytes], maximise: [top1]}}
 limits: {{trials: 1000}}
 """
+SLICE = 2.0
+SIZES = {"middle": 1.0, "small": 0.2}
+"""Nets, and the share of the minutes for each."""
+STEPS = 64
+"""Steps in an epoch."""
 T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """The 97.5 % point of Student's t by degrees of freedom."""
 
@@ -61,41 +72,91 @@ def environment(home: Path, threads: int) -> dict[str, str]:
 
 
 def timed(words: list[str], home: Path, threads: int) -> tuple[float, dict[str, Any]]:
-    """Seconds of a whole process, and the JSON object in the last line of its output."""
+    """Seconds of a whole process, and the JSON object that is its output, or the last line of it."""
     began = time.perf_counter()
     done = subprocess.run(words, cwd=home.parent, env=environment(home, threads), capture_output=True, text=True)
     took = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"{words} failed: {done.stderr[-4000:]}")
-    return took, json.loads(done.stdout.splitlines()[-1])
+    return took, json.loads(done.stdout if done.stdout[1:2] == "\n" else done.stdout.splitlines()[-1])
 
 
-def plain(folder: Path, epochs: tuple[int, int], threads: int) -> tuple[float, dict[str, Any]]:
+def in_slices(commands: list[list[str]], home: Path, threads: int) -> list[tuple[float, dict[str, Any]]]:
+    """Run the commands in slices; for each, how long it ran, and the JSON object in the last line of its output."""
+    files = [home.parent / f"output-{number}" for number in range(len(commands))]
+    running: dict[int, psutil.Popen] = {}
+    used = [0.0] * len(commands)
+    try:
+        while len(running) < len(commands) or any(one.returncode is None for one in running.values()):
+            for number, words in enumerate(commands):
+                began = time.perf_counter()
+                if number in running:
+                    if running[number].returncode is not None:
+                        continue
+                    send(running[number], signal.SIGCONT)
+                else:
+                    running[number] = begun(words, home, threads, files[number])
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    running[number].wait(SLICE)
+                used[number] += time.perf_counter() - began
+                send(running[number], signal.SIGSTOP)
+    finally:
+        for one in running.values():
+            send(one, signal.SIGKILL)
+    for number, one in running.items():
+        if one.returncode:
+            raise SystemExit(f"{commands[number]} failed: {files[number].with_suffix('.errors').read_text()[-4000:]}")
+    return [(used[n], json.loads(files[n].read_text().splitlines()[-1])) for n in range(len(commands))]
+
+
+def begun(words: list[str], home: Path, threads: int, output: Path) -> psutil.Popen:
+    """Start a command; what it writes goes to a file."""
+    with output.open("w") as out, output.with_suffix(".errors").open("w") as errors:
+        return psutil.Popen(words, cwd=home.parent, env=environment(home, threads), stdout=out, stderr=errors)
+
+
+def send(process: psutil.Popen, number: signal.Signals) -> None:
+    """Send a signal to a process and all below it, until none is new."""
+    told: set[int] = set()
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            new = [one for one in (process, *process.children(recursive=True)) if one.pid not in told]
+            for one in new:
+                told.add(one.pid)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(number)
+            if new:
+                continue
+        return
+
+
+def plain(folder: Path, size: str, epochs: tuple[int, int]) -> list[str]:
+    """The command of the plain script."""
     out = folder / f"plain-{time.monotonic_ns()}"
     out.mkdir()
-    words = [sys.executable, str(PLAIN), str(folder / "data.npz"), *map(str, epochs), str(out)]
-    return timed(words, folder / "home", threads)
+    return [sys.executable, str(PLAIN), str(folder / f"{size}.npz"), *map(str, epochs), str(out), size]
 
 
-def kdq(folder: Path, epochs: tuple[int, int], threads: int, seed: int) -> tuple[float, dict[str, Any]]:
-    """Run the recipe; another seed computes all stages anew in the one home."""
-    file, data = folder / "overhead.yaml", folder / "data.npz"
-    file.write_text(RECIPE.format(seed=seed, data=data, code=PLAIN, teacher=epochs[0], student=epochs[1]))
-    return timed([str(KDQ), "run", str(file), "--no-server", "--json"], folder / "home", threads)
+def kdq(folder: Path, size: str, epochs: tuple[int, int], seed: int) -> list[str]:
+    """The command of KDQ; another seed computes all stages anew in the one home."""
+    file, data = folder / f"{size}.yaml", folder / f"{size}.npz"
+    words = {"seed": seed, "data": data, "code": PLAIN, "size": size, "teacher": epochs[0], "student": epochs[1]}
+    file.write_text(RECIPE.format(**words))
+    return [str(KDQ), "run", str(file), "--no-server", "--json"]
 
 
-def top1(weights: str, data: Path) -> float:
+def top1(weights: str, data: Path, size: str) -> float:
     """Accuracy of KDQ's student on the test split, measured as the plain script does."""
     from safetensors.torch import load_file
 
-    model = overhead_plain.student()
+    model = overhead_plain.NETS[size][1]()
     model.load_state_dict(load_file(weights))
     return overhead_plain.accuracy(model, overhead_plain.read(str(data)))
 
 
-def epochs_for(minutes: float, folder: Path, threads: int) -> tuple[int, int]:
+def epochs_for(minutes: float, folder: Path, size: str, threads: int) -> tuple[int, int]:
     """How many epochs of teacher and student the plain script takes so long for."""
-    _, found = plain(folder, (2, 2 * STUDENT_SHARE), threads)
+    _, found = timed(plain(folder, size, (2, 2 * STUDENT_SHARE)), folder / "home", threads)
     each = (found["teacher_seconds"] + found["student_seconds"]) / 2
     number = max(1, math.ceil(1.1 * minutes * 60 / each))
     return number, STUDENT_SHARE * number
@@ -116,7 +177,7 @@ def repeated(words: list[str], home: Path, threads: int, turns: int = 5) -> list
 
 def quick(folder: Path, threads: int) -> dict[str, list[float]]:
     """Seconds of runs that find everything in the store, and of planning 1,000 branches."""
-    file, home = str(folder / "overhead.yaml"), folder / "home"
+    file, home = str(folder / "small.yaml"), folder / "home"
     found = {"kdq run --no-server, again": repeated([str(KDQ), "run", file, "--no-server", "--json"], home, threads)}
     served = [str(KDQ), "run", file, "--json"]
     try:
@@ -129,11 +190,23 @@ def quick(folder: Path, threads: int) -> dict[str, list[float]]:
     return found
 
 
-def page(turns: list[dict[str, Any]], epochs: tuple[int, int], times: dict[str, list[float]], threads: int) -> str:
+def page(turns: list[dict[str, Any]], times: dict[str, list[float]], threads: int) -> str:
     """Format the result as Markdown."""
-    mean, low, high = interval([one["kdq"] / one["plain"] for one in turns])
-    rows = [f"| {number} | {one['plain']:.1f} | {one['kdq']:.1f} | {one['kdq'] / one['plain']:.3f} "
-            f"| {one['plain_top1']:.3f} | {one['kdq_top1']:.3f} |" for number, one in enumerate(turns, 1)]  # fmt: skip
+    said, rows = [], []
+    for size in dict.fromkeys(one["size"] for one in turns):
+        own = [one for one in turns if one["size"] == size]
+        mean, low, high = interval([one["kdq"] / one["plain"] for one in own])
+        more = statistics.fmean(one["kdq"] - one["plain"] for one in own)
+        teacher, student = own[0]["step_ms"]
+        said.append(
+            f"- {size} nets, steps of {teacher:.0f} and {student:.0f} ms: KDQ takes {mean:.3f} times as long as the "
+            f"plain script (95 % interval {low:.3f} to {high:.3f}), {more:.1f} s more."
+        )
+        rows += [
+            f"| {size} | {number} | {' + '.join(map(str, one['epochs']))} | {one['plain']:.1f} | {one['kdq']:.1f} "
+            f"| {one['kdq'] / one['plain']:.3f} | {one['plain_top1']:.3f} | {one['kdq_top1']:.3f} |"
+            for number, one in enumerate(own, 1)
+        ]
     quick_rows = [f"| `{name}` | {statistics.median(each):.2f} | {each[0]:.2f} | {each[-1]:.2f} |"
                   for name, each in times.items()]  # fmt: skip
     return "\n".join((
@@ -142,10 +215,10 @@ def page(turns: list[dict[str, Any]], epochs: tuple[int, int], times: dict[str, 
         "Written by `python benchmarks/overhead.py`. The targets: at most 1.02 times the plain script on at least 5",
         "minutes of work; a run without news in 5 s; 1,000 branches planned in 5 s.",
         "",
-        f"KDQ takes {mean:.3f} times as long as the plain script (95 % interval {low:.3f} to {high:.3f}).",
+        *said,
         "",
-        "| turn | plain s | KDQ s | ratio | plain student's top-1 | KDQ's |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| nets | turn | epochs | plain s | KDQ s | ratio | plain student's top-1 | KDQ's |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
         *rows,
         "",
         "| command | median s | least | most |",
@@ -154,13 +227,14 @@ def page(turns: list[dict[str, Any]], epochs: tuple[int, int], times: dict[str, 
         "",
         machine(PACKAGES),
         "",
-        f"Both train a teacher for {epochs[0]} epochs of 64 steps and a student for {epochs[1]} with {threads}",
-        "threads, channels last, look at the validation split after each epoch, and save both models. Times are of",
-        "whole processes. KDQ's home and its MLflow database are there from a short run before. The two take turns,",
-        "and change their order from turn to turn. KDQ also checks the recipe and every stage, keeps the state of fits",
-        "to resume from, hashes files, tells MLflow every epoch and writes a page; the plain script does none of this.",
-        "The stages from `quantize` on are left out, because a plain script has nothing like them. The order of",
-        "samples and the first weights differ, so the accuracies do too.",
+        f"Both train a teacher and a student with {threads} threads, channels last, in epochs of 64 steps, look at",
+        "the validation split after each epoch, and save both models. Times are of whole processes, which share the",
+        "machine in slices of two seconds: while one runs, all processes of the other are stopped, and their time does",
+        "not count. KDQ's home and its MLflow database are there from a short run before. KDQ also checks the recipe",
+        "and every stage, keeps the state of fits to resume from, hashes files, tells MLflow every epoch and writes a",
+        "page; the plain script does none of this. The stages from `quantize` on are left out, because a plain script",
+        "has nothing like them. The order of samples and the first weights differ, so the accuracies do too. The quick",
+        "commands run alone.",
     ))  # fmt: skip
 
 
@@ -173,24 +247,32 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kdq-overhead-") as name:
         folder = Path(name).resolve()
-        overhead_plain.write_data(folder / "data.npz")
         print(f"{busy():.2f} cores are busy with other processes", file=sys.stderr)
-        epochs = epochs_for(asked.minutes, folder, asked.threads)
-        kdq(folder, (1, STUDENT_SHARE), asked.threads, seed=0)  # makes the home
-        turns = []
-        for turn in range(asked.turns):
-            both: dict[str, Any] = {}
-            for who in ("plain", "kdq") if turn % 2 == 0 else ("kdq", "plain"):
-                if who == "plain":
-                    both["plain"], found = plain(folder, epochs, asked.threads)
-                    both["plain_top1"] = found["top1"]
-                else:
-                    both["kdq"], found = kdq(folder, epochs, asked.threads, turn + 1)
-                    both["kdq_top1"] = top1(found["weights"]["student"], folder / "data.npz")
-                    both["stages"] = {stage["name"]: stage["seconds"] for stage in found["stages"]}
-            turns.append(both)
-            print(json.dumps(both), file=sys.stderr, flush=True)
-        asked.output.write_text(page(turns, epochs, quick(folder, asked.threads), asked.threads) + "\n")
+        turns, seed = [], 0
+        for size, share in SIZES.items():
+            overhead_plain.write_data(folder / f"{size}.npz", size)
+            epochs = epochs_for(share * asked.minutes, folder, size, asked.threads)
+            timed(kdq(folder, size, (1, STUDENT_SHARE), 0), folder / "home", asked.threads)  # makes the home
+            for _ in range(asked.turns):
+                seed += 1
+                turns.append(both(folder, size, epochs, asked.threads, seed))
+                print(json.dumps(turns[-1]), file=sys.stderr, flush=True)
+        asked.output.write_text(page(turns, quick(folder, asked.threads), asked.threads) + "\n")
+
+
+def both(folder: Path, size: str, epochs: tuple[int, int], threads: int, seed: int) -> dict[str, Any]:
+    """Run both, and give their seconds and accuracies; they change their order from turn to turn."""
+    commands = {"plain": plain(folder, size, epochs), "kdq": kdq(folder, size, epochs, seed)}
+    names = list(commands) if seed % 2 else list(reversed(commands))
+    ran = dict(zip(names, in_slices([commands[name] for name in names], folder / "home", threads), strict=True))
+    (seconds, found), parts = ran["plain"], ("teacher_seconds", "student_seconds")
+    spent = sum(found[part] for part in parts)  # with the slices of the other
+    return {
+        "size": size, "epochs": epochs, "plain": seconds, "kdq": ran["kdq"][0], "plain_top1": found["top1"],
+        "kdq_top1": top1(ran["kdq"][1]["weights"]["student"], folder / f"{size}.npz", size),
+        "step_ms": [seconds * found[part] / spent / number / STEPS * 1e3
+                    for part, number in zip(parts, epochs, strict=True)],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

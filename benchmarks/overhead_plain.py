@@ -4,7 +4,7 @@ It does what the recipe of overhead.py asks of KDQ, as one would write it by han
 logits, trains a student with them, and saves both. It checks nothing, keeps no state to resume from and tracks nothing.
 
 ```
-python benchmarks/overhead_plain.py DATA.npz TEACHER_EPOCHS STUDENT_EPOCHS FOLDER
+python benchmarks/overhead_plain.py DATA.npz TEACHER_EPOCHS STUDENT_EPOCHS FOLDER middle|small
 ```
 """
 
@@ -36,22 +36,35 @@ def net(width: int) -> nn.Module:
     )  # fmt: skip
 
 
-def teacher() -> nn.Module:
+def middle_teacher() -> nn.Module:
+    return net(96)
+
+
+def middle_student() -> nn.Module:
+    return net(48)
+
+
+def small_teacher() -> nn.Module:
     return net(32)
 
 
-def student() -> nn.Module:
+def small_student() -> nn.Module:
     return net(16)
 
 
-def write_data(file: Path) -> None:
-    """Write noisy images of ten patterns, `[N, 1, 16, 16]`, in three splits."""
-    random = np.random.default_rng(0)
-    patterns = random.normal(size=(CLASSES, 1, 16, 16))
+NETS = {"middle": (middle_teacher, middle_student), "small": (small_teacher, small_student)}
+SIDES = {"middle": 28, "small": 16}
+"""Height and width of the images."""
+
+
+def write_data(file: Path, size: str) -> None:
+    """Write noisy images of ten patterns, `[N, 1, H, W]`, in three splits."""
+    random, side = np.random.default_rng(0), SIDES[size]
+    patterns = random.normal(size=(CLASSES, 1, side, side))
     arrays = {}
     for split, number in (("train", 4096), ("validation", 512), ("test", 512)):
         y = random.integers(0, CLASSES, number)
-        arrays |= {f"x_{split}": (patterns[y] + 2 * random.normal(size=(number, 1, 16, 16))).astype(np.float32)}
+        arrays |= {f"x_{split}": (patterns[y] + 2 * random.normal(size=(number, 1, side, side))).astype(np.float32)}
         arrays |= {f"y_{split}": y}
     np.savez(file, **arrays)
 
@@ -123,10 +136,11 @@ def read(file: str) -> Data:
     return {name: torch.from_numpy(array) for name, array in np.load(file).items()}
 
 
-def main(file: str, teacher_epochs: int, student_epochs: int, folder: Path) -> dict[str, float]:
+def main(file: str, teacher_epochs: int, student_epochs: int, folder: Path, size: str) -> dict[str, float]:
     """Do all steps; gives the seconds of both trainings and the student's accuracy."""
     data = read(file)
     torch.manual_seed(0)
+    teacher, student = NETS[size]
     taught_by, y = teacher(), data["y_train"]
     began = time.monotonic()
     train(taught_by, lambda logits, ids: F.cross_entropy(logits, y[ids]), data, teacher_epochs)
@@ -149,4 +163,4 @@ def main(file: str, teacher_epochs: int, student_epochs: int, folder: Path) -> d
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))))
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5])))

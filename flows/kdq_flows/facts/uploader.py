@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from kdq_registry.uploading import Upload
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-GATHERING = 2.0
-"""Seconds between two uploads, so that short epochs share a call to MLflow."""
+GATHERING, SHARE = 2.0, 0.01
+"""Seconds between two uploads, and the share of its time that the thread works: short epochs share a call, and
+the training beside it needs the CPU."""
+LONGEST_GATHERING = 10.0
 CLOSING_SECONDS = 5.0
 """How long a run that ends tries to reach an MLflow that does not answer."""
 _POLL = 0.2
@@ -96,13 +98,15 @@ class Uploader:
                 if self._closed:
                     return
                 until = self._told
+            began = time.monotonic()
             error, late = self._pass(), self._late
             self._note(error, until)
             if error is None:
                 wait = FIRST_WAIT
                 if late is not None:
                     self._say(f"MLflow answers again; its events are uploaded, {late:.0f} s late")
-                self._pause(GATHERING)
+                took = time.monotonic() - began
+                self._pause(min(max(GATHERING, took / SHARE), LONGEST_GATHERING))
                 continue
             if late is None:
                 self._say(

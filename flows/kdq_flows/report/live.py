@@ -19,6 +19,10 @@ from kdq_flows.report import kept, overview
 
 REFRESH = 3
 """Seconds after which the page loads itself anew; KDQ writes it no more often."""
+SHARE = 0.005
+"""Share of its time that KDQ spends on writing the page: the training beside it needs the CPU."""
+LONGEST = 15
+"""Seconds after which KDQ writes the page at the latest, if there are new epochs."""
 
 
 class Live:
@@ -33,7 +37,7 @@ class Live:
         self._plan, self._run, self._tell = plan, run, tell
         self._page = kept.folder(plan.site, run) / kept.PAGE
         self._points: dict[str, dict[int, EpochRecord]] = {}
-        self._written = float("-inf")
+        self._due = float("-inf")
         self._told = False
         self._events = None if plan.site.tensorboard is None else EventFiles(plan.site.tensorboard / run)
 
@@ -44,8 +48,11 @@ class Live:
         try:
             if self._events is not None:
                 self._events.epoch(stage, point)
-            if time.monotonic() - self._written >= REFRESH:
+            if time.monotonic() >= self._due:
+                began = time.monotonic()
                 self._write()
+                ended = time.monotonic()
+                self._due = ended + min(max(REFRESH, (ended - began) / SHARE), LONGEST)
         except Exception as error:
             self._said(f"the curves cannot be shown while the run trains: {type(error).__name__}: {error}")
 
@@ -57,7 +64,6 @@ class Live:
     def _write(self) -> None:
         from kdq_flows.report.page import environment
 
-        self._written = time.monotonic()
         slots = {stage: self._plan.node(stage).gives for stage in self._points}
         histories = {stage: tuple(found.values()) for stage, found in self._points.items()}
         last = {stage: (max(found), found[max(found)].values) for stage, found in self._points.items()}

@@ -10,6 +10,7 @@ import pytest
 
 from kdq_core.errors import RecipeError
 from kdq_flows.report import kept
+from kdq_flows.report import live as live_module
 from kdq_flows.report.live import Live
 
 
@@ -22,7 +23,7 @@ def test_the_page_shows_the_curves_of_all_stages_so_far_and_loads_itself_anew(vi
     live = Live(plan, "x-1", said.append)
     page = kept.folder(plan.site, "x-1") / kept.PAGE
     live.epoch("train_teacher", point(1, 0.5))
-    live._written = float("-inf")
+    live._due = float("-inf")
     live.epoch("distill", point(1, 0.25))
     html = page.read_text()
     assert '<meta http-equiv="refresh" content="3">' in html
@@ -32,13 +33,34 @@ def test_the_page_shows_the_curves_of_all_stages_so_far_and_loads_itself_anew(vi
     assert page.read_text() == html  # at most once in three seconds
 
 
+def test_a_page_that_takes_long_is_written_seldom_but_in_time(view_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [0.0], []
+
+    def slowly(*_: Any) -> None:
+        clock[0] += 0.03
+        written.append(clock[0])
+
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(kept, "write", slowly)
+    live = Live(view_of().plan, "x-1", lambda _text: None)
+    for epoch in range(1, 60):
+        live.epoch("distill", point(epoch, 0.5))
+        clock[0] += 1
+    assert len(written) == 9  # 0.03 s at 0.5 % of the time are 6 s, so each seventh of these epochs
+    monkeypatch.setattr(kept, "write", lambda *_: clock.__setitem__(0, clock[0] + 60) or written.append(clock[0]))
+    for epoch in range(60, 120):
+        live.epoch("distill", point(epoch, 0.5))
+        clock[0] += 1
+    assert len(written) == 9 + 4
+
+
 def test_a_page_that_cannot_be_written_is_told_once_and_stops_nothing(view_of: Any) -> None:
     plan, said = view_of().plan, []
     plan.site.home.mkdir(parents=True)
     (plan.site.home / "runs").write_text("a file where the folder should be")
     live = Live(plan, "x-1", said.append)
     for epoch in (1, 2):
-        live._written = float("-inf")
+        live._due = float("-inf")
         live.epoch("distill", point(epoch, 0.5))
     assert len(said) == 1
     assert said[0].startswith("the curves cannot be shown while the run trains: ")
