@@ -91,6 +91,7 @@ def _run_recipe(
         raise
     finally:
         pipeline.finish()
+    _upload_left(site, diary)
     return pipeline.facts(links), pipeline.error
 
 
@@ -144,6 +145,7 @@ def _run_study(
         raise
     finally:
         run.finish()
+    _upload_left(site, diary)
     return run, run.error or no_candidate(run)
 
 
@@ -209,6 +211,17 @@ def check_disk(site: Site) -> str:
             "a larger disk"
         )
     return told
+
+
+def _upload_left(site: Site, diary: Diary) -> None:
+    """Upload what killed runs left and MLflow did not take when this run began, if it took all of this run."""
+    from kdq_flows.owner import is_alive
+    from kdq_registry.spool import spools
+    from kdq_registry.uploading import upload_left
+
+    if not any(spool.folder.name.startswith(diary.run) for spool in spools(site)):
+        for line in upload_left(site, is_alive):
+            diary.message(line)
 
 
 def _reconcile(site: Site, observer: Observer) -> None:

@@ -160,13 +160,15 @@ def test_neither_an_age_nor_a_size_is_refused(site: Site) -> None:
 
 def test_ages_and_sizes_are_read_as_people_write_them() -> None:
     assert [cache.seconds_of(text) for text in ("30d", "1.5h", "2w")] == [30 * DAY, 5400, 14 * DAY]
-    assert [cache.bytes_of(text) for text in ("20GB", "1.5 tb", "2KiB", "7")] == [2e10, 1.5e12, 2048, 7]
+    assert [cache.bytes_of(text) for text in ("20GB", "1.5 tb", "2KiB", "7B")] == [2e10, 1.5e12, 2048, 7]
     with pytest.raises(RecipeError) as caught:
         cache.seconds_of("a month")
     assert str(caught.value) == "--older is 'a month'; write a number with s, m, h, d or w, such as 30d"
     with pytest.raises(RecipeError) as caught:
         cache.bytes_of("much")
     assert str(caught.value) == "--max-size is 'much'; write a number with B, kB, MB, GB or TB, such as 20GB"
+    with pytest.raises(RecipeError, match="--max-size is '20'; write a number with"):
+        cache.bytes_of("20")  # bytes, and all of the store would go
 
 
 def test_the_commands_list_collect_and_verify(call: Any, tmp_path: Path) -> None:

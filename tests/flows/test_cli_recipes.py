@@ -227,6 +227,13 @@ def test_a_run_that_is_broken_off_still_ends_with_its_json(
     assert text in err
 
 
+def test_a_dry_run_of_a_part_refuses_what_the_run_would_refuse(call) -> None:
+    Path("r.yaml").write_text(RECIPE)
+    code, out, err = call("run", "r.yaml", "--only", "distill", "--dry-run")
+    assert (code, out) == (2, "")
+    assert "stage 'distill' reads what 'train_teacher' gives, which is not in the store and no part of this run" in err
+
+
 def test_what_a_plugin_prints_while_a_recipe_runs_corrupts_no_json(call, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = RunResult(run="r", status="completed", seconds=1, stages=(), models={})
 

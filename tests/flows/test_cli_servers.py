@@ -39,5 +39,5 @@ def test_deploy_without_a_schedule_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["deploy", str(recipe)])
     assert isinstance(result.exception, RecipeError)
     assert str(result.exception) == (
-        "a schedule is either '--cron' or '--interval', and neither was given; give exactly one"
+        "a schedule is either '--cron' or '--interval', and neither was given; give one, or '--on data' alone"
     )

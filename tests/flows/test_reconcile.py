@@ -2,6 +2,9 @@ import subprocess
 import sys
 from uuid import UUID
 
+import httpx
+import pytest
+
 from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.owner import PREFECT_TAG, host, owner_tag, prefect_tag
 from kdq_flows.prefect.reconcile import claim, close_unbegun, reconcile_prefect
@@ -83,6 +86,18 @@ def test_a_run_that_a_worker_started_is_claimed_by_its_process(prefect_site: Sit
         claim(run.id)
         assert sorted(client.read_flow_run(run.id).tags) == sorted(["mine", PREFECT_TAG + owner_tag()])
         client.delete_flow_run(run.id)
+
+
+def test_a_server_that_dies_meanwhile_is_told_and_stops_no_run(
+    prefect_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_client: object) -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr("kdq_flows.prefect.reconcile._open_flow_runs", gone)
+    (line,) = reconcile_prefect(prefect_site)
+    assert line.startswith("Prefect at http")
+    assert line.endswith(" does not answer any more (refused); the next run closes what dead runs left")
 
 
 def test_without_a_server_nothing_is_started(site: Site) -> None:

@@ -436,6 +436,7 @@ def test_a_run_killed_in_the_middle_of_qat_goes_on_to_the_same_bytes(
         told = json.loads((tmp_path / "out").read_text().splitlines()[-1])
         text = "interrupted in quantize; run the same command to resume"
         assert (told["status"], told["error"]) == ("interrupted", text)
+        assert told["run"].startswith("tiny-2")
         assert list(home.glob("scratch/*/fit.safetensors"))
         assert processes(home) == []
         (flow_run,) = ask_prefect(home, "flow_runs", {})

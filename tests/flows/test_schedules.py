@@ -12,10 +12,10 @@ from kdq_core.recipe.spec import Recipe, Site
 from kdq_flows.prefect.schedules import check_schedule, deploy
 
 BAD = [
-    ({}, "a schedule is either '--cron' or '--interval', and neither was given; give exactly one"),
+    ({}, "a schedule is either '--cron' or '--interval', and neither was given; give one, or '--on data' alone"),
     (
         {"cron": "0 3 * * *", "interval_seconds": 60.0},
-        "a schedule is either '--cron' or '--interval', and both were given; give exactly one",
+        "a schedule is either '--cron' or '--interval', and both were given; give one",
     ),
     ({"interval_seconds": 0.0}, "the interval is 0.0; give a number of seconds from 1 to 31622400"),
     ({"interval_seconds": -5.0}, "the interval is -5.0; give a number of seconds from 1 to 31622400"),

@@ -311,7 +311,7 @@ def test_what_cannot_be_cancelled_is_an_error_that_says_why(site: Site) -> None:
     with pytest.raises(RecipeError) as caught:
         cancel(site, "don-1")
     assert str(caught.value) == (
-        "no run named 'don-1'; did you mean 'done-1'? The last runs: dead-1, done-1, far-1; name one, or a recipe's "
+        "no run named 'don-1'; did you mean 'done-1'? The last runs: done-1, far-1, dead-1; name one, or a recipe's "
         "file for its last run"
     )
 

@@ -160,6 +160,7 @@ def test_goals_that_nobody_meets_exit_with_3_name_the_nearest_and_register_nothi
     assert (result["selected"]["branch"], result["selected"]["pareto"]) == (None, [])
     nearest = f"none of 4 branches meets the goals; the nearest is {best}: int8 top1 ≥ 2: it is {top1:.6g}, bound 2"
     assert nearest in told
+    assert (result["status"], result["error"]) == ("completed", nearest)
     assert (result["version"], versions(home)) == (None, before)
 
 
@@ -240,6 +241,8 @@ def test_a_search_shares_stages_tells_what_it_refuses_and_goes_on(finished: Fini
         in by_name(again)["weights=99,use=static"]["error"]
     )
     assert again["selected"]["branch"] == "weights=5,use=static"
+    _, told = run(home, text + "limits: {trials: 1}\n")
+    assert "3 trials were done before, and 'limits.trials' is 1; raise it to go on" in told
     assert stored(home) - before == Counter({"quantize": 1, "export": 1, "evaluate": 1, "register": 2})
     assert kdq(home, "run", str(home.parent / "other.yaml"), "--until", "distill").stderr == (
         "error: a search runs whole; leave --only, --from, --until and --refresh out, or write a matrix\n"

@@ -245,7 +245,17 @@ def _stopped(file: Path, text: str, error: BaseException | None, seconds: float)
     from kdq_flows.facts.result import RunResult
 
     status: Literal["failed", "interrupted"] = "failed" if isinstance(error, Exception) else "interrupted"
-    return RunResult(run=file.stem, status=status, seconds=round(seconds, 3), stages=(), models={}, error=text)
+    run = file.stem if status == "failed" else _own_run() or file.stem
+    return RunResult(run=run, status=status, seconds=round(seconds, 3), stages=(), models={}, error=text)
+
+
+def _own_run() -> str | None:
+    """The name of the newest run of this process; `None` if none began."""
+    from kdq_flows.facts.state import states
+    from kdq_flows.owner import owner_tag
+
+    own = [one for one in states(common.site()) if one.owner == owner_tag()]
+    return max(own, key=lambda one: one.began).run if own else None
 
 
 def _closing(result: RunResult) -> None:

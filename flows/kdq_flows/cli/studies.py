@@ -75,7 +75,7 @@ def plan_rows(plan: StudyPlan, store: Store, *, as_json: bool) -> list[dict[str,
 def show_part(found: Recipe | Study, part: Mapping[str, tuple[str, ...]], *, as_json: bool) -> None:
     """Print what a run of a part of the plan would do with each stage of it."""
     from kdq_core.plan.forecast import forecast_study
-    from kdq_core.plan.part import Part
+    from kdq_core.plan.part import Part, check_reads
     from kdq_core.store import open_store
     from kdq_flows.planning import planned
 
@@ -88,7 +88,12 @@ def show_part(found: Recipe | Study, part: Mapping[str, tuple[str, ...]], *, as_
         wanted |= {branch.identities[name] for name in asked.wanted(branch.plan, title)}
         fresh |= {branch.identities[node.name] for node in asked.refreshed(branch.plan, title)}
     rows: list[dict[str, object]] = []
-    for one, line in forecast_study(plan, open_store(here)):
+    lines = list(forecast_study(plan, open_store(here)))
+    kept = {one.identity for one, line in lines if line.state == "cached"} - fresh
+    for title, branch in plans.items():
+        left_out = {node.name for node in branch.plan.nodes} - asked.wanted(branch.plan, title)
+        check_reads(branch.plan, left_out, left_out, {name for name, one in branch.identities.items() if one in kept})
+    for one, line in lines:
         if one.identity in wanted:
             state = "run" if one.identity in fresh or line.state != "cached" else "cached"
             several = {"branches": ", ".join(one.branches)} if len(plan.branches) > 1 else {}

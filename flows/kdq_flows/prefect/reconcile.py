@@ -52,17 +52,28 @@ def reconcile_prefect(site: Site, alive: Callable[[str], bool] = is_alive) -> li
     api = running_prefect(site)
     if api is None:
         return []
-    lines = settle(site)
-    apply_environment(site, api)
+    import httpx
     from prefect.client.orchestration import get_client
 
-    with get_client(sync_client=True) as client:
-        for run in _open_flow_runs(client):
-            owners = [tag.removeprefix(PREFECT_TAG) for tag in run.tags if tag.startswith(PREFECT_TAG)]
-            if owners and not any(alive(owner) for owner in owners):
-                owner = owners[-1]
-                _crash(client, run, owner)
-                lines.append(f"flow run {run.name!r} of process {owner.split(':')[1]} is closed: its process is gone")
+    lines: list[str] = []
+    try:
+        lines += settle(site)
+        apply_environment(site, api)
+        with get_client(sync_client=True) as client:
+            lines += _crashed(client, alive)
+    except httpx.TransportError as error:
+        lines.append(f"Prefect at {api} does not answer any more ({error}); the next run closes what dead runs left")
+    return lines
+
+
+def _crashed(client: SyncPrefectClient, alive: Callable[[str], bool]) -> list[str]:
+    lines = []
+    for run in _open_flow_runs(client):
+        owners = [tag.removeprefix(PREFECT_TAG) for tag in run.tags if tag.startswith(PREFECT_TAG)]
+        if owners and not any(alive(owner) for owner in owners):
+            owner = owners[-1]
+            _crash(client, run, owner)
+            lines.append(f"flow run {run.name!r} of process {owner.split(':')[1]} is closed: its process is gone")
     return lines
 
 

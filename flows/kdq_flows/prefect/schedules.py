@@ -61,8 +61,8 @@ def check_schedule(*, cron: str | None, interval_seconds: float | None, timezone
             never due; or the time zone is unknown.
     """
     if (cron is None) == (interval_seconds is None):
-        given = "neither was" if cron is None else "both were"
-        raise RecipeError(f"a schedule is either '--cron' or '--interval', and {given} given; give exactly one")
+        wrong = "neither was given; give one, or '--on data' alone" if cron is None else "both were given; give one"
+        raise RecipeError(f"a schedule is either '--cron' or '--interval', and {wrong}")
     zone = _check_timezone(timezone)
     runs = _check_cron(cron, zone) if cron is not None else _check_interval(float(interval_seconds or 0))
     return RecurringSchedule(cron=cron, interval_seconds=interval_seconds, timezone=zone, next_runs=runs)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from kdq_core.errors import RecipeError, StoreError, did_you_mean, listing
+from kdq_core.errors import RecipeError, StoreError, did_you_mean
 from kdq_core.frozen import Frozen
 from kdq_core.plan.plan import Plan
 from kdq_core.plan.view import RunView
@@ -190,8 +190,7 @@ def unknown(asked: str, runs: list[str], site: Site) -> RecipeError:
     if not runs:
         return RecipeError(f"no run named {asked!r}: {str(site.home)!r} has no run yet; make one with `kdq run FILE`")
     more = f" and {len(runs) - SHOWN} older" if len(runs) > SHOWN else ""
-    near = did_you_mean(asked, runs) or "."
+    near, last = did_you_mean(asked, runs) or ".", ", ".join(runs[:SHOWN])
     return RecipeError(
-        f"no run named {asked!r}{near} The last runs: {listing(runs[:SHOWN])}{more}; name one, or a recipe's file for "
-        "its last run"
+        f"no run named {asked!r}{near} The last runs: {last}{more}; name one, or a recipe's file for its last run"
     )

@@ -39,6 +39,9 @@ class SearchRun(StudyRun):
         for axes in searcher.known():
             tries += 1
             self._tried(start, width, axes)
+        if tries >= most:
+            said = f"{tries} trials were done before, and 'limits.trials' is {most:g}; raise it to go on"
+            self.observer.message(said)
         while not searcher.exhausted and not self.late() and tries < most:
             trial, axes = searcher.ask()
             tries += 1

@@ -343,14 +343,15 @@ class StudyRun:
         best = None if self.selected is None else self.selected.branch
         base = {} if best is None else dict(self.pipelines[best].facts())
         stages, error = tuple(self.stages.values()), self.error
-        quiet = bool(stages) and all(stage.state == "cached" for stage in stages)
+        nobody = None if self.selected is None or best is not None else self.selected.verdict
+        quiet = bool(stages) and nobody is None and all(stage.state == "cached" for stage in stages)
         return RunResult(
             **({"models": {}} | {name: value for name, value in base.items() if name not in OF_STUDY}),
             run=self.name,
             status="interrupted" if self.stopped else "failed" if error else "no-news" if quiet else "completed",
             seconds=self.seconds,
             stages=stages,
-            error=interrupted_in(self.interrupted) if self.stopped else str(error) if error else None,
+            error=interrupted_in(self.interrupted) if self.stopped else str(error) if error else nobody,
             links=self.links,
             report=str(self.page),
             branches=(*map(self._facts_of, self.planned), *self.refused.values()),

@@ -59,7 +59,7 @@ def test_a_run_that_is_not_there_is_an_error_with_the_nearest(two: Site, tmp_pat
     with pytest.raises(RecipeError) as caught:
         kept.find(two, "x-11")
     assert str(caught.value) == (
-        "no run named 'x-11'; did you mean 'x-1'? The last runs: x-1, x-2; name one, or a recipe's file for its last "
+        "no run named 'x-11'; did you mean 'x-1'? The last runs: x-2, x-1; name one, or a recipe's file for its last "
         "run"
     )
     with pytest.raises(RecipeError) as caught:
