@@ -5,7 +5,7 @@ threads, keep the teacher's logits and save both nets. Both are whole processes,
 machine in slices of two seconds: while one runs, all processes of the other are stopped. So a machine that is now
 faster, now slower is so for both. Each turn gives the ratio of the seconds for which each of them ran. The epochs are
 chosen so that the plain script works for `--minutes`. KDQ's clocks go on while it is stopped, so what it does every few
-seconds counts about twice.
+seconds counts about twice. `overhead.json` keeps the turns: a second start makes those that are missing.
 
 ```
 python benchmarks/overhead.py [--minutes 5] [--turns 3] [--threads 2] [--output benchmarks/overhead.md]
@@ -177,7 +177,10 @@ def repeated(words: list[str], home: Path, threads: int, turns: int = 5) -> list
 
 def quick(folder: Path, threads: int) -> dict[str, list[float]]:
     """Seconds of runs that find everything in the store, and of planning 1,000 branches."""
-    file, home = str(folder / "small.yaml"), folder / "home"
+    words, home = kdq(folder, "small", (1, STUDENT_SHARE), 0), folder / "home"
+    if not (folder / "small.npz").exists():
+        overhead_plain.write_data(folder / "small.npz", "small")
+    file = words[2]
     found = {"kdq run --no-server, again": repeated([str(KDQ), "run", file, "--no-server", "--json"], home, threads)}
     served = [str(KDQ), "run", file, "--json"]
     try:
@@ -248,16 +251,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kdq-overhead-") as name:
         folder = Path(name).resolve()
         print(f"{busy():.2f} cores are busy with other processes", file=sys.stderr)
-        turns, seed = [], 0
+        kept = asked.output.with_suffix(".json")
+        turns = known(kept, asked.threads)
         for size, share in SIZES.items():
+            done = sum(one["size"] == size for one in turns)
+            if done >= asked.turns:
+                continue
             overhead_plain.write_data(folder / f"{size}.npz", size)
             epochs = epochs_for(share * asked.minutes, folder, size, asked.threads)
             timed(kdq(folder, size, (1, STUDENT_SHARE), 0), folder / "home", asked.threads)  # makes the home
-            for _ in range(asked.turns):
-                seed += 1
-                turns.append(both(folder, size, epochs, asked.threads, seed))
+            for number in range(done, asked.turns):
+                turns.append(both(folder, size, epochs, asked.threads, number + 1))
                 print(json.dumps(turns[-1]), file=sys.stderr, flush=True)
+                facts = {"machine": machine(PACKAGES), "threads": asked.threads, "turns": turns}
+                kept.write_text(json.dumps(facts, indent=1) + "\n")
         asked.output.write_text(page(turns, quick(folder, asked.threads), asked.threads) + "\n")
+
+
+def known(kept: Path, threads: int) -> list[dict[str, Any]]:
+    """The turns that an earlier start made on this machine with the same versions and threads."""
+    facts = json.loads(kept.read_text()) if kept.exists() else {}
+    alike = (facts.get("machine"), facts.get("threads")) == (machine(PACKAGES), threads)
+    return list(facts["turns"]) if alike else []
 
 
 def both(folder: Path, size: str, epochs: tuple[int, int], threads: int, seed: int) -> dict[str, Any]:

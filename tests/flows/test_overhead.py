@@ -1,5 +1,6 @@
 """`benchmarks/overhead.py`: the plain script and KDQ's recipe ask for the same work, and the page tells it."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,16 @@ def test_in_slices_each_command_is_stopped_while_the_other_runs_with_all_below_i
     assert 0.6 <= second < 2
     with pytest.raises(SystemExit, match="ZeroDivisionError"):
         overhead.in_slices([[sys.executable, "-c", "1 / 0"]], tmp_path / "home", 1)
+
+
+def test_turns_of_this_machine_are_not_made_again(tmp_path: Path) -> None:
+    import overhead
+
+    here = overhead.machine(overhead.PACKAGES)
+    file, turns = tmp_path / "overhead.json", [{"size": "small"}]
+    assert overhead.known(file, 2) == []
+    file.write_text(json.dumps({"machine": here, "threads": 2, "turns": turns}))
+    assert overhead.known(file, 2) == turns
+    assert overhead.known(file, 1) == []
+    file.write_text(json.dumps({"machine": "Machine: another", "threads": 2, "turns": turns}))
+    assert overhead.known(file, 2) == []
