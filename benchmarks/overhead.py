@@ -118,16 +118,12 @@ def begun(words: list[str], home: Path, threads: int, output: Path) -> psutil.Po
 def send(process: psutil.Popen, number: signal.Signals) -> None:
     """Send a signal to a process and all below it, until none is new."""
     told: set[int] = set()
-    while True:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            new = [one for one in (process, *process.children(recursive=True)) if one.pid not in told]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while new := [one for one in (process, *process.children(recursive=True)) if one.pid not in told]:
             for one in new:
                 told.add(one.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.send_signal(number)
-            if new:
-                continue
-        return
 
 
 def plain(folder: Path, size: str, epochs: tuple[int, int]) -> list[str]:
@@ -177,12 +173,10 @@ def repeated(words: list[str], home: Path, threads: int, turns: int = 5) -> list
 
 def quick(folder: Path, threads: int) -> dict[str, list[float]]:
     """Seconds of runs that find everything in the store, and of planning 1,000 branches."""
-    words, home = kdq(folder, "small", (1, STUDENT_SHARE), 0), folder / "home"
-    if not (folder / "small.npz").exists():
-        overhead_plain.write_data(folder / "small.npz", "small")
-    file = words[2]
-    found = {"kdq run --no-server, again": repeated([str(KDQ), "run", file, "--no-server", "--json"], home, threads)}
-    served = [str(KDQ), "run", file, "--json"]
+    home, alone = folder / "home", kdq(folder, "small", (1, STUDENT_SHARE), 0)
+    overhead_plain.write_data(folder / "small.npz", "small")
+    found = {"kdq run --no-server, again": repeated(alone, home, threads)}
+    served = [word for word in alone if word != "--no-server"]
     try:
         found["kdq run, again, its server up"] = repeated(served, home, threads)
     finally:

@@ -151,8 +151,7 @@ def _run_study(
 
 def no_candidate(run: StudyRun) -> KdqError | None:
     """The error of a study whose goals no branch meets."""
-    selected = run.selected
-    return NoCandidateError(selected.verdict) if selected is not None and selected.branch is None else None
+    return None if run.unmet is None else NoCandidateError(run.unmet)
 
 
 def _run_with_server(pipeline: Pipeline) -> dict[str, str]:

@@ -12,8 +12,8 @@ def plain_torch(threads: int) -> None:
 
     Call it after the plug-ins are built and before anything is computed. The values are torch's own defaults, so keys
     need not hold them. Beyond the defaults, KDQ sets the threads and asks for deterministic algorithms; torch warns
-    where it has none. It does not let torch fill new memory: that finds operators that read what nobody wrote, and no
-    result depends on it.
+    where it has none. KDQ does not let torch fill new memory with NaN: that only shows which operators read what nobody
+    wrote, and no result depends on it.
 
     Limits: what a plug-in changes later holds until the process ends. Three settings are not reset: a default tensor
     type on CUDA (by the deprecated `set_default_tensor_type`, which torch cannot undo in another way), the order in

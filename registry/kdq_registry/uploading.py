@@ -146,13 +146,15 @@ class Upload:
 
 def _joined(events: Iterable[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
     """Join the points of one run that follow each other, such as the epochs of a stage: one call takes them all."""
-    group, end = list[Event](), 0
+    group, number, end = list[Event](), 0, 0
     for event, after in events:
-        alone = not group or {*event, *group[0]} != {"do", "run", "at", "points"} or event["run"] != group[0]["run"]
-        if group and (alone or sum(len(_points(one)) for one in (*group, event)) > _MOST_POINTS):
+        number += len(_points(event))
+        fits = group and {*event, *group[0]} == {"do", "run", "at", "points"} and event["run"] == group[0]["run"]
+        if group and not (fits and number <= _MOST_POINTS):
             yield group, end
-            group = []
-        group, end = [*group, event], after
+            group, number = [], len(_points(event))
+        group.append(event)
+        end = after
     if group:
         yield group, end
 

@@ -343,15 +343,14 @@ class StudyRun:
         best = None if self.selected is None else self.selected.branch
         base = {} if best is None else dict(self.pipelines[best].facts())
         stages, error = tuple(self.stages.values()), self.error
-        nobody = None if self.selected is None or best is not None else self.selected.verdict
-        quiet = bool(stages) and nobody is None and all(stage.state == "cached" for stage in stages)
+        quiet = bool(stages) and self.unmet is None and all(stage.state == "cached" for stage in stages)
         return RunResult(
             **({"models": {}} | {name: value for name, value in base.items() if name not in OF_STUDY}),
             run=self.name,
             status="interrupted" if self.stopped else "failed" if error else "no-news" if quiet else "completed",
             seconds=self.seconds,
             stages=stages,
-            error=interrupted_in(self.interrupted) if self.stopped else str(error) if error else nobody,
+            error=interrupted_in(self.interrupted) if self.stopped else str(error) if error else self.unmet,
             links=self.links,
             report=str(self.page),
             branches=(*map(self._facts_of, self.planned), *self.refused.values()),
@@ -360,6 +359,11 @@ class StudyRun:
 
     def _facts_of(self, planned: PlannedBranch) -> BranchFacts:
         return self._told.get(planned.name) or facts_of(planned, self.pipelines[planned.name])
+
+    @property
+    def unmet(self) -> str | None:
+        """The verdict if no branch meets the goals; `None` if one does, or if the study has not chosen yet."""
+        return None if self.selected is None or self.selected.branch is not None else self.selected.verdict
 
     @property
     def error(self) -> KdqError | None:

@@ -189,7 +189,7 @@ def bytes_of(text: str) -> float:
     Raises:
         RecipeError: it is none.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if found is None or text.strip()[-1].isdigit():
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)", text.strip().lower())
+    if found is None:
         raise RecipeError(f"--max-size is {text!r}; write a number with B, kB, MB, GB or TB, such as 20GB")
     return float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2]) + 1 if found[2] else 0)
